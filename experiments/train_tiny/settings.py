@@ -1,0 +1,36 @@
+"""Every number of the recipe that two files share, in one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ASSETS = ROOT / "loraq" / "assets"
+OUTPUTS = ROOT / "outputs" / "train_tiny"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and seeds of the data and of the three networks."""
+
+    seed: int = 0
+    image_size: int = 128
+    train_subjects: int = 512
+    held_test: int = 128
+    held_dev: int = 32
+    calibration: int = 128
+    text_length: int = 16
+    vocab_size: int = 2048
+    text_width: int = 256
+    width: int = 384
+    heads: int = 6
+    blocks: int = 6
+    vae_channels: tuple[int, ...] = (24, 48, 96, 128)
+    latent_channels: int = 4
+    caption_dropout: float = 0.1
+    inference_steps: int = 16
+    guidance: float = 3.0
+
+
+SETTINGS = Settings()

@@ -1,0 +1,85 @@
+"""The split of names, and ``captions.json``: deterministic, disjoint, seen and held-out names apart.
+
+``random.Random(0)`` shuffles the sorted slugs of the easy items; the first names are held out for the
+test, the next for development, the next are the training subjects. Calibration, development-seen and
+test-seen captions are cut from the training subjects without overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from .data import Item, items
+from .settings import ASSETS, SETTINGS, Settings
+
+
+@dataclass(frozen=True)
+class Split:
+    """Slugs by role: what is trained on, and the three caption lists cut from seen and held-out names."""
+
+    train: list[str]
+    held_test: list[str]
+    held_dev: list[str]
+    calibration: list[str]
+    seen_dev: list[str]
+    seen_test: list[str]
+
+
+def make_split(names: list[str], settings: Settings = SETTINGS) -> Split:
+    """Return the split of the given slugs; their order does not matter."""
+    order = sorted(names)
+    random.Random(settings.seed).shuffle(order)
+    a = settings.held_test
+    b = a + settings.held_dev
+    train = order[b : b + settings.train_subjects]
+    c = settings.calibration
+    d = c + settings.held_dev
+    if len(train) < d + a:
+        raise ValueError(f"{len(train)} training names are too few for captions: need {d + a}")
+    return Split(
+        train=sorted(train),
+        held_test=order[:a],
+        held_dev=order[a:b],
+        calibration=train[:c],
+        seen_dev=train[c:d],
+        seen_test=train[d : d + a],
+    )
+
+
+def captions(split: Split, by_name: dict[str, Item]) -> dict[str, list[dict]]:
+    """Return the three ordered caption lists; seen and held-out alternate so that any even prefix is balanced."""
+
+    def entry(name: str, seen: bool) -> dict:
+        return {"name": name, "prompt": by_name[name].caption, "seen": seen}
+
+    def interleave(seen: list[str], held: list[str]) -> list[dict]:
+        pairs = zip(seen, held, strict=True)
+        return [e for s, h in pairs for e in (entry(s, True), entry(h, False))]
+
+    return {
+        "calibration": [entry(n, True) for n in split.calibration],
+        "development": interleave(split.seen_dev, split.held_dev),
+        "test": interleave(split.seen_test, split.held_test),
+    }
+
+
+def load() -> tuple[Split, dict[str, Item]]:
+    """Return the split of the fetched data and all items by slug."""
+    by_name = {item.name: item for item in items()}
+    return make_split([i.name for i in by_name.values() if i.easy]), by_name
+
+
+def write(path: Path = ASSETS / "captions.json") -> Path:
+    """Write ``captions.json`` and return its path."""
+    split, by_name = load()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(captions(split, by_name), indent=1, ensure_ascii=True) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    print(write())
