@@ -1,0 +1,359 @@
+"""The schema: frozen dataclasses, converted once from Hydra's config and checked at the door.
+
+YAML (`conf/`) holds values, this file holds names, types and limits. Every error names the key
+as it is written on the command line. After `from_hydra` no `DictConfig` travels any further.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from loraq.errors import LoraqError, near_matches, unknown
+
+if TYPE_CHECKING:
+    from loraq.formats import Format
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "TransformConfig.smooth": ("none", "search"),
+    "BranchConfig.kind": ("none", "svd", "alternating", "loraq"),
+    "BranchConfig.objective": ("shape", "compensate"),
+    "BranchConfig.start": ("weight", "error", "zero"),
+    "BranchConfig.solver": ("alternation", "adam"),
+    "BranchConfig.rotation": ("none", "random"),
+    "BranchConfig.select": ("weight", "output"),
+    "RoundingConfig.kind": ("nearest",),
+    "ModelConfig.dtype": ("float32", "bfloat16", "float16"),
+    "TrackingConfig.mode": ("offline", "online", "disabled"),
+    "MetricsConfig.extractor": ("auto", "efflite0", "inception"),
+    "Config.device": ("auto", "cpu", "cuda"),
+}
+AT_LEAST: dict[str, float] = {
+    "BranchConfig.rank": 1,
+    "BranchConfig.steps": 1,
+    "ModelConfig.height": 8,
+    "ModelConfig.width": 8,
+    "ModelConfig.steps": 1,
+    "ModelConfig.guidance": 0,
+    "ModelConfig.max_sequence_length": 1,
+    "CalibrationConfig.prompts": 1,
+    "CalibrationConfig.measure_prompts": 1,
+    "CalibrationConfig.rows_per_layer": 1,
+    "DataConfig.count": 1,
+    "GenerateConfig.batch_size": 1,
+    "MetricsConfig.bootstrap": 1,
+    "Config.threads": 1,
+}
+ABOVE_ZERO = ("BranchConfig.budget", "BranchConfig.tolerance", "BranchConfig.learning_rate")
+
+
+class _Checked:
+    """Checks the plain limits of every dataclass below as it is made."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            key = f"{type(self).__name__}.{entry.name}"
+            value = getattr(self, entry.name)
+            if key in CHOICES and value not in CHOICES[key]:
+                raise LoraqError(f"{entry.name}: {unknown(entry.name, value, CHOICES[key])}")
+            if value is None:
+                continue
+            if key in AT_LEAST and value < AT_LEAST[key]:
+                raise LoraqError(
+                    f"{entry.name}={value} is below the limit {AT_LEAST[key]:g}. "
+                    f"Give {AT_LEAST[key]:g} or more."
+                )
+            if key in ABOVE_ZERO and not value > 0:
+                raise LoraqError(f"{entry.name}={value} must be above 0. Give a positive number.")
+
+
+@dataclass(frozen=True)
+class FormatConfig(_Checked):
+    """What one operand's numbers can be; None means the default in the table of formats."""
+
+    name: str
+    block: int | None = None
+    scale: str | None = None
+    exponent: str | None = None
+    clip: str | None = None
+    tensor_scale: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block is not None and self.block < 1 and self.block != -1:
+            raise LoraqError(
+                f"block={self.block} is no group size: the limit is 1 value per scale. "
+                "Give 1 or more (64 is common for integers), -1 for one scale per tensor, "
+                "or leave it out for the format's own."
+            )
+
+    def build(self) -> Format:
+        from loraq.formats import get_format
+
+        options = {
+            entry.name: getattr(self, entry.name)
+            for entry in dataclasses.fields(self)
+            if entry.name != "name" and getattr(self, entry.name) is not None
+        }
+        return get_format(self.name, **options)
+
+
+@dataclass(frozen=True)
+class TransformConfig(_Checked):
+    """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output."""
+
+    smooth: str = "none"
+    hadamard: int = 0
+    shift: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
+            raise LoraqError(
+                f"hadamard={self.hadamard} is not a power of two. Give 0 for none, or 16, 32, 64 …"
+            )
+        if self.shift and self.hadamard:
+            raise LoraqError(
+                "shift=true does not go together with hadamard: the rotated input is no longer "
+                "bounded below. Set quant.transform.shift=false or quant.transform.hadamard=0."
+            )
+
+
+@dataclass(frozen=True)
+class BranchConfig(_Checked):
+    """How the low-rank factors are found, and how large they may be (rank, or else budget)."""
+
+    kind: str = "none"
+    objective: str = "shape"
+    start: str = "weight"
+    rank: int | None = None
+    budget: float | None = 0.64
+    share_qkv: bool = True
+    solver: str = "alternation"
+    steps: int = 100
+    tolerance: float = 1e-4
+    learning_rate: float = 1e-3
+    rotation: str = "none"
+    select: str = "weight"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind != "none" and self.rank is None and self.budget is None:
+            raise LoraqError(
+                "A branch needs a rank or a budget (bits per weight of the quantised set). "
+                "Set quant.branch.budget=0.64 or quant.branch.rank=R."
+            )
+
+
+@dataclass(frozen=True)
+class RoundingConfig(_Checked):
+    """How what is left of the weight is rounded."""
+
+    kind: str = "nearest"
+
+
+@dataclass(frozen=True)
+class Recipe(_Checked):
+    """One quantisation: four formats and a point on transform × branch × rounding."""
+
+    weight: FormatConfig = FormatConfig("int4")
+    activation: FormatConfig = FormatConfig("int4")
+    branch_weight: FormatConfig = FormatConfig("int8")
+    branch_activation: FormatConfig = FormatConfig("int8")
+    transform: TransformConfig = TransformConfig()
+    branch: BranchConfig = BranchConfig()
+    rounding: RoundingConfig = RoundingConfig()
+    requantize_intermediate: bool = True
+    skip: tuple[str, ...] = ("cross_k", "cross_v")
+    seed: int = 0
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether quantising reads activations (a data-free recipe reads weights alone)."""
+        searching = self.branch.kind != "none" and self.branch.select == "output"
+        return self.transform.smooth != "none" or searching
+
+
+@dataclass(frozen=True)
+class ModelConfig(_Checked):
+    """A pipeline in `save_pretrained` layout (a folder, or a hub id) and how it is sampled."""
+
+    name: str = "tiny_pixart"
+    family: str = "pixart_sigma"
+    path: str | None = None
+    hub_id: str | None = None
+    dtype: str = "float32"
+    height: int = 128
+    width: int = 128
+    steps: int = 20
+    guidance: float = 4.5
+    max_sequence_length: int = 300
+    call: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.path is None) == (self.hub_id is None):
+            raise LoraqError(
+                f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}: it needs "
+                "exactly one of them. Set model.path=FOLDER (asset:NAME for one of the package's) "
+                "or model.hub_id=OWNER/NAME, and the other to null."
+            )
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(_Checked):
+    """Captions whose activations methods may read, and those kept for measuring output errors.
+
+    Calibration takes the first `prompts` of the split, measuring the last `measure_prompts`.
+    """
+
+    split: str = "calibration"
+    prompts: int = 32
+    measure_prompts: int = 16
+    rows_per_layer: int = 2048
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
+    """Which prompts are generated: the first `count` of a split of the captions file."""
+
+    captions: str = "asset:captions.json"
+    split: str = "test"
+    count: int | None = 32
+
+
+@dataclass(frozen=True)
+class GenerateConfig(_Checked):
+    """Batch size (the unit of resume) and the seed that joins each image's own."""
+
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MetricsConfig(_Checked):
+    """What is measured and with which feature extractor."""
+
+    names: tuple[str, ...] = ("psnr", "lpips", "ssim", "frechet", "kid", "alignment")
+    extractor: str = "auto"
+    bootstrap: int = 2000
+
+
+@dataclass(frozen=True)
+class TrackingConfig(_Checked):
+    """Where the finished record is shown: W&B offline, online or not at all."""
+
+    mode: str = "offline"
+    project: str = "loraq"
+
+
+@dataclass(frozen=True)
+class Config(_Checked):
+    """One row: a model, a recipe (None = the 16-bit reference) and how it is judged."""
+
+    model: ModelConfig
+    method: str
+    quant: Recipe | None
+    data: DataConfig = DataConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    generate: GenerateConfig = GenerateConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    experiment: str = "single"
+    row: str = "row"
+    label: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    output: str = "outputs"
+
+
+def to_plain(config: Any) -> Any:
+    """A dataclass as plain dicts, lists and numbers, as records and keys hold it."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        names = [entry.name for entry in dataclasses.fields(config)]
+        return {name: to_plain(getattr(config, name)) for name in names}
+    if isinstance(config, Mapping):
+        return {str(name): to_plain(value) for name, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [to_plain(value) for value in config]
+    return config
+
+
+def from_plain(schema: Any, values: Any, key: str = "") -> Any:
+    """Plain data into dataclass `schema`; types and names are checked, errors name the key."""
+    if not isinstance(values, Mapping):
+        raise LoraqError(f"{key}={values!r} must be a group of settings, not a single value.")
+    hints = typing.get_type_hints(schema)
+    names = [entry.name for entry in dataclasses.fields(schema)]
+    made = {}
+    for name, value in values.items():
+        path = f"{key}.{name}" if key else str(name)
+        if name not in hints:
+            matches = near_matches(str(name), names)
+            guess = f" Did you mean {' or '.join(matches)}?" if matches else ""
+            raise LoraqError(
+                f"{path}={value!r}: there is no such setting.{guess}\n"
+                f"  Known under '{key or 'the top'}': {', '.join(names)}."
+            )
+        made[name] = _convert(hints[name], value, path)
+    missing = [
+        entry.name
+        for entry in dataclasses.fields(schema)
+        if entry.name not in made
+        and entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise LoraqError(f"{key or 'config'}: {', '.join(missing)} must be given.")
+    try:
+        return schema(**made)
+    except LoraqError as error:
+        text = str(error)
+        first = text.split("=", 1)[0].split(":", 1)[0]
+        raise LoraqError(f"{key}.{text}" if key and first in names else text) from None
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """One value as its annotated type; numbers are never cut, text is never guessed."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        (hint,) = [option for option in options if option is not type(None)]
+        return _convert(hint, value, key)
+    if dataclasses.is_dataclass(hint):
+        return from_plain(hint, value, key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise LoraqError(f"{key}={value!r} must be a list. Write '{key}=[{value}]'.")
+        return tuple(_convert(options[0], item, key) for item in value)
+    if origin is dict:
+        return dict(value or {})
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Any or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
+        return value
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise LoraqError(f"{key}={value!r} must be {names.get(hint, hint)}.")
+
+
+def from_hydra(composed: Any) -> Config:
+    """The composed Hydra config as a checked `Config`: the door."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
+    config: Config = from_plain(Config, plain)
+    if config.quant is not None:
+        for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+            try:
+                getattr(config.quant, operand).build()
+            except LoraqError as error:
+                raise LoraqError(f"quant.{operand}: {error}") from None
+    return config

@@ -1,0 +1,30 @@
+"""The one exception that a user can cause, and how an unknown name is answered."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LoraqError(Exception):
+    """A mistake outside the code: the message holds the value, the limit and the remedy.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+
+def near_matches(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that look most like `name`, best first."""
+    known = [str(candidate) for candidate in known]
+    close = difflib.get_close_matches(str(name), known, n=count, cutoff=0.5)
+    inside = [candidate for candidate in known if name and str(name).lower() in candidate.lower()]
+    return list(dict.fromkeys(close + inside))[:count]
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> LoraqError:
+    """The answer to an unknown name: the near matches first, then everything there is."""
+    names = sorted(str(candidate) for candidate in known)
+    matches = near_matches(name, names)
+    guess = f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    shown = ", ".join(names[:40]) + (f", … ({len(names)} in all)" if len(names) > 40 else "")
+    return LoraqError(f"Unknown {kind} '{name}'.{guess}\n  Known: {shown or 'none'}.")

@@ -1,0 +1,91 @@
+"""The layers of a transformer by role: a family module's table applied to its module names."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from loraq.errors import LoraqError, near_matches, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+_NO_FAMILY = ("families", "loading")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear map of the transformer: its name, what it does, (out, in), whose input it shares.
+
+    Layers with equal `shares_input` read the very same tensor ("transformer_blocks.0.attn1.qkv").
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, int]
+    shares_input: str
+
+
+def family_names() -> list[str]:
+    """The families there are: the modules of this package that hold a table of roles."""
+    package = importlib.import_module("loraq.models")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return sorted(name for name in names if name not in _NO_FAMILY)
+
+
+def family(name: str) -> ModuleType:
+    """The family module of that name."""
+    if name not in family_names():
+        raise unknown("model family", name, family_names())
+    return importlib.import_module(f"loraq.models.{name}")
+
+
+def list_layers(
+    transformer: torch.nn.Module, family_name: str, skip: Sequence[str] | None = None
+) -> list[Layer]:
+    """The layers to quantise, in the order of the model.
+
+    `skip` names roles or globs on layer names (None: the family's own list); an entry that
+    matches no layer raises, so that a misspelt one cannot pass in silence.
+    """
+    table = family(family_name)
+    layers = []
+    for name, module in transformer.named_modules():
+        for pattern, role, group in table.ROLES:
+            if re.fullmatch(pattern, name):
+                out_features, in_features = module.weight.shape[:2]
+                block = ".".join(name.split(".")[:2])
+                shape = (int(out_features), int(in_features))
+                layers.append(Layer(name, role, shape, f"{block}.{group}"))
+    if not layers:
+        raise LoraqError(
+            f"No layer of {type(transformer).__name__} matches the roles of family "
+            f"'{family_name}'. Set model.family to one of {', '.join(family_names())}."
+        )
+    dropped: set[str] = set()
+    for pattern in table.DEFAULT_SKIP if skip is None else skip:
+        matched = {
+            layer.name
+            for layer in layers
+            if layer.role == pattern or fnmatch.fnmatchcase(layer.name, pattern)
+        }
+        if not matched:
+            roles = list(dict.fromkeys(layer.role for layer in layers))
+            names = [layer.name for layer in layers]
+            close = near_matches(pattern, roles + names)
+            raise LoraqError(
+                f"quant.skip: '{pattern}' matches none of {len(layers)} layers."
+                + (f" Did you mean {' or '.join(close)}?" if close else "")
+                + f"\n  Roles: {', '.join(roles)}; or a glob on names such as '{names[0]}'."
+            )
+        dropped |= matched
+    kept = [layer for layer in layers if layer.name not in dropped]
+    if not kept:
+        raise LoraqError("quant.skip leaves no layer to quantise. Take an entry out of it.")
+    return kept
