@@ -1,0 +1,129 @@
+"""Prompts → images with the pipeline as diffusers ships it; a finished batch is never remade.
+
+Batches follow from the order of the prompts and the batch size alone. Each image has its own seed
+from its name, drawn on the CPU, so its starting latents depend on (name, seed) and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq.config import GenerateConfig, ModelConfig
+from loraq.errors import LoraqError
+from loraq.prompts import Prompt, seed_of_name
+from loraq.store import file_hash, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+BATCHES = "batches"
+
+
+def generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
+    """One CPU generator per image, seeded by its name."""
+    import torch
+
+    return [torch.Generator("cpu").manual_seed(seed_of_name(p.name, seed)) for p in prompts]
+
+
+def image_batch(
+    pipe: Any, model: ModelConfig, prompts: Sequence[Prompt], seed: int, output_type: str = "pil"
+) -> Any:
+    """The images of one batch (PIL; or whatever other `output_type` the pipeline offers)."""
+    import torch
+
+    with torch.inference_mode():
+        return pipe(
+            prompt=[prompt.prompt for prompt in prompts],
+            num_inference_steps=model.steps,
+            guidance_scale=model.guidance,
+            height=model.height,
+            width=model.width,
+            max_sequence_length=model.max_sequence_length,
+            generator=generators(prompts, seed),
+            output_type=output_type,
+            **model.call,
+        ).images
+
+
+def generate(
+    pipe: Any,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    settings: GenerateConfig,
+    folder: Path,
+    progress: str | None = "images",
+) -> list[Path]:
+    """PNGs named by prompt in `folder`, in the order of the prompts.
+
+    A batch counts as finished when its file under `batches/` is there and the images it names
+    still have the hashes it states; everything else is made. `progress` labels the bar (None: no
+    bar). A full disk raises LoraqError and leaves only whole files behind.
+    """
+    from tqdm import tqdm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / BATCHES).mkdir(exist_ok=True)
+    pipe.set_progress_bar_config(disable=True)
+    with tqdm(total=len(prompts), desc=progress, unit="image", disable=progress is None) as bar:
+        for number, batch in _batches(prompts, settings.batch_size):
+            done_file = folder / BATCHES / f"{number:05d}.json"
+            if batch_finished(folder, done_file, batch):
+                bar.update(len(batch))
+                bar.initial += len(batch)
+                continue
+            started = time.perf_counter()
+            images = image_batch(pipe, model, batch, settings.seed)
+            if len(images) != len(batch):
+                raise LoraqError(
+                    f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "
+                    f"must not change how many images a prompt gets (it is {model.call})."
+                )
+            hashes = {}
+            for prompt, image in zip(batch, images, strict=True):
+                path = image_path(folder, prompt)
+                write_bytes(path, encode_png(image))
+                hashes[prompt.name] = file_hash(path)
+            seconds = time.perf_counter() - started
+            write_json(done_file, {"images": hashes, "seconds": seconds})
+            bar.update(len(batch))
+    return [image_path(folder, prompt) for prompt in prompts]
+
+
+def image_path(folder: Path, prompt: Prompt) -> Path:
+    return folder / f"{prompt.name}.png"
+
+
+def encode_png(image: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", compress_level=4)
+    return stream.getvalue()
+
+
+def batch_finished(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> bool:
+    """Whether the batch's own record and all its images are whole."""
+    try:
+        hashes = json.loads(done_file.read_text())["images"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if list(hashes) != sorted(prompt.name for prompt in batch):
+        return False
+    paths = {prompt.name: image_path(folder, prompt) for prompt in batch}
+    return all(paths[n].is_file() and file_hash(paths[n]) == h for n, h in hashes.items())
+
+
+def generation_seconds(folder: Path) -> float:
+    """Time that the batches in `folder` took, over all attempts."""
+    files = sorted((folder / BATCHES).glob("*.json"))
+    return sum(float(json.loads(path.read_text())["seconds"]) for path in files)
+
+
+def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[int, Sequence[Prompt]]]:
+    for number, start in enumerate(range(0, len(prompts), size)):
+        yield number, prompts[start : start + size]

@@ -1,0 +1,92 @@
+"""Prompts: what is generated, under which name, and the seed that follows from the name."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraq.config import CalibrationConfig, DataConfig
+from loraq.errors import LoraqError, unknown
+from loraq.models.loading import resolve_asset
+
+_MODULUS = 10**9 + 7
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One image to make; `seen` tells whether the model was trained on its subject."""
+
+    name: str
+    prompt: str
+    seen: bool = True
+
+
+def seed_of_name(name: str, seed: int = 0) -> int:
+    """h = (h·31 + ord(c)) mod (10⁹+7) over the name, starting from the run's seed (protocol.md)."""
+    value = seed % _MODULUS
+    for character in name:
+        value = (value * 31 + ord(character)) % _MODULUS
+    return value
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path) -> dict[str, list[Prompt]]:
+    if not path.is_file():
+        raise LoraqError(f"data.captions: there is no file '{path}'. Give a captions JSON file.")
+    try:
+        splits = json.loads(path.read_text())
+        return {
+            split: [Prompt(str(e["name"]), str(e["prompt"]), bool(e.get("seen", True))) for e in es]
+            for split, es in splits.items()
+            if isinstance(es, list)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LoraqError(
+            f"data.captions: '{path}' is no captions file ({type(error).__name__}: {error}). "
+            'It holds {"SPLIT": [{"name": …, "prompt": …, "seen": true|false}, …], …}.'
+        ) from None
+
+
+def _split(captions: str, split: str, key: str) -> list[Prompt]:
+    splits = _read(resolve_asset(captions))
+    if split not in splits:
+        raise LoraqError(f"{key}: {unknown('split', split, splits)}")
+    prompts = splits[split]
+    names = [prompt.name for prompt in prompts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    odd = [name for name in names if not name or name.startswith(".") or set(name) & set("/\\\0")]
+    if twice or odd:
+        raise LoraqError(
+            f"{key}={split}: names must be unique and usable as file names; these are not: "
+            f"{', '.join((twice + odd)[:5])}. Rename them in the captions file."
+        )
+    return prompts
+
+
+def data_prompts(data: DataConfig) -> list[Prompt]:
+    """The first `count` prompts of the split (all of them for None)."""
+    prompts = _split(data.captions, data.split, "data.split")
+    count = len(prompts) if data.count is None else data.count
+    if count > len(prompts):
+        raise LoraqError(
+            f"data.count={count} is above the limit: split '{data.split}' of {data.captions} has "
+            f"{len(prompts)} prompts. Give {len(prompts)} or less."
+        )
+    return prompts[:count]
+
+
+def calibration_prompts(
+    data: DataConfig, calibration: CalibrationConfig
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(prompts that methods may read, prompts kept for measuring output errors), disjoint."""
+    prompts = _split(data.captions, calibration.split, "calibration.split")
+    asked = calibration.prompts + calibration.measure_prompts
+    if asked > len(prompts):
+        raise LoraqError(
+            f"calibration.prompts={calibration.prompts} and calibration.measure_prompts="
+            f"{calibration.measure_prompts} are {asked} together; split '{calibration.split}' has "
+            f"{len(prompts)}, and the two must not overlap. Ask for fewer."
+        )
+    return prompts[: calibration.prompts], prompts[-calibration.measure_prompts :]

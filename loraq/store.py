@@ -1,0 +1,200 @@
+"""Content-addressed products: outputs/<stage>/<key>/, finished or not there at all.
+
+A product is written aside into `<key>.partial/`, gets a manifest with the sha256 of every file and
+is then renamed. A stage that can resume leaves finished pieces in the partial folder when it is
+killed; each piece is itself written aside and renamed. A finished product whose files no longer
+match its manifest is reported and set aside, so that it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loraq.config import to_plain
+from loraq.errors import LoraqError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+_TEMPORARY = ".writing"
+
+
+def key(*parts: Any) -> str:
+    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses."""
+    text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` under `path` whole or not at all: written aside, synced, renamed."""
+    aside = path.with_name(f".{path.name}{_TEMPORARY}")
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_bytes(path, (json.dumps(to_plain(data), indent=1, sort_keys=True) + "\n").encode())
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """A full disk as an error with a remedy; every other system error as it is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    folder = path if path.is_dir() else path.parent
+    try:
+        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
+    except OSError:
+        free = "no space free"
+    return LoraqError(
+        f"Disk full while writing '{path}' ({free}). Nothing half-written was kept. Free some "
+        "space (`loraq cache` lists what takes it) or set output=FOLDER on another disk, then "
+        "give the same command again: it goes on where it stopped."
+    )
+
+
+class Store:
+    """The products of all stages under one root folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.corrupted: set[tuple[str, str]] = set()
+
+    def path(self, stage: str, name: str) -> Path:
+        return self.root / stage / name
+
+    def manifest(self, stage: str, name: str) -> dict[str, Any] | None:
+        """The manifest of a finished product, None where there is none; files are not read."""
+        try:
+            manifest = json.loads((self.path(stage, name) / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return None
+        return manifest if isinstance(manifest, dict) else None
+
+    def finished(self, stage: str, name: str) -> bool:
+        """Whether the product is there and whole; a damaged one is reported and set aside."""
+        folder = self.path(stage, name)
+        if not folder.is_dir():
+            return False
+        reason = self._damage(stage, name)
+        if reason is None:
+            return True
+        self.corrupted.add((stage, name))
+        aside = folder.with_name(f"{name}.corrupted")
+        print(
+            f"loraq: cached product {folder} is corrupted ({reason}); it is set aside as "
+            f"{aside.name} and made again.",
+            file=sys.stderr,
+        )
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+        return False
+
+    def _damage(self, stage: str, name: str) -> str | None:
+        manifest = self.manifest(stage, name)
+        if manifest is None or not isinstance(manifest.get("files"), dict):
+            return f"no readable {MANIFEST}"
+        for relative, entry in manifest["files"].items():
+            path = self.path(stage, name) / relative
+            if not path.is_file():
+                return f"{relative} is missing"
+            if path.stat().st_size != entry["size"] or file_hash(path) != entry["sha256"]:
+                return f"{relative} does not match its sha256"
+        return None
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, name: str) -> Iterator[None]:
+        """One process at a time makes a product; a second one waits and then finds it made."""
+        from filelock import FileLock, Timeout
+
+        self._make_folder(self.root / stage)
+        lock = FileLock(str(self.root / stage / f"{name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"loraq: another process makes {stage}/{name}; waiting for it.", file=sys.stderr)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def write(
+        self, stage: str, name: str, info: dict[str, Any] | None = None, resume: bool = False
+    ) -> Iterator[Path]:
+        """A folder to fill; it becomes the product when the block ends without an error.
+
+        With `resume`, the pieces of an earlier, interrupted attempt are in it. `info` goes into
+        the manifest as it stands when the block ends.
+        """
+        final = self.path(stage, name)
+        partial = final.with_name(name + PARTIAL)
+        started = time.time()
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        self._make_folder(partial)
+        for left in partial.rglob(f".*{_TEMPORARY}"):
+            left.unlink()
+        try:
+            yield partial
+            self._finish(partial, final, {"seconds": time.time() - started, **(info or {})})
+        except OSError as error:
+            if not resume:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise disk_error(error, partial) from error
+        except BaseException:
+            if not resume:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _finish(self, partial: Path, final: Path, info: dict[str, Any]) -> None:
+        files = {}
+        for path in sorted(partial.rglob("*")):
+            if path.is_file() and path.name != MANIFEST:
+                entry = {"sha256": file_hash(path), "size": path.stat().st_size}
+                files[path.relative_to(partial).as_posix()] = entry
+        write_json(partial / MANIFEST, {"files": files, "info": info, "finished": time.time()})
+        os.replace(partial, final)
+
+    def _make_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, folder) from error
+
+    def products(self) -> Iterator[tuple[str, str, str, int]]:
+        """(stage, key, state, bytes) of everything there; state: finished, partial, corrupted."""
+        if not self.root.is_dir():
+            return
+        for stage in sorted(path for path in self.root.iterdir() if path.is_dir()):
+            for folder in sorted(path for path in stage.iterdir() if path.is_dir()):
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                name, _, ending = folder.name.partition(".")
+                if ending in ("partial", "corrupted"):
+                    yield stage.name, name, ending, size
+                elif (folder / MANIFEST).is_file():
+                    yield stage.name, name, "finished", size
