@@ -1,0 +1,161 @@
+"""A table of cells, and its text: Markdown (aligned, also for terminals), LaTeX, CSV.
+
+A cell that has no interval, or no value, carries its reason; reasons become lettered footnotes, at
+the column's title where they hold for the whole column.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from string import ascii_lowercase
+from typing import Any
+
+SUPERSCRIPTS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖ"
+_LATEX = {
+    **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$"},
+    **{"{": r"\{", "}": r"\}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
+    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$", "³": r"$^3$", "−": "$-$"},
+    **{"∞": r"$\infty$", "–": "--", "≤": r"$\le$", "ø": r"\o{}"},
+    **{mark: rf"\textsuperscript{{{ascii_lowercase[i]}}}" for i, mark in enumerate(SUPERSCRIPTS)},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number, its interval, and why it has none; `scale` multiplies before printing."""
+
+    value: float | None = None
+    lo: float | None = None
+    hi: float | None = None
+    digits: int = 2
+    scale: float = 1.0
+    reason: str = ""
+    mark: str = ""
+    sign: bool = False
+
+    @property
+    def bare(self) -> bool:
+        return self.value is None or self.lo is None or self.hi is None
+
+    def text(self) -> str:
+        if self.value is None:
+            return "–"
+        shown = self._number(self.value, self.sign)
+        if self.lo is not None and self.hi is not None:
+            shown += f" [{self._number(self.lo)}, {self._number(self.hi)}]"
+        return f"{shown} {self.mark}".rstrip()
+
+    def _number(self, number: float, sign: bool = False) -> str:
+        text = f"{number * self.scale:.{self.digits}f}"
+        if text.startswith("-") and float(text) == 0:
+            text = text[1:]
+        return f"+{text}" if sign and not text.startswith("-") else text
+
+
+Item = str | int | Cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, the columns' titles, rows of text, counts or cells, and notes below."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Item]]
+    notes: list[str] = field(default_factory=list)
+
+
+def to_markdown(table: Table) -> str:
+    columns, rows, notes = _texts(table)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [_padded(columns, widths)]
+    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines.append("| " + " | ".join(rules) + " |")
+    lines += [_padded(row, widths) for row in rows]
+    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular; the notes follow it as comments."""
+    columns, rows, notes = _texts(table)
+    lines = [f"% {table.title}", r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule"]
+    lines += [" & ".join(map(_escaped, columns)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes), ""]
+    return "\n".join(lines)
+
+
+def to_csv(table: Table) -> str:
+    """Full precision, unscaled; a column of cells becomes three: value, lo, hi."""
+    wide = [any(isinstance(row[i], Cell) for row in table.rows) for i in range(len(table.columns))]
+    header: list[str] = []
+    for title, cells in zip(table.columns, wide, strict=True):
+        title = title.replace(" ×10³", "").rstrip(" ↑↓")
+        header += [title, f"{title} lo", f"{title} hi"] if cells else [title]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        line: list[Any] = []
+        for item, cells in zip(row, wide, strict=True):
+            if isinstance(item, Cell):
+                line += [item.value, item.lo, item.hi]
+            else:
+                line += [item, None, None] if cells else [item]
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _texts(table: Table) -> tuple[list[str], list[list[str]], list[str]]:
+    """Titles, rows and notes as text, with the letters of the footnotes in place."""
+    letters: dict[str, str] = {}
+
+    def letter(reason: str) -> str:
+        if not reason:
+            return ""
+        if reason not in letters:
+            place = len(letters)
+            known = place < len(SUPERSCRIPTS)
+            letters[reason] = SUPERSCRIPTS[place] if known else f" ({place + 1})"
+        return letters[reason]
+
+    columns = list(table.columns)
+    whole = [_common_reason([row[i] for row in table.rows]) for i in range(len(columns))]
+    for i, reason in enumerate(whole):
+        columns[i] += letter(reason)
+    rows = []
+    for row in table.rows:
+        texts = []
+        for i, item in enumerate(row):
+            if isinstance(item, Cell):
+                marked = item.bare and item.reason != whole[i]
+                texts.append(item.text() + (letter(item.reason) if marked else ""))
+            else:
+                texts.append(f"{item:,}" if isinstance(item, int) else item.replace("|", "/"))
+        rows.append(texts)
+    return (
+        columns,
+        rows,
+        [*table.notes, *(f"{mark.strip()} {why}" for why, mark in letters.items())],
+    )
+
+
+def _common_reason(items: list[Item]) -> str:
+    """The reason shared by most of a column's bare cells, where no cell has an interval."""
+    cells = [item for item in items if isinstance(item, Cell)]
+    if not cells or not all(cell.bare for cell in cells):
+        return ""
+    reasons = [cell.reason for cell in cells if cell.value is not None]
+    return reasons[0] if reasons and len(set(reasons)) == 1 else ""
+
+
+def _padded(texts: list[str], widths: list[int]) -> str:
+    first = texts[0].ljust(widths[0])
+    rest = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
+    return "| " + " | ".join([first, *rest]) + " |"
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,116 @@
+"""Records: round trip, atomic writing, non-finite numbers, refused values and schemas."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loraq import record as records
+from loraq.errors import LoraqError
+from loraq.record import Record
+
+
+def example(**changes) -> Record:
+    fields = {
+        "key": "0123456789abcdef",
+        "experiment": "demo",
+        "row": "loraq_o2",
+        "label": "LoRaQ O2, ø 8-bit",
+        "config": {"quant": {"skip": ("cross_k",), "branch": {"rank": None, "budget": 0.64}}},
+        "model_hash": "ab" * 32,
+        "budget": {
+            "bits_per_weight": 4.89,
+            "branch_bits_per_weight": 0.64,
+            "nbytes": 123,
+            "rank": 19,
+        },
+        "layers": [{"layer": "a", "role": "ff_up", "weight_error": 0.1, "output_error": 0.05}],
+        "images": {"hash": "cd", "names": ["x", "y"], "seen": [True, False]},
+        "metrics": {"psnr": {"value": 30.5, "per_image": [math.inf, 30.5], "n": 2}},
+        "timings": {"generate": 1.5},
+        **records.origin(),
+    }
+    return Record(**{**fields, **changes})
+
+
+def test_round_trip(tmp_path: Path):
+    path = records.save(example(), tmp_path / "records" / "row.json")
+    loaded = records.load(path)
+    # tuples become lists, once
+    assert loaded == example(config=records.plain(example().config), created=loaded.created)
+    assert records.to_json(loaded) == path.read_text(encoding="utf-8")
+    assert [file.name for file in path.parent.iterdir()] == ["row.json"]
+
+
+def test_every_number_survives_exactly_and_non_finite_ones_are_explicit():
+    values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, math.inf, -math.inf, math.nan]
+    text = records.to_json(example(metrics={"m": {"per_image": values}}))
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"bare {word} in the JSON"))
+    back = records.from_json(text).metrics["m"]["per_image"]
+    assert list(map(repr, back)) == list(map(repr, values))
+    # a text that only looks like one stays a text
+    assert records.from_json(records.to_json(example(row="nan"))).row == "nan"
+
+
+def test_numpy_and_torch_scalars_become_plain_numbers():
+    torch = pytest.importorskip("torch")
+    given = {"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.0), "d": np.bool_(True)}
+    plain = records.plain(given)
+    assert plain == {"a": 0.5, "b": 3, "c": 2.0, "d": True}
+    assert [type(value) for value in plain.values()] == [float, int, float, bool]
+
+
+def test_what_json_cannot_say_is_refused_with_its_place():
+    with pytest.raises(LoraqError, match=r"record\.metrics\.psnr\.per_image: a ndarray"):
+        records.to_json(example(metrics={"psnr": {"per_image": np.zeros(3)}}))
+    with pytest.raises(LoraqError, match="key 3 is no string"):
+        records.to_json(example(config={3: "x"}))
+
+
+def test_a_killed_or_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch):
+    path = records.save(example(), tmp_path / "row.json")
+    before = path.read_bytes()
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(LoraqError, match="disk full"):
+        records.save(example(label="new"), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_errors_name_the_file_and_the_remedy(tmp_path: Path):
+    with pytest.raises(LoraqError, match="no record at .*none.json"):
+        records.load(tmp_path / "none.json")
+    damaged = tmp_path / "damaged.json"
+    for text, words in (
+        (records.to_json(example())[:-40], "damaged.json"),
+        ("[]", "no LoRaQ record|not a LoRaQ record"),
+        (records.to_json(example(schema=99)), "schema 99, this version reads 1"),
+        (records.to_json(example()).replace('"row"', '"raw"'), "unknown fields .*raw"),
+    ):
+        damaged.write_text(text, encoding="utf-8")
+        with pytest.raises(LoraqError, match=words):
+            records.load(damaged)
+
+
+def test_comparable_leaves_out_only_what_may_differ():
+    later = dataclasses.replace(example(), created="later", timings={"generate": 9.0}, machine={})
+    assert later != example() and later.comparable() == example().comparable()
+    other = dataclasses.replace(example(), metrics={})
+    assert other.comparable() != example().comparable()
+
+
+def test_origin_names_no_machine():
+    import platform
+
+    origin = records.origin()
+    assert platform.node() not in json.dumps(records.plain(origin)).split('"')
+    assert origin["versions"]["loraq"] and origin["machine"]["cpus"] >= 1

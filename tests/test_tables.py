@@ -1,0 +1,170 @@
+"""Tables: what they say, when they say "better", and that they need records alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from loraq import tables
+from loraq.errors import LoraqError
+from loraq.record import Record, save
+from loraq.statistics import bootstrap_interval
+
+NAMES = [f"prompt_{i}" for i in range(64)]
+SEEN = [i % 2 == 0 for i in range(64)]
+NOISE = np.random.default_rng(0).normal(0, 3, 64)
+
+
+def entry(values, direction):
+    def part(chosen):
+        mean, lo, hi = bootstrap_interval(chosen)
+        return {"value": mean, "lo": lo, "hi": hi, "n": len(chosen)}
+
+    flags = np.asarray(SEEN)
+    values = np.asarray(values)
+    return {
+        **part(values),
+        "direction": direction,
+        "per_image": list(map(float, values)),
+        "details": {"identical": 0, "cap": 95.0},
+        "seen": part(values[flags]),
+        "held_out": part(values[~flags]),
+    }
+
+
+def row(name: str, psnr: float, bits: float = 4.89, **changes) -> Record:
+    distance = {"value": 12.5, "lo": None, "hi": None, "n": 64, "direction": "lower"}
+    metrics = {
+        "psnr": entry(psnr + NOISE + np.random.default_rng(len(name)).normal(0, 0.2, 64), "higher"),
+        "lpips": entry(np.abs(NOISE) / 30 + 1 / psnr, "lower"),
+        "fd_efflite0": {**distance, "reason": "biased at small N"},
+        "kid_efflite0": {**distance, "value": 0.00125, "lo": 0.001, "hi": 0.0015},
+    }
+    budget = {
+        "bits_per_weight": bits,
+        "branch_bits_per_weight": 0.64,
+        "nbytes": 7654321,
+        "rank": 19,
+    }
+    fields = {
+        "key": "k",
+        "experiment": "demo",
+        "row": name,
+        "label": name.upper(),
+        "config": {},
+        "model_hash": "m",
+        "budget": budget,
+        "layers": [
+            {"layer": "a", "role": "ff_up", "weight_error": 0.1, "output_error": 0.04},
+            {"layer": "b", "role": "ff_down", "weight_error": 0.2, "output_error": 0.06},
+        ],
+        "images": {"hash": "h", "names": NAMES, "seen": SEEN},
+        "metrics": metrics,
+    }
+    return Record(**{**fields, **changes})
+
+
+def rows() -> list[Record]:
+    reference = row(
+        "reference", 60, bits=16.0, layers=[], metrics={}, budget={"bits_per_weight": 16.0}
+    )
+    return [reference, row("rtn", 25.0, 4.25), row("svdquant", 30.0), row("loraq", 31.0, 4.90)]
+
+
+def test_main_table_says_value_interval_budget_and_n():
+    text = tables.to_markdown(tables.main_table(rows(), "svdquant"))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    psnr = rows()[3].metrics["psnr"]
+    assert f"{psnr['value']:.2f} [{psnr['lo']:.2f}, {psnr['hi']:.2f}]" in lines["LORAQ"]
+    assert "4.900 =" in lines["LORAQ"] and "4.250 |" in lines["RTN"]  # 0.2 % and 13 % away
+    assert "7,654,321" in lines["LORAQ"] and " 0.1500 " in lines["LORAQ"] and "19" in lines["LORAQ"]
+    assert "1.25 [1.00, 1.50]" in lines["LORAQ"]  # KID ×10³
+    assert "N = 64 prompts (32 seen in training, 32 held out)" in text
+    assert "PSNR ↑" in text and "KID (efflite0) ×10³ ↓" in text
+
+
+def test_a_cell_without_interval_or_value_says_why():
+    text = tables.to_markdown(tables.main_table(rows(), "svdquant"))
+    notes = [line for line in text.splitlines() if line.startswith("- ")]
+    mark = next(note for note in notes if "biased at small N" in note)[2]
+    assert f"FD (efflite0) ↓{mark}" in text
+    missing = next(note for note in notes if "not measured for this row" in note)[2]
+    assert f"–{missing}" in next(line for line in text.splitlines() if "REFERENCE" in line)
+
+
+def test_better_only_where_the_interval_excludes_zero_and_holm_agrees():
+    same = row("twin", 30.0, metrics=rows()[2].metrics)
+    text = tables.to_markdown(tables.paired_table([*rows()[1:], same], "svdquant"))
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+    assert "SVDQUANT" not in lines
+    assert lines["LORAQ"].count("better") == 2 and "+" in lines["LORAQ"]
+    assert lines["RTN"].count("worse") == 2
+    assert "better" not in lines["TWIN"] and "+0.00 [0.00, 0.00]" in lines["TWIN"]
+
+
+def test_many_claims_need_more_than_one_interval():
+    generator = np.random.default_rng(11)
+    base = row("svdquant", 30.0)
+    values = np.asarray(base.metrics["psnr"]["per_image"])
+    noisy = []
+    for i in range(100):  # no true difference anywhere
+        metrics = {"psnr": entry(values + generator.normal(0, 1, 64), "higher")}
+        noisy.append(row(f"row{i}", 30.0, metrics=metrics))
+    table = tables.paired_table([base, *noisy], "svdquant", samples=5000)
+    cells = [line[3] for line in table.rows]
+    assert sum(cell.lo > 0 or cell.hi < 0 for cell in cells) >= 2
+    assert not any(cell.mark for cell in cells)
+
+
+def test_paired_rows_must_share_prompts():
+    other = row("other", 30.0, images={"names": NAMES[::-1], "seen": SEEN, "hash": "h"})
+    with pytest.raises(LoraqError, match="same prompts"):
+        tables.paired_table([other, row("svdquant", 30)], "svdquant")
+    with pytest.raises(LoraqError, match="svdquant"):
+        tables.paired_table(rows(), "svdquan")
+
+
+def test_seen_and_held_out_apart():
+    table = tables.splits_table(rows())
+    assert [line[:3] for line in table.rows][:2] == [["RTN", "seen", 32], ["RTN", "held out", 32]]
+
+
+def test_identical_images_are_reported():
+    record = rows()[3]
+    record.metrics["psnr"]["details"].update(identical=3, cap=95.05)
+    assert any("3 of 64 images" in note for note in tables.main_table([record]).notes)
+
+
+def test_csv_keeps_full_precision_and_latex_compiles_in_form():
+    table = tables.main_table(rows(), "svdquant")
+    read = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
+    assert float(read[3]["PSNR"]) == rows()[3].metrics["psnr"]["value"]
+    assert float(read[3]["KID (efflite0)"]) == 0.00125 and read[0]["PSNR"] == ""
+    assert read[3]["bytes"] == "7654321"
+    latex = tables.to_latex(table)
+    body = [line for line in latex.splitlines() if not line.startswith("%")]
+    assert {line.count(" & ") for line in body if "&" in line} == {len(table.columns) - 1}
+    assert latex.isascii() or not any(mark in "\n".join(body) for mark in "↑↓×³–ᵃᵇ")
+
+
+def test_tables_need_no_torch_and_are_quick(tmp_path):
+    for record in rows():
+        save(record, tmp_path / f"{record.row}.json")
+    code = (
+        "import sys; from loraq import tables; r = tables.load_records([sys.argv[1]]);"
+        "tables.write_tables(r, sys.argv[2], 'svdquant'); assert 'torch' not in sys.modules"
+    )
+    out = tmp_path / "tables"
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(out)], check=True)
+    assert time.perf_counter() - start < 5
+    kinds = {
+        f"{name}.{kind}" for name in ("main", "splits", "paired") for kind in ("md", "tex", "csv")
+    }
+    assert {path.name for path in out.iterdir()} == kinds
