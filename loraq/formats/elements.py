@@ -1,0 +1,167 @@
+"""Elements: the small numbers that a format stores, their rounding and their bit patterns.
+
+An element knows only "element units" (int4: -7..7; E2M1: 0, .5, 1, … 6); scales live in
+`scales.py`. Rounding is to the nearest value, ties to even, saturating, in fp32.
+
+Two facts make rounding cheap. Adding and subtracting 1.5·2^23·u rounds a float to multiples of u
+(u a power of two), ties to even, and leaves +0 where the result is zero. And u, the distance of
+neighbours in the binade of v, is a power of two that is read from v's exponent bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+EXPONENT_MASK = 0x7F800000  # the exponent field of an fp32
+ROUNDER = 1.5 * 2.0**23  # v + ROUNDER - ROUNDER = v rounded to an integer, for |v| <= 2^22
+
+
+@dataclass(frozen=True)
+class IntegerElement:
+    """value = code · 2^-fraction_bits; code in -maximum_code..maximum_code, or 0.. if unsigned."""
+
+    bits: int
+    signed: bool = True
+    fraction_bits: int = 0
+
+    @property
+    def maximum_code(self) -> int:
+        """Largest code; the most negative two's complement code is never written."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+    @property
+    def maximum(self) -> float:
+        """Largest value, in element units."""
+        return self.maximum_code * 2.0**-self.fraction_bits
+
+    @property
+    def maximum_exponent(self) -> int:
+        """floor(log2(maximum)), OCP's emax."""
+        return self.maximum_code.bit_length() - 1 - self.fraction_bits
+
+    @property
+    def mantissa_bits(self) -> int:
+        """Bits after the leading one of the largest value (for the E8M0 rule `even`)."""
+        return self.maximum_code.bit_length() - 1
+
+    @property
+    def finite_codes(self) -> tuple[int, ...]:
+        """Every code that quantisation may write, as stored bit patterns."""
+        low = -self.maximum_code if self.signed else 0
+        return tuple(code % 2**self.bits for code in range(low, self.maximum_code + 1))
+
+    def round_(self, v: Tensor) -> Tensor:
+        """Rounds `v` (fp32, element units) in place; NaN stays NaN."""
+        rounder = ROUNDER * 2.0**-self.fraction_bits
+        v.clamp_(-self.maximum if self.signed else 0.0, self.maximum)
+        return v.add_(rounder).sub_(rounder)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Values that are representable -> uint8 bit patterns in the low `bits` bits."""
+        codes = (values * 2.0**self.fraction_bits).to(torch.int16)
+        return codes.bitwise_and_(2**self.bits - 1).to(torch.uint8)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """uint8 bit patterns -> fp32 values; two's complement if signed."""
+        return _lookup(self, codes)
+
+    def table(self) -> list[float]:
+        """The value of every bit pattern."""
+        wrap = 2 ** (self.bits - 1) if self.signed else 2**self.bits
+        integers = (c if c < wrap else c - 2**self.bits for c in range(2**self.bits))
+        return [integer * 2.0**-self.fraction_bits for integer in integers]
+
+
+@dataclass(frozen=True)
+class FloatElement:
+    """sign · 2^(exponent-bias) · 1.mantissa, subnormals kept; `maximum` is the last finite value."""
+
+    exponent_bits: int
+    mantissa_bits: int
+    maximum: float
+
+    @property
+    def bits(self) -> int:
+        """Sign, exponent and mantissa."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def bias(self) -> int:
+        """Exponent bias, 2^(exponent_bits-1) - 1 as in IEEE 754."""
+        return 2 ** (self.exponent_bits - 1) - 1
+
+    @property
+    def minimum_exponent(self) -> int:
+        """Exponent of the smallest normal value."""
+        return 1 - self.bias
+
+    @property
+    def maximum_exponent(self) -> int:
+        """floor(log2(maximum)), OCP's emax."""
+        _, exponent = torch.frexp(torch.tensor(self.maximum, dtype=torch.float64))
+        return int(exponent) - 1
+
+    @property
+    def finite_codes(self) -> tuple[int, ...]:
+        """Every bit pattern of a finite value, both zeros included."""
+        return tuple(c for c, v in enumerate(self.table()) if abs(v) <= self.maximum)
+
+    def round_(self, v: Tensor, spacing: Tensor | None = None) -> Tensor:
+        """Rounds `v` (fp32, element units) in place; NaN stays NaN.
+
+        `spacing` is scratch memory of v's shape.
+        """
+        v.clamp_(-self.maximum, self.maximum)
+        bits = None if spacing is None else spacing.view(torch.int32)
+        binade = torch.bitwise_and(v.view(torch.int32), EXPONENT_MASK, out=bits)
+        spacing = binade.view(torch.float32).clamp_(min=2.0**self.minimum_exponent)
+        alpha = ROUNDER * 2.0**-self.mantissa_bits
+        return v.add_(spacing, alpha=alpha).sub_(spacing, alpha=alpha)
+
+    def encode(self, values: Tensor) -> Tensor:
+        """Values that are representable -> uint8 bit patterns in the low `bits` bits; -0 kept."""
+        bits = values.view(torch.int32)
+        magnitude = bits & 0x7FFFFFFF
+        m = self.mantissa_bits
+        normal = (magnitude >> (23 - m)) - ((127 - self.bias) << m)
+        subnormal = (values.abs() * 2.0 ** (m - self.minimum_exponent)).to(torch.int32)
+        codes = torch.where(normal >= 2**m, normal, subnormal)
+        sign = (bits >> 31) & (1 << (self.bits - 1))
+        return (codes | sign).to(torch.uint8)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """uint8 bit patterns -> fp32 values; E4M3's 0x7F and E5M2's 0x7D..0x7F are NaN."""
+        return _lookup(self, codes)
+
+    def table(self) -> list[float]:
+        """The value of every bit pattern; what lies above `maximum` is Inf (E5M2) or NaN."""
+        half = []
+        for code in range(2 ** (self.bits - 1)):
+            exponent, mantissa = code >> self.mantissa_bits, code % 2**self.mantissa_bits
+            fraction = mantissa * 2.0**-self.mantissa_bits
+            if exponent == 0:
+                value = fraction * 2.0**self.minimum_exponent
+            else:
+                value = (1.0 + fraction) * 2.0 ** (exponent - self.bias)
+            if value > self.maximum:
+                infinite = self.exponent_bits == 5 and mantissa == 0
+                value = float("inf") if infinite else float("nan")
+            half.append(value)
+        return half + [-value for value in half]
+
+
+Element = IntegerElement | FloatElement
+
+
+@lru_cache(maxsize=None)
+def _table(element: Element, device: torch.device) -> Tensor:
+    return torch.tensor(element.table(), dtype=torch.float32, device=device)
+
+
+def _lookup(element: Element, codes: Tensor) -> Tensor:
+    flat = codes.reshape(-1).to(torch.int32)
+    return _table(element, codes.device).index_select(0, flat).view(codes.shape)

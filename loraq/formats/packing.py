@@ -1,0 +1,41 @@
+"""Packing of codes along the last axis, and how many bytes that takes.
+
+4 bits: two codes a byte, even index in the low nibble. 6 bits: four codes in three bytes,
+little-endian `c0 | c1<<6 | c2<<12 | c3<<18`, a short end rounded up to bytes. 8 bits: as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of a row of `count` codes."""
+    return (count * bits + 7) // 8
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [..., n] -> uint8 bytes [..., packed_bytes(n, bits)]; bits is 4, 6 or 8."""
+    count = codes.shape[-1]
+    if bits == 8:
+        return codes
+    if bits == 4:
+        if count % 2:
+            codes = pad(codes, (0, 1))
+        return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    c0, c1, c2, c3 = pad(codes, (0, -count % 4)).unflatten(-1, (-1, 4)).unbind(-1)
+    triple = torch.stack([c0 | (c1 << 6), (c1 >> 2) | (c2 << 4), (c2 >> 4) | (c3 << 2)], dim=-1)
+    return triple.flatten(-2)[..., : packed_bytes(count, bits)].contiguous()
+
+
+def unpack(data: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `pack`: uint8 bytes [..., packed_bytes(count, bits)] -> codes [..., count]."""
+    if bits == 8:
+        return data
+    if bits == 4:
+        return torch.stack([data & 0xF, data >> 4], dim=-1).flatten(-2)[..., :count]
+    b0, b1, b2 = pad(data, (0, -data.shape[-1] % 3)).unflatten(-1, (-1, 3)).unbind(-1)
+    codes = [b0 & 63, (b0 >> 6) | ((b1 & 15) << 2), (b1 >> 4) | ((b2 & 3) << 4), b2 >> 2]
+    return torch.stack(codes, dim=-1).flatten(-2)[..., :count]

@@ -1,0 +1,159 @@
+"""Quantise to packed codes and scales, and back.
+
+    x [..., I]  ->  codes [..., bytes], scale [..., ceil(I/block)]  ->  fp32 [..., I]
+
+`fake_quantize` (fake.py) gives the same bits as `dequantize(quantize(x))`, without packing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from loraq.errors import LoraqError
+from loraq.formats.clip import search_scales
+from loraq.formats.packing import pack, packed_bytes, unpack
+from loraq.formats.scales import block_scales, nvfp4_tensor_scale, scale_values
+from loraq.formats.table import Format
+
+FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """A tensor as it is stored; every figure about its size comes from these tensors."""
+
+    codes: Tensor
+    scale: Tensor | None
+    tensor_scale: Tensor | None
+    shape: tuple[int, ...]
+    format: Format
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        return sum(t.numel() * t.element_size() for t in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Suffix -> tensor, for a checkpoint."""
+        named = {"codes": self.codes, "scale": self.scale, "tensor_scale": self.tensor_scale}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @staticmethod
+    def from_tensors(
+        tensors: dict[str, Tensor], shape: tuple[int, ...], fmt: Format
+    ) -> QuantizedTensor:
+        """The inverse of `tensors`."""
+        return QuantizedTensor(
+            tensors["codes"],
+            tensors.get("scale"),
+            tensors.get("tensor_scale"),
+            tuple(shape),
+            fmt,
+        )
+
+
+def block_length(fmt: Format, count: int) -> int:
+    """Values per scale in a row of `count` values."""
+    return count if fmt.block is None else min(fmt.block, count)
+
+
+def to_blocks(x: Tensor, block: int, fill: float = 0.0) -> Tensor:
+    """[..., I] -> [..., ceil(I/block), block]; a short last block is filled up, only in memory."""
+    count = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -count % block), value=fill)
+    return padded.unflatten(-1, (-1, block))
+
+
+def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
+    """x [..., I] -> codes and scales.
+
+    Raises LoraqError where x has NaN or Inf, or a block whose scale the scale's format cannot
+    hold: nothing broken is stored.
+    """
+    check_input(x)
+    x = x.detach()
+    shape = tuple(x.shape)
+    if fmt.family == "float":
+        codes = x.to(FLOATS[fmt.name])
+        _check_finite(codes, fmt)
+        return QuantizedTensor(codes, None, None, shape, fmt)
+    blocks = to_blocks(x.float().reshape(1, -1), x.numel()) if fmt.block == -1 else None
+    if blocks is None:
+        blocks = to_blocks(x.float(), block_length(fmt, shape[-1]))
+    absmax = blocks.abs().amax(-1)
+    tensor_scale = find_tensor_scale(absmax, fmt)
+    if fmt.clip == "mse":
+        stored = search_scales(blocks, absmax, fmt, tensor_scale)
+    else:
+        stored = block_scales(absmax, fmt, tensor_scale)
+    scale = scale_values(stored, fmt, tensor_scale)
+    _check_finite(scale, fmt)
+    values = fmt.element.round_(blocks / divisor(scale).unsqueeze(-1))
+    codes = fmt.element.encode(values).flatten(-2)
+    codes = codes.reshape(shape) if fmt.block == -1 else codes[..., : shape[-1]]
+    stored = stored.reshape(()) if fmt.block == -1 else stored
+    packed = pack(codes.contiguous(), fmt.bits)
+    return QuantizedTensor(packed, stored, tensor_scale, shape, fmt)
+
+
+def dequantize(q: QuantizedTensor) -> Tensor:
+    """Element value × scale, fp32, of q.shape; zeros are +0."""
+    fmt = q.format
+    if q.scale is None:
+        return q.codes.float()
+    values = fmt.element.decode(unpack(q.codes, fmt.bits, q.shape[-1]))
+    scale = scale_values(q.scale, fmt, q.tensor_scale)
+    if fmt.block == -1:
+        return values.mul_(scale).add_(0.0)
+    blocks = to_blocks(values, block_length(fmt, q.shape[-1]))
+    blocks = (blocks * scale.unsqueeze(-1)).add_(0.0)
+    return blocks.flatten(-2)[..., : q.shape[-1]].contiguous()
+
+
+def stored_bits(shape: tuple[int, ...], fmt: Format) -> int:
+    """8 · quantize(x).nbytes of an x of this shape, without making it."""
+    *leading, count = shape
+    rows = math.prod(leading)
+    if fmt.family == "float":
+        return 16 * rows * count
+    scales = 1 if fmt.block == -1 else rows * -(-count // max(block_length(fmt, count), 1))
+    scale_bits = 16 if fmt.scale in ("fp16", "bf16") else 8
+    tensor_scales = {"tensor": 1, "token": rows}.get(fmt.tensor_scale, 0)
+    return rows * packed_bytes(count, fmt.bits) * 8 + scales * scale_bits + tensor_scales * 32
+
+
+def find_tensor_scale(absmax: Tensor, fmt: Format) -> Tensor | None:
+    """nvfp4's fp32 scale from block maxima [..., blocks]: one, one a row, or none."""
+    if fmt.tensor_scale == "tensor":
+        return nvfp4_tensor_scale(absmax.amax())
+    if fmt.tensor_scale == "token":
+        return nvfp4_tensor_scale(absmax.amax(-1, keepdim=True))
+    return None
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """The scale, with Inf in place of 0, so that blocks without a scale become zeros, not NaN."""
+    return scale.masked_fill(scale == 0, float("inf"))
+
+
+def check_input(x: Tensor) -> None:
+    """Raises LoraqError unless x is a float tensor with a last axis that has values."""
+    if not x.is_floating_point():
+        raise LoraqError(f"Cannot quantise a tensor of {x.dtype}: it must be a float tensor.")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        raise LoraqError(f"Cannot quantise shape {tuple(x.shape)}: the last axis has no values.")
+
+
+def _check_finite(values: Tensor, fmt: Format) -> None:
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        what = "values" if fmt.family == "float" else "block scales"
+        raise LoraqError(
+            f"{bad} of {values.numel()} {what} are not finite in format '{fmt.label}': the tensor "
+            "holds NaN or Inf, or values above what the scale's format can hold. Check the "
+            "weights; for large finite values choose scale='bf16' or a smaller-range method."
+        )
