@@ -87,7 +87,7 @@ def test_a_killed_or_failed_write_leaves_the_old_record(tmp_path: Path, monkeypa
 
 
 def test_reading_errors_name_the_file_and_the_remedy(tmp_path: Path):
-    with pytest.raises(LoraqError, match="no record at .*none.json"):
+    with pytest.raises(LoraqError, match=r"no record at .*none\.json"):
         records.load(tmp_path / "none.json")
     damaged = tmp_path / "damaged.json"
     for text, words in (
