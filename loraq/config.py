@@ -76,7 +76,7 @@ class FormatConfig(_Checked):
     """What one operand's numbers can be; None means the default in the table of formats."""
 
     name: str
-    block: int | None = None
+    block: int | str | None = None
     scale: str | None = None
     exponent: str | None = None
     clip: str | None = None
@@ -84,7 +84,7 @@ class FormatConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block is not None and self.block < 1 and self.block != -1:
+        if isinstance(self.block, int) and self.block < 1 and self.block != -1:
             raise LoraqError(
                 f"block={self.block} is no group size: the limit is 1 value per scale. "
                 "Give 1 or more (64 is common for integers), -1 for one scale per tensor, "
@@ -265,7 +265,7 @@ class Config(_Checked):
     metrics: MetricsConfig = MetricsConfig()
     tracking: TrackingConfig = TrackingConfig()
     experiment: str = "single"
-    row: str = "row"
+    row: str | None = None
     label: str | None = None
     device: str = "auto"
     threads: int | None = None
@@ -324,7 +324,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
             return None
-        (hint,) = [option for option in options if option is not type(None)]
+        plain = [option for option in options if option is not type(None)]
+        hint = next((option for option in plain if type(value) is option), plain[0])
         return _convert(hint, value, key)
     if dataclasses.is_dataclass(hint):
         return from_plain(hint, value, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 from dataclasses import dataclass
@@ -54,9 +55,9 @@ def _split(captions: str, split: str, key: str) -> list[Prompt]:
     if split not in splits:
         raise LoraqError(f"{key}: {unknown('split', split, splits)}")
     prompts = splits[split]
-    names = [prompt.name for prompt in prompts]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    odd = [name for name in names if not name or name.startswith(".") or set(name) & set("/\\\0")]
+    counts = collections.Counter(prompt.name for prompt in prompts)
+    twice = sorted(name for name, count in counts.items() if count > 1)
+    odd = [name for name in counts if not name or name.startswith(".") or set(name) & set("/\\\0")]
     if twice or odd:
         raise LoraqError(
             f"{key}={split}: names must be unique and usable as file names; these are not: "
