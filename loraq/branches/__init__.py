@@ -1,0 +1,92 @@
+"""How the low-rank factors L and R are found. One file a kind; `find` looks it up by name.
+
+Every finder takes a `Problem` (a batch of equal-shaped units) and returns a `Solution`. A unit is a
+layer, or the stacked layers that share R (q/k/v): rows are quantised independently, so a stack is
+simply a taller weight. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from loraq.config import BranchConfig
+from loraq.errors import LoraqError, unknown
+
+KINDS = ("svd", "alternating", "loraq")
+
+OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖² per unit on calibration inputs."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a finder may look at.
+
+    `round_main` is Qw (the rounding of the main weight), `round_branch` Qbw; both map a float
+    tensor to the values its stored form decodes to. `output_error` is None for a method that is
+    data-free: it cannot reach activations.
+    """
+
+    weight_BOI: Tensor
+    rank: int
+    round_main: Callable[[Tensor], Tensor]
+    round_branch: Callable[[Tensor], Tensor]
+    generator: torch.Generator
+    output_error: OutputError | None = None
+    units_B: Tensor | None = None
+
+    def subset(self, units_B: Tensor) -> Problem:
+        """The same problem for some of its units, by their numbers (B,)."""
+        return replace(self, weight_BOI=self.weight_BOI[units_B], units_B=units_B)
+
+    def measured_error(self, main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+        """‖Y − Ŷ‖² per unit (B,) with the branch as it will run; LoraqError when data-free."""
+        if self.output_error is None:
+            raise LoraqError(
+                "This method reads calibration inputs and none were given; pass `inputs`."
+            )
+        units_B = self.units_B
+        if units_B is None:
+            units_B = torch.arange(self.weight_BOI.shape[0])
+        left, right = self.round_branch(left_BOR), self.round_branch(right_BRI)
+        return self.output_error(main_BOI, left, right, units_B)
+
+    def product(self, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+        """P = Qbw(L)·Qbw(R), the branch as it will run."""
+        return self.round_branch(left_BOR) @ self.round_branch(right_BRI)
+
+    def relative_error(self, estimate_BOI: Tensor) -> Tensor:
+        """‖W − Ŵ‖_F / ‖W‖_F per unit (B,)."""
+        return (self.weight_BOI - estimate_BOI).flatten(1).norm(dim=1) / self.weight_norm
+
+    @property
+    def weight_norm(self) -> Tensor:
+        return self.weight_BOI.flatten(1).norm(dim=1).clamp_min(1e-30)
+
+
+@dataclass
+class Solution:
+    """Float factors (they are quantised once, when they are stored) and what main still rounds.
+
+    `residual`: main holds Q(W − P) where True, Q(W) where False (objective O1, LQER).
+    `losses`: one mean relative error a round, for the record and its plot.
+    """
+
+    left_BOR: Tensor
+    right_BRI: Tensor
+    residual: bool
+    losses: list[float] = field(default_factory=list)
+
+
+def find(problem: Problem, options: BranchConfig) -> Solution:
+    """Run the finder named by `options.kind`."""
+    if options.kind not in KINDS:
+        raise unknown("branch kind", options.kind, KINDS)
+    module = importlib.import_module(f"loraq.branches.{options.kind}")
+    solution: Solution = module.find(problem, options)
+    return solution

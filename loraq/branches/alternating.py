@@ -1,0 +1,74 @@
+"""Alternate P = SVD_r(W − Q) and Q = Q(W − P), keep the best round of each unit.
+
+select=weight: best ‖W − Q − P‖_F, data-free      (LoftQ, arXiv 2310.08659)
+select=output: best calibration output error; a unit stops at its first round without
+               improvement                          (SVDQuant, arXiv 2411.05007)
+start=weight: Q₀ = 0, so the first P is SVD_r(W); start=error: Q₀ = Q(W);
+start=zero: P₀ = 0 is itself a round that may win, then as start=error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loraq.branches import Problem, Solution
+from loraq.branches.linear_algebra import truncated_svd
+from loraq.config import BranchConfig
+from loraq.errors import LoraqError
+
+
+class Best:
+    """The lowest score of each unit so far, with the factors that reached it."""
+
+    def __init__(self, left_BOR: Tensor, right_BRI: Tensor) -> None:
+        self.left, self.right = left_BOR.clone(), right_BRI.clone()
+        self.score_B = torch.full((left_BOR.shape[0],), torch.inf)
+
+    def offer(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
+        """Keep what improves; `score`, `left`, `right` are of the units numbered `units`."""
+        improved = score < self.score_B[units]
+        kept = units[improved]
+        self.left[kept], self.right[kept] = left[improved], right[improved]
+        self.score_B[kept] = score[improved]
+
+
+def find(problem: Problem, options: BranchConfig) -> Solution:
+    if options.objective != "shape":
+        raise LoraqError(
+            "quant.branch.kind=alternating re-rounds the main weight each round, which is "
+            "objective=shape; for a fixed Q(W) use quant.branch.kind=svd (LQER)."
+        )
+    by_output = options.select == "output"
+    w_BOI = problem.weight_BOI
+    b, o, i = w_BOI.shape
+    best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
+    quantised_BOI = torch.zeros_like(w_BOI)
+    if options.start != "weight":
+        quantised_BOI = problem.round_main(w_BOI)
+    if options.start == "zero":
+        score_B = _score(problem, quantised_BOI, best.left, best.right, by_output)
+        best.offer(torch.arange(b), score_B, best.left.clone(), best.right.clone())
+
+    losses: list[float] = []
+    active = torch.arange(b)
+    for _ in range(options.steps):
+        part = problem.subset(active)
+        before = best.score_B[active]
+        left, right = truncated_svd(part.weight_BOI - quantised_BOI[active], problem.rank)
+        main = problem.round_main(part.weight_BOI - problem.product(left, right))
+        quantised_BOI[active] = main
+        score = _score(part, main, left, right, by_output)
+        best.offer(active, score, left, right)
+        losses.append(best.score_B.mean().item())
+        least_gain = 0.0 if by_output else options.tolerance
+        active = active[score < before * (1 - least_gain)]
+        if not len(active):
+            break
+    return Solution(best.left, best.right, residual=True, losses=losses)
+
+
+def _score(problem: Problem, main: Tensor, left: Tensor, right: Tensor, by_output: bool) -> Tensor:
+    if by_output:
+        return problem.measured_error(main, left, right)
+    return problem.relative_error(main + problem.product(left, right))

@@ -1,0 +1,88 @@
+"""Truncated SVDs of batches of weights, and the least-squares steps of alternation.
+
+Shapes: w_BOI a batch of out × in matrices, left_BOR, right_BRI factors with P = left·right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), float32.
+
+    Works on the float64 Gram matrix of the shorter side: its eigenvectors are the singular
+    vectors, at a quarter of a full SVD's time; squaring the condition number costs only the
+    directions below 1e-8 of the largest, which a rank-r head never contains usefully.
+    """
+    w = w_BOI.double()
+    if w.shape[-2] >= w.shape[-1]:
+        v_BIR = torch.linalg.eigh(w.mT @ w).eigenvectors[..., -rank:].flip(-1)
+        us_BOR = w @ v_BIR
+        s_BR = us_BOR.norm(dim=-2).clamp_min(1e-300)
+        left, right = us_BOR / s_BR.sqrt()[..., None, :], (v_BIR * s_BR.sqrt()[..., None, :]).mT
+    else:
+        u_BOR = torch.linalg.eigh(w @ w.mT).eigenvectors[..., -rank:].flip(-1)
+        sv_BRI = u_BOR.mT @ w
+        s_BR = sv_BRI.norm(dim=-1).clamp_min(1e-300)
+        left, right = u_BOR * s_BR.sqrt()[..., None, :], sv_BRI / s_BR.sqrt()[..., :, None]
+    return left.float(), right.float()
+
+
+def randomized_svd(
+    w_BOI: Tensor,
+    rank: int,
+    generator: torch.Generator,
+    start_BRI: Tensor | None = None,
+    iterations: int = 2,
+    oversampling: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """Rank-r factors by block power iteration (Halko, Martinsson & Tropp 2011), float32.
+
+    `start_BRI` warm-starts the row space from earlier factors (the target of an alternation
+    moves little from round to round); fresh Gaussian columns fill the oversampling.
+    """
+    width = min(rank + oversampling, *w_BOI.shape[-2:])
+    b, _, i = w_BOI.shape
+    fresh = width if start_BRI is None else width - start_BRI.shape[-2]
+    q = torch.randn(b, i, max(fresh, 0), generator=generator).to(w_BOI)
+    if start_BRI is not None:
+        q = torch.cat([start_BRI.mT / start_BRI.norm(dim=-1)[:, None].clamp_min(1e-30), q], -1)
+    for _ in range(iterations):
+        q = torch.linalg.qr(w_BOI.mT @ (w_BOI @ q)).Q
+    projected_BOK = w_BOI @ q
+    u, s, vh = torch.linalg.svd(projected_BOK, full_matrices=False)
+    root = s[:, :rank].clamp_min(0).sqrt()
+    return u[..., :rank] * root[:, None, :], root[..., None] * (vh[:, :rank] @ q.mT)
+
+
+def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:
+    """argmin_L ‖T − L·R‖²_F = T·Rᵀ·(R·Rᵀ)⁻¹, with a relative ridge of 1e-7 for lost ranks."""
+    return _ridge_solve(right_BRI @ right_BRI.mT, right_BRI @ target_BOI.mT).mT
+
+
+def solve_right(target_BOI: Tensor, left_BOR: Tensor) -> Tensor:
+    """argmin_R ‖T − L·R‖²_F = (Lᵀ·L)⁻¹·Lᵀ·T, with the same ridge."""
+    return _ridge_solve(left_BOR.mT @ left_BOR, left_BOR.mT @ target_BOI)
+
+
+def _ridge_solve(gram_BRR: Tensor, rhs_BRN: Tensor) -> Tensor:
+    gram = gram_BRR.double()
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-30)
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram + 1e-7 * mean * eye, rhs_BRN.double()).to(rhs_BRN.dtype)
+
+
+def balance(left_BOR: Tensor, right_BRI: Tensor) -> tuple[Tensor, Tensor]:
+    """Give every rank-one term equal norms on both sides: ‖L_r‖ = ‖R_r‖, the product unchanged."""
+    l_BR, r_BR = left_BOR.norm(dim=-2), right_BRI.norm(dim=-1)
+    alive = (l_BR > 0) & (r_BR > 0)
+    ratio = torch.where(alive, (r_BR / l_BR.clamp_min(1e-30)).sqrt(), torch.ones_like(l_BR))
+    return left_BOR * ratio[:, None, :], right_BRI / ratio[..., None]
+
+
+def random_rotation(rank: int, generator: torch.Generator) -> Tensor:
+    """A Haar-random orthogonal T (r × r): L·Tᵀ, T·R leave the product as it was."""
+    q, r = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))
+    return (q * r.diagonal().sign()).float()

@@ -1,0 +1,120 @@
+"""LoRaQ: factors optimised with their own quantisation inside the objective, from weights alone.
+
+objective=compensate (O1):  min ‖W − Q(W) − Qb(L)·Qb(R)‖²_F           with Q(W) fixed
+objective=shape      (O2):  min ‖W − P − Q(W − P)‖²_F, P = Qb(L)·Qb(R)  main is re-rounded
+
+solver=adam: gradient descent, straight-through for Qb. Q(W − P) is held constant in the gradient
+(stop-gradient): a straight-through estimate through it as well would cancel P exactly.
+solver=alternation: with the main weight fixed, least squares for L given Qb(R), then for R given
+Qb(L): closed-form steps on the same objective, each solved around the other's rounding.
+rotation=random: L·Tᵀ, T·R with T orthogonal; spreads the columns' magnitudes over a scale block.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from loraq.branches import Problem, Solution
+from loraq.branches.alternating import Best
+from loraq.branches.linear_algebra import balance, random_rotation, solve_left, solve_right
+from loraq.branches.svd import start_factors
+from loraq.config import BranchConfig
+
+PATIENCE = {"alternation": 4, "adam": 40}
+"""Rounds without relative gain above `tolerance` before a unit counts as converged."""
+
+
+def find(problem: Problem, options: BranchConfig) -> Solution:
+    left, right = _start(problem, options)
+    if options.rotation == "random":
+        t_RR = random_rotation(problem.rank, problem.generator)
+        left, right = left @ t_RR.T, t_RR @ right
+    solve = _adam if options.solver == "adam" else _alternate
+    return solve(problem, options, left, right)
+
+
+def _start(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
+    """The start's SVD; `zero` is P = 0 with a random R, as LoRA starts (no direction preferred)."""
+    if options.start != "zero":
+        return start_factors(problem, options.start)
+    b, o, i = problem.weight_BOI.shape
+    right = torch.randn(b, problem.rank, i, generator=problem.generator) / math.sqrt(i)
+    return problem.weight_BOI.new_zeros(b, o, problem.rank), right.to(problem.weight_BOI)
+
+
+class _Progress:
+    """Keeps each unit's best factors and says when every unit has converged."""
+
+    def __init__(self, problem: Problem, options: BranchConfig, left: Tensor, right: Tensor):
+        self.best = Best(left, right)
+        self.losses: list[float] = []
+        self.tolerance, self.patience = options.tolerance, PATIENCE[options.solver]
+        self.mark_B = self.best.score_B.clone()
+        self.idle_B = torch.zeros_like(self.mark_B, dtype=torch.int64)
+
+    def converged(self, loss_B: Tensor, left: Tensor, right: Tensor) -> bool:
+        """Note this round's relative errors (B,); True once no unit gains any more."""
+        self.best.offer(torch.arange(len(loss_B)), loss_B, left, right)
+        self.losses.append(loss_B.mean().item())
+        gained_B = self.best.score_B < self.mark_B * (1 - self.tolerance)
+        self.mark_B = torch.where(gained_B, self.best.score_B, self.mark_B)
+        self.idle_B = torch.where(gained_B, 0, self.idle_B + 1)
+        return bool((self.idle_B >= self.patience).all())
+
+
+def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) -> Solution:
+    w_BOI, shape = problem.weight_BOI, options.objective == "shape"
+    main = problem.round_main(w_BOI)
+    progress = _Progress(problem, options, left, right)
+    for _ in range(options.steps):
+        product = problem.product(left, right)
+        if shape:
+            main = problem.round_main(w_BOI - product)
+        if progress.converged(problem.relative_error(main + product), left, right):
+            break
+        target = w_BOI - main
+        left = solve_left(target, problem.round_branch(right))
+        right = solve_right(target, problem.round_branch(left))
+        left, right = balance(left, right)
+    return Solution(progress.best.left, progress.best.right, shape, progress.losses)
+
+
+def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) -> Solution:
+    """Adam on unit-scaled factors (learning rate relative to their rms), cosine decay to zero."""
+    w_BOI, shape = problem.weight_BOI, options.objective == "shape"
+    main = problem.round_main(w_BOI)
+    scales = [_rms(f, otherwise=w_BOI) for f in (left, right)]
+    free = [(f / s).requires_grad_() for f, s in zip((left, right), scales, strict=True)]
+    optimizer = torch.optim.Adam(free, lr=options.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    progress = _Progress(problem, options, left, right)
+    for _ in range(options.steps):
+        factors = [f * s for f, s in zip(free, scales, strict=True)]
+        rounded = [_straight_through(f, problem.round_branch) for f in factors]
+        product = rounded[0] @ rounded[1]
+        if shape:
+            main = problem.round_main(w_BOI - product.detach())
+        error_B = (w_BOI - main - product).flatten(1).square().sum(1) / problem.weight_norm.square()
+        with torch.no_grad():
+            done = progress.converged(error_B.detach().sqrt(), *(f.detach() for f in factors))
+        if done:
+            break
+        optimizer.zero_grad()
+        error_B.sum().backward()
+        optimizer.step()
+        schedule.step()
+    return Solution(progress.best.left, progress.best.right, shape, progress.losses)
+
+
+def _rms(factor: Tensor, otherwise: Tensor) -> Tensor:
+    """Root mean square per unit (B, 1, 1); a factor that starts at zero takes the weight's."""
+    rms, fallback = (f.square().mean((-2, -1), keepdim=True).sqrt() for f in (factor, otherwise))
+    return torch.where(rms > 0, rms, fallback)
+
+
+def _straight_through(x: Tensor, rounding) -> Tensor:
+    """Q(x) forwards, identity backwards (Bengio et al. 2013)."""
+    return x + (rounding(x.detach()) - x).detach()

@@ -1,0 +1,64 @@
+"""The memory budget of a branch: stored bits per weight, and the rank that a budget buys.
+
+    branch bits per weight = (bits(L) + bits(R), scales included) / weights of the quantised set
+
+R is stored once for layers that share it (method.md's q/k/v). One uniform rank over all
+units is the largest whose total fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loraq.errors import LoraqError
+from loraq.formats import Format, stored_bits
+
+
+def branch_bits(shapes: Sequence[tuple[int, int]], rank: int, branch: Format) -> int:
+    """Stored bits of L (out × rank) and R (rank × in) over units of stacked shape (out, in)."""
+    if rank == 0:
+        return 0
+    return sum(stored_bits((o, rank), branch) + stored_bits((rank, i), branch) for o, i in shapes)
+
+
+def rank_limit(shapes: Sequence[tuple[int, int]]) -> int:
+    """The largest rank every unit can take: the least of all outs and ins."""
+    return min(min(shape) for shape in shapes)
+
+
+def rank_for_budget(
+    shapes: Sequence[tuple[int, int]], bits_per_weight: float, branch: Format
+) -> int:
+    """Largest uniform rank with branch_bits / weights ≤ `bits_per_weight`.
+
+    Raises LoraqError where not even rank 1 fits.
+    """
+    weights = sum(o * i for o, i in shapes)
+    allowed = bits_per_weight * weights
+    low, high = 0, rank_limit(shapes)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if branch_bits(shapes, middle, branch) <= allowed:
+            low = middle
+        else:
+            high = middle - 1
+    if low == 0:
+        least = branch_bits(shapes, 1, branch) / weights
+        raise LoraqError(
+            f"quant.branch.budget={bits_per_weight} bit/weight buys no rank: rank 1 in "
+            f"{branch.label} costs {least:.4f}. Raise the budget, give quant.branch.rank, "
+            "or use method=rtn for no branch."
+        )
+    return low
+
+
+def check_rank(shapes: Sequence[tuple[int, int]], rank: int) -> int:
+    """The rank itself, or a LoraqError naming the limit."""
+    limit = rank_limit(shapes)
+    if not 1 <= rank <= limit:
+        raise LoraqError(
+            f"quant.branch.rank={rank} is outside 1..{limit}: the smallest quantised layer has "
+            f"{limit} channels on its shorter side. Choose a rank ≤ {limit} or give "
+            "quant.branch.budget instead."
+        )
+    return rank

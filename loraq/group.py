@@ -1,0 +1,214 @@
+"""Quantise one group: a batch of equal units through transform → branch → rounding.
+
+Shapes: w_BOI units × out × in, x_BTI units × calibration rows × in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraq.branches import OutputError, Problem, Solution, find
+from loraq.config import BranchConfig, Recipe
+from loraq.formats import Format, dequantize, fake_quantize, get_format, quantize
+from loraq.forward import quantized_linear
+from loraq.layers import LayerTensors
+from loraq.rounding import round_weight
+from loraq.transforms import GELU_SHIFT, InputTransform
+from loraq.transforms.hadamard import largest_block, random_signs
+from loraq.transforms.smoothing import candidates, grid
+from loraq.units import Group, Unit
+
+
+@torch.no_grad()
+def quantize_group(
+    group: Group,
+    transformer: nn.Module,
+    recipe: Recipe,
+    rank: int,
+    inputs: Mapping[str, Tensor] | None,
+) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
+    """The packed layers of `group`, and notes on how they were found (losses, smoothing)."""
+    modules = {
+        layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
+    }
+    weights = {name: module.weight.detach() for name, module in modules.items()}
+    w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
+    x_BTI = None
+    if inputs is not None:
+        x_BTI = torch.stack([inputs[unit.input_id].float() for unit in group.units])
+    step = _GroupStep(group, recipe, rank, w_BOI, x_BTI)
+    transform, notes = step.choose_transform(w_BOI)
+    wt_BOI = transform.weight(w_BOI)
+    solution = step.find_branch(wt_BOI, transform, recipe.branch)
+    notes["losses"] = solution.losses
+    layers: dict[str, LayerTensors] = {}
+    for b, unit in enumerate(group.units):
+        layers |= step.pack(b, unit, wt_BOI[b], transform, solution, modules)
+    return layers, notes
+
+
+class _GroupStep:
+    """What the steps on one group share: formats, generator, calibration inputs."""
+
+    def __init__(
+        self, group: Group, recipe: Recipe, rank: int, w_BOI: Tensor, x_BTI: Tensor | None
+    ) -> None:
+        self.group, self.recipe, self.rank = group, recipe, rank
+        self.weight, self.branch = recipe.weight.build(), recipe.branch_weight.build()
+        self.branch_activation = recipe.branch_activation.build()
+        self.shift = GELU_SHIFT if recipe.transform.shift and _follows_gelu(group) else 0.0
+        self.activation = recipe.activation.build()
+        if self.shift:
+            fmt = self.activation
+            self.activation = get_format("uint4", block=fmt.block, scale=fmt.scale, clip=fmt.clip)
+        self.x_BTI = x_BTI
+        if x_BTI is not None:  # what every candidate is judged by: transforms leave it unchanged
+            self.y_BTO = (x_BTI + self.shift) @ w_BOI.mT
+
+    def generator(self, *purpose: str) -> torch.Generator:
+        """Randomness from the recipe's seed and names alone, so the grouping does not matter."""
+        text = "/".join((str(self.recipe.seed), *purpose))
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        return torch.Generator().manual_seed(seed)
+
+    def choose_transform(self, w_BOI: Tensor) -> tuple[InputTransform, dict[str, Any]]:
+        """The units' transforms as one with leading axes (B, 1, I), and notes."""
+        transform = InputTransform(shift=self.shift)
+        limit = self.recipe.transform.hadamard
+        if limit:
+            width = w_BOI.shape[-1]
+            signs = [random_signs(width, self.generator("signs", u.name)) for u in self.group.units]
+            block = largest_block(width, limit)
+            transform = replace(transform, signs_I=torch.stack(signs)[:, None], block=block)
+        if self.recipe.transform.smooth == "none":
+            return transform, {}
+        return self._search_smoothing(w_BOI, transform)
+
+    def _search_smoothing(
+        self, w_BOI: Tensor, transform: InputTransform
+    ) -> tuple[InputTransform, dict[str, Any]]:
+        """The candidate of least output error, each judged with its own one-SVD branch."""
+        assert self.x_BTI is not None
+        quick = replace(self.recipe.branch, kind="svd" if self.rank else "none", select="weight")
+        if quick.start == "zero":
+            quick = replace(quick, start="error")
+        best_B = torch.full((w_BOI.shape[0],), torch.inf)
+        best_smooth = torch.ones_like(w_BOI[:, :1])
+        choice_B = torch.zeros(w_BOI.shape[0], dtype=torch.int64)
+        for number, (_, s_BI) in enumerate(grid(self.x_BTI + self.shift, w_BOI)):
+            candidate = replace(transform, smooth_I=s_BI[:, None])
+            wt_BOI = candidate.weight(w_BOI)
+            problem = self._problem(wt_BOI, candidate)
+            solution = self.find_branch(wt_BOI, candidate, quick)
+            left, right = solution.left_BOR, solution.right_BRI
+            target = wt_BOI - problem.product(left, right) if solution.residual else wt_BOI
+            error_B = problem.measured_error(problem.round_main(target), left, right)
+            better_B = error_B < best_B
+            best_B = torch.where(better_B, error_B, best_B)
+            choice_B = torch.where(better_B, number, choice_B)
+            best_smooth[better_B] = s_BI[:, None][better_B]
+        exponents = [list(candidates()[n]) for n in choice_B.tolist()]
+        chosen = {unit.name: e for unit, e in zip(self.group.units, exponents, strict=True)}
+        return replace(transform, smooth_I=best_smooth), {"smoothing": chosen}
+
+    def find_branch(
+        self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig
+    ) -> Solution:
+        problem = self._problem(wt_BOI, transform)
+        if options.kind == "none":
+            b, o, i = wt_BOI.shape
+            empty = wt_BOI.new_zeros(b, o, 0), wt_BOI.new_zeros(b, 0, i)
+            error = problem.relative_error(problem.round_main(wt_BOI)).mean().item()
+            return Solution(*empty, residual=False, losses=[error])
+        with torch.enable_grad():
+            return find(problem, options)
+
+    def _problem(self, wt_BOI: Tensor, transform: InputTransform) -> Problem:
+        return Problem(
+            weight_BOI=wt_BOI,
+            rank=self.rank,
+            round_main=_batched(self.weight),
+            round_branch=_batched(self.branch),
+            generator=self.generator("branch", self.group.name),
+            output_error=self._output_error(transform),
+        )
+
+    def _output_error(self, transform: InputTransform) -> OutputError | None:
+        """‖Y − Ŷ‖² on the calibration inputs with everything quantised as it will run."""
+        if self.x_BTI is None:
+            return None
+        xt_BTI, y_BTO = transform.input(self.x_BTI), self.y_BTO
+
+        @torch.no_grad()
+        def error(main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor, units_B: Tensor) -> Tensor:
+            estimate = quantized_linear(
+                xt_BTI[units_B],
+                main_BOI,
+                self.activation,
+                right_RI=right_BRI if self.rank else None,
+                left_OR=left_BOR if self.rank else None,
+                branch_activation=self.branch_activation,
+                requantize_intermediate=self.recipe.requantize_intermediate,
+            )
+            return (estimate - y_BTO[units_B]).square().sum((-2, -1))
+
+        return error
+
+    def pack(
+        self,
+        b: int,
+        unit: Unit,
+        wt_OI: Tensor,
+        transform: InputTransform,
+        solution: Solution,
+        modules: Mapping[str, nn.Module],
+    ) -> dict[str, LayerTensors]:
+        """Store unit `b`: R once, L and the main weight by layer."""
+        own = replace(
+            transform,
+            smooth_I=None if transform.smooth_I is None else transform.smooth_I[b, 0].clone(),
+            signs_I=None if transform.signs_I is None else transform.signs_I[b, 0].clone(),
+        )
+        right = quantize(solution.right_BRI[b], self.branch) if self.rank else None
+        packed, start = {}, 0
+        for layer in unit.layers:
+            rows = slice(start, start + layer.shape[0])
+            start = rows.stop
+            left, target_OI = None, wt_OI[rows]
+            if right is not None:
+                left = quantize(solution.left_BOR[b, rows], self.branch)
+                if solution.residual:
+                    target_OI = target_OI - dequantize(left) @ dequantize(right)
+            module = modules[layer.name]
+            bias = None if module.bias is None else module.bias.detach()
+            bias_O = own.bias(bias, module.weight.detach().float())
+            packed[layer.name] = LayerTensors(
+                weight=round_weight(target_OI, self.weight, self.recipe.rounding.kind),
+                activation=self.activation,
+                transform=own,
+                left=left,
+                right=right,
+                branch_activation=None if right is None else self.branch_activation,
+                requantize_intermediate=self.recipe.requantize_intermediate,
+                bias_O=None if bias_O is None else bias_O.float(),
+            )
+        return packed
+
+
+def _follows_gelu(group: Group) -> bool:
+    """Only the second linear of a GELU feed-forward reads an input that −0.17 bounds below."""
+    return all(role == "ff_down" for unit in group.units for role in unit.roles)
+
+
+def _batched(fmt: Format) -> Callable[[Tensor], Tensor]:
+    """Q of each unit by itself; only formats with one scale per tensor need a loop for that."""
+    per_tensor = fmt.block == -1 or fmt.family == "nvfp"
+    if per_tensor:
+        return lambda w_BOI: torch.stack([fake_quantize(w_OI, fmt) for w_OI in w_BOI])
+    return lambda w_BOI: fake_quantize(w_BOI, fmt)

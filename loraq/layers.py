@@ -1,0 +1,99 @@
+"""A quantised layer: its packed tensors (`LayerTensors`) and the module that computes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from loraq.formats import Format, QuantizedTensor, dequantize
+from loraq.forward import quantized_linear
+from loraq.transforms import InputTransform
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """Everything one layer stores. `right` may be the very object another layer holds (q/k/v)."""
+
+    weight: QuantizedTensor
+    activation: Format
+    transform: InputTransform = field(default_factory=InputTransform)
+    left: QuantizedTensor | None = None
+    right: QuantizedTensor | None = None
+    branch_activation: Format | None = None
+    requantize_intermediate: bool = True
+    bias_O: Tensor | None = None
+
+    def effective_weight(self) -> Tensor:
+        """Ŵ = Wq + L·R back in the original basis, float32 (O, I)."""
+        w_OI = dequantize(self.weight)
+        if self.left is not None and self.right is not None:
+            w_OI = w_OI + dequantize(self.left) @ dequantize(self.right)
+        return self.transform.weight_back(w_OI)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The equation on this layer, dequantised afresh: slow, exact, without a module."""
+        return quantized_linear(self.transform.input(x.float()), bias_O=self.bias_O, **self.dense())
+
+    def dense(self) -> dict:
+        """The arguments of `quantized_linear` with weights dequantised to float32."""
+        return {
+            "weight_OI": dequantize(self.weight),
+            "activation": self.activation,
+            "right_RI": None if self.right is None else dequantize(self.right),
+            "left_OR": None if self.left is None else dequantize(self.left),
+            "branch_activation": self.branch_activation,
+            "requantize_intermediate": self.requantize_intermediate,
+        }
+
+
+class QuantizedLinear(nn.Module):
+    """Stands in for `nn.Linear`; buffers are the packed tensors, names as in the checkpoint.
+
+    The dequantised weights that emulation multiplies with are a cache made at first use in the
+    input's dtype; they are no buffers and are never saved.
+    """
+
+    def __init__(self, tensors: LayerTensors) -> None:
+        super().__init__()
+        self.tensors = tensors
+        self.out_features, self.in_features = tensors.weight.shape
+        for part in ("weight", "left", "right"):
+            packed = getattr(tensors, part)
+            for suffix, tensor in ({} if packed is None else packed.tensors()).items():
+                self.register_buffer(f"{part}_{suffix}", tensor)
+        for suffix, tensor in tensors.transform.tensors().items():
+            self.register_buffer(f"transform_{suffix}", tensor)
+        self.register_buffer("bias", tensors.bias_O)
+        self._cache: tuple[torch.dtype, torch.device, dict, InputTransform] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense, transform, bias_O = self._dense(x.dtype, x.device)
+        return quantized_linear(transform.input(x), bias_O=bias_O, **dense).to(x.dtype)
+
+    def _dense(self, dtype: torch.dtype, device: torch.device):
+        if self._cache is None or self._cache[:2] != (dtype, device):
+            dense = {
+                name: value.to(device, dtype) if isinstance(value, Tensor) else value
+                for name, value in self.tensors.dense().items()
+            }
+            t = self.tensors.transform
+            moved = replace(
+                t,
+                smooth_I=None if t.smooth_I is None else t.smooth_I.to(device, dtype),
+                signs_I=None if t.signs_I is None else t.signs_I.to(device),
+            )
+            bias = self.tensors.bias_O
+            dense_bias = None if bias is None else bias.to(device, dtype)
+            self._cache = (dtype, device, {"dense": dense, "bias": dense_bias}, moved)
+        held = self._cache[2]
+        return held["dense"], self._cache[3], held["bias"]
+
+    def extra_repr(self) -> str:
+        t = self.tensors
+        rank = 0 if t.left is None else t.left.shape[-1]
+        return (
+            f"in={self.in_features}, out={self.out_features}, weight={t.weight.format.label}, "
+            f"activation={t.activation.label}, rank={rank}"
+        )

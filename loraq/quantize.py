@@ -1,0 +1,184 @@
+"""Walk the layers in groups, compose transform → branch → rounding, keep each finished group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraq.budget import branch_bits, check_rank, rank_for_budget
+from loraq.checkpoint import load_group, save_group
+from loraq.config import Recipe
+from loraq.errors import LoraqError
+from loraq.group import quantize_group
+from loraq.layers import LayerTensors, QuantizedLinear
+from loraq.models import Layer
+from loraq.units import Unit, make_groups, make_units
+
+VERSION = 1
+"""Part of every quantised product's key; raised when the numbers of any method change."""
+
+
+@dataclass
+class QuantizedModel:
+    """The packed layers of one transformer, with what they cost and how they were found."""
+
+    layers: dict[str, LayerTensors]
+    rank: int
+    info: dict[str, Any] = field(default_factory=dict)
+    _originals: dict[str, nn.Module] = field(default_factory=dict, repr=False)
+
+    def apply(self, transformer: nn.Module) -> None:
+        """Put `QuantizedLinear` in the place of every quantised linear of `transformer`."""
+        for name, tensors in self.layers.items():
+            self._originals[name] = transformer.get_submodule(name)
+            transformer.set_submodule(name, QuantizedLinear(tensors), strict=True)
+
+    def revert(self, transformer: nn.Module) -> None:
+        """Put the 16-bit linears back that `apply` took out."""
+        for name, original in self._originals.items():
+            transformer.set_submodule(name, original, strict=True)
+        self._originals.clear()
+
+    @property
+    def weights(self) -> int:
+        """Weights of the quantised set."""
+        return sum(t.weight.shape[0] * t.weight.shape[1] for t in self.layers.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of the set: main weights, branches (a shared R once), transforms."""
+        packed = [
+            getattr(t, part) for t in self.layers.values() for part in ("weight", "left", "right")
+        ]
+        operands = {id(p): p.nbytes for p in packed if p is not None}
+        transforms = {id(t.transform): t.transform.nbytes for t in self.layers.values()}
+        return sum(operands.values()) + sum(transforms.values())
+
+    @property
+    def branch_nbytes(self) -> int:
+        packed = [getattr(t, part) for t in self.layers.values() for part in ("left", "right")]
+        return sum({id(p): p.nbytes for p in packed if p is not None}.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / self.weights
+
+    @property
+    def branch_bits_per_weight(self) -> float:
+        return 8 * self.branch_nbytes / self.weights
+
+
+def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
+    """The uniform rank: as asked for, or what the budget buys; 0 without a branch."""
+    if recipe.branch.kind == "none":
+        return 0
+    shapes = [unit.shape for unit in units]
+    if recipe.branch.rank is not None:
+        return check_rank(shapes, recipe.branch.rank)
+    assert recipe.branch.budget is not None
+    return rank_for_budget(shapes, recipe.branch.budget, recipe.branch_weight.build())
+
+
+def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, float]:
+    """(rank, branch bits per weight) before anything is computed, for plans."""
+    units = make_units(layers, recipe.branch.share_qkv)
+    rank = choose_rank(units, recipe)
+    weights = sum(u.shape[0] * u.shape[1] for u in units)
+    bits = branch_bits([u.shape for u in units], rank, recipe.branch_weight.build())
+    return rank, bits / weights
+
+
+def quantize_model(
+    transformer: nn.Module,
+    layers: Sequence[Layer],
+    recipe: Recipe,
+    inputs: Mapping[str, Tensor] | None = None,
+    checkpoint_dir: Path | None = None,
+    progress: str | None = "quantise",
+) -> QuantizedModel:
+    """Quantise `layers` of `transformer` by `recipe`; the transformer itself is left as it is.
+
+    inputs: calibration rows by input id (`InputCapture`), needed by calibrated recipes only and
+        never read by data-free ones.
+    checkpoint_dir: every finished group is written here at once and found again by a later call.
+    progress: label of the progress bar, None for none.
+    """
+    from tqdm import tqdm
+
+    if recipe.needs_calibration and inputs is None:
+        raise LoraqError(
+            "This recipe reads activations (transform.smooth=search or branch.select=output), and "
+            "no calibration inputs were given. Pass `inputs`, or use a data-free recipe."
+        )
+    units = make_units(layers, recipe.branch.share_qkv)
+    rank = choose_rank(units, recipe)
+    done: dict[str, LayerTensors] = {}
+    info: dict[str, Any] = {}
+    with tqdm(total=len(layers), desc=progress, unit="layer", disable=progress is None) as bar:
+        for group in make_groups(units):
+            path = None if checkpoint_dir is None else checkpoint_dir / f"{group.name}.safetensors"
+            found = _finished(path)
+            if found is None:
+                started = time.perf_counter()
+                tensors, notes = quantize_group(
+                    group, transformer, recipe, rank, inputs if recipe.needs_calibration else None
+                )
+                notes["seconds"] = time.perf_counter() - started
+                if path is not None:
+                    save_group(path, tensors, notes)
+                found = tensors, notes
+            done.update(found[0])
+            info[group.name] = found[1]
+            bar.set_postfix_str(f"{group.name} error {found[1]['losses'][-1]:.4f}")
+            bar.update(len(found[0]))
+    ordered = {layer.name: done[layer.name] for layer in layers}
+    return QuantizedModel(ordered, rank, info)
+
+
+def _finished(path: Path | None) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
+    """A group that an earlier run wrote; a damaged one is taken away and made again."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        return load_group(path)
+    except LoraqError:
+        path.unlink()
+        return None
+
+
+@torch.no_grad()
+def layer_errors(
+    model: QuantizedModel,
+    transformer: nn.Module,
+    layers: Sequence[Layer],
+    inputs: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
+    """Per layer ‖W − Ŵ‖/‖W‖ and ‖Y − Ŷ‖/‖Y‖ (bias left out of Y), in the original basis.
+
+    `transformer` is the 16-bit one, `inputs` its own activations on captions kept for measuring.
+    """
+    rows = []
+    for layer in layers:
+        linear = transformer.get_submodule(layer.name)
+        w_OI = linear.weight.float()
+        tensors = model.layers[layer.name]
+        x_TI = inputs[layer.shares_input].float()
+        y_TO = x_TI @ w_OI.T
+        offset = 0.0 if linear.bias is None else linear.bias.float()
+        error = tensors.forward(x_TI) - offset - y_TO
+        weight_error = (tensors.effective_weight() - w_OI).norm() / w_OI.norm()
+        rows.append(
+            {
+                "layer": layer.name,
+                "role": layer.role,
+                "weight_error": weight_error.item(),
+                "output_error": (error.norm() / y_TO.norm()).item(),
+            }
+        )
+    return rows

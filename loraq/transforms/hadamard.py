@@ -1,0 +1,59 @@
+"""Block Hadamard rotation with random signs: x → x·D·H, W → W·D·H with (D·H)(D·H)ᵀ = 1.
+
+Shapes: x_TI tokens × in, w_OI out × in; D is diagonal ±1, H is block-diagonal with normalised
+Sylvester–Hadamard blocks, so x·Wᵀ is unchanged (QuaRot, arXiv 2404.00456, applied per block).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from loraq.errors import LoraqError
+
+
+def largest_block(width: int, limit: int) -> int:
+    """Largest power of two that divides `width` and does not exceed `limit`.
+
+    Raises LoraqError where only 1 fits, for a rotation of single values changes nothing.
+    """
+    if limit < 2 or limit & (limit - 1):
+        raise LoraqError(
+            f"quant.transform.hadamard={limit}: the block must be a power of two of at least 2 "
+            "(or 0 for no rotation); try 64."
+        )
+    block = math.gcd(width, limit)
+    if block < 2:
+        raise LoraqError(
+            f"a block Hadamard needs an even width, the layer reads {width} channels; "
+            "set quant.transform.hadamard=0 or skip that layer."
+        )
+    return block
+
+
+def random_signs(width: int, generator: torch.Generator) -> Tensor:
+    """D's diagonal: ±1 with equal probability, (I,) int8."""
+    return torch.randint(0, 2, (width,), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def hadamard_matrix(block: int) -> Tensor:
+    """Sylvester's H_{2n} = [[H, H], [H, −H]] / √2, (block, block) float32, symmetric, H·H = 1."""
+    h = torch.ones(1, 1, dtype=torch.float64)
+    while h.shape[0] < block:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
+    return (h / math.sqrt(block)).float()
+
+
+def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
+    """x·D·H over the last axis, any leading axes; float32 in, float32 out."""
+    h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
+    blocks = (x * signs_I.to(x.dtype)).unflatten(-1, (-1, block))
+    return (blocks @ h).flatten(-2)
+
+
+def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
+    """x·H·D, the inverse of `rotate`."""
+    h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
+    return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x.dtype)

@@ -1,0 +1,38 @@
+"""Smoothing scales: x → x / s, W → W · s, per input channel (SmoothQuant, arXiv 2211.10438).
+
+SVDQuant judges 39 candidates s = xmax^α / wmax^β by the layer's output error: identity,
+19 × (α, 0) and 19 × (α, 1 − α), α = 0.05 … 0.95 (deepcompressor, commit 69f3473).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ALPHAS = tuple(i / 20 for i in range(1, 20))
+
+
+def candidates() -> list[tuple[float, float]]:
+    """The grid of exponents (α, β); the first is the identity (0, 0)."""
+    return [(0.0, 0.0), *((a, 0.0) for a in ALPHAS), *((a, 1.0 - a) for a in ALPHAS)]
+
+
+def smoothing_scale(xmax_I: Tensor, wmax_I: Tensor, alpha: float, beta: float) -> Tensor:
+    """s = xmax^α / wmax^β, rounded to the bfloat16 it is stored in, returned as float32.
+
+    Any leading batch axes. A channel whose x or W is zero throughout keeps s = 1: there is
+    nothing to move, and 0 or ∞ would poison the layer.
+    """
+    dead = (xmax_I <= 0) | (wmax_I <= 0)
+    s = xmax_I.clamp_min(1e-12).pow(alpha) / wmax_I.clamp_min(1e-12).pow(beta)
+    s = torch.where(dead, torch.ones_like(s), s)
+    return s.to(torch.bfloat16).float()
+
+
+def grid(x_BTI: Tensor, w_BOI: Tensor) -> Iterator[tuple[tuple[float, float], Tensor]]:
+    """Yield ((α, β), s_BI) for every candidate, from calibration inputs and weights."""
+    xmax_BI, wmax_BI = x_BTI.abs().amax(-2), w_BOI.abs().amax(-2)
+    for alpha, beta in candidates():
+        yield (alpha, beta), smoothing_scale(xmax_BI, wmax_BI, alpha, beta)
