@@ -1,0 +1,57 @@
+# LoRaQ. Every target sets up what it needs by itself; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/loraq
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format table1 tables cache clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedded model (≤ 10 min on 2 cores)
+	$(RUN) run experiment=demo
+
+table1: $(INSTALLED) ## the comparison: about 25 rows, 128 prompts (hours on 2 cores; resumes)
+	$(RUN) run experiment=table1
+
+tables: $(INSTALLED) ## Markdown, LaTeX and CSV tables again from the records that are there
+	$(RUN) tables
+
+test: $(INSTALLED_DEV) ## the whole test suite (≤ 10 min on 2 cores)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED_DEV) ## lint, formatting and types of the public API
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED_DEV) ## format the code in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+cache: $(INSTALLED) ## what lies under outputs/, and how much disk it takes
+	$(RUN) cache
+
+install: $(INSTALLED) ## only the environment: .venv with exactly the versions of constraints.txt
+
+clean: ## remove build files and tool caches (never images, records or checkpoints)
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find loraq tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## as clean, and the environment as well (outputs/ stays)
+	rm -rf $(VENV) loraq.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
