@@ -78,7 +78,7 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None
     if metadata.get("layout") != LAYOUT:

@@ -45,7 +45,7 @@ AT_LEAST: dict[str, float] = {
     "CalibrationConfig.rows_per_layer": 1,
     "DataConfig.count": 1,
     "GenerateConfig.batch_size": 1,
-    "MetricsConfig.bootstrap": 1,
+    "MetricsConfig.bootstrap": 100,
     "Config.threads": 1,
 }
 ABOVE_ZERO = ("BranchConfig.budget", "BranchConfig.tolerance", "BranchConfig.learning_rate")
@@ -171,6 +171,15 @@ class Recipe(_Checked):
     skip: tuple[str, ...] = ("cross_k", "cross_v")
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transform.shift and self.activation.name != "int4":
+            raise LoraqError(
+                f"quant.transform.shift=true pairs with unsigned 4-bit codes, and the activations "
+                f"are {self.activation.name}. Set quant.transform.shift=false, or use "
+                "format@quant.activation=int4."
+            )
+
     @property
     def needs_calibration(self) -> bool:
         """Whether quantising reads activations (a data-free recipe reads weights alone)."""
@@ -220,11 +229,16 @@ class CalibrationConfig(_Checked):
 
 @dataclass(frozen=True)
 class DataConfig(_Checked):
-    """Which prompts are generated: the first `count` of a split of the captions file."""
+    """Which prompts are generated: the first `count` of a split of the captions file.
+
+    `real`: the real images of these prompts, for Fréchet and kernel distances: a folder of
+    NAME.png, or a file of their features.
+    """
 
     captions: str = "asset:captions.json"
     split: str = "test"
     count: int | None = 32
+    real: str | None = None
 
 
 @dataclass(frozen=True)
@@ -254,7 +268,10 @@ class TrackingConfig(_Checked):
 
 @dataclass(frozen=True)
 class Config(_Checked):
-    """One row: a model, a recipe (None = the 16-bit reference) and how it is judged."""
+    """One row: a model, a recipe (None = the 16-bit reference) and how it is judged.
+
+    `baseline` names the row that the experiment's table compares the others with.
+    """
 
     model: ModelConfig
     method: str
@@ -265,6 +282,7 @@ class Config(_Checked):
     metrics: MetricsConfig = MetricsConfig()
     tracking: TrackingConfig = TrackingConfig()
     experiment: str = "single"
+    baseline: str | None = None
     row: str | None = None
     label: str | None = None
     device: str = "auto"
@@ -357,4 +375,11 @@ def from_hydra(composed: Any) -> Config:
                 getattr(config.quant, operand).build()
             except LoraqError as error:
                 raise LoraqError(f"quant.{operand}: {error}") from None
+    from loraq.metrics import module
+
+    for name in config.metrics.names:
+        try:
+            module(name)
+        except LoraqError as error:
+            raise LoraqError(f"metrics.names: {error}") from None
     return config

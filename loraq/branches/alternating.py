@@ -3,8 +3,8 @@
 select=weight: best ‖W − Q − P‖_F, data-free      (LoftQ, arXiv 2310.08659)
 select=output: best calibration output error; a unit stops at its first round without
                improvement                          (SVDQuant, arXiv 2411.05007)
-start=weight: Q₀ = 0, so the first P is SVD_r(W); start=error: Q₀ = Q(W);
-start=zero: P₀ = 0 is itself a round that may win, then as start=error.
+start=weight: Q₀ = 0, so the first P is SVD_r(W); start=zero: P₀ = 0, which is itself a round that may
+win, then the first P is SVD_r(W − Q(W)) (LoftQ's own start).
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             "quant.branch.kind=alternating re-rounds the main weight each round, which is "
             "objective=shape; for a fixed Q(W) use quant.branch.kind=svd (LQER)."
         )
+    if options.start == "error":
+        raise LoraqError(
+            "quant.branch.start=error with quant.branch.kind=alternating is start=zero: from P = 0 "
+            "the first round is the SVD of the error. Choose start=zero or start=weight."
+        )
     by_output = options.select == "output"
     w_BOI = problem.weight_BOI
     b, o, i = w_BOI.shape
     best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
     quantised_BOI = torch.zeros_like(w_BOI)
-    if options.start != "weight":
-        quantised_BOI = problem.round_main(w_BOI)
     if options.start == "zero":
+        quantised_BOI = problem.round_main(w_BOI)
         score_B = _score(problem, quantised_BOI, best.left, best.right, by_output)
         best.offer(torch.arange(b), score_B, best.left.clone(), best.right.clone())
 

@@ -1,0 +1,221 @@
+"""Finders against what linear algebra and their definitions promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loraq.branches import Problem, Solution, find
+from loraq.branches.linear_algebra import (
+    balance,
+    random_rotation,
+    randomized_svd,
+    solve_left,
+    solve_right,
+    truncated_svd,
+)
+from loraq.config import BranchConfig
+from loraq.errors import LoraqError
+from loraq.formats import fake_quantize, get_format
+
+
+def weights(batch=2, out=48, width=64, seed=0) -> torch.Tensor:
+    """Heavy-tailed weights with a decaying spectrum, as trained layers have."""
+    g = torch.Generator().manual_seed(seed)
+    u, v = torch.randn(batch, out, 16, generator=g), torch.randn(batch, 16, width, generator=g)
+    spectrum = torch.linspace(2, 0.2, 16)
+    return (u * spectrum) @ v / 8 + 0.3 * torch.randn(batch, out, width, generator=g)
+
+
+def problem(w: torch.Tensor, rank=8, main="int4", branch="int8", output_error=None) -> Problem:
+    main_format, branch_format = get_format(main), get_format(branch)
+    return Problem(
+        w,
+        rank,
+        lambda t: fake_quantize(t, main_format),
+        lambda t: fake_quantize(t, branch_format),
+        torch.Generator().manual_seed(1),
+        output_error,
+    )
+
+
+def final_error(p: Problem, s: Solution) -> torch.Tensor:
+    """‖W − Ŵ‖/‖W‖ of the solution as it will be stored."""
+    product = p.product(s.left_BOR, s.right_BRI)
+    target = p.weight_BOI - product if s.residual else p.weight_BOI
+    return p.relative_error(p.round_main(target) + product)
+
+
+RTN = BranchConfig(kind="none")
+LQER = BranchConfig(kind="svd", start="error", objective="compensate")
+LOFTQ = BranchConfig(kind="alternating", steps=10)
+O1 = BranchConfig(kind="loraq", objective="compensate", start="error")
+O2 = BranchConfig(kind="loraq", objective="shape", start="weight")
+O1_ADAM = BranchConfig(kind="loraq", objective="compensate", start="error", solver="adam", steps=60)
+O2_ADAM = BranchConfig(kind="loraq", solver="adam", steps=60)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (64, 48), (33, 33)])
+def test_truncated_svd_reaches_the_eckart_young_bound(shape):
+    w = weights(3, *shape)
+    left, right = truncated_svd(w, 5)
+    tail = torch.linalg.svdvals(w.double())[:, 5:].square().sum(-1).sqrt()
+    error = (w.double() - left.double() @ right.double()).flatten(1).norm(dim=1)
+    assert torch.allclose(error, tail, rtol=1e-5)
+    assert torch.allclose(left.norm(dim=1), right.norm(dim=2), rtol=1e-4)  # √S on both sides
+
+
+def test_randomized_svd_is_within_a_percent_and_a_warm_start_helps():
+    w = weights(2, 96, 128, seed=4)
+    best = (w - torch.matmul(*truncated_svd(w, 8))).norm()
+    g = torch.Generator().manual_seed(0)
+    cold = (w - torch.matmul(*randomized_svd(w, 8, g, iterations=2))).norm()
+    _, right = truncated_svd(w, 8)
+    warm = (w - torch.matmul(*randomized_svd(w, 8, g, right, iterations=1))).norm()
+    assert best <= cold * (1 + 1e-6) and cold <= best * 1.01
+    assert warm <= best * 1.0001
+
+
+def test_least_squares_steps_are_stationary():
+    g = torch.Generator().manual_seed(0)
+    target = weights()
+    right = torch.randn(2, 8, 64, generator=g)
+    left = solve_left(target, right)
+    gradient = (target - left @ right) @ right.mT
+    assert gradient.abs().max() < 1e-2 * (target @ right.mT).abs().max() * 1e-2
+    again = solve_right(target, left)
+    gradient = left.mT @ (target - left @ again)
+    assert gradient.abs().max() < 1e-4 * (left.mT @ target).abs().max()
+
+
+def test_balance_and_rotation_keep_the_product():
+    left, right = truncated_svd(weights(), 8)
+    left, right = left * 3, right / 3
+    balanced = balance(left, right)
+    assert torch.allclose(balanced[0] @ balanced[1], left @ right, atol=1e-5)
+    assert torch.allclose(balanced[0].norm(dim=1), balanced[1].norm(dim=2), rtol=1e-4)
+    t = random_rotation(8, torch.Generator().manual_seed(0))
+    assert torch.allclose(t @ t.T, torch.eye(8), atol=1e-5)
+    assert torch.allclose((left @ t.T) @ (t @ right), left @ right, atol=1e-4)
+
+
+def test_lqer_is_the_svd_of_the_quantisation_error():
+    w = weights(1)
+    p = problem(w, branch="fp16")
+    s = find(p, LQER)
+    error = (w - p.round_main(w))[0].double()
+    u, sv, vh = torch.linalg.svd(error)
+    expected = (u[:, :8] * sv[:8]) @ vh[:8]
+    assert not s.residual
+    assert torch.allclose((s.left_BOR @ s.right_BRI)[0].double(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("main,branch", [("int4", "int8"), ("mxfp4_e2m1", "mxfp8_e4m3")])
+def test_each_method_improves_on_what_it_refines(main, branch):
+    w = weights(4)
+    p = problem(w, main=main, branch=branch)
+    rtn = p.relative_error(p.round_main(w))
+    errors = {
+        name: final_error(p, find(p, options))
+        for name, options in {
+            "lqer": LQER,
+            "loftq": LOFTQ,
+            "o1": O1,
+            "o2": O2,
+            "o1a": O1_ADAM,
+            "o2a": O2_ADAM,
+            "svd": BranchConfig(kind="svd", start="weight"),
+        }.items()
+    }
+    assert (errors["lqer"] < rtn).all()
+    assert (errors["o1"] <= errors["lqer"] * (1 + 1e-6)).all()
+    assert (errors["o1a"] <= errors["lqer"] * (1 + 1e-6)).all()
+    assert (errors["loftq"] <= errors["svd"] * (1 + 1e-6)).all()
+    assert (errors["o2"] < errors["svd"]).all()
+    assert (errors["o2a"] <= errors["svd"] * (1 + 1e-6)).all()
+    assert errors["o2"].mean() < errors["o1"].mean()
+
+
+@pytest.mark.parametrize("options", [LOFTQ, O1, O2, O1_ADAM, O2_ADAM])
+def test_the_last_loss_kept_is_what_the_stored_factors_reach(options):
+    p = problem(weights())
+    s = find(p, options)
+    assert len(s.losses) >= 1
+    assert final_error(p, s).mean().item() <= min(s.losses) * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("options", [O2, O2_ADAM, LOFTQ])
+def test_a_unit_does_not_depend_on_its_batch(options):
+    w = weights(3)
+    together = final_error(problem(w), find(problem(w), options))
+    alone = torch.cat([final_error(problem(x[None]), find(problem(x[None]), options)) for x in w])
+    assert torch.allclose(together, alone, rtol=2e-2)
+
+
+def test_rotation_changes_the_factors_and_not_what_they_can_express():
+    w = weights()
+    p = problem(w, branch="fp16")
+    plain = find(p, BranchConfig(kind="loraq", steps=1))
+    rotated = find(p, BranchConfig(kind="loraq", steps=1, rotation="random"))
+    assert not torch.allclose(plain.left_BOR, rotated.left_BOR, atol=1e-3)
+    assert torch.allclose(
+        plain.left_BOR @ plain.right_BRI, rotated.left_BOR @ rotated.right_BRI, atol=1e-4
+    )
+
+
+def test_a_plain_gradient_through_the_rounding_would_cancel():
+    """Why O2 stops the gradient at Q: straight-through everywhere leaves nothing of P."""
+    w = weights(1)
+    fmt = get_format("int4")
+    product = torch.zeros_like(w).requires_grad_()
+
+    def q_straight_through(t):
+        return t + (fake_quantize(t.detach(), fmt) - t).detach()
+
+    trap = (w - product - q_straight_through(w - product)).square().sum()
+    (gradient,) = torch.autograd.grad(trap, product)
+    assert gradient.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    "kind,starts",
+    [
+        ("svd", ("weight", "error")),
+        ("alternating", ("weight", "zero")),
+        ("loraq", ("weight", "error", "zero")),
+    ],
+)
+def test_every_start_is_its_own(kind, starts):
+    p = problem(weights())
+    lefts = [find(p, BranchConfig(kind=kind, start=start, steps=1)).left_BOR for start in starts]
+    for number, left in enumerate(lefts):
+        assert all(not torch.equal(left, other) for other in lefts[:number])
+
+
+def test_output_selection_stops_at_the_first_round_that_does_not_improve():
+    w = weights(2)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 40, 64, generator=g)
+    calls = []
+
+    def output_error(main, left, right, units):
+        calls.append(units.tolist())
+        return (x[units] @ (w[units] - main - left @ right).mT).square().sum((-2, -1))
+
+    p = problem(w, output_error=output_error)
+    s = find(p, BranchConfig(kind="alternating", select="output"))
+    assert 2 <= len(calls) <= 100 and calls[0] == [0, 1]
+    assert all(set(b) <= set(a) for a, b in zip(calls, calls[1:], strict=False))
+    assert s.losses == sorted(s.losses, reverse=True)
+
+
+def test_mistakes_are_answered():
+    p = problem(weights())
+    with pytest.raises(LoraqError, match="start=zero"):
+        find(p, BranchConfig(kind="svd", start="zero"))
+    with pytest.raises(LoraqError, match="start=zero"):
+        find(p, BranchConfig(kind="alternating", start="error"))
+    with pytest.raises(LoraqError, match="objective=shape"):
+        find(p, BranchConfig(kind="alternating", objective="compensate"))
+    with pytest.raises(LoraqError, match="calibration"):
+        find(p, BranchConfig(kind="alternating", select="output"))
