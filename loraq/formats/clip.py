@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq.formats.scales import E8M0_NAN, block_scales, scale_values
+from loraq.formats.scales import E8M0_NAN, block_scales, divisor, scale_values
 from loraq.formats.table import Format
 
 SHRINK = tuple(1.0 - 0.025 * step for step in range(1, 17))  # 0.975 … 0.6
@@ -38,6 +38,5 @@ def _squared_error(
     blocks: Tensor, stored: Tensor, fmt: Format, tensor_scale: Tensor | None
 ) -> Tensor:
     scale = scale_values(stored, fmt, tensor_scale)
-    divide_by = scale.masked_fill(scale == 0, float("inf")).unsqueeze(-1)
-    values = fmt.element.round_(blocks / divide_by)
+    values = fmt.element.round_(blocks / divisor(scale).unsqueeze(-1))
     return values.mul_(scale.unsqueeze(-1)).sub_(blocks).square_().sum(-1)

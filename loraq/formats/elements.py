@@ -10,8 +10,9 @@ neighbours in the binade of v, is a power of two that is read from v's exponent 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class IntegerElement:
     @property
     def maximum_code(self) -> int:
         """Largest code; the most negative two's complement code is never written."""
-        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
 
     @property
     def maximum(self) -> float:
@@ -54,15 +55,19 @@ class IntegerElement:
         low = -self.maximum_code if self.signed else 0
         return tuple(code % 2**self.bits for code in range(low, self.maximum_code + 1))
 
-    def round_(self, v: Tensor) -> Tensor:
-        """Rounds `v` (fp32, element units) in place; NaN stays NaN."""
+    def round_(self, v: Tensor, scratch: Tensor | None = None) -> Tensor:
+        """Rounds `v` (fp32, element units) in place; NaN stays NaN; zeros are +0."""
         rounder = ROUNDER * 2.0**-self.fraction_bits
         v.clamp_(-self.maximum if self.signed else 0.0, self.maximum)
         return v.add_(rounder).sub_(rounder)
 
+    def quantize(self, v: Tensor) -> Tensor:
+        """fp32 in element units -> uint8 bit patterns of the nearest codes; overwrites `v`."""
+        return self.encode(self.round_(v))
+
     def encode(self, values: Tensor) -> Tensor:
         """Values that are representable -> uint8 bit patterns in the low `bits` bits."""
-        codes = (values * 2.0**self.fraction_bits).to(torch.int16)
+        codes = (values * float(2**self.fraction_bits)).to(torch.int16)
         return codes.bitwise_and_(2**self.bits - 1).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ class IntegerElement:
 
 @dataclass(frozen=True)
 class FloatElement:
-    """sign · 2^(exponent-bias) · 1.mantissa, subnormals kept; `maximum` is the last finite value."""
+    """sign · 2^(exponent - bias) · 1.mantissa; subnormals kept; `maximum`: last finite one."""
 
     exponent_bits: int
     mantissa_bits: int
@@ -92,7 +97,7 @@ class FloatElement:
     @property
     def bias(self) -> int:
         """Exponent bias, 2^(exponent_bits-1) - 1 as in IEEE 754."""
-        return 2 ** (self.exponent_bits - 1) - 1
+        return (1 << (self.exponent_bits - 1)) - 1
 
     @property
     def minimum_exponent(self) -> int:
@@ -102,25 +107,27 @@ class FloatElement:
     @property
     def maximum_exponent(self) -> int:
         """floor(log2(maximum)), OCP's emax."""
-        _, exponent = torch.frexp(torch.tensor(self.maximum, dtype=torch.float64))
-        return int(exponent) - 1
+        return math.frexp(self.maximum)[1] - 1
 
     @property
     def finite_codes(self) -> tuple[int, ...]:
         """Every bit pattern of a finite value, both zeros included."""
         return tuple(c for c, v in enumerate(self.table()) if abs(v) <= self.maximum)
 
-    def round_(self, v: Tensor, spacing: Tensor | None = None) -> Tensor:
-        """Rounds `v` (fp32, element units) in place; NaN stays NaN.
+    def round_(self, v: Tensor, scratch: Tensor | None = None) -> Tensor:
+        """Rounds `v` (fp32, element units) in place; NaN stays NaN; zeros are +0.
 
-        `spacing` is scratch memory of v's shape.
+        `scratch` is int32 memory of v's shape that may be overwritten.
         """
         v.clamp_(-self.maximum, self.maximum)
-        bits = None if spacing is None else spacing.view(torch.int32)
-        binade = torch.bitwise_and(v.view(torch.int32), EXPONENT_MASK, out=bits)
-        spacing = binade.view(torch.float32).clamp_(min=2.0**self.minimum_exponent)
+        binade_bits = torch.bitwise_and(v.view(torch.int32), EXPONENT_MASK, out=scratch)
+        binade = binade_bits.view(torch.float32).clamp_(min=2.0**self.minimum_exponent)
         alpha = ROUNDER * 2.0**-self.mantissa_bits
-        return v.add_(spacing, alpha=alpha).sub_(spacing, alpha=alpha)
+        return v.add_(binade, alpha=alpha).sub_(binade, alpha=alpha)
+
+    def quantize(self, v: Tensor) -> Tensor:
+        """fp32 in element units -> uint8 bit patterns of the nearest codes; -0 keeps its sign."""
+        return self.encode(self.round_(v.clone()).copysign_(v))
 
     def encode(self, values: Tensor) -> Tensor:
         """Values that are representable -> uint8 bit patterns in the low `bits` bits; -0 kept."""
@@ -147,9 +154,8 @@ class FloatElement:
                 value = fraction * 2.0**self.minimum_exponent
             else:
                 value = (1.0 + fraction) * 2.0 ** (exponent - self.bias)
-            if value > self.maximum:
-                infinite = self.exponent_bits == 5 and mantissa == 0
-                value = float("inf") if infinite else float("nan")
+            if value > self.maximum:  # only E5M2 keeps IEEE's infinity
+                value = math.inf if self.exponent_bits == 5 and mantissa == 0 else math.nan
             half.append(value)
         return half + [-value for value in half]
 
@@ -157,7 +163,7 @@ class FloatElement:
 Element = IntegerElement | FloatElement
 
 
-@lru_cache(maxsize=None)
+@cache
 def _table(element: Element, device: torch.device) -> Tensor:
     return torch.tensor(element.table(), dtype=torch.float32, device=device)
 

@@ -1,41 +1,100 @@
-"""fake_quantize: quantise and dequantise without codes. First version; tuned later."""
+"""fake_quantize, the hot path: the bits of dequantize(quantize(x)), without making codes.
+
+Rows go through in pieces that stay in the processor's cache; within a piece every step is one
+pass in place. No step looks at the values on the host, so nothing waits for a GPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor
 
-from loraq.formats.clip import search_scales
-from loraq.formats.quantize import (
-    FLOATS,
-    block_length,
-    check_input,
-    divisor,
-    find_tensor_scale,
-    to_blocks,
-)
-from loraq.formats.scales import block_scales, scale_values
+from loraq.formats.blocks import block_length, stored_scales, to_blocks
+from loraq.formats.quantize import FLOATS, check_input
+from loraq.formats.scales import divisor, hot_scale_values, nvfp4_tensor_scale, scale_values
 from loraq.formats.table import Format
+
+PIECE = 1 << 18  # values a piece: 1 MiB of fp32, twice that with scratch
+MAGNITUDE_MASK = 0x7FFFFFFF
 
 
 def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
-    """fp32 tensor with the bits of `dequantize(quantize(x, fmt))`; detached from autograd.
+    """x [..., I], any float type -> fp32 with the bits of `dequantize(quantize(x, fmt))`.
 
-    NaN or Inf in a block, or a scale that overflows, make the whole block NaN (no check, no sync).
+    Detached from autograd. NaN or Inf in a block, or a scale that overflows, make the whole
+    block NaN; unlike `quantize` nothing is raised, since that would cost a look at the values.
     """
     check_input(x)
     x = x.detach()
     if fmt.family == "float":
         return x.to(FLOATS[fmt.name]).float()
-    rows = x.float().reshape(1, -1) if fmt.block == -1 else x.float()
-    block = rows.shape[-1] if fmt.block == -1 else block_length(fmt, rows.shape[-1])
-    blocks = to_blocks(rows, block)
-    absmax = blocks.abs().amax(-1)
-    tensor_scale = find_tensor_scale(absmax, fmt)
-    if fmt.clip == "mse":
-        stored = search_scales(blocks, absmax, fmt, tensor_scale)
-    else:
-        stored = block_scales(absmax, fmt, tensor_scale)
-    scale = scale_values(stored, fmt, tensor_scale)
-    values = fmt.element.round_(blocks / divisor(scale).unsqueeze(-1))
-    values.mul_(scale.unsqueeze(-1))
-    return values.flatten(-2)[..., : rows.shape[-1]].reshape(x.shape)
+    if x.numel() == 0:
+        return torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    rows_TI = x.reshape(-1, x.shape[-1])
+    out_TI = torch.empty(rows_TI.shape, dtype=torch.float32, device=x.device)
+    pieces = list(_pieces(rows_TI))
+    scale, tensor_scale = None, None
+    if fmt.block == -1:
+        scale = _whole_tensor_scale(rows_TI, pieces, fmt)
+    elif fmt.tensor_scale == "tensor":
+        tensor_scale = nvfp4_tensor_scale(_absmax(rows_TI, pieces))
+    count = x.shape[-1]
+    block = count if fmt.block == -1 else block_length(fmt, count)
+    whole = count - count % block
+    scratch = torch.empty(rows_TI[pieces[0]].shape, dtype=torch.int32, device=x.device)
+    for piece in pieces:
+        part_TI, result_TI = rows_TI[piece].float(), out_TI[piece]
+        if fmt.tensor_scale == "token":
+            tensor_scale = nvfp4_tensor_scale(part_TI.abs().amax(-1, keepdim=True))
+        for columns, width in ((slice(0, whole), block), (slice(whole, count), count - whole)):
+            if width:
+                values, result, memory = (
+                    tensor[:, columns].view(part_TI.shape[0], -1, width)
+                    for tensor in (part_TI, result_TI, scratch[: part_TI.shape[0]])
+                )
+                _fake_blocks(values, result, memory, fmt, scale, tensor_scale)
+    return out_TI.view(x.shape)
+
+
+def _fake_blocks(
+    values: Tensor,
+    result: Tensor,
+    memory: Tensor,
+    fmt: Format,
+    scale: Tensor | None,
+    tensor_scale: Tensor | None,
+) -> None:
+    """Writes the quantised `values` [rows, n, block] to `result`; a `scale` given is for all."""
+    if scale is None:
+        torch.bitwise_and(values.view(torch.int32), MAGNITUDE_MASK, out=memory)
+        absmax = memory.amax(-1).view(torch.float32)  # as integers: the same order, NaN on top
+        if fmt.clip == "none":
+            scale = hot_scale_values(absmax, fmt, tensor_scale)
+        else:
+            stored = stored_scales(values, absmax, fmt, tensor_scale)
+            scale = scale_values(stored, fmt, tensor_scale)
+        scale = scale.unsqueeze(-1)
+    torch.div(values, divisor(scale), out=result)
+    fmt.element.round_(result, memory).mul_(scale)
+
+
+def _pieces(rows_TI: Tensor) -> Iterator[slice]:
+    count = rows_TI.shape[0]
+    step = max(1, PIECE // rows_TI.shape[1]) if rows_TI.device.type == "cpu" else count
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _absmax(rows_TI: Tensor, pieces: list[slice]) -> Tensor:
+    maxima = [rows_TI[piece].float().abs().amax() for piece in pieces]
+    return torch.stack(maxima).amax()
+
+
+def _whole_tensor_scale(rows_TI: Tensor, pieces: list[slice], fmt: Format) -> Tensor:
+    absmax = _absmax(rows_TI, pieces)
+    if fmt.clip == "none":
+        return hot_scale_values(absmax, fmt)
+    blocks = to_blocks(rows_TI.float().reshape(1, -1), rows_TI.numel())
+    stored = stored_scales(blocks, absmax.view(1, 1), fmt, None)
+    return scale_values(stored, fmt).view(())

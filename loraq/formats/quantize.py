@@ -14,9 +14,15 @@ import torch
 from torch import Tensor
 
 from loraq.errors import LoraqError
-from loraq.formats.clip import search_scales
+from loraq.formats.blocks import (
+    block_length,
+    find_tensor_scale,
+    from_blocks,
+    stored_scales,
+    to_blocks,
+)
 from loraq.formats.packing import pack, packed_bytes, unpack
-from loraq.formats.scales import block_scales, nvfp4_tensor_scale, scale_values
+from loraq.formats.scales import divisor, scale_values
 from loraq.formats.table import Format
 
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,18 +62,6 @@ class QuantizedTensor:
         )
 
 
-def block_length(fmt: Format, count: int) -> int:
-    """Values per scale in a row of `count` values."""
-    return count if fmt.block is None else min(fmt.block, count)
-
-
-def to_blocks(x: Tensor, block: int, fill: float = 0.0) -> Tensor:
-    """[..., I] -> [..., ceil(I/block), block]; a short last block is filled up, only in memory."""
-    count = x.shape[-1]
-    padded = torch.nn.functional.pad(x, (0, -count % block), value=fill)
-    return padded.unflatten(-1, (-1, block))
-
-
 def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
     """x [..., I] -> codes and scales.
 
@@ -81,23 +75,21 @@ def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
         codes = x.to(FLOATS[fmt.name])
         _check_finite(codes, fmt)
         return QuantizedTensor(codes, None, None, shape, fmt)
-    blocks = to_blocks(x.float().reshape(1, -1), x.numel()) if fmt.block == -1 else None
-    if blocks is None:
+    if fmt.block == -1:
+        blocks = x.float().reshape(1, 1, -1)
+    else:
         blocks = to_blocks(x.float(), block_length(fmt, shape[-1]))
     absmax = blocks.abs().amax(-1)
     tensor_scale = find_tensor_scale(absmax, fmt)
-    if fmt.clip == "mse":
-        stored = search_scales(blocks, absmax, fmt, tensor_scale)
-    else:
-        stored = block_scales(absmax, fmt, tensor_scale)
+    stored = stored_scales(blocks, absmax, fmt, tensor_scale)
     scale = scale_values(stored, fmt, tensor_scale)
     _check_finite(scale, fmt)
-    values = fmt.element.round_(blocks / divisor(scale).unsqueeze(-1))
-    codes = fmt.element.encode(values).flatten(-2)
-    codes = codes.reshape(shape) if fmt.block == -1 else codes[..., : shape[-1]]
-    stored = stored.reshape(()) if fmt.block == -1 else stored
-    packed = pack(codes.contiguous(), fmt.bits)
-    return QuantizedTensor(packed, stored, tensor_scale, shape, fmt)
+    codes = fmt.element.quantize(blocks / divisor(scale).unsqueeze(-1))
+    if fmt.block == -1:
+        codes, stored = codes.reshape(shape), stored.reshape(())
+    else:
+        codes = from_blocks(codes, shape[-1])
+    return QuantizedTensor(pack(codes, fmt.bits), stored, tensor_scale, shape, fmt)
 
 
 def dequantize(q: QuantizedTensor) -> Tensor:
@@ -110,8 +102,7 @@ def dequantize(q: QuantizedTensor) -> Tensor:
     if fmt.block == -1:
         return values.mul_(scale).add_(0.0)
     blocks = to_blocks(values, block_length(fmt, q.shape[-1]))
-    blocks = (blocks * scale.unsqueeze(-1)).add_(0.0)
-    return blocks.flatten(-2)[..., : q.shape[-1]].contiguous()
+    return from_blocks(blocks.mul_(scale.unsqueeze(-1)).add_(0.0), q.shape[-1])
 
 
 def stored_bits(shape: tuple[int, ...], fmt: Format) -> int:
@@ -124,20 +115,6 @@ def stored_bits(shape: tuple[int, ...], fmt: Format) -> int:
     scale_bits = 16 if fmt.scale in ("fp16", "bf16") else 8
     tensor_scales = {"tensor": 1, "token": rows}.get(fmt.tensor_scale, 0)
     return rows * packed_bytes(count, fmt.bits) * 8 + scales * scale_bits + tensor_scales * 32
-
-
-def find_tensor_scale(absmax: Tensor, fmt: Format) -> Tensor | None:
-    """nvfp4's fp32 scale from block maxima [..., blocks]: one, one a row, or none."""
-    if fmt.tensor_scale == "tensor":
-        return nvfp4_tensor_scale(absmax.amax())
-    if fmt.tensor_scale == "token":
-        return nvfp4_tensor_scale(absmax.amax(-1, keepdim=True))
-    return None
-
-
-def divisor(scale: Tensor) -> Tensor:
-    """The scale, with Inf in place of 0, so that blocks without a scale become zeros, not NaN."""
-    return scale.masked_fill(scale == 0, float("inf"))
 
 
 def check_input(x: Tensor) -> None:

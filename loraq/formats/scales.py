@@ -7,7 +7,7 @@ A block with NaN or Inf, or whose scale overflows, has a scale that is not finit
 
 from __future__ import annotations
 
-import struct
+import math
 
 import torch
 from torch import Tensor
@@ -15,19 +15,18 @@ from torch import Tensor
 from loraq.formats.elements import EXPONENT_MASK, Element
 from loraq.formats.table import E2M1, E4M3, Format
 
-E8M0_BIAS = 127
 E8M0_NAN = 255
+E4M3_NAN = 0x7F
+NAN_BITS = 0x7FC00000
 
 
 def block_scales(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None) -> Tensor:
     """fp32 block maxima -> stored scales of the same shape."""
     if fmt.scale == "e8m0":
         return e8m0_from_absmax(absmax, fmt.element, fmt.exponent)
-    wanted = absmax / fmt.element.maximum
     if fmt.scale == "e4m3":
-        if tensor_scale is not None:
-            wanted = wanted / tensor_scale
-        return e4m3_bytes(wanted)
+        return e4m3_bytes(_e4m3_wanted(absmax, fmt, tensor_scale))
+    wanted = absmax / fmt.element.maximum
     return wanted.to(torch.float16 if fmt.scale == "fp16" else torch.bfloat16)
 
 
@@ -41,11 +40,38 @@ def scale_values(stored: Tensor, fmt: Format, tensor_scale: Tensor | None = None
     return stored.float()
 
 
+def hot_scale_values(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None) -> Tensor:
+    """`scale_values(block_scales(absmax))`, without going through bytes where that costs time."""
+    if fmt.scale == "e8m0":
+        return e8m0_to_float(_e8m0_field(absmax, fmt.element, fmt.exponent))
+    if fmt.scale == "e4m3":
+        values = _e4m3_round(_e4m3_wanted(absmax, fmt, tensor_scale))
+        return values if tensor_scale is None else values.mul_(tensor_scale)
+    return scale_values(block_scales(absmax, fmt), fmt)
+
+
+def divisor(scale: Tensor) -> Tensor:
+    """The scale, with Inf in place of 0, so that blocks without a scale become zeros, not NaN."""
+    return scale.masked_fill(scale == 0, float("inf"))
+
+
+def e8m0_from_absmax(absmax: Tensor, element: Element, rule: str) -> Tensor:
+    """Shared exponent of a block as an E8M0 byte; all-zero blocks get 0 (2^-127), NaN/Inf 255."""
+    return _e8m0_field(absmax, element, rule).to(torch.uint8)
+
+
+def e8m0_to_float(stored: Tensor) -> Tensor:
+    """2^(byte - 127); 255 is NaN; 0 is fp32's subnormal 2^-127."""
+    bits = (stored.to(torch.int32) << 23).clamp_(min=1 << 22)
+    return bits.masked_fill_(bits == EXPONENT_MASK, NAN_BITS).view(torch.float32)
+
+
 def e8m0_offset(element: Element, rule: str) -> int:
     """What is added to the bits of absmax so that a carry into the exponent rounds as `rule` says.
 
     floor: never; ceil: any mantissa; even: mantissas that round up to 2 at the element's
-    precision (the tie is odd below, so it rounds up); rceil: mantissas above the largest element's.
+    precision (at the tie the mantissa is all ones, odd, so it rounds up); rceil: mantissas
+    above that of the largest element.
     """
     if rule == "floor":
         return 0
@@ -53,29 +79,31 @@ def e8m0_offset(element: Element, rule: str) -> int:
         return 0x7FFFFF
     if rule == "even":
         return 1 << (22 - element.mantissa_bits)
-    (bits,) = struct.unpack("<i", struct.pack("<f", element.maximum))
-    return 0x7FFFFF - (bits & 0x7FFFFF)
+    fraction = math.frexp(element.maximum)[0] * 2 - 1
+    return 0x7FFFFF - round(fraction * 2**23)
 
 
-def e8m0_from_absmax(absmax: Tensor, element: Element, rule: str) -> Tensor:
-    """Shared exponent of a block as an E8M0 byte; all-zero blocks get 0 (2^-127), NaN/Inf 255."""
+def _e8m0_field(absmax: Tensor, element: Element, rule: str) -> Tensor:
     bits = absmax.view(torch.int32)
-    field = (bits.clamp(max=EXPONENT_MASK) + e8m0_offset(element, rule)) >> 23
-    byte = (field - element.maximum_exponent).clamp_(0, E8M0_NAN - 1)
-    return byte.masked_fill_(bits >= EXPONENT_MASK, E8M0_NAN).to(torch.uint8)
-
-
-def e8m0_to_float(stored: Tensor) -> Tensor:
-    """2^(byte-127); 255 is NaN; 0 is the subnormal 2^-127."""
-    bits = (stored.to(torch.int32) << 23).clamp_(min=1 << 22)
-    return bits.masked_fill_(stored == E8M0_NAN, 0x7FC00000).view(torch.float32)
+    field = bits.clamp(max=EXPONENT_MASK).add_(e8m0_offset(element, rule)) >> 23
+    field.sub_(element.maximum_exponent).clamp_(0, E8M0_NAN - 1)
+    return field.masked_fill_(bits >= EXPONENT_MASK, E8M0_NAN)
 
 
 def e4m3_bytes(wanted: Tensor) -> Tensor:
     """Positive fp32 -> E4M3 bytes, nearest, saturating at 448; not finite -> 0x7F (NaN)."""
-    nan = ~wanted.isfinite()
-    rounded = E4M3.round_(wanted.masked_fill(nan, 0.0))
-    return E4M3.encode(rounded).masked_fill_(nan, 0x7F)
+    values = _e4m3_round(wanted)
+    nan = values.isnan()
+    return E4M3.encode(values.masked_fill(nan, 0.0)).masked_fill_(nan, E4M3_NAN)
+
+
+def _e4m3_wanted(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Tensor:
+    wanted = absmax / fmt.element.maximum
+    return wanted if tensor_scale is None else wanted.div_(tensor_scale)
+
+
+def _e4m3_round(wanted: Tensor) -> Tensor:
+    return E4M3.round_(wanted + wanted * 0.0)  # Inf·0 is NaN: Inf must not saturate to 448
 
 
 def nvfp4_tensor_scale(absmax: Tensor) -> Tensor:

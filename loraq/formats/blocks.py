@@ -1,0 +1,45 @@
+"""Blocks: how the last axis is cut, and one stored scale for each piece."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from loraq.formats.clip import search_scales
+from loraq.formats.scales import block_scales, nvfp4_tensor_scale
+from loraq.formats.table import Format
+
+
+def block_length(fmt: Format, count: int) -> int:
+    """Values per scale in a row of `count` values."""
+    return count if fmt.block is None else min(fmt.block, count)
+
+
+def to_blocks(x: Tensor, block: int) -> Tensor:
+    """[..., I] -> [..., ceil(I/block), block]; a short last block gets zeros, only in memory."""
+    if x.shape[-1] % block:
+        x = pad(x, (0, -x.shape[-1] % block))
+    return x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
+
+
+def from_blocks(blocks: Tensor, count: int) -> Tensor:
+    """The inverse of `to_blocks`."""
+    return blocks.flatten(-2)[..., :count].contiguous()
+
+
+def stored_scales(
+    blocks: Tensor, absmax: Tensor, fmt: Format, tensor_scale: Tensor | None
+) -> Tensor:
+    """blocks [..., n, block] and their absmax [..., n] -> stored scales [..., n]."""
+    if fmt.clip == "mse":
+        return search_scales(blocks, absmax, fmt, tensor_scale)
+    return block_scales(absmax, fmt, tensor_scale)
+
+
+def find_tensor_scale(absmax: Tensor, fmt: Format) -> Tensor | None:
+    """nvfp4's fp32 scale from block maxima [..., n]: one, one a row [..., 1], or none (fixed)."""
+    if fmt.tensor_scale == "tensor":
+        return nvfp4_tensor_scale(absmax.amax())
+    if fmt.tensor_scale == "token":
+        return nvfp4_tensor_scale(absmax.amax(-1, keepdim=True))
+    return None
