@@ -1,0 +1,236 @@
+"""The walk over layers: resume, sharing, accounting, data-freeness, and the layer's equation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from loraq.budget import branch_bits, rank_for_budget
+from loraq.checkpoint import load_group
+from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
+from loraq.errors import LoraqError
+from loraq.formats import dequantize, fake_quantize, get_format
+from loraq.layers import QuantizedLinear
+from loraq.quantize import layer_errors, planned_branch_bits, quantize_model
+from loraq.transforms import GELU_SHIFT
+from tests.quantize.toy import Toy, toy_inputs, toy_layers
+
+INT4, INT8, FP16 = (
+    FormatConfig("int4", block=16),
+    FormatConfig("int8", block=16),
+    FormatConfig("fp16"),
+)
+O2 = Recipe(INT4, INT4, INT8, INT8, branch=BranchConfig(kind="loraq", rank=4))
+RTN = replace(O2, branch=BranchConfig(kind="none"))
+SVDQUANT = Recipe(
+    INT4, INT4, FP16, FP16,
+    transform=TransformConfig(smooth="search", shift=True),
+    branch=BranchConfig(kind="alternating", select="output", rank=4),
+)  # fmt: skip
+
+
+def quantized(recipe, inputs=None, **options):
+    model = Toy()
+    return model, quantize_model(
+        model, toy_layers(), recipe, inputs=inputs, progress=None, **options
+    )
+
+
+def test_the_modules_forward_is_the_equation():
+    model, q = quantized(O2)
+    tensors = q.layers["blocks.1.down"]
+    x = torch.randn(2, 5, 64)
+    int4, int8 = get_format("int4", block=16), get_format("int8", block=16)
+    branch = fake_quantize(x, int8) @ dequantize(tensors.right).T
+    expected = (
+        linear(fake_quantize(x, int4), dequantize(tensors.weight))
+        + fake_quantize(branch, int8) @ dequantize(tensors.left).T
+        + model.blocks[1]["down"].bias
+    )
+    assert torch.allclose(QuantizedLinear(tensors)(x), expected, atol=1e-5)
+    assert torch.allclose(tensors.forward(x), expected, atol=1e-5)
+    kept = replace(tensors, requantize_intermediate=False)
+    assert not torch.allclose(kept.forward(x), expected, atol=1e-5)
+
+
+def test_sixteen_bit_activations_leave_the_effective_weight():
+    """Qa = identity: y = x·Ŵᵀ + b, whatever the transform; checks effective_weight and folding."""
+    recipe = replace(O2, activation=FormatConfig("bf16"), branch_activation=FormatConfig("bf16"),
+                     transform=TransformConfig(hadamard=16))  # fmt: skip
+    model, q = quantized(recipe)
+    tensors = q.layers["blocks.0.up"]
+    x = torch.randn(6, 32)
+    exact = linear(x, tensors.effective_weight(), model.blocks[0]["up"].bias)
+    assert (tensors.forward(x) - exact).norm() / exact.norm() < 0.01
+
+
+def test_shift_reads_unsigned_codes_and_folds_into_the_bias():
+    recipe = replace(RTN, transform=TransformConfig(shift=True))
+    model, q = quantized(recipe)
+    down, up = q.layers["blocks.0.down"], q.layers["blocks.0.up"]
+    assert down.activation.name == "uint4" and up.activation.name == "int4"
+    w = model.blocks[0]["down"].weight
+    expected = model.blocks[0]["down"].bias - GELU_SHIFT * w.sum(1)
+    assert torch.allclose(down.bias_O, expected, atol=1e-5)
+    x = torch.nn.functional.gelu(torch.randn(200, 64))
+    y = linear(x, w, model.blocks[0]["down"].bias)
+    signed = quantized(RTN)[1].layers["blocks.0.down"]
+    assert (down.forward(x) - y).norm() < (signed.forward(x) - y).norm()
+
+
+def test_apply_and_revert():
+    model, q = quantized(O2)
+    x = torch.randn(1, 16, 32)
+    with torch.no_grad():
+        before = model(x)
+        q.apply(model)
+        during = model(x)
+        q.revert(model)
+        assert not torch.equal(during, before)
+        assert torch.equal(model(x), before)
+
+
+def test_the_budget_is_what_is_stored():
+    _, q = quantized(replace(O2, branch=BranchConfig(kind="loraq", budget=2.0)))
+    rank, bits = planned_branch_bits(
+        toy_layers(), replace(O2, branch=BranchConfig(kind="loraq", budget=2.0))
+    )
+    assert q.rank == rank and q.branch_bits_per_weight == pytest.approx(bits)
+    assert bits <= 2.0
+    by_hand = sum(
+        t.weight.codes.numel()
+        + t.weight.scale.numel() * 2
+        + t.left.codes.numel()
+        + t.left.scale.numel() * 2
+        for t in q.layers.values()
+    )
+    rights = {id(t.right): t.right for t in q.layers.values()}
+    by_hand += sum(r.codes.numel() + r.scale.numel() * 2 for r in rights.values())
+    assert q.nbytes == by_hand
+    assert len(rights) == 8  # q, k, v of both blocks share one
+
+
+def test_a_bigger_rank_does_not_fit_the_budget():
+    shapes = [(96, 32), (32, 32), (64, 32), (32, 64)]
+    fmt = get_format("int8")
+    rank = rank_for_budget(shapes, 1.5, fmt)
+    weights = sum(o * i for o, i in shapes)
+    assert branch_bits(shapes, rank, fmt) <= 1.5 * weights < branch_bits(shapes, rank + 1, fmt)
+    with pytest.raises(LoraqError, match="buys no rank"):
+        rank_for_budget(shapes, 0.01, fmt)
+
+
+def test_rank_above_the_limit_is_refused():
+    with pytest.raises(LoraqError, match=r"rank=33 is outside 1\.\.32"):
+        quantized(replace(O2, branch=BranchConfig(kind="loraq", rank=33)))
+
+
+class Untouchable(Mapping):
+    """Inputs that fail the test when anybody looks at them."""
+
+    def __getitem__(self, key):
+        raise AssertionError(f"a data-free method read activations: {key}")
+
+    __iter__ = __len__ = __getitem__
+
+
+@pytest.mark.parametrize("kind,objective,start", [
+    ("none", "shape", "weight"), ("svd", "compensate", "error"), ("alternating", "shape", "zero"),
+    ("loraq", "shape", "weight"), ("loraq", "compensate", "error"),
+])  # fmt: skip
+def test_data_free_methods_never_touch_activations(kind, objective, start):
+    branch = BranchConfig(kind=kind, objective=objective, start=start, rank=4)
+    recipe = replace(O2, branch=branch, transform=TransformConfig(hadamard=16))
+    assert not recipe.needs_calibration
+    quantized(recipe, inputs=Untouchable())
+
+
+def test_calibrated_methods_say_what_they_miss():
+    with pytest.raises(LoraqError, match="no calibration inputs"):
+        quantized(SVDQUANT)
+
+
+def test_svdquant_beats_rounding_on_outputs_of_fresh_inputs():
+    model = Toy()
+    inputs, fresh = toy_inputs(model), toy_inputs(model, seed=5)
+    errors = {}
+    for name, recipe in {"svdquant": SVDQUANT, "rtn": RTN}.items():
+        q = quantize_model(model, toy_layers(), recipe, inputs=inputs, progress=None)
+        rows = layer_errors(q, model, toy_layers(), fresh)
+        errors[name] = sum(r["output_error"] for r in rows) / len(rows)
+    assert errors["svdquant"] < 0.8 * errors["rtn"]
+
+
+def same_layers(a, b) -> bool:
+    for name in a:
+        for part in ("weight", "left", "right"):
+            x, y = getattr(a[name], part), getattr(b[name], part)
+            if (x is None) != (y is None):
+                return False
+            if x is not None:
+                pairs = zip(x.tensors().values(), y.tensors().values(), strict=True)
+                if not all(torch.equal(s, t) for s, t in pairs):
+                    return False
+    return True
+
+
+def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
+    model = Toy()
+    inputs = toy_inputs(model)
+    recipe = replace(SVDQUANT, branch_weight=INT8, branch_activation=INT8)
+    first = quantize_model(model, toy_layers(), recipe, inputs, tmp_path, progress=None)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) == 4 and not list(tmp_path.glob("*.tmp"))
+    times = {f: f.stat().st_mtime_ns for f in files}
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    files[1].unlink()
+    again = quantize_model(model, toy_layers(), recipe, inputs, tmp_path, progress=None)
+    assert same_layers(first.layers, again.layers)
+    assert again.nbytes == first.nbytes and again.rank == first.rank
+    assert [f.stat().st_mtime_ns == times[f] for f in files] == [False, False, True, True]
+    x = torch.randn(2, 16, 32)
+    with torch.no_grad():
+        outputs = []
+        for q in (first, again):
+            q.apply(model)
+            outputs.append(model(x))
+            q.revert(model)
+    assert torch.equal(*outputs)
+
+
+def test_a_foreign_layout_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"layout": "9"})
+    with pytest.raises(LoraqError, match="layout '9'"):
+        load_group(tmp_path / "x.safetensors")
+
+
+def test_numbers_do_not_depend_on_how_layers_are_grouped(monkeypatch):
+    _, together = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
+    monkeypatch.setattr("loraq.units.MAX_GROUP_ELEMENTS", 1)
+    _, apart = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
+    assert len(apart.info) > len(together.info)
+    for name, tensors in together.layers.items():
+        a, b = tensors.effective_weight(), apart.layers[name].effective_weight()
+        assert (a - b).norm() / a.norm() < 0.02
+
+
+def test_capture_is_bounded_repeatable_and_of_the_right_layer():
+    model = Toy()
+    inputs = toy_inputs(model, rows=10)
+    assert set(inputs) == {layer.shares_input for layer in toy_layers()}
+    assert all(x.shape[0] == 10 and x.dtype == torch.float16 for x in inputs.values())
+    again = toy_inputs(model, rows=10)
+    assert all(torch.equal(inputs[k], again[k]) for k in inputs)
+    assert inputs["blocks.0.down"].shape[1] == 64 and inputs["blocks.0.down"].min() > -0.2
+    assert not model.blocks[0]["up"]._forward_pre_hooks
+
+
+def test_unknown_rounding_is_answered():
+    with pytest.raises(LoraqError, match="nearest"):
+        quantized(replace(RTN, rounding=RoundingConfig(kind="neares")))
