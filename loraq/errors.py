@@ -13,6 +13,10 @@ class LoraqError(Exception):
     """
 
 
+class DiskFullError(LoraqError):
+    """No space left: what was finished stays, nothing half-written does, and the run stops."""
+
+
 def near_matches(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names that look most like `name`, best first."""
     known = [str(candidate) for candidate in known]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.config import to_plain
-from loraq.errors import LoraqError
+from loraq.errors import DiskFullError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -69,7 +69,7 @@ def disk_error(error: OSError, path: Path) -> Exception:
         free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
     except OSError:
         free = "no space free"
-    return LoraqError(
+    return DiskFullError(
         f"Disk full while writing '{path}' ({free}). Nothing half-written was kept. Free some "
         "space (`loraq cache` lists what takes it) or set output=FOLDER on another disk, then "
         "give the same command again: it goes on where it stopped."

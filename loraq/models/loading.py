@@ -161,13 +161,11 @@ def load_pipeline(model: ModelConfig, device: str = "cpu") -> Any:
             f"'{folder}' is a {named}; family '{model.family}' loads {table.PIPELINE}. "
             "Set model.family to the model's own, or point model.path elsewhere."
         )
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
+    diffusers = _diffusers()
     try:
         pipe = getattr(diffusers, table.PIPELINE).from_pretrained(
             str(folder),
-            torch_dtype=getattr(torch, model.dtype),
+            dtype=getattr(torch, model.dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -181,3 +179,33 @@ def load_pipeline(model: ModelConfig, device: str = "cpu") -> Any:
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
     return pipe
+
+
+def _diffusers() -> Any:
+    """diffusers, without the notes of optional packages at import and without its own bars."""
+    import logging
+
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+def meta_transformer(model: ModelConfig) -> Any:
+    """The transformer without its weights (meta tensors), to list and count its layers."""
+    import torch
+
+    table = family(model.family)
+    config = resolve_folder(model) / "transformer" / "config.json"
+    try:
+        values = json.loads(config.read_text())
+    except (OSError, ValueError) as error:
+        raise LoraqError(
+            f"'{config}' cannot be read ({error}). Restore the model's folder."
+        ) from None
+    diffusers = _diffusers()
+    with torch.device("meta"):
+        return getattr(diffusers, table.TRANSFORMER).from_config(values)

@@ -1,0 +1,176 @@
+"""The command `loraq`: run, quantize, generate, evaluate, tables, cache, all over one config.
+
+Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from loraq import __version__
+from loraq.errors import LoraqError
+
+OVERRIDES = """\
+overrides are KEY=VALUE in Hydra's syntax:
+  experiment=demo | table1              a list of rows with a table (conf/experiment/)
+  method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | reference
+  model=tiny_pixart | pixart_sigma      or model.path=FOLDER for a pipeline of your own
+  format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
+  quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)
+  data.count=16  generate.batch_size=4  metrics=paired  tracking=disabled  output=FOLDER
+All settings with their defaults: conf/config.yaml and its groups.
+
+examples:
+  loraq run experiment=demo
+  loraq run experiment=table1 --dry-run
+  loraq run method=loraq_o2 format@quant.branch_weight=int4 data.count=16
+  loraq quantize method=svdquant quant.transform.hadamard=64 quant.transform.shift=false
+"""
+
+COMMANDS = {
+    "run": "the whole experiment: quantise, generate, measure, table (resumes; cached parts stay)",
+    "quantize": "only quantise the rows, keep the packed layers",
+    "generate": "only make the images (quantises what is missing)",
+    "evaluate": "only measure: like run, and the same records",
+    "tables": "print and rewrite the tables of the records that are there",
+    "cache": "list what lies under the output folder, verify or remove it",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="loraq",
+        description="LoRaQ: quantised low-rank compensation for 4-bit diffusion transformers.",
+        epilog="`loraq COMMAND --help` lists a command's options. First look: loraq run "
+        "experiment=demo",
+    )
+    top.add_argument("--version", action="version", version=f"loraq {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=OVERRIDES if name not in ("tables", "cache") else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in ("tables", "cache"):
+            command.add_argument("--output", default="outputs", help="folder (default: outputs)")
+        else:
+            command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
+            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+            command.add_argument("--quiet", action="store_true", help="no progress bars")
+        if name == "tables":
+            command.add_argument("experiments", nargs="*", help="names (default: all there are)")
+        if name == "cache":
+            command.add_argument("--verify", action="store_true", help="check every file's sha256")
+            command.add_argument(
+                "--remove",
+                choices=("partial", "corrupted"),
+                help="delete unfinished or set-aside products (finished ones are never deleted)",
+            )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
+    with answering():
+        if options.command == "tables":
+            tables(Path(options.output), options.experiments)
+        elif options.command == "cache":
+            cache(Path(options.output), options.verify, options.remove)
+        elif options.dry_run:
+            dry_run(options.overrides)
+        elif options.command in ("run", "evaluate"):
+            from loraq.run import run
+
+            print(run(options.overrides, progress=not options.quiet).text)
+        else:
+            part(options.command, options.overrides, progress=not options.quiet)
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """A user's mistake as a few lines on stderr and exit code 2; Ctrl-C as 130; no traceback."""
+    try:
+        yield
+    except LoraqError as error:
+        print(f"loraq: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(
+            "\nloraq: interrupted. What is finished stays; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+
+
+def dry_run(overrides: Sequence[str]) -> None:
+    """What is cached, what would be made, how long and how large; nothing is made."""
+    from loraq.compose import load_rows
+    from loraq.estimate import describe
+    from loraq.plan import check, make_plan
+    from loraq.store import Store
+
+    configs = load_rows(overrides)
+    store = Store(configs[0].output)
+    rows = make_plan(configs, store)
+    check(rows)
+    print(describe(rows, store))
+
+
+def part(command: str, overrides: Sequence[str], progress: bool) -> None:
+    """The stages up to packed layers (`quantize`) or images (`generate`), without metrics."""
+    from loraq.compose import load_rows
+    from loraq.plan import check, make_plan
+    from loraq.stages import Workshop, calibrate, generate, quantise
+    from loraq.store import Store
+
+    configs = load_rows(overrides)
+    store = Store(configs[0].output)
+    rows = make_plan(configs, store, last="quantised" if command == "quantize" else "images")
+    check(rows)
+    work = Workshop(store, progress)
+    for row in rows:
+        if "inputs:calibrate" in row.todo:
+            calibrate(work, row, "calibrate")
+        if "quantised" in row.todo:
+            model = quantise(work, row)
+            print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {model.rank}")
+        if "images" in row.todo:
+            generate(work, row)
+        stage = "quantised" if command == "quantize" else "images"
+        if stage in row.keys:
+            print(f"{row.name}: {store.path(stage, row.keys[stage])}")
+
+
+def tables(output: Path, experiments: Sequence[str]) -> None:
+    """Tables again from records; reads neither images nor models."""
+    from loraq.publish import rewrite
+
+    print(rewrite(output, experiments))
+
+
+def cache(output: Path, verify: bool, remove: str | None) -> None:
+    """List the products by stage; with `verify` set damaged ones aside; `remove` what is no use."""
+    from loraq.store import Store
+
+    store, total = Store(output), 0
+    for stage, name, state, size in list(store.products()):
+        if verify and state == "finished" and not store.finished(stage, name):
+            state = "corrupted"
+        if remove == state:
+            shutil.rmtree(store.path(stage, f"{name}.{state}"))
+            state = "removed"
+        total += size if state != "removed" else 0
+        print(f"{stage:10} {name}  {state:9} {size / 1e6:10.2f} MB")
+    print(f"{total / 1e6:.2f} MB in {output}/")
+
+
+if __name__ == "__main__":
+    main()

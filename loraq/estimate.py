@@ -1,0 +1,108 @@
+"""The plan in words, for `--dry-run`: what is cached, what will be made, how long and how large.
+
+Estimates come from the timings in the manifests of earlier products of the same kind; where there
+are none, from rates that are stated as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loraq.models import resolve_folder
+from loraq.plan import Row
+from loraq.store import PARTIAL, Store
+
+
+def describe(rows: Sequence[Row], store: Store) -> str:
+    """The plan for `--dry-run`: per row what is cached, what will be made, time and disk."""
+    lines, total_seconds, total_bytes = [], 0.0, 0.0
+    planned: set[tuple[str, str]] = set()
+    for row in rows:
+        lines.append(f"{row.name}  ({row.label})")
+        for stage in ("inputs:calibrate", "inputs:measure", "quantised", "images", "record"):
+            if stage not in row.keys:
+                continue
+            product = (stage.split(":")[0], row.keys[stage])
+            if stage not in row.todo:
+                there = store.path(*product).is_dir()
+                state = "cached" if there or product in planned else "not needed"
+                lines.append(f"  {stage:17} {row.keys[stage]}  {state}")
+                continue
+            if product in planned:
+                lines.append(f"  {stage:17} {row.keys[stage]}  shared with a row above")
+                continue
+            planned.add(product)
+            seconds, size, source = _estimate(row, stage, store)
+            total_seconds, total_bytes = total_seconds + seconds, total_bytes + size
+            partial = store.path(product[0], product[1] + PARTIAL).is_dir()
+            lines.append(
+                f"  {stage:17} {row.keys[stage]}  to make{', begun' if partial else ''}: "
+                f"about {duration(seconds)}, {size / 1e6:.1f} MB ({source})"
+            )
+    lines.append(
+        f"In all about {duration(total_seconds)} and {total_bytes / 1e6:.0f} MB under "
+        f"{store.root}/ for {len(rows)} rows."
+    )
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
+    """(seconds, bytes, where they come from): measured rates of earlier runs, else stated ones."""
+    units = {
+        "inputs:calibrate": len(row.calibration),
+        "inputs:measure": len(row.measuring),
+        "images": len(row.prompts),
+    }.get(stage, 1)
+    kind = stage_kind(row, stage)
+    measured = []
+    folder = store.root / stage.split(":")[0]
+    for path in folder.iterdir() if folder.is_dir() else ():
+        manifest = store.manifest(folder.name, path.name)
+        info = (manifest or {}).get("info", {})
+        if info.get("kind") == kind and info.get("units"):
+            size = sum(entry["size"] for entry in manifest["files"].values())  # type: ignore[index]
+            measured.append((info["seconds"] / info["units"], size / info["units"]))
+    if measured:
+        count = len(measured)
+        seconds = sum(pair[0] for pair in measured) / count
+        size = sum(pair[1] for pair in measured) / count
+        return units * seconds, units * size, f"measured on {count} earlier"
+    return _stated(row, stage, units)
+
+
+def stage_kind(row: Row, stage: str) -> str:
+    """Products of one kind cost alike: the key of recorded timings."""
+    emulated = "16-bit" if row.recipe is None else "emulated"
+    words = [stage.split(":")[0], row.config.model.name, row.device]
+    if stage == "images":
+        words += [emulated, f"{row.config.model.height}x{row.config.model.width}"]
+    if stage == "quantised" and row.recipe is not None:
+        words += [row.config.method]
+    if stage == "record":
+        words += [emulated, str(len(row.prompts))]
+    return " ".join(words)
+
+
+def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
+    """Rates stated from counting operations: 40 GFLOP/s on a CPU, 100 TFLOP/s on a GPU."""
+    model = row.config.model
+    folder = resolve_folder(model) / "transformer"
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights, rate = stored / 2, 4e10 if row.device == "cpu" else 1e14
+    tokens = (model.height / 16) * (model.width / 16)
+    forward = 2 * weights * tokens / rate * (2 if model.guidance > 1 else 1)
+    image = forward * model.steps * (1 if row.recipe is None else 2)
+    pixels = model.height * model.width
+    seconds, size = {
+        "images": (units * image, units * pixels * 1.5),
+        "inputs": (units * forward * model.steps, 64 * row.config.calibration.rows_per_layer * 768),
+        "quantised": (weights * 2e-6, weights * 0.7),
+        "record": (len(row.prompts) * pixels * 1e-5, 1e5),
+    }[stage.split(":")[0]]
+    return seconds, size, "from stated rates"

@@ -1,0 +1,234 @@
+"""What every row's products are called, which are there, which are to be made, and early checks.
+
+A product's key is the hash of exactly what it depends on: resolved settings, the weights' hash,
+the stage's version, and what matters of the environment. Everything here works from configs, files
+and manifests; no model is loaded.
+
+    inputs     activations of the 16-bit model (for calibrated methods, and for output errors)
+    quantised  packed layers
+    images     PNGs; the reference row's serve every other row of the same prompts
+    record     errors, metrics and settings of the row
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraq import generate
+from loraq.config import Config, ModelConfig, Recipe, to_plain
+from loraq.errors import LoraqError
+from loraq.models import weights_hash
+from loraq.models.loading import resolve_asset
+from loraq.prompts import Prompt, calibration_prompts, data_prompts
+from loraq.store import Store, file_hash, key
+
+INPUTS_VERSION = 1
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with the keys of its products and the prompts that they read."""
+
+    config: Config
+    model_hash: str
+    device: str
+    threads: int
+    prompts: Sequence[Prompt]
+    calibration: Sequence[Prompt]
+    measuring: Sequence[Prompt]
+    keys: dict[str, str] = field(default_factory=dict)
+    todo: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return self.config.row or self.config.method
+
+    @property
+    def label(self) -> str:
+        return self.config.label or self.name
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.config.quant
+
+
+def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> list[Row]:
+    """The rows with their keys, and for each what is still to be made, up to the stage `last`.
+
+    Every product that is there is read and compared with its checksums; a damaged one is reported
+    and set aside by the store, and planned anew.
+    """
+    rows = [_keyed(config) for config in configs]
+    state: dict[tuple[str, str], bool] = {}
+
+    def finished(stage: str, row: Row) -> bool:
+        product = (stage.split(":")[0], row.keys[stage])
+        if product not in state:
+            state[product] = store.finished(*product)
+        return state[product]
+
+    planned = []
+    for row in rows:
+        there = {stage: finished(stage, row) for stage in row.keys if stage != "reference"}
+        damaged = {s for s in there if (s.split(":")[0], row.keys[s]) in store.corrupted}
+        ends = {"record": ("images", "record"), "images": ("images",)}.get(last, ())
+        todo = {stage for stage in ends if not there[stage]} | damaged
+        if row.recipe is not None:
+            if not there["quantised"] and (todo & {"images", "record"} or last == "quantised"):
+                todo.add("quantised")
+            if not there["inputs:measure"] and "record" in todo:
+                todo.add("inputs:measure")
+            wanted = "quantised" in todo and row.recipe.needs_calibration
+            if wanted and not there["inputs:calibrate"]:
+                todo.add("inputs:calibrate")
+        planned.append(dataclasses.replace(row, todo=frozenset(todo)))
+    return planned
+
+
+def _keyed(config: Config) -> Row:
+    """A row's keys, each from exactly what the product depends on."""
+    device, threads = _device(config), _threads(config)
+    model_hash = weights_hash(config.model)
+    prompts = data_prompts(config.data)
+    calibration, measuring = calibration_prompts(config.data, config.calibration)
+    row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
+
+    machine = {"device": device, "torch": importlib.metadata.version("torch")}
+    sampler = {
+        "weights": model_hash,
+        "model": {
+            entry.name: getattr(config.model, entry.name)
+            for entry in dataclasses.fields(ModelConfig)
+            if entry.name not in ("name", "path", "hub_id")
+        },
+        "diffusers": importlib.metadata.version("diffusers"),
+        "transformers": importlib.metadata.version("transformers"),
+        "batch_size": config.generate.batch_size,
+        "threads": threads,
+        **machine,
+    }
+    drawing = {
+        "version": INPUTS_VERSION,
+        "rows": config.calibration.rows_per_layer,
+        "seed": config.calibration.seed,
+        **sampler,
+    }
+    reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
+    keys = {"images": reference, "reference": reference}
+    if config.quant is not None:
+        from loraq.quantize import VERSION
+
+        keys["inputs:measure"] = key("inputs", drawing, measuring)
+        calibrated = None
+        if config.quant.needs_calibration:
+            keys["inputs:calibrate"] = calibrated = key("inputs", drawing, calibration)
+        keys["quantised"] = key(
+            *("quantised", VERSION, recipe_plain(config.quant), model_hash, config.model.family),
+            *(config.model.dtype, machine, calibrated),
+        )
+        keys["images"] = key(
+            *("images", generate.VERSION, sampler, config.generate.seed, prompts),
+            keys["quantised"],
+        )
+    keys["record"] = key("record", RECORD_VERSION, keys, _judging(config), _named(config))
+    return dataclasses.replace(row, keys=keys)
+
+
+def recipe_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe with its formats resolved and without settings that have no effect on it."""
+    plain = to_plain(recipe)
+    for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+        plain[operand] = to_plain(getattr(recipe, operand).build())
+    if recipe.branch.kind == "none":
+        for name in ("branch", "branch_weight", "branch_activation", "requantize_intermediate"):
+            plain.pop(name)
+    elif recipe.branch.rank is not None:
+        plain["branch"]["budget"] = None
+    return plain
+
+
+def _judging(config: Config) -> dict[str, Any]:
+    """What the metrics of a record depend on."""
+    from loraq.metrics import module
+
+    real: Any = config.data.real
+    if real is not None:
+        path = resolve_asset(real)
+        real = file_hash(path) if path.is_file() else str(real)
+    return {
+        "metrics": [(name, module(name).VERSION) for name in config.metrics.names],
+        "extractor": config.metrics.extractor,
+        "bootstrap": config.metrics.bootstrap,
+        "real": real,
+    }
+
+
+def _named(config: Config) -> list[Any]:
+    return [config.experiment, config.row, config.label, config.method]
+
+
+def _device(config: Config) -> str:
+    if config.device == "cpu":
+        return "cpu"
+    import torch
+
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise LoraqError("device=cuda: PyTorch finds no CUDA device here. Set device=cpu or auto.")
+    return "cuda" if there else "cpu"
+
+
+def _threads(config: Config) -> int:
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return torch.get_num_threads()
+
+
+def check(rows: Sequence[Row]) -> None:
+    """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
+    from loraq import metrics
+    from loraq.stages import real_images
+
+    for row in rows:
+        if "record" in row.todo:
+            names = row.config.metrics.names
+            needing = [name for name in names if metrics.module(name).NEEDS == "real"]
+            if needing and row.config.data.real is None:
+                raise LoraqError(
+                    f"metrics.names: {', '.join(needing)} compare with real images, and data.real "
+                    "is null. Set data.real=FOLDER or leave them out (metrics=paired)."
+                )
+            options = {"extractor": row.config.metrics.extractor, "device": row.device}
+            metrics.check(names, real_images(row) if needing else None, **options)
+    made = [row for row in rows if "quantised" in row.todo]
+    if not made:
+        return
+    from loraq.models.families import list_layers
+    from loraq.models.loading import meta_transformer
+    from loraq.quantize import planned_branch_bits
+
+    transformer = meta_transformer(made[0].config.model)
+    for row in made:
+        assert row.recipe is not None
+        try:
+            layers = list_layers(transformer, row.config.model.family, row.recipe.skip)
+            planned_branch_bits(layers, row.recipe)
+        except LoraqError as error:
+            raise LoraqError(f"{error}\n  (in row '{row.name}')") from None
+
+
+def result_folder(rows: Sequence[Row], overrides: Sequence[str]) -> Path:
+    """Where an experiment's table and picture go; changed settings have a folder of their own."""
+    config = rows[0].config
+    neutral = ("experiment=", "output=", "device=", "threads=", "tracking")
+    changed = sorted(o for o in overrides if not o.startswith(neutral))
+    ending = f"-{key(changed)[:6]}" if changed else ""
+    return Path(config.output) / "results" / f"{config.experiment}{ending}"

@@ -1,0 +1,94 @@
+"""START HERE: the experiment, top to bottom.
+
+    config → model → (calibrate) → quantise → generate → measure → record → table
+
+An experiment is a list of rows; each row is one `Config`. What a row needs is decided from the
+keys of its products (`plan.py`), made by the stages (`stages.py`) and kept in the store
+(`store.py`), so that a finished product is never remade and an interrupted one goes on.
+
+One experiment:  loraq run experiment=demo
+A Hydra sweep:   python -m loraq.run --multirun method=rtn,svdquant quant.branch.budget=0.32,0.64
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from loraq.compose import CONF, load_rows
+from loraq.errors import DiskFullError, LoraqError
+from loraq.plan import Row, check, make_plan, result_folder
+from loraq.publish import Outcome, publish, summary
+from loraq.record import Record
+from loraq.stages import Workshop, calibrate, generate, load_record, measure, quantise
+from loraq.store import Store
+
+
+def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
+    """The whole experiment that `overrides` describe; returns its records and what was written."""
+    started = time.perf_counter()
+    configs = load_rows(overrides)
+    store = Store(configs[0].output)
+    rows = make_plan(configs, store)
+    check(rows)
+
+    work = Workshop(store, progress)
+    finished: list[tuple[Row, Record]] = []
+    failed: dict[str, LoraqError] = {}
+    for number, row in enumerate(rows, 1):
+        if progress:
+            print(f"[{number}/{len(rows)}] {row.label}", file=sys.stderr, flush=True)
+        try:
+            finished.append((row, run_row(work, row)))
+        except LoraqError as error:
+            if row.recipe is None or isinstance(error, DiskFullError):
+                raise
+            failed[row.name] = error
+            print(f"loraq: row '{row.name}' failed: {error}", file=sys.stderr)
+            continue
+        if progress:
+            print(f"  {summary(finished[-1][1])}", file=sys.stderr, flush=True)
+
+    outcome = publish(work, finished, result_folder(rows, overrides), started)
+    if failed:
+        raise LoraqError(
+            f"{len(failed)} of {len(rows)} rows failed ({', '.join(failed)}); the reasons stand "
+            f"above. The others are in {outcome.folder}. The same command tries them again."
+        )
+    return outcome
+
+
+def run_row(work: Workshop, row: Row) -> Record:
+    """One row through all stages; what is finished is skipped."""
+    for use in ("calibrate", "measure"):
+        if f"inputs:{use}" in row.todo:
+            calibrate(work, row, use)
+    if "quantised" in row.todo:
+        quantise(work, row)
+    if "images" in row.todo:
+        generate(work, row)
+    if "record" in row.todo:
+        return measure(work, row)
+    return load_record(work.store, row)
+
+
+def main() -> None:
+    """Hydra's own entry point, for sweeps and launchers; each job is one experiment."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    @hydra.main(version_base="1.3", config_path=str(Path(CONF).resolve()), config_name="config")
+    def job(_composed: DictConfig) -> None:
+        from loraq.cli import answering
+
+        with answering():
+            print(run(list(HydraConfig.get().overrides.task)).text)
+
+    job()
+
+
+if __name__ == "__main__":
+    main()
