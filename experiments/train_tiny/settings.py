@@ -16,7 +16,7 @@ class Settings:
 
     seed: int = 0
     image_size: int = 128
-    train_subjects: int = 512
+    train_subjects: int = 320
     held_test: int = 128
     held_dev: int = 32
     calibration: int = 128
@@ -26,7 +26,7 @@ class Settings:
     width: int = 384
     heads: int = 6
     blocks: int = 6
-    vae_channels: tuple[int, ...] = (24, 48, 96, 128)
+    vae_channels: tuple[int, ...] = (16, 32, 64, 96)
     latent_channels: int = 4
     caption_dropout: float = 0.1
     inference_steps: int = 16

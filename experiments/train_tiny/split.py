@@ -1,8 +1,9 @@
-"""The split of names, and ``captions.json``: deterministic, disjoint, seen and held-out names apart.
+"""The split of names, and ``captions.json``: deterministic, disjoint, seen and held-out names
+apart.
 
-``random.Random(0)`` shuffles the sorted slugs of the easy items; the first names are held out for the
-test, the next for development, the next are the training subjects. Calibration, development-seen and
-test-seen captions are cut from the training subjects without overlap.
+``random.Random(0)`` shuffles the sorted slugs of the easy items; the first names are held out for
+the test, the next for development, the next are the training subjects. Calibration,
+development-seen and test-seen captions are cut from the training subjects without overlap.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .settings import ASSETS, SETTINGS, Settings
 
 @dataclass(frozen=True)
 class Split:
-    """Slugs by role: what is trained on, and the three caption lists cut from seen and held-out names."""
+    """Slugs by role: what is trained on, and the three caption lists cut from seen and held-out
+    names."""
 
     train: list[str]
     held_test: list[str]
@@ -50,7 +52,8 @@ def make_split(names: list[str], settings: Settings = SETTINGS) -> Split:
 
 
 def captions(split: Split, by_name: dict[str, Item]) -> dict[str, list[dict]]:
-    """Return the three ordered caption lists; seen and held-out alternate so that any even prefix is balanced."""
+    """Return the three ordered caption lists; seen and held-out alternate so that any even prefix
+    is balanced."""
 
     def entry(name: str, seen: bool) -> dict:
         return {"name": name, "prompt": by_name[name].caption, "seen": seen}

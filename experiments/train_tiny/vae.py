@@ -1,0 +1,150 @@
+"""Train the autoencoder: 128 px to 16 x 16 x 4 with L1, LPIPS and a small KL, on all named emoji.
+
+Half of a batch are random 64-px crops of the full pictures, half are whole pictures shrunk to 64
+px: the transformer's first phase trains on the latents of the latter. Afterwards every latent
+channel is brought to zero mean and unit variance by folding an affine map into the two 1 x 1
+convolutions around the latent, so ``scaling_factor`` is exactly 1 and no pipeline needs to know
+about it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from . import lpips_weights, parallel, runtime
+from .data import items, pictures
+from .settings import OUTPUTS, SETTINGS, Settings
+
+CHECKPOINT = OUTPUTS / "vae.pt"
+CROP = 64
+
+
+def build(settings: Settings = SETTINGS) -> AutoencoderKL:
+    """Return an untrained autoencoder of stride 8."""
+    torch.manual_seed(settings.seed)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=settings.vae_channels,
+        layers_per_block=1,
+        latent_channels=settings.latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=settings.image_size,
+        scaling_factor=1.0,
+    )
+
+
+def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return a training batch in [-1, 1], [size, 3, 64, 64]: crops and whole pictures, half
+    flipped."""
+    rows = []
+    for k, index in enumerate(rng.integers(len(images), size=size)):
+        image = torch.from_numpy(np.array(images[index])).permute(2, 0, 1).float()
+        if k % 4 < 2:
+            # Crops start inside the picture's middle: emoji corners are plain white.
+            top, left = rng.integers(8, image.shape[1] - CROP - 8 + 1, size=2)
+            image = image[:, top : top + CROP, left : left + CROP]
+        else:
+            image = F.interpolate(image[None], size=(CROP, CROP), mode="area")[0]
+        rows.append(image.flip(-1) if rng.random() < 0.5 else image)
+    return torch.stack(rows) / 127.5 - 1
+
+
+def losses(
+    vae: AutoencoderKL, metric: torch.nn.Module, x: torch.Tensor, settings: Settings = SETTINGS
+) -> dict[str, torch.Tensor]:
+    """Return L1, LPIPS and KL of a batch; the latent is sampled with the posterior's own noise."""
+    posterior = vae.encode(x).latent_dist
+    y = vae.decode(posterior.sample()).sample
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    return {"l1": (y - x).abs().mean(), "lpips": metric(x, y).mean(), "kl": kl.mean()}
+
+
+def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, peak: float) -> None:
+    """Train for ``steps`` steps or ``seconds`` of wall time, whichever ends first; resumes after a
+    kill."""
+    where = runtime.device()
+    images = pictures([i.fluent for i in items()], OUTPUTS / "data/fluent128.npy")
+    metric = lpips_weights.perceptual_distance().to(where)
+    vae = build().to(where, memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    average = {k: v.detach().clone() for k, v in vae.state_dict().items()}
+    step, used = 0, 0.0
+    if saved := runtime.load_checkpoint(CHECKPOINT, where):
+        vae.load_state_dict(saved["vae"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average, step, used = saved["average"], saved["step"], saved["used"]
+    first = exchange.rank == 0
+    log = runtime.wandb_run("vae", {"size": size, "peak": peak}, OUTPUTS) if first else None
+    bar = tqdm(total=steps, initial=step, desc="vae", mininterval=5, disable=not first)
+
+    def checkpoint() -> None:
+        state = {"vae": vae.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+        runtime.save_atomic(state | {"step": step, "used": used}, CHECKPOINT)
+
+    last = time.time()
+    while step < steps and used < seconds:
+        # The generator depends on the step alone, so a resumed run sees the same batches.
+        rng = np.random.default_rng((SETTINGS.seed, step))
+        torch.manual_seed(step * 64 + exchange.rank)
+        rate = runtime.learning_rate(max(step / steps, used / seconds), peak, decay=0.45)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        x = exchange.slice(batch(images, size, rng)).to(where, memory_format=torch.channels_last)
+        parts = losses(vae, metric, x)
+        loss = parts["l1"] + 0.5 * parts["lpips"] + 2e-4 * parts["kl"]
+        optimiser.zero_grad()
+        loss.backward()
+        now = exchange.average(vae.parameters(), used + time.time() - last)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        keep = min(0.998, 1 - 10 / (step + 10))
+        with torch.no_grad():
+            for key, value in vae.state_dict().items():
+                average[key].lerp_(value, 1 - keep)
+        used, last = now, time.time()
+        bar.update()
+        if first and step % 20 == 0:
+            values = {k: float(v.detach()) for k, v in parts.items()} | {"lr": rate}
+            log.log(values, step=step)
+            bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()})
+        if first and step % 200 == 0:
+            checkpoint()
+            preview(vae, images, OUTPUTS / f"grids/vae_{step:06d}.png")
+    if first:
+        checkpoint()
+        log.finish()
+
+
+@torch.no_grad()
+def preview(vae: AutoencoderKL, images: np.ndarray, path: Path) -> None:
+    """Save eight pictures above their reconstructions."""
+    picks = np.linspace(50, len(images) - 50, 8).astype(int)
+    x = torch.from_numpy(np.stack([images[i] for i in picks])).permute(0, 3, 1, 2) / 127.5 - 1
+    x = x.to(next(vae.parameters()).device)
+    y = vae.decode(vae.encode(x).latent_dist.mean).sample
+    runtime.grid(torch.cat([x, y]), 8, path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--peak", type=float, default=1.5e-3)
+    arguments = parser.parse_args()
+    parallel.launch(
+        train,
+        sum(p.numel() for p in build().parameters()),
+        (arguments.seconds, arguments.steps, arguments.size, arguments.peak),
+    )
