@@ -122,7 +122,7 @@ def _keyed(config: Config) -> Row:
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
     keys = {"images": reference, "reference": reference}
     if config.quant is not None:
-        from loraq.quantize import VERSION
+        from loraq.quantizer import VERSION
 
         keys["inputs:measure"] = key("inputs", drawing, measuring)
         calibrated = None
@@ -213,7 +213,7 @@ def check(rows: Sequence[Row]) -> None:
         return
     from loraq.models.families import list_layers
     from loraq.models.loading import meta_transformer
-    from loraq.quantize import planned_branch_bits
+    from loraq.quantizer import planned_branch_bits
 
     transformer = meta_transformer(made[0].config.model)
     for row in made:

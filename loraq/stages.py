@@ -29,7 +29,7 @@ from loraq.store import Store, disk_error
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraq.quantize import QuantizedModel
+    from loraq.quantizer import QuantizedModel
 
 INPUTS_FILE = "inputs.safetensors"
 RECORD_FILE = "record.json"
@@ -98,7 +98,7 @@ def calibrate(work: Workshop, row: Row, use: str) -> None:
 
 def quantise(work: Workshop, row: Row) -> QuantizedModel:
     """The row's packed layers: made group by group, or read where they are finished."""
-    from loraq.quantize import quantize_model
+    from loraq.quantizer import quantize_model
 
     assert row.recipe is not None
     name, recipe = row.keys["quantised"], row.recipe
@@ -231,7 +231,7 @@ def _errors(work: Workshop, row: Row) -> tuple[list[dict[str, Any]], dict[str, A
     """(weight and output error of every layer, what the packed layers cost)."""
     if row.recipe is None:
         return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
-    from loraq.quantize import layer_errors
+    from loraq.quantizer import layer_errors
 
     model = quantise(work, row)
     layers, inputs = work.layers(row, row.recipe.skip), _inputs(work, row, "measure")

@@ -15,7 +15,7 @@ from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, Tra
 from loraq.errors import LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
 from loraq.layers import QuantizedLinear
-from loraq.quantize import layer_errors, planned_branch_bits, quantize_model
+from loraq.quantizer import layer_errors, planned_branch_bits, quantize_model
 from loraq.transforms import GELU_SHIFT
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
 

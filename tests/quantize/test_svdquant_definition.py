@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from loraq.quantize import quantize_model
+from loraq.quantizer import quantize_model
 from tests.quantize.test_quantize import SVDQUANT
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
 

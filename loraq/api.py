@@ -1,0 +1,117 @@
+"""The library in Python: `loraq.recipe` and `loraq.quantize` for a user's own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq.config import Recipe
+from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    from loraq.models import Layer
+    from loraq.quantizer import QuantizedModel
+
+
+def recipe(method: str, *overrides: str) -> Recipe:
+    """The recipe of a method's preset in `conf/method/`, with overrides as on the command line.
+
+    `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
+    """
+    from loraq.compose import load_rows
+
+    made = load_rows([f"method={method}", *overrides])[-1].quant
+    if made is None:
+        raise LoraqError(
+            f"method={method} is the 16-bit model itself and has no recipe. Take a method that "
+            "quantises, such as loraq_o2, svdquant or rtn."
+        )
+    return made
+
+
+def quantize(
+    pipe: Any,
+    recipe: Recipe | str = "loraq_o2",
+    *,
+    prompts: Sequence[str] | None = None,
+    call: Mapping[str, Any] | None = None,
+    rows_per_layer: int = 2048,
+    batch_size: int = 8,
+    family: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    progress: bool = True,
+) -> QuantizedModel:
+    """Quantise a diffusers pipeline's transformer in place; undo with `.revert(pipe.transformer)`.
+
+    recipe: a `Recipe`, or the name of a preset (`loraq_o2`, `svdquant`, `rtn`, …).
+    prompts: captions for recipes that read activations; the 16-bit pipeline generates from them
+        with the keyword arguments `call` (steps, guidance, size …). Data-free recipes refuse them.
+    family: model family; by default the one whose transformer class this is.
+    checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
+    """
+    from loraq.models import list_layers
+    from loraq.quantizer import quantize_model
+
+    chosen = _preset(recipe) if isinstance(recipe, str) else recipe
+    family = family or _family_of(pipe.transformer)
+    layers = list_layers(pipe.transformer, family, chosen.skip)
+    if chosen.needs_calibration and not prompts:
+        raise LoraqError(
+            "This recipe reads activations of the 16-bit model (transform.smooth=search or "
+            "branch.select=output). Pass prompts=[…], or take a data-free recipe such as loraq_o2."
+        )
+    if prompts and not chosen.needs_calibration:
+        raise LoraqError(
+            f"{len(prompts)} prompts were given, and this recipe is data-free: it would not read "
+            "them. Leave prompts out."
+        )
+    inputs = None
+    if prompts:
+        inputs = _capture(pipe, layers, list(prompts), dict(call or {}), rows_per_layer, batch_size)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    bar = "quantise" if progress else None
+    model = quantize_model(pipe.transformer, layers, chosen, inputs, folder, bar)
+    model.apply(pipe.transformer)
+    return model
+
+
+_preset = recipe
+
+
+def _family_of(transformer: Any) -> str:
+    from loraq.models.families import family, family_names
+
+    classes = {family(name).TRANSFORMER: name for name in family_names()}
+    name = type(transformer).__name__
+    if name not in classes:
+        raise LoraqError(
+            f"No model family is known for {name}. Known: {', '.join(classes)}. Pass family=…, or "
+            "add one file to loraq/models/ (CONTRIBUTING.md)."
+        )
+    return classes[name]
+
+
+def _capture(
+    pipe: Any,
+    layers: Sequence[Layer],
+    prompts: Sequence[str],
+    call: dict[str, Any],
+    rows_per_layer: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Inputs of `layers` while the pipeline generates from `prompts`, as in `InputCapture`."""
+    import torch
+
+    from loraq.capture import InputCapture
+
+    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+    forwards = len(batches) * call.get("num_inference_steps", 20)
+    with (
+        torch.inference_mode(),
+        InputCapture(pipe.transformer, layers, rows_per_layer, forwards, seed=0) as capture,
+    ):
+        for number, batch in enumerate(batches):
+            generator = torch.Generator("cpu").manual_seed(number)
+            pipe(prompt=list(batch), generator=generator, output_type="latent", **call)
+    return capture.inputs()

@@ -1,0 +1,84 @@
+"""`import loraq` is light, and `loraq.quantize` does in Python what the command line does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import loraq
+from loraq.errors import LoraqError
+
+
+def test_importing_loads_nothing_heavy():
+    heavy = "{'torch', 'diffusers', 'hydra', 'wandb'}"
+    code = f"import sys, loraq; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_recipe_is_the_preset_with_overrides():
+    made = loraq.recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")
+    assert made.branch_weight.name == "int4" and made.branch.budget == 0.32
+    assert made.branch.kind == "loraq" and made.branch.objective == "shape"
+    with pytest.raises(LoraqError, match="loraq_o2"):
+        loraq.recipe("loraq_o3")
+    with pytest.raises(LoraqError, match="no recipe"):
+        loraq.recipe("reference")
+
+
+class Pipe:
+    """The one attribute that data-free quantisation reads of a pipeline."""
+
+    def __init__(self, transformer):
+        self.transformer = transformer
+
+
+def tiny_transformer():
+    from diffusers import PixArtTransformer2DModel
+
+    torch.manual_seed(0)
+    return PixArtTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=32, in_channels=4, out_channels=8, num_layers=1,
+        cross_attention_dim=64, sample_size=8, patch_size=2, caption_channels=32,
+        norm_type="ada_norm_single", attention_bias=True, norm_elementwise_affine=False,
+    ).eval()  # fmt: skip
+
+
+def output(transformer):
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        return transformer(
+            torch.randn(1, 4, 8, 8, generator=g),
+            encoder_hidden_states=torch.randn(1, 6, 32, generator=g),
+            timestep=torch.tensor([500.0]),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        ).sample
+
+
+def test_quantising_in_place_and_back():
+    pipe = Pipe(tiny_transformer())
+    before = output(pipe.transformer)
+    chosen = loraq.recipe("loraq_o2", "quant.branch.budget=null", "quant.branch.rank=8")
+    model = loraq.quantize(pipe, chosen, progress=False)
+    assert len(model.layers) == 8 and model.rank == 8
+    assert "weight=int4" in repr(pipe.transformer.transformer_blocks[0].attn1.to_q)
+    after = output(pipe.transformer)
+    assert 0 < (after - before).norm() / before.norm() < 0.5
+    model.revert(pipe.transformer)
+    assert torch.equal(output(pipe.transformer), before)
+
+
+def test_prompts_go_with_calibrated_recipes_only():
+    pipe = Pipe(tiny_transformer())
+    with pytest.raises(LoraqError, match="prompts"):
+        loraq.quantize(pipe, "svdquant", progress=False)
+    with pytest.raises(LoraqError, match="data-free"):
+        loraq.quantize(pipe, "rtn", prompts=["a cat"], progress=False)
+
+
+def test_an_unknown_transformer_is_answered():
+    with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
+        loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)
