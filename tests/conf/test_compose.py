@@ -1,0 +1,110 @@
+"""The configuration: every option composes, every mistake names key, value and remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from loraq.compose import groups, load_rows
+from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig, from_plain
+from loraq.errors import LoraqError
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_composes_with_unique_rows(experiment):
+    rows = load_rows([f"experiment={experiment}"])
+    assert rows[0].quant is None
+    assert all(row.quant is not None for row in rows[1:])
+    assert len({row.row for row in rows}) == len(rows)
+    assert rows[0].baseline is None or rows[0].baseline in {row.row for row in rows}
+
+
+def test_table1_is_the_comparison_that_was_asked_for():
+    rows = load_rows(["experiment=table1"])
+    assert len(rows) >= 25 and rows[0].data.count == 128
+    branches = [row.quant.branch for row in rows[1:] if row.quant.branch.kind != "none"]
+    assert {(branch.budget, branch.rank) for branch in branches} == {(0.64, None)}
+
+
+@pytest.mark.parametrize("name", groups()["format"])
+def test_every_format_mounts_at_every_operand(name):
+    from loraq.formats import get_format
+
+    for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+        row = load_rows(["method=loraq_o2", f"format@quant.{operand}={name}"])[1]
+        assert getattr(row.quant, operand).build() == get_format(name)
+
+
+@pytest.mark.parametrize("name", groups()["method"])
+def test_every_method_is_named_by_its_file(name):
+    assert load_rows([f"method={name}"])[-1].method == name
+
+
+@pytest.mark.parametrize("name", groups()["model"])
+def test_every_model_is_named_by_its_file(name):
+    assert load_rows([f"model={name}"])[-1].model.name == name
+
+
+def test_svdquant_keeps_a_16_bit_branch_unless_told_otherwise():
+    assert load_rows(["method=svdquant"])[1].quant.branch_weight.name == "fp16"
+    row = load_rows(["method=svdquant", "format@quant.branch_weight=int4"])[1]
+    assert row.quant.branch_weight.name == "int4"
+    assert row.quant.branch_activation.name == "fp16"
+
+
+def test_overrides_reach_the_rows_where_they_mean_something():
+    rows = load_rows(["experiment=demo", "quant.branch.budget=0.32", "quant.weight.block=32"])
+    budgets = {row.row: row.quant.branch.budget for row in rows[1:]}
+    assert budgets.pop("rtn") == 0.64
+    assert set(budgets.values()) == {0.32}
+    assert {row.quant.weight.block for row in rows[1:]} == {32}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=svdqant"], ["method=svdqant", "svdquant"]),
+        (["model=tiny_pixrt"], ["model=tiny_pixrt", "tiny_pixart"]),
+        (["format@quant.weight=itn4"], ["format@quant.weight=itn4", "int4"]),
+        (["format@quant.wieght=int4"], ["format@quant.weight"]),
+        (["metrics.names=[psnr,lpisp]"], ["metrics.names", "lpisp", "lpips"]),
+        (["experiment=tabel1"], ["table1"]),
+        (["data.cuont=3"], ["data.cuont=3", "data.count"]),
+        (["quant.branch.rnk=3"], ["quant.branch.rnk=3", "quant.branch.rank"]),
+        (["+model.stepz=3"], ["model.stepz", "steps"]),
+        (["data.count=many"], ["data.count", "many", "whole number"]),
+        (["data.count=2.5"], ["data.count", "whole number"]),
+        (["quant.weight.block=0"], ["quant.weight.block=0", "limit", "Give"]),
+        (["quant.weight.block=-3"], ["quant.weight.block=-3"]),
+        (["quant.weight.exponent=ceil"], ["quant.weight", "exponent"]),
+        (["quant.branch.rank=0"], ["quant.branch.rank=0", "limit 1"]),
+        (["quant.branch.budget=-1"], ["quant.branch.budget=-1", "above 0"]),
+        (["quant.branch.budget=null"], ["rank", "budget"]),
+        (["quant.branch.kind=svdd"], ["quant.branch.kind", "svd"]),
+        (["quant.transform.hadamard=48"], ["quant.transform.hadamard=48", "power of two"]),
+        (["method=svdquant", "quant.transform.hadamard=64"], ["shift", "hadamard"]),
+        (["method=rtn", "quant.branch.rank=4"], ["quant.branch.rank=4", "no effect"]),
+        (["method=reference", "quant.seed=1"], ["quant.seed=1", "no effect"]),
+        (["experiment=demo", "method=rtn"], ["method=rtn", "experiment=demo"]),
+        (["method=rtn,lqer"], ["method=rtn,lqer", "--multirun"]),
+        (["just a word"], ["KEY=VALUE"]),
+        (["model.path=null"], ["path", "hub_id"]),
+        (["device=tpu"], ["device", "tpu", "cuda"]),
+        (["metrics.bootstrap=5"], ["metrics.bootstrap=5", "100"]),
+    ],
+)
+def test_a_mistake_names_key_value_and_remedy(overrides, words):
+    with pytest.raises(LoraqError) as caught:
+        load_rows(overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_numbers_are_never_cut_or_guessed():
+    with pytest.raises(LoraqError, match="whole number"):
+        from_plain(BranchConfig, {"rank": 3.0}, "quant.branch")
+    with pytest.raises(LoraqError, match="true or false"):
+        from_plain(TransformConfig, {"shift": 1}, "quant.transform")
+    assert from_plain(BranchConfig, {"budget": 1}, "quant.branch").budget == 1.0
+    with pytest.raises(LoraqError, match=r"model.*must be given"):
+        from_plain(Config, {"method": "rtn", "quant": None})
+    assert from_plain(FormatConfig, {"name": "int8", "block": "channel"}).block == "channel"

@@ -1,0 +1,129 @@
+"""Generation: the pipeline's own images, starting latents from the name alone, resume by batch."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from loraq import generate as generation
+from loraq.config import GenerateConfig, ModelConfig
+from loraq.errors import DiskFullError
+from loraq.models import load_pipeline
+from loraq.prompts import Prompt, seed_of_name
+
+PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder) -> ModelConfig:
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    return ModelConfig(
+        path=str(tiny_folder), height=64, width=64, steps=2, max_sequence_length=8, call=call
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return load_pipeline(model)
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_images_are_those_of_the_unmodified_pipeline(pipe, model, tmp_path):
+    import torch
+
+    made = generation.generate(pipe, model, PROMPTS[:1], GenerateConfig(), tmp_path, None)
+    own = pipe(
+        PROMPTS[0].prompt,
+        num_inference_steps=2,
+        guidance_scale=4.5,
+        height=64,
+        width=64,
+        max_sequence_length=8,
+        use_resolution_binning=False,
+        clean_caption=False,
+        generator=torch.Generator("cpu").manual_seed(seed_of_name("p0")),
+    ).images[0]
+    assert made[0].name == "p0.png"
+    assert (pixels(made[0]) == np.asarray(own).astype(int)).all()
+
+
+def test_batch_size_changes_neither_the_start_nor_visibly_the_images(pipe, model, tmp_path):
+    """The same starting latents to the bit; images within one of 255 levels."""
+    import torch
+
+    latents = {}
+    for size in (1, 3):
+        batches = [PROMPTS[i : i + size] for i in range(0, 3, size)]
+        start = [
+            pipe.prepare_latents(
+                len(batch), 4, 64, 64, torch.float32, "cpu", generation.generators(batch, 0)
+            )
+            for batch in batches
+        ]
+        latents[size] = torch.cat(start)
+        settings = GenerateConfig(batch_size=size)
+        generation.generate(pipe, model, PROMPTS, settings, tmp_path / str(size), None)
+    assert torch.equal(latents[1], latents[3])
+    for prompt in PROMPTS:
+        one, three = (pixels(tmp_path / size / f"{prompt.name}.png") for size in ("1", "3"))
+        assert abs(one - three).max() <= 1
+
+
+def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
+    for seed in (0, 1):
+        settings = GenerateConfig(batch_size=3, seed=seed)
+        generation.generate(pipe, model, PROMPTS, settings, tmp_path / str(seed), None)
+    images = [pixels(path) for path in sorted(tmp_path.glob("*/*.png"))]
+    assert all((images[i] != images[j]).any() for i in range(len(images)) for j in range(i))
+
+
+def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_path, monkeypatch):
+    made = []
+    original = generation.image_batch
+
+    def counted(pipe, model, prompts, seed, *rest):
+        made.append([prompt.name for prompt in prompts])
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return original(pipe, model, prompts, seed, *rest)
+
+    monkeypatch.setattr(generation, "image_batch", counted)
+    settings = GenerateConfig(batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+    generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+    assert made == [["p0"], ["p1"], ["p1"], ["p2"]]
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
+    (tmp_path / "p1.png").write_bytes(before["p1.png"][:50])
+    generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+    assert made[4:] == [["p1"]]
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
+
+
+def test_a_disk_that_fills_up_leaves_only_whole_images(pipe, model, tmp_path, monkeypatch):
+    synced = os.fsync
+    calls = []
+
+    def filling(handle):
+        calls.append(handle)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        synced(handle)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    settings = GenerateConfig(batch_size=1)
+    with pytest.raises(DiskFullError, match=r"p1.*go(es)? on where it stopped|p1"):
+        generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(path.name.startswith(".") for path in files)
+    for path in tmp_path.glob("*.png"):
+        Image.open(path).load()
+    monkeypatch.setattr(os, "fsync", synced)
+    assert len(generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)) == 3

@@ -1,0 +1,55 @@
+"""Prompts, the seeds that follow from their names, and splits that never overlap."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from loraq.config import CalibrationConfig, DataConfig
+from loraq.errors import LoraqError
+from loraq.prompts import calibration_prompts, data_prompts, seed_of_name
+
+
+def test_seed_is_the_protocols_polynomial():
+    expected = 0
+    for character in "rice_ball":
+        expected = (expected * 31 + ord(character)) % (10**9 + 7)
+    assert seed_of_name("rice_ball") == expected
+    assert seed_of_name("rice_ball", 1) != expected
+    assert seed_of_name("") == 0
+
+
+def test_the_packages_captions_have_disjoint_splits():
+    data = DataConfig(count=None)
+    test = {prompt.name for prompt in data_prompts(data)}
+    calibration, measuring = calibration_prompts(data, CalibrationConfig())
+    names = [{prompt.name for prompt in part} for part in (calibration, measuring)]
+    assert not names[0] & names[1] and not test & (names[0] | names[1])
+
+
+def test_limits_are_named(captions):
+    data = DataConfig(captions=str(captions), count=9)
+    with pytest.raises(LoraqError, match=r"data.count=9 .* 8 prompts"):
+        data_prompts(data)
+    with pytest.raises(LoraqError, match=r"data.split.*tests.*Did you mean 'test'"):
+        data_prompts(DataConfig(captions=str(captions), split="tests"))
+    with pytest.raises(LoraqError, match="must not overlap"):
+        calibration_prompts(data, CalibrationConfig(prompts=6, measure_prompts=3))
+
+
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "", "t"])
+def test_names_that_cannot_be_files_are_refused(tmp_path, name):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"test": [{"name": n, "prompt": "x"} for n in ("t", name)]}))
+    with pytest.raises(LoraqError, match="usable as file names"):
+        data_prompts(DataConfig(captions=str(path), count=2))
+
+
+def test_a_file_that_is_no_captions_file_says_what_one_is(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text('{"test": [{"nom": "x"}]}')
+    with pytest.raises(LoraqError, match="is no captions file"):
+        data_prompts(DataConfig(captions=str(path)))
+    with pytest.raises(LoraqError, match="there is no file"):
+        data_prompts(DataConfig(captions=str(tmp_path / "none.json")))

@@ -1,0 +1,200 @@
+"""The whole flow on the little pipeline: cached, resumed, repeated, damaged, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loraq import generate as generation
+from loraq import record as records
+from loraq.cli import main
+from loraq.errors import LoraqError
+from loraq.run import run
+
+
+def output(overrides: list[str]) -> Path:
+    return Path(overrides[-1].removeprefix("output="))
+
+
+def moved(overrides: list[str], folder: Path) -> list[str]:
+    return [*overrides[:-1], f"output={folder}"]
+
+
+def comparable(outcome) -> list[dict]:
+    return [record.comparable() for record in outcome.records]
+
+
+METHODS = ["rtn", "svdquant", "loraq_o2"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_goes_from_config_to_table(overrides, method):
+    outcome = run([f"method={method}", *overrides], progress=False)
+    reference, row = outcome.records
+    assert reference.row == "reference" and row.row == method
+    assert len(row.layers) == 16 and 0 < row.layers[0]["output_error"] < 1
+    assert row.metrics["psnr"]["value"] > 5 and len(row.metrics["psnr"]["per_image"]) == 4
+    assert (outcome.folder / "main.md").is_file()
+    assert method in outcome.text
+    if method != "rtn":
+        assert 0 < row.budget["branch_bits_per_weight"] <= 0.64
+
+
+def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
+    first = run(["method=rtn", *overrides], progress=False)
+    monkeypatch.setattr("loraq.stages.load_pipeline", None)
+    second = run(["method=rtn", *overrides], progress=False)
+    assert comparable(first) == comparable(second)
+    assert [record.created for record in first.records] == [r.created for r in second.records]
+
+
+def test_reference_images_serve_every_method(overrides, monkeypatch):
+    made = []
+    original = generation.image_batch
+    monkeypatch.setattr(
+        generation, "image_batch", lambda *a, **k: made.append(a[2]) or original(*a, **k)
+    )
+    run(["method=rtn", *overrides], progress=False)
+    first = len(made)
+    run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
+    assert first == 2 + 1 + 2  # reference, activations for errors, rtn
+    assert len(made) - first == 2
+
+
+def test_the_same_config_from_empty_caches_gives_the_same_record(overrides, tmp_path):
+    one = run(["method=svdquant", *moved(overrides, tmp_path / "one")], progress=False)
+    two = run(["method=svdquant", *moved(overrides, tmp_path / "two")], progress=False)
+    assert comparable(one) == comparable(two)
+
+
+def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
+    first = run(["method=loraq_o2", *overrides], progress=False)
+    damaged = []
+    for stage, pattern in (("images", "*.png"), ("quantised", "*.safetensors")):
+        for path in sorted((output(overrides) / stage).glob(f"*/{pattern}"))[:1]:
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 0xFF
+            damaged.append((path, path.read_bytes()))
+            path.write_bytes(bytes(data))
+    again = run(["method=loraq_o2", *overrides], progress=False)
+    assert capsys.readouterr().err.count("is corrupted") == 2
+    assert comparable(first) == comparable(again)
+    for path, before in damaged:
+        if path.suffix == ".png":
+            assert path.read_bytes() == before
+        assert path.is_file()
+
+
+def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys):
+    import loraq.run
+
+    original = loraq.run.quantise
+
+    def fails(work, row):
+        raise LoraqError("no luck today") if row.name == "rtn" else original(work, row)
+
+    monkeypatch.setattr(loraq.run, "quantise", lambda work, row: fails(work, row))
+    with pytest.raises(LoraqError, match="1 of 2 rows failed"):
+        run(["method=rtn", *overrides], progress=False)
+    assert "no luck today" in capsys.readouterr().err
+    assert len(list((output(overrides) / "record").glob("*/record.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["method=loraq_o2", "quant.branch.rank=1000"], ["rank=1000", "64"]),
+        (["method=rtn", "quant.skip=[ff_dwon]"], ["ff_dwon", "ff_down"]),
+        (["method=rtn", "quant.transform.hadamard=512"], ["512", "64"]),
+        (["method=rtn", "model.path=/no/such/folder"], ["model.path=/no/such/folder"]),
+        (["method=rtn", "metrics.names=[kid]"], ["kid", "data.real"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(overrides, capsys, extra, words):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *overrides, *extra])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    for word in words:
+        assert word in error
+    made = [path for path in output(overrides).rglob("*") if path.is_file()]
+    assert not made
+
+
+def test_dry_run_tells_and_makes_nothing(overrides, capsys):
+    main(["run", "--dry-run", "method=svdquant", *overrides])
+    text = capsys.readouterr().out
+    assert "to make" in text and "stated rates" in text and "In all about" in text
+    assert not output(overrides).exists()
+    run(["method=svdquant", *overrides], progress=False)
+    main(["run", "--dry-run", "method=svdquant", *overrides])
+    assert "to make" not in capsys.readouterr().out
+    main(["run", "--dry-run", "method=svdquant", "quant.seed=1", *overrides])
+    assert "measured on" in capsys.readouterr().out
+
+
+def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
+    """Finished groups and batches are not remade; the records equal an uninterrupted run's."""
+    overrides = [o for o in overrides if not o.startswith(("data.count", "generate.", "output="))]
+    overrides += ["data.count=8", "generate.batch_size=1", "model.steps=6"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "loraq.cli", "run", "--quiet", "method=loraq_o2", *overrides]
+
+    def kill_when(pattern: str) -> set[tuple[str, int]]:
+        process = subprocess.Popen(
+            [*command, f"output={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not list(killed.glob(pattern)) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return {(str(path), path.stat().st_mtime_ns) for path in killed.glob(pattern)}
+
+    groups = kill_when("quantised/*/*.safetensors")
+    batches = kill_when("images/*/batches/00001.json")
+    one = run(["method=loraq_o2", *overrides, f"output={killed}"], progress=False)
+
+    for path, modified in groups | batches:
+        now = Path(path.replace(".partial", ""))
+        assert now.stat().st_mtime_ns == modified, f"{now} was made again"
+    two = run(["method=loraq_o2", *overrides, f"output={whole}"], progress=False)
+    assert comparable(one) == comparable(two)
+    tables = [(outcome.folder / "main.md").read_bytes() for outcome in (one, two)]
+    assert tables[0] == tables[1]
+
+
+def test_tables_and_cache_read_what_is_there(overrides, capsys):
+    root = str(output(overrides))
+    outcome = run(["method=rtn", *overrides], progress=False)
+    (outcome.folder / "main.md").unlink()
+    main(["tables", "--output", root])
+    assert "rtn" in capsys.readouterr().out
+    assert (outcome.folder / "main.md").is_file()
+    main(["cache", "--output", root, "--verify"])
+    assert "finished" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["tables", "--output", root, "nothing"])
+
+
+def test_parts_of_the_flow_are_commands_of_their_own(overrides, capsys):
+    root = output(overrides)
+    main(["quantize", "--quiet", "method=rtn", *overrides])
+    assert "bits/weight" in capsys.readouterr().out
+    assert not (root / "images").exists()
+    main(["generate", "--quiet", "method=rtn", *overrides])
+    assert len(list(root.glob("images/*/*.png"))) == 8
+    assert not (root / "record").exists()
+    main(["evaluate", "--quiet", "method=rtn", *overrides])
+    made = [records.load(path) for path in sorted(root.glob("record/*/record.json"))]
+    assert {record.row for record in made} == {"reference", "rtn"}
+    assert json.loads((next(root.glob("results/*/rows.json"))).read_text())["rows"]

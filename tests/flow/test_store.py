@@ -1,0 +1,88 @@
+"""The store: finished or not there; damage is noticed; a full disk leaves nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from loraq.config import FormatConfig
+from loraq.errors import DiskFullError
+from loraq.store import MANIFEST, Store, key, write_bytes
+
+
+def test_a_key_depends_on_content_not_on_order_or_type_of_container():
+    assert key({"a": 1, "b": (2, 3)}) == key({"b": [2, 3], "a": 1})
+    assert key(FormatConfig("int4")) != key(FormatConfig("int4", block=32))
+    assert len(key(1)) == 16
+
+
+def test_a_product_is_there_only_when_its_block_ended(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError), store.write("images", "k") as folder:
+        write_bytes(folder / "a.png", b"1")
+        raise RuntimeError
+    assert not store.finished("images", "k")
+    assert not list(tmp_path.glob("images/k*"))
+    with store.write("images", "k", {"units": 2}) as folder:
+        write_bytes(folder / "a.png", b"1")
+        assert not store.finished("images", "k")
+    assert store.finished("images", "k")
+    assert store.manifest("images", "k")["info"]["units"] == 2
+
+
+def test_a_resumable_product_keeps_its_pieces(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.write("images", "k", resume=True) as folder:
+        write_bytes(folder / "a.png", b"1")
+        (folder / ".b.png.writing").write_bytes(b"half")
+        raise KeyboardInterrupt
+    with store.write("images", "k", resume=True) as folder:
+        assert [path.name for path in folder.iterdir()] == ["a.png"]
+    assert set(store.manifest("images", "k")["files"]) == {"a.png"}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
+    store = Store(tmp_path)
+    with store.write("images", "k") as folder:
+        write_bytes(folder / "a.png", b"12345")
+    path = tmp_path / "images" / "k" / "a.png"
+    if damage == "flip":
+        path.write_bytes(b"12346")
+    elif damage == "cut":
+        path.write_bytes(b"1")
+    elif damage == "remove":
+        path.unlink()
+    else:
+        (path.parent / MANIFEST).write_text("{")
+    assert not store.finished("images", "k")
+    assert "corrupted" in capsys.readouterr().err
+    assert (tmp_path / "images" / "k.corrupted").is_dir()
+    assert ("images", "k") in store.corrupted
+    assert not store.finished("images", "k")
+
+
+def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    write_bytes(path, b"old")
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError, match=r"Disk full while writing .*a\.png.*Free some"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_two_processes_do_not_make_the_same_thing(tmp_path):
+    from filelock import FileLock, Timeout
+
+    store = Store(tmp_path)
+    with store.lock("images", "k"), pytest.raises(Timeout):
+        FileLock(str(tmp_path / "images" / "k.lock")).acquire(timeout=0)
+    with store.lock("images", "k"):
+        pass

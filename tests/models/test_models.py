@@ -1,0 +1,161 @@
+"""Layers by role, on the little pipeline and on PixArt-Σ's published configuration."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from loraq.config import ModelConfig
+from loraq.errors import LoraqError
+from loraq.models import family_names, list_layers, load_pipeline, weights_hash
+
+
+@pytest.fixture(scope="module")
+def full_size():
+    """PixArt-Σ XL 1024 from its published numbers, on the meta device."""
+    import torch
+    from diffusers import PixArtTransformer2DModel
+
+    with torch.device("meta"):
+        return PixArtTransformer2DModel(
+            num_attention_heads=16,
+            attention_head_dim=72,
+            in_channels=4,
+            out_channels=8,
+            num_layers=28,
+            cross_attention_dim=1152,
+            sample_size=128,
+            patch_size=2,
+            caption_channels=4096,
+            use_additional_conditions=False,
+        )
+
+
+def test_pixart_sigma_has_the_published_layers(full_size):
+    assert sum(parameter.numel() for parameter in full_size.parameters()) == 610_856_096
+    every = list_layers(full_size, "pixart_sigma", skip=())
+    assert len(every) == 280
+    assert sum(o * i for o, i in (layer.shape for layer in every)) == 594_542_592
+    layers = list_layers(full_size, "pixart_sigma")
+    assert len(layers) == 224
+    assert sum(o * i for o, i in (layer.shape for layer in layers)) == 520_224_768
+
+
+def test_rank_32_in_16_bits_costs_what_the_paper_set_as_standard(full_size):
+    from loraq.budget import branch_bits
+    from loraq.formats import get_format
+    from loraq.units import make_units
+
+    layers = list_layers(full_size, "pixart_sigma")
+    weights = sum(o * i for o, i in (layer.shape for layer in layers))
+    for share, expected in ((True, 0.635), (False, 0.698)):
+        shapes = [unit.shape for unit in make_units(layers, share)]
+        bits = branch_bits(shapes, 32, get_format("fp16"))
+        assert bits / weights == pytest.approx(expected, abs=5e-4)
+
+
+def test_layers_that_read_one_input_say_so(full_size):
+    layers = {layer.name: layer for layer in list_layers(full_size, "pixart_sigma", skip=())}
+    block = "transformer_blocks.3"
+    qkv = {layers[f"{block}.attn1.{name}"].shares_input for name in ("to_q", "to_k", "to_v")}
+    assert len(qkv) == 1
+    assert layers[f"{block}.attn2.to_q"].shares_input not in qkv
+    assert layers[f"{block}.attn2.to_k"].shares_input == layers[f"{block}.attn2.to_v"].shares_input
+    assert layers[f"{block}.ff.net.2"].role == "ff_down"
+    assert layers[f"{block}.ff.net.0.proj"].shape == (4608, 1152)
+
+
+def test_skip_takes_roles_and_globs_and_refuses_what_matches_nothing(full_size):
+    names = {
+        layer.name for layer in list_layers(full_size, "pixart_sigma", ("transformer_blocks.0.*",))
+    }
+    assert len(names) == 270 and not any("blocks.0." in name for name in names)
+    assert len(list_layers(full_size, "pixart_sigma", ("ff_down", "cross_k", "cross_v"))) == 196
+    with pytest.raises(LoraqError, match=r"'cross_j' matches none .*cross_"):
+        list_layers(full_size, "pixart_sigma", ("cross_j",))
+    with pytest.raises(LoraqError, match="leaves no layer"):
+        list_layers(full_size, "pixart_sigma", ("*",))
+
+
+def test_an_unknown_family_answers_with_near_matches(full_size):
+    with pytest.raises(LoraqError, match=r"pixart_sigm.*Did you mean 'pixart_sigma'"):
+        list_layers(full_size, "pixart_sigm")
+    assert family_names() == ["pixart_sigma"]
+
+
+def test_a_folder_loads_and_its_hash_depends_on_the_weights_alone(tiny_folder, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tiny_folder, copy)
+    model = ModelConfig(path=str(tiny_folder))
+    assert weights_hash(model) == weights_hash(ModelConfig(name="other", path=str(copy)))
+    pipe = load_pipeline(model)
+    assert type(pipe).__name__ == "PixArtSigmaPipeline"
+    assert len(list_layers(pipe.transformer, "pixart_sigma")) == 16
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert weights_hash(model) != weights_hash(ModelConfig(path=str(copy)))
+
+
+def test_missing_folders_are_answered_with_what_lies_beside_them(tiny_folder):
+    with pytest.raises(LoraqError, match=r"model.path=.*tinny.*Beside it: tiny"):
+        load_pipeline(ModelConfig(path=str(tiny_folder.parent / "tinny")))
+    with pytest.raises(LoraqError, match=r"model_index.json"):
+        load_pipeline(ModelConfig(path=str(tiny_folder / "vae")))
+
+
+def test_a_corrupted_weights_file_is_named(tiny_folder, tmp_path):
+    copy = tmp_path / "cut"
+    shutil.copytree(tiny_folder, copy)
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(LoraqError, match=r"diffusion_pytorch_model.safetensors.*corrupted"):
+        load_pipeline(ModelConfig(path=str(copy)))
+
+
+def test_checksums_beside_the_weights_are_checked(tiny_folder, tmp_path):
+    import hashlib
+
+    copy = tmp_path / "summed"
+    shutil.copytree(tiny_folder, copy)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    (copy / "SHA256SUMS").write_text(f"{digest}  vae/diffusion_pytorch_model.safetensors\n")
+    weights_hash(ModelConfig(path=str(copy)))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(LoraqError, match=r"vae/diffusion_pytorch_model.safetensors' is damaged"):
+        weights_hash(ModelConfig(path=str(copy)))
+
+
+def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
+    copy = tmp_path / "pickled"
+    shutil.copytree(tiny_folder, copy)
+    for path in list(copy.rglob("*.safetensors")):
+        path.rename(path.with_suffix(".bin"))
+    with pytest.raises(LoraqError, match="safe_serialization"):
+        weights_hash(ModelConfig(path=str(copy)))
+    with pytest.raises(LoraqError, match="does not load"):
+        load_pipeline(ModelConfig(path=str(copy)))
+
+
+def test_a_hub_model_without_network_fails_fast_with_a_remedy(monkeypatch):
+    import time
+
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+    model = ModelConfig(hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
+    started = time.monotonic()
+    with pytest.raises(LoraqError, match=r"(?s)model.hub_id=.*no route.*model.path=FOLDER"):
+        weights_hash(model)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LoraqError, match=r"(?s)HF_HUB_OFFLINE.*model.path=FOLDER"):
+        weights_hash(model)
+    assert time.monotonic() - started < 10
