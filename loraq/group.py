@@ -41,7 +41,7 @@ def quantize_group(
     w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
     x_BTI = None
     if inputs is not None:
-        x_BTI = torch.stack([inputs[unit.input_id].float() for unit in group.units])
+        x_BTI = torch.stack([inputs[unit.input_id].float() for unit in group.units]).to(w_BOI)
     step = _GroupStep(group, recipe, rank, w_BOI, x_BTI)
     transform, notes = step.choose_transform(w_BOI)
     wt_BOI = transform.weight(w_BOI)
@@ -85,7 +85,9 @@ class _GroupStep:
             width = w_BOI.shape[-1]
             signs = [random_signs(width, self.generator("signs", u.name)) for u in self.group.units]
             block = largest_block(width, limit)
-            transform = replace(transform, signs_I=torch.stack(signs)[:, None], block=block)
+            transform = replace(
+                transform, signs_I=torch.stack(signs)[:, None].to(w_BOI.device), block=block
+            )
         if self.recipe.transform.smooth == "none":
             return transform, {}
         return self._search_smoothing(w_BOI, transform)
@@ -98,9 +100,9 @@ class _GroupStep:
         quick = replace(self.recipe.branch, kind="svd" if self.rank else "none", select="weight")
         if quick.start == "zero":
             quick = replace(quick, start="error")
-        best_B = torch.full((w_BOI.shape[0],), torch.inf)
+        best_B = torch.full((w_BOI.shape[0],), torch.inf, device=w_BOI.device)
         best_smooth = torch.ones_like(w_BOI[:, :1])
-        choice_B = torch.zeros(w_BOI.shape[0], dtype=torch.int64)
+        choice_B = torch.zeros_like(best_B, dtype=torch.int64)
         for number, (_, s_BI) in enumerate(grid(self.x_BTI + self.shift, w_BOI)):
             candidate = replace(transform, smooth_I=s_BI[:, None])
             wt_BOI = candidate.weight(w_BOI)

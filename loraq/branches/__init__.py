@@ -52,7 +52,7 @@ class Problem:
             )
         units_B = self.units_B
         if units_B is None:
-            units_B = torch.arange(self.weight_BOI.shape[0])
+            units_B = torch.arange(self.weight_BOI.shape[0], device=main_BOI.device)
         left, right = self.round_branch(left_BOR), self.round_branch(right_BRI)
         return self.output_error(main_BOI, left, right, units_B)
 

@@ -3,8 +3,8 @@
 select=weight: best ‖W − Q − P‖_F, data-free      (LoftQ, arXiv 2310.08659)
 select=output: best calibration output error; a unit stops at its first round without
                improvement                          (SVDQuant, arXiv 2411.05007)
-start=weight: Q₀ = 0, so the first P is SVD_r(W); start=zero: P₀ = 0, which is itself a round that may
-win, then the first P is SVD_r(W − Q(W)) (LoftQ's own start).
+start=weight: Q₀ = 0, so the first P is SVD_r(W).
+start=zero:   P₀ = 0, a round that may win, then the first P is SVD_r(W − Q(W)) (LoftQ's own start).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Best:
 
     def __init__(self, left_BOR: Tensor, right_BRI: Tensor) -> None:
         self.left, self.right = left_BOR.clone(), right_BRI.clone()
-        self.score_B = torch.full((left_BOR.shape[0],), torch.inf)
+        self.score_B = torch.full((left_BOR.shape[0],), torch.inf, device=left_BOR.device)
 
     def offer(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
         """Keep what improves; `score`, `left`, `right` are of the units numbered `units`."""
@@ -52,10 +52,12 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     if options.start == "zero":
         quantised_BOI = problem.round_main(w_BOI)
         score_B = _score(problem, quantised_BOI, best.left, best.right, by_output)
-        best.offer(torch.arange(b), score_B, best.left.clone(), best.right.clone())
+        best.offer(
+            torch.arange(b, device=w_BOI.device), score_B, best.left.clone(), best.right.clone()
+        )
 
     losses: list[float] = []
-    active = torch.arange(b)
+    active = torch.arange(b, device=w_BOI.device)
     for _ in range(options.steps):
         part = problem.subset(active)
         before = best.score_B[active]

@@ -30,7 +30,7 @@ PATIENCE = {"alternation": 4, "adam": 40}
 def find(problem: Problem, options: BranchConfig) -> Solution:
     left, right = _start(problem, options)
     if options.rotation == "random":
-        t_RR = random_rotation(problem.rank, problem.generator)
+        t_RR = random_rotation(problem.rank, problem.generator).to(left)
         left, right = left @ t_RR.T, t_RR @ right
     solve = _adam if options.solver == "adam" else _alternate
     return solve(problem, options, left, right)
@@ -57,7 +57,7 @@ class _Progress:
 
     def converged(self, loss_B: Tensor, left: Tensor, right: Tensor) -> bool:
         """Note this round's relative errors (B,); True once no unit gains any more."""
-        self.best.offer(torch.arange(len(loss_B)), loss_B, left, right)
+        self.best.offer(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
         self.losses.append(loss_B.mean().item())
         gained_B = self.best.score_B < self.mark_B * (1 - self.tolerance)
         self.mark_B = torch.where(gained_B, self.best.score_B, self.mark_B)

@@ -96,11 +96,11 @@ class InputTransform:
 def pack_bits(bits_I: Tensor) -> Tensor:
     """Eight booleans a byte, the first in the lowest bit; a short end is filled with zeros."""
     padded = torch.nn.functional.pad(bits_I.to(torch.uint8), (0, -bits_I.numel() % 8))
-    powers = 2 ** torch.arange(8, dtype=torch.uint8)
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device=bits_I.device)
     return (padded.view(-1, 8) * powers).sum(-1, dtype=torch.int32).to(torch.uint8)
 
 
 def unpack_bits(bytes_: Tensor, count: int) -> Tensor:
     """Inverse of `pack_bits`: the first `count` bits as booleans."""
-    shifts = torch.arange(8, dtype=torch.uint8)
+    shifts = torch.arange(8, dtype=torch.uint8, device=bytes_.device)
     return ((bytes_[:, None] >> shifts) & 1).flatten()[:count].bool()

@@ -49,11 +49,11 @@ def hadamard_matrix(block: int) -> Tensor:
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·D·H over the last axis, any leading axes; float32 in, float32 out."""
     h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
-    blocks = (x * signs_I.to(x.dtype)).unflatten(-1, (-1, block))
+    blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
     return (blocks @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·H·D, the inverse of `rotate`."""
     h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
-    return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x.dtype)
+    return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x)
