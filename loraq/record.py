@@ -8,18 +8,17 @@ refused. `tables.py`, `pictures.py` and `tracking.py` read records and nothing e
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import math
 import os
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.store import write_bytes
 
 SCHEMA = 1
 VOLATILE = ("created", "timings", "machine")  # what may differ between two equal runs
@@ -71,27 +70,9 @@ class Record:
 def save(record: Record, path: str | os.PathLike[str]) -> Path:
     """Write `record` to `path` whole or not at all (written beside it, synced, then renamed)."""
     path = Path(path)
-    text = to_json(record)
+    data = to_json(record).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
-            raise LoraqError(
-                f"disk full while writing the record {path} ({len(text)} bytes); free space and "
-                "run the same command again: nothing half-written was kept"
-            ) from error
-        raise
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_bytes(path, data)
     return path
 
 

