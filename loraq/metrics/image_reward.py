@@ -84,6 +84,6 @@ def _package() -> Any:
         raise LoraqError(
             f"metric image_reward: `import ImageReward` fails ({type(error).__name__}: {error}); "
             "image-reward 1.5 does not import on current transformers "
-            f"(github.com/zai-org/ImageReward/issues/122): use an environment where it does, {REMEDY}"
+            f"(github.com/zai-org/ImageReward/issues/122): use an older environment, {REMEDY}"
         ) from error
     return module
