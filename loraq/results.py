@@ -1,0 +1,152 @@
+"""Committed results: the records of finished experiments under `results/`, and their tables.
+
+    results/<experiment>/rows.json            which rows, in which order, compared with which one
+    results/<experiment>/records/<row>.json   one record a row, as the run wrote it
+    results/<experiment>/main.md …            tables, made from the records and never edited
+    results/reported/*.csv                    numbers published by others (see its README)
+
+`outputs/` is a workplace and stays out of git. What is to be kept is taken over from there:
+
+    python -m loraq.results outputs/results/demo
+
+Reads records and nothing else: no torch, no images, no W&B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraq.errors import LoraqError, unknown
+from loraq.publish import ROWS_FILE
+from loraq.record import Record, load
+from loraq.store import write_bytes
+from loraq.tables import write_tables
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = "records"
+REPORTED = "reported"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The committed records of one experiment, in the order of its rows."""
+
+    name: str
+    folder: Path
+    records: list[Record]
+    baseline: str | None
+
+
+def names(root: Path = ROOT) -> list[str]:
+    """The experiments whose records are committed."""
+    return sorted(path.parent.name for path in (root / "results").glob(f"*/{ROWS_FILE}"))
+
+
+def read(name: str, root: Path = ROOT) -> Results:
+    """The experiment's records; LoraqError where one is missing, damaged or not the listed one."""
+    if name not in names(root):
+        raise unknown("committed experiment", name, names(root))
+    folder = root / "results" / name
+    listed = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
+    records = []
+    for row in listed["rows"]:
+        record = load(folder / RECORDS / f"{row['row']}.json")
+        if (record.row, record.key) != (row["row"], row["record"]):
+            raise LoraqError(
+                f"{folder / RECORDS}/{row['row']}.json is the record {record.key} of row "
+                f"'{record.row}', and {ROWS_FILE} lists {row['record']}. Take the experiment over "
+                f"again: python -m loraq.results outputs/results/{name}"
+            )
+        records.append(record)
+    return Results(name, folder, records, listed["baseline"])
+
+
+def take(source: Path, root: Path = ROOT) -> Path:
+    """Copy an experiment's records from OUTPUT/results/NAME, and write its tables beside them."""
+    if not (source / ROWS_FILE).is_file():
+        raise LoraqError(
+            f"'{source}' has no {ROWS_FILE}, so no experiment has finished there. Give the folder "
+            "that `loraq run` names after its table, such as outputs/results/demo."
+        )
+    if source.resolve().name == REPORTED:
+        raise LoraqError(f"results/{REPORTED}/ is kept for published numbers; rename '{source}'.")
+    rows = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
+    products = source.resolve().parents[1] / "record"
+    paths = {row["row"]: products / row["record"] / "record.json" for row in rows}
+    for path in paths.values():
+        load(path)  # all are there and whole before anything is replaced
+    target = root / "results" / source.resolve().name
+    shutil.rmtree(target / RECORDS, ignore_errors=True)
+    (target / RECORDS).mkdir(parents=True)
+    for row, path in paths.items():
+        write_bytes(target / RECORDS / f"{row}.json", path.read_bytes())
+    write_bytes(target / ROWS_FILE, (source / ROWS_FILE).read_bytes())
+    refresh_tables(target.name, root)
+    return target
+
+
+def refresh_tables(name: str, root: Path = ROOT, check: bool = False) -> list[Path]:
+    """Make the experiment's tables anew; the files that were not what the records say.
+
+    `check` only looks. A table that the records no longer give counts, and is removed.
+    """
+    found = read(name, root)
+    with tempfile.TemporaryDirectory() as folder:
+        fresh = write_tables(found.records, folder, found.baseline)
+        wanted = {file: path.read_bytes() for file, path in fresh.items()}
+    kinds = {Path(file).suffix for file in wanted}
+    there = {path.name: path for path in found.folder.iterdir() if path.suffix in kinds}
+    there.pop("README.md", None)
+    stale = []
+    for file in sorted({*wanted, *there}):
+        path = found.folder / file
+        if file in there and wanted.get(file) == path.read_bytes():
+            continue
+        stale.append(path)
+        if check:
+            continue
+        if file in wanted:
+            write_bytes(path, wanted[file])
+        else:
+            path.unlink()
+    return stale
+
+
+def changed_checkouts(found: Results) -> list[str]:
+    """Rows whose record was made from code with uncommitted changes (`commit` ends with `+`)."""
+    return [record.row for record in found.records if record.commit.endswith("+")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    from loraq.cli import answering
+
+    parser = argparse.ArgumentParser(
+        prog="python -m loraq.results",
+        description="Take finished experiments over into results/, then rebuild tables and docs.",
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="such as outputs/results/demo")
+    with answering():
+        for folder in parser.parse_args(arguments).folders:
+            target = take(folder)
+            print(f"{target.relative_to(ROOT)}: {len(read(target.name).records)} records")
+            if rows := changed_checkouts(read(target.name)):
+                print(
+                    f"  made from uncommitted code: {', '.join(rows)}. Their tables say so; "
+                    "commit and run again before quoting them.",
+                    file=sys.stderr,
+                )
+        from loraq.readme import refresh_all
+
+        for path in refresh_all():
+            print(f"rewritten: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

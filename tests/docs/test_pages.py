@@ -1,0 +1,124 @@
+"""The documentation agrees with the code: numbers, names, links, commands, counts."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+import yaml
+
+from loraq import readme, results
+from loraq.cli import COMMANDS
+from loraq.compose import groups, load_rows
+
+ROOT = results.ROOT
+PAGES = [*readme.pages(ROOT), *sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
+MARKDOWN = [name for name in TEXTS if name.endswith(".md")]
+
+
+def first_cells(text: str, heading: str) -> list[str]:
+    """The first cells of the table whose heading row begins with `heading`, without backquotes."""
+    lines = text.split(f"\n| {heading} |", 1)[1].splitlines()[2:]
+    rows = [line for line in lines[: lines.index("")] if line.startswith("|")]
+    return [row.split("|")[1].strip().strip("`") for row in rows]
+
+
+def test_numbers_in_the_pages_are_those_of_the_records():
+    stale = readme.refresh_all(check=True)
+    assert not stale, f"rewrite with `python -m loraq.readme`: {stale}"
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_links_and_paths_lead_somewhere(name):
+    text = re.sub(r"<!--.*?-->", "", TEXTS[name], flags=re.DOTALL)
+    folder = (ROOT / name).parent
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
+    missing = [x for x in links if x and "://" not in x and not (folder / x).exists()]
+    named = re.findall(r"`((?:loraq|conf|tests|docs|experiments|\.ci)/[\w./]+\.\w+)`", text)
+    missing += [path for path in named if "NAME" not in path and not known(path)]
+    assert not missing
+
+
+def known(path: str) -> bool:
+    invented = ("METHOD", "FAMILY")
+    return (ROOT / path).exists() or any(word in path for word in invented)
+
+
+COMMAND = re.compile(r"^(?:    )?loraq (?:run|quantize|generate|evaluate) (.*)$", re.MULTILINE)
+
+
+def commands() -> set[tuple[str, ...]]:
+    """The overrides of every command in the pages; experiments have tests of their own."""
+    found = set()
+    for name in MARKDOWN:
+        for line in COMMAND.findall(TEXTS[name]):
+            words = [word for word in line.split("#")[0].split() if not word.startswith("--")]
+            if words[0].removeprefix("experiment=") in (*groups()["experiment"], "NAME"):
+                continue
+            found.add(tuple(words))
+    return found
+
+
+@pytest.mark.parametrize("overrides", sorted(commands()), ids=" ".join)
+def test_commands_in_the_pages_compose(overrides):
+    assert load_rows(overrides)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
+def test_every_method_is_listed(page):
+    assert sorted(first_cells(TEXTS[page], "`method=`")) == groups()["method"]
+
+
+def test_every_experiment_is_listed():
+    listed = first_cells(TEXTS["experiments/README.md"], "experiment")
+    assert [name for name in listed if not name.startswith("[")] == groups()["experiment"]
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_the_number_of_rows_is_stated(experiment):
+    rows = yaml.safe_load(TEXTS[f"conf/experiment/{experiment}.yaml"])["rows"]
+    lines = TEXTS["experiments/README.md"].splitlines()
+    line = next(line for line in lines if line.startswith(f"| `{experiment}`"))
+    assert f"; {len(rows)} rows" in line
+
+
+def test_every_command_is_listed():
+    listed = first_cells(TEXTS["README.md"], "command")
+    assert listed == [f"loraq {name}" for name in COMMANDS]
+
+
+def test_the_ranks_that_the_budget_buys():
+    from loraq.budget import rank_for_budget
+    from loraq.formats import get_format
+
+    table = TEXTS["docs/method.md"].split("| branch format |")[1].split("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) == 6
+    for name, *ranks in rows:
+        bought = [
+            rank_for_budget(blocks * unit_shapes(width), 0.64, get_format(name))
+            for width, blocks in ((1152, 28), (384, 6))
+        ]
+        assert bought == [int(rank) for rank in ranks]
+
+
+def unit_shapes(width: int) -> list[tuple[int, int]]:
+    """A PixArt block's quantised set: stacked q/k/v, three square layers, the feed-forward."""
+    square = (width, width)
+    return [(3 * width, width), square, square, square, (4 * width, width), (width, 4 * width)]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results" / "reported").glob("*.csv")), ids=str)
+def test_published_numbers_parse_and_have_a_source(path):
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert rows
+    words = {"model", "dataset", "method", "format", "source"}
+    for row in rows:
+        assert None not in row and all(value for value in row.values())
+        for column, value in row.items():
+            assert column in words or value == "-" or isinstance(float(value), float)
+    keys = [tuple(row.get(word) for word in sorted(words)) for row in rows]
+    assert len(set(keys)) == len(keys)
+    assert f"reported {path.stem} " in TEXTS["results/reported/README.md"]

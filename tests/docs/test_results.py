@@ -1,0 +1,129 @@
+"""Committed records, their tables and the pages made from them: taken over, refreshed, stale."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from loraq import readme, results
+from loraq.errors import LoraqError
+from loraq.record import save
+from loraq.store import write_json
+from tests.test_tables import rows
+
+PAGE = "# T\n\n<!-- generated: table demo -->\n<!-- /generated -->\n\nend\n"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """An empty repository with one experiment in `conf/` and one page."""
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "demo.yaml").write_text("experiment: demo\n")
+    (tmp_path / "README.md").write_text(PAGE)
+    return tmp_path
+
+
+@pytest.fixture
+def finished(root):
+    """outputs/results/demo as a run leaves it."""
+    listed = []
+    for number, record in enumerate(rows()):
+        record = type(record)(**{**record.__dict__, "key": f"k{number}", "commit": "abc"})
+        save(record, root / "outputs" / "record" / record.key / "record.json")
+        listed.append({"row": record.row, "record": record.key})
+    folder = root / "outputs" / "results" / "demo"
+    folder.mkdir(parents=True)
+    write_json(folder / "rows.json", {"baseline": "svdquant", "rows": listed})
+    return folder
+
+
+def test_what_is_not_measured_says_so(root):
+    assert readme.refresh_all(root=root) == [root / "README.md"]
+    text = (root / "README.md").read_text()
+    assert "Not yet measured: no records of `demo`" in text and text.endswith("\n\nend\n")
+    assert readme.refresh_all(check=True, root=root) == []
+
+
+def test_records_are_taken_over_and_pages_follow(root, finished):
+    folder = results.take(finished, root)
+    assert folder == root / "results" / "demo"
+    found = results.read("demo", root)
+    assert [record.row for record in found.records] == [record.row for record in rows()]
+    assert {path.name for path in folder.iterdir() if path.suffix == ".md"} == {
+        "main.md", "paired.md", "splits.md",
+    }  # fmt: skip
+    readme.refresh_all(root=root)
+    text = (root / "README.md").read_text()
+    assert "| SVDQUANT" in text and "commit `abc`" in text and "uncommitted" not in text
+    assert readme.refresh_all(check=True, root=root) == []
+
+
+def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
+    folder = results.take(finished, root)
+    readme.refresh_all(root=root)
+    for path in (folder / "main.csv", root / "README.md"):
+        whole = path.read_text()
+        path.write_text(whole.replace("7654321", "1").replace("7,654,321", "1"))
+        assert readme.refresh_all(check=True, root=root) == [path]
+        assert readme.refresh_all(root=root) == [path]
+        assert path.read_text() == whole
+    (folder / "gone.tex").write_text("a table that no record gives\n")
+    assert readme.refresh_all(root=root) == [folder / "gone.tex"]
+    assert not (folder / "gone.tex").exists()
+
+
+def test_uncommitted_code_is_said(root, finished):
+    path = root / "outputs" / "record" / "k1" / "record.json"
+    path.write_text(path.read_text().replace('"abc"', '"abc+"'))
+    results.take(finished, root)
+    assert results.changed_checkouts(results.read("demo", root)) == ["rtn"]
+    assert "uncommitted changes (`+`): rtn" in readme.table("demo", root)
+
+
+def test_a_shared_product_counts_once(root, finished):
+    for number, own in enumerate((10.0, 20.0)):
+        path = root / "outputs" / "record" / f"k{number}" / "record.json"
+        record = json.loads(path.read_text())
+        record["timings"] = {"inputs:measure": 60.5, "images": own}
+        record["machine"] = {"device": "cpu", "cpus": 2}
+        path.write_text(json.dumps(record))
+    results.take(finished, root)
+    text = readme.time("demo", root)
+    assert "images 0 min 30 s" in text and "activations 1 min 00 s" in text
+    assert "cpu, 2 processors" in text
+
+
+def test_a_foreign_record_is_refused(root, finished):
+    folder = results.take(finished, root)
+    other = (folder / "records" / "rtn.json").read_text()
+    (folder / "records" / "svdquant.json").write_text(other)
+    with pytest.raises(LoraqError, match="Take the experiment over again"):
+        results.read("demo", root)
+
+
+@pytest.mark.parametrize(
+    "page, words",
+    [
+        (PAGE.replace("table demo", "table dmeo"), "Did you mean 'demo'"),
+        (PAGE.replace("table demo", "tabel demo"), "Did you mean 'table'"),
+        (PAGE.replace("<!-- /generated -->\n", ""), "marker lines"),
+        (PAGE.replace("table demo", "table"), "marker lines"),
+    ],
+)
+def test_a_mistaken_marker_is_answered(root, page, words):
+    (root / "README.md").write_text(page)
+    with pytest.raises(LoraqError, match=words):
+        readme.refresh_all(root=root)
+    assert (root / "README.md").read_text() == page
+
+
+def test_nothing_heavy_is_loaded():
+    code = (
+        "import sys, loraq.readme as r; r.refresh_all(check=True);"
+        "print(sorted({'torch', 'diffusers', 'hydra', 'wandb', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
