@@ -71,13 +71,18 @@ def generate(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / BATCHES).mkdir(exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
-    with tqdm(total=len(prompts), desc=progress, unit="image", disable=progress is None) as bar:
-        for number, batch in _batches(prompts, settings.batch_size):
-            done_file = folder / BATCHES / f"{number:05d}.json"
-            if batch_finished(folder, done_file, batch):
-                bar.update(len(batch))
-                bar.initial += len(batch)
-                continue
+    todo, finished = [], 0
+    for number, batch in _batches(prompts, settings.batch_size):
+        done_file = folder / BATCHES / f"{number:05d}.json"
+        if batch_finished(folder, done_file, batch):
+            finished += len(batch)
+        else:
+            todo.append((done_file, batch))
+    quiet = progress is None
+    with tqdm(
+        total=len(prompts), initial=finished, desc=progress, unit="image", disable=quiet
+    ) as bar:
+        for done_file, batch in todo:
             started = time.perf_counter()
             images = image_batch(pipe, model, batch, settings.seed)
             if len(images) != len(batch):
