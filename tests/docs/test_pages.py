@@ -66,6 +66,21 @@ def test_commands_in_the_pages_compose(overrides):
     assert load_rows(overrides)
 
 
+def test_every_metric_is_defined():
+    from loraq.metrics import names
+
+    assert [name for name in names() if f" `{name}` |" not in TEXTS["docs/protocol.md"]] == []
+
+
+def test_the_python_example_samples_as_the_configuration_does():
+    model = yaml.safe_load((ROOT / "conf" / "model" / "tiny_pixart.yaml").read_text())
+    example = TEXTS["README.md"].split("```python")[1].split("```")[0]
+    assert f"num_inference_steps={model['steps']}," in example
+    assert f"guidance_scale={model['guidance']})" in example
+    assert f"max_sequence_length={model['max_sequence_length']}," in example
+    assert f"height={model['height']}, width={model['width']}," in example
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
 def test_every_method_is_listed(page):
     assert sorted(first_cells(TEXTS[page], "`method=`")) == groups()["method"]
