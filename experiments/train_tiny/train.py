@@ -153,7 +153,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
 
     total = sum(p.steps for p in phases)
     bar = tqdm(total=total, initial=step, desc="transformer", mininterval=10, disable=not first)
-    recent, last_preview = 0.0, time.time()
+    recent, last_preview = None, time.time()
     while phase_index < len(phases):
         phase = phases[phase_index]
         final = phase_index == len(phases) - 1
@@ -182,7 +182,8 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
             loss = F.mse_loss(flow.float(), moved[4])
             optimiser.zero_grad()
             loss.backward()
-            now = exchange.average(pair.parameters(), used + time.time() - last)
+            stamp = time.time()
+            now = exchange.average(pair.parameters(), used + stamp - last)
             norm = torch.nn.utils.clip_grad_norm_(pair.parameters(), 1.0)
             optimiser.step()
             step, phase_step = step + 1, phase_step + 1
@@ -192,8 +193,8 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
                     torch._foreach_lerp_(
                         [average[k] for k in state], list(state.values()), 1 - average_decay(step)
                     )
-            used, last = now, time.time()
-            recent = loss.item() if step == 1 else 0.98 * recent + 0.02 * loss.item()
+            used, last = now, stamp
+            recent = loss.item() if recent is None else 0.98 * recent + 0.02 * loss.item()
             bar.update()
             if first and step % 20 == 0:
                 log.log(

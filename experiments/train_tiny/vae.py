@@ -104,7 +104,8 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
         loss = parts["l1"] + 0.5 * parts["lpips"] + 2e-4 * parts["kl"]
         optimiser.zero_grad()
         loss.backward()
-        now = exchange.average(vae.parameters(), used + time.time() - last)
+        stamp = time.time()
+        now = exchange.average(vae.parameters(), used + stamp - last)
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         step += 1
@@ -112,7 +113,7 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
         with torch.no_grad():
             for key, value in vae.state_dict().items():
                 average[key].lerp_(value, 1 - keep)
-        used, last = now, time.time()
+        used, last = now, stamp
         bar.update()
         if first and step % 20 == 0:
             values = {k: float(v.detach()) for k, v in parts.items()} | {"lr": rate}
