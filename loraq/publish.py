@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraq.plan import Row
 from loraq.record import Record
@@ -31,21 +32,96 @@ class Outcome:
 def publish(
     work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
-    """Write tables and picture, hand each record to W&B once, and put the summary together."""
+    """Write tables and pictures, hand each record to W&B once, and put the summary together."""
     from loraq.table_text import to_markdown
     from loraq.tables import main_table, write_tables
 
     records = [record for _, record in finished]
-    folder.mkdir(parents=True, exist_ok=True)
-    baseline = finished[0][0].config.baseline
-    if baseline not in {record.row for record in records}:
-        baseline = None
+    config = finished[0][0].config
+    baseline = config.baseline if config.baseline in {record.row for record in records} else None
     listed = [{"row": row.name, "record": row.keys["record"]} for row, _ in finished]
-    write_json(folder / ROWS_FILE, {"baseline": baseline, "rows": listed})
-    write_tables(records, folder, baseline)
-    lines = [to_markdown(main_table(records, baseline)), f"Tables:  {folder}/main.md (.tex, .csv)"]
-    lines += [f"Records: {work.store.path('record', '*')}/record.json"]
-    return Outcome(records, folder, "\n".join([*lines, time_shares(work, started)]))
+    rows = {"baseline": baseline, "rows": listed}
+    changed = _previous(folder) != rows
+    with work.timed("tables and pictures"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tables(records, folder, baseline)
+        pictures = _pictures(work, finished, folder, changed)
+    with work.timed("W&B"):
+        runs = [run for run in (_track(work, row, record) for row, record in finished) if run]
+    write_json(folder / ROWS_FILE, rows)
+    lines = [
+        to_markdown(main_table(records, baseline)),
+        f"Tables:  {folder}/main.md (also .tex, .csv, and {_others(folder)})",
+        *(f"Picture: {path}" for path in pictures),
+        f"Records: {work.store.path('record', '*')}/record.json",
+        *([f"W&B:     {run} ({config.tracking.mode})" for run in runs]),
+        time_shares(work, started),
+    ]
+    return Outcome(records, folder, "\n".join(lines))
+
+
+def _previous(folder: Path) -> Any:
+    """What an earlier run published here."""
+    try:
+        return json.loads((folder / ROWS_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _others(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.glob("*.md") if path.name != "main.md"))
+
+
+def _pictures(
+    work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
+) -> list[Path]:
+    """The grid prompts × methods and the map of errors per layer; drawn when rows have changed."""
+    from loraq.stages import image_set
+
+    grid, errors = folder / "grid.png", folder / "layer_errors.png"
+    if changed or not grid.is_file():
+        from loraq import pictures
+
+        sets = [image_set(work.store, row) for row, _ in finished]
+        shown = range(min(PICTURE_PROMPTS, *(len(images) for images in sets)))
+        pictures.grid(
+            [record.label for _, record in finished],
+            [[images.paths[place] for place in shown] for images in sets],
+            [sets[0].prompts[place] for place in shown],
+            grid,
+            notes=[_psnr(record) for _, record in finished],
+        )
+        if any(record.layers for _, record in finished):
+            pictures.layer_error_map([record for _, record in finished], errors)
+    return [path for path in (grid, errors) if path.is_file()]
+
+
+def _psnr(record: Record) -> str:
+    value = record.metrics.get("psnr", {}).get("value")
+    return "" if value is None else f"{value:.1f} dB"
+
+
+def _track(work: Workshop, row: Row, record: Record) -> Path | None:
+    """The record's W&B run; one that was written before is only looked up."""
+    from loraq import tracking
+    from loraq.stages import image_set, reference_set
+
+    settings = row.config.tracking
+    if settings.mode == "disabled":
+        return None
+    images = image_set(work.store, row)
+    reference = None if row.recipe is None else reference_set(work.store, row)
+    shown = [
+        tracking.TrackedImage(
+            images.names[place],
+            images.prompts[place],
+            images.paths[place],
+            None if reference is None else reference.paths[place],
+        )
+        for place in range(min(tracking.IMAGES, len(images)))
+    ]
+    folder = work.store.root
+    return tracking.track(record, folder, settings.mode, settings.project, shown)
 
 
 def time_shares(work: Workshop, started: float) -> str:
@@ -68,8 +144,6 @@ def summary(record: Record) -> str:
 
 def rewrite(output: Path, experiments: Sequence[str]) -> str:
     """The tables of experiments that were run, made again from their records; their text."""
-    import json
-
     from loraq import record as records
     from loraq.errors import LoraqError, unknown
     from loraq.table_text import to_markdown

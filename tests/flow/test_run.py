@@ -112,7 +112,6 @@ def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch
     [
         (["method=loraq_o2", "quant.branch.rank=1000"], ["rank=1000", "64"]),
         (["method=rtn", "quant.skip=[ff_dwon]"], ["ff_dwon", "ff_down"]),
-        (["method=rtn", "quant.transform.hadamard=512"], ["512", "64"]),
         (["method=rtn", "model.path=/no/such/folder"], ["model.path=/no/such/folder"]),
         (["method=rtn", "metrics.names=[kid]"], ["kid", "data.real"]),
     ],
@@ -152,7 +151,7 @@ def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
         process = subprocess.Popen(
             [*command, f"output={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not list(killed.glob(pattern)) and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.002)
