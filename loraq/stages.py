@@ -53,7 +53,7 @@ class Workshop:
                 self._loaded = (wanted, load_pipeline(row.config.model, row.device))
         return self._loaded[1]
 
-    def layers(self, row: Row, skip: Sequence[str]) -> list[Layer]:
+    def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
         return list_layers(self.pipe(row).transformer, row.config.model.family, skip)
 
     def bar(self, text: str) -> str | None:
