@@ -51,6 +51,20 @@ AT_LEAST: dict[str, float] = {
 ABOVE_ZERO = ("BranchConfig.budget", "BranchConfig.tolerance", "BranchConfig.learning_rate")
 
 
+BRANCH_SETTINGS: dict[str, tuple[str, ...]] = {
+    "objective": ("svd", "alternating", "loraq"),
+    "start": ("svd", "alternating", "loraq"),
+    "rank": ("svd", "alternating", "loraq"),
+    "solver": ("loraq",),
+    "steps": ("alternating", "loraq"),
+    "tolerance": ("alternating", "loraq"),
+    "learning_rate": ("loraq",),
+    "rotation": ("loraq",),
+    "select": ("alternating",),
+}
+"""The kinds of branch that read a setting; elsewhere it would have no effect and is refused."""
+
+
 class _Checked:
     """Checks the plain limits of every dataclass below as it is made."""
 
@@ -92,6 +106,7 @@ class FormatConfig(_Checked):
             )
 
     def build(self) -> Format:
+        """The format itself, with the table's defaults where nothing is set."""
         from loraq.formats import get_format
 
         options = {
@@ -100,6 +115,23 @@ class FormatConfig(_Checked):
             if entry.name != "name" and getattr(self, entry.name) is not None
         }
         return get_format(self.name, **options)
+
+    def build_activation(self) -> Format:
+        """As `build`, for activations: every scale belongs to one token.
+
+        A scale over the whole tensor would make an image depend on its neighbours in the batch.
+        """
+        per_token = self
+        if self.name == "nvfp4" and self.tensor_scale is None:
+            per_token = dataclasses.replace(self, tensor_scale="token")
+        fmt = per_token.build()
+        if not fmt.per_token:
+            raise LoraqError(
+                f"{fmt.label}: one scale for the whole tensor would make an image depend on its "
+                "neighbours in the batch. Give activations block=token or a group size"
+                + (" (nvfp4: tensor_scale=token or fixed)." if fmt.family == "nvfp" else ".")
+            )
+        return fmt
 
 
 @dataclass(frozen=True)
@@ -142,6 +174,14 @@ class BranchConfig(_Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for entry in dataclasses.fields(self):
+            reach = BRANCH_SETTINGS.get(entry.name)
+            value = getattr(self, entry.name)
+            if reach is not None and self.kind not in reach and value != entry.default:
+                raise LoraqError(
+                    f"{entry.name}={value} has no effect with kind={self.kind}, only with "
+                    f"{' or '.join(reach)}. Leave it out, or set quant.branch.kind."
+                )
         if self.kind != "none" and self.rank is None and self.budget is None:
             raise LoraqError(
                 "A branch needs a rank or a budget (bits per weight of the quantised set). "
@@ -158,7 +198,10 @@ class RoundingConfig(_Checked):
 
 @dataclass(frozen=True)
 class Recipe(_Checked):
-    """One quantisation: four formats and a point on transform × branch × rounding."""
+    """One quantisation: four formats and a point on transform × branch × rounding.
+
+    `skip`: roles or globs on layer names that stay in 16 bits; None is the model family's own list.
+    """
 
     weight: FormatConfig = FormatConfig("int4")
     activation: FormatConfig = FormatConfig("int4")
@@ -168,7 +211,7 @@ class Recipe(_Checked):
     branch: BranchConfig = BranchConfig()
     rounding: RoundingConfig = RoundingConfig()
     requantize_intermediate: bool = True
-    skip: tuple[str, ...] = ("cross_k", "cross_v")
+    skip: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -179,6 +222,18 @@ class Recipe(_Checked):
                 f"are {self.activation.name}. Set quant.transform.shift=false, or use "
                 "format@quant.activation=int4."
             )
+
+    def formats(self) -> dict[str, Format]:
+        """The four operands' formats by name; LoraqError names the operand that cannot be."""
+        built = {}
+        for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+            entry: FormatConfig = getattr(self, operand)
+            try:
+                activation = operand.endswith("activation")
+                built[operand] = entry.build_activation() if activation else entry.build()
+            except LoraqError as error:
+                raise LoraqError(f"quant.{operand}: {error}") from None
+        return built
 
     @property
     def needs_calibration(self) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from loraq.branches import OutputError, Problem, Solution, find
 from loraq.config import BranchConfig, Recipe
-from loraq.formats import Format, dequantize, fake_quantize, get_format, quantize
+from loraq.formats import Format, dequantize, fake_quantize, quantize
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
 from loraq.rounding import round_weight
@@ -60,13 +60,14 @@ class _GroupStep:
         self, group: Group, recipe: Recipe, rank: int, w_BOI: Tensor, x_BTI: Tensor | None
     ) -> None:
         self.group, self.recipe, self.rank = group, recipe, rank
-        self.weight, self.branch = recipe.weight.build(), recipe.branch_weight.build()
-        self.branch_activation = recipe.branch_activation.build()
+        formats = recipe.formats()
+        self.weight, self.branch = formats["weight"], formats["branch_weight"]
+        self.branch_activation = formats["branch_activation"]
         self.shift = GELU_SHIFT if recipe.transform.shift and _follows_gelu(group) else 0.0
-        self.activation = recipe.activation.build()
+        self.activation = formats["activation"]
         if self.shift:
-            fmt = self.activation
-            self.activation = get_format("uint4", block=fmt.block, scale=fmt.scale, clip=fmt.clip)
+            # signed codes would leave half of their range unused on an input that is ≥ 0
+            self.activation = replace(self.activation, name="uint4", family="uint")
         self.x_BTI = x_BTI
         if x_BTI is not None:  # what every candidate is judged by: transforms leave it unchanged
             self.y_BTO = (x_BTI + self.shift) @ w_BOI.mT
@@ -97,9 +98,11 @@ class _GroupStep:
     ) -> tuple[InputTransform, dict[str, Any]]:
         """The candidate of least output error, each judged with its own one-SVD branch."""
         assert self.x_BTI is not None
-        quick = replace(self.recipe.branch, kind="svd" if self.rank else "none", select="weight")
-        if quick.start == "zero":
-            quick = replace(quick, start="error")
+        asked = self.recipe.branch
+        start = "error" if asked.start == "zero" else asked.start
+        quick = BranchConfig(kind="svd", objective=asked.objective, start=start)
+        if not self.rank:
+            quick = BranchConfig(kind="none")
         best_B = torch.full((w_BOI.shape[0],), torch.inf, device=w_BOI.device)
         best_smooth = torch.ones_like(w_BOI[:, :1])
         choice_B = torch.zeros_like(best_B, dtype=torch.int64)
@@ -137,7 +140,7 @@ class _GroupStep:
             rank=self.rank,
             round_main=_batched(self.weight),
             round_branch=_batched(self.branch),
-            generator=self.generator("branch", self.group.name),
+            generators=[self.generator("branch", unit.name) for unit in self.group.units],
             output_error=self._output_error(transform),
         )
 
@@ -171,30 +174,31 @@ class _GroupStep:
         solution: Solution,
         modules: Mapping[str, nn.Module],
     ) -> dict[str, LayerTensors]:
-        """Store unit `b`: R once, L and the main weight by layer."""
+        """Store unit `b`: rounded as the stack it was judged as, then cut; R is stored once."""
         own = replace(
             transform,
             smooth_I=None if transform.smooth_I is None else transform.smooth_I[b, 0].clone(),
             signs_I=None if transform.signs_I is None else transform.signs_I[b, 0].clone(),
         )
-        right = quantize(solution.right_BRI[b], self.branch) if self.rank else None
+        left, right, target_OI = None, None, wt_OI
+        if self.rank:
+            left = quantize(solution.left_BOR[b], self.branch)
+            right = quantize(solution.right_BRI[b], self.branch)
+            if solution.residual:
+                target_OI = wt_OI - dequantize(left) @ dequantize(right)
+        weight = round_weight(target_OI, self.weight, self.recipe.rounding.kind)
         packed, start = {}, 0
         for layer in unit.layers:
             rows = slice(start, start + layer.shape[0])
             start = rows.stop
-            left, target_OI = None, wt_OI[rows]
-            if right is not None:
-                left = quantize(solution.left_BOR[b, rows], self.branch)
-                if solution.residual:
-                    target_OI = target_OI - dequantize(left) @ dequantize(right)
             module = modules[layer.name]
             bias = None if module.bias is None else module.bias.detach()
             bias_O = own.bias(bias, module.weight.detach().float())
             packed[layer.name] = LayerTensors(
-                weight=round_weight(target_OI, self.weight, self.recipe.rounding.kind),
+                weight=weight.rows(rows),
                 activation=self.activation,
                 transform=own,
-                left=left,
+                left=None if left is None else left.rows(rows),
                 right=right,
                 branch_activation=None if right is None else self.branch_activation,
                 requantize_intermediate=self.recipe.requantize_intermediate,

@@ -143,8 +143,8 @@ def _keyed(config: Config) -> Row:
 def recipe_plain(recipe: Recipe) -> dict[str, Any]:
     """The recipe with its formats resolved and without settings that have no effect on it."""
     plain = to_plain(recipe)
-    for operand in ("weight", "activation", "branch_weight", "branch_activation"):
-        plain[operand] = to_plain(getattr(recipe, operand).build())
+    for operand, fmt in recipe.formats().items():
+        plain[operand] = to_plain(fmt)
     if recipe.branch.kind == "none":
         for name in ("branch", "branch_weight", "branch_activation", "requantize_intermediate"):
             plain.pop(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
 from loraq.models import Layer
-from loraq.units import Unit, make_groups, make_units
+from loraq.units import Group, Unit, make_groups, make_units
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of any method change."""
@@ -82,7 +83,7 @@ def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
     if recipe.branch.rank is not None:
         return check_rank(shapes, recipe.branch.rank)
     assert recipe.branch.budget is not None
-    return rank_for_budget(shapes, recipe.branch.budget, recipe.branch_weight.build())
+    return rank_for_budget(shapes, recipe.branch.budget, recipe.formats()["branch_weight"])
 
 
 def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, float]:
@@ -90,7 +91,7 @@ def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, f
     units = make_units(layers, recipe.branch.share_qkv)
     rank = choose_rank(units, recipe)
     weights = sum(u.shape[0] * u.shape[1] for u in units)
-    bits = branch_bits([u.shape for u in units], rank, recipe.branch_weight.build())
+    bits = branch_bits([u.shape for u in units], rank, recipe.formats()["branch_weight"])
     return rank, bits / weights
 
 
@@ -123,15 +124,17 @@ def quantize_model(
     with tqdm(total=len(layers), desc=progress, unit="layer", disable=progress is None) as bar:
         for group in make_groups(units):
             path = None if checkpoint_dir is None else checkpoint_dir / f"{group.name}.safetensors"
-            found = _finished(path)
+            read = inputs if recipe.needs_calibration else None
+            found = None
+            if path is not None:
+                mark = fingerprint(group, transformer, recipe, rank, read)
+                found = _finished(path, mark)
             if found is None:
                 started = time.perf_counter()
-                tensors, notes = quantize_group(
-                    group, transformer, recipe, rank, inputs if recipe.needs_calibration else None
-                )
+                tensors, notes = quantize_group(group, transformer, recipe, rank, read)
                 notes["seconds"] = time.perf_counter() - started
                 if path is not None:
-                    save_group(path, tensors, notes)
+                    save_group(path, tensors, notes | {"fingerprint": mark})
                 found = tensors, notes
             done.update(found[0])
             info[group.name] = found[1]
@@ -141,15 +144,40 @@ def quantize_model(
     return QuantizedModel(ordered, rank, info)
 
 
-def _finished(path: Path | None) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
-    """A group that an earlier run wrote; a damaged one is taken away and made again."""
-    if path is None or not path.is_file():
+def fingerprint(
+    group: Group,
+    transformer: nn.Module,
+    recipe: Recipe,
+    rank: int,
+    inputs: Mapping[str, Tensor] | None,
+) -> str:
+    """sha256 of all that a group's packed layers follow from: recipe, weights, calibration rows."""
+    digest = hashlib.sha256(repr((VERSION, recipe, recipe.formats(), rank)).encode())
+    for unit in group.units:
+        for layer in unit.layers:
+            weight = transformer.get_submodule(layer.name).weight.detach()
+            digest.update(layer.name.encode())
+            digest.update(weight.float().contiguous().cpu().numpy().tobytes())
+        if inputs:
+            digest.update(inputs[unit.input_id].contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _finished(path: Path, mark: str) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
+    """A group that an earlier run wrote; a damaged file is made again, a foreign one is refused."""
+    if not path.is_file():
         return None
     try:
-        return load_group(path)
+        layers, notes = load_group(path)
     except LoraqError:
         path.unlink()
         return None
+    if notes.get("fingerprint") != mark:
+        raise LoraqError(
+            f"'{path}' holds layers of another recipe, model or calibration. Give each its own "
+            f"checkpoint_dir, or empty '{path.parent}'."
+        )
+    return layers, notes
 
 
 @torch.no_grad()

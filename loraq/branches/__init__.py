@@ -8,7 +8,7 @@ simply a taller weight. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,7 +28,8 @@ class Problem:
     """What a finder may look at.
 
     `round_main` is Qw (the rounding of the main weight), `round_branch` Qbw; both map a float
-    tensor to the values its stored form decodes to. `output_error` is None for a method that is
+    tensor to the values its stored form decodes to. `generators` hold each unit's own randomness,
+    so that a unit does not depend on its batch. `output_error` is None for a method that is
     data-free: it cannot reach activations.
     """
 
@@ -36,13 +37,15 @@ class Problem:
     rank: int
     round_main: Callable[[Tensor], Tensor]
     round_branch: Callable[[Tensor], Tensor]
-    generator: torch.Generator
+    generators: Sequence[torch.Generator]
     output_error: OutputError | None = None
     units_B: Tensor | None = None
 
     def subset(self, units_B: Tensor) -> Problem:
         """The same problem for some of its units, by their numbers (B,)."""
-        return replace(self, weight_BOI=self.weight_BOI[units_B], units_B=units_B)
+        kept = [self.generators[b] for b in units_B.tolist()]
+        weight_BOI = self.weight_BOI[units_B]
+        return replace(self, weight_BOI=weight_BOI, units_B=units_B, generators=kept)
 
     def measured_error(self, main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
         """‖Y − Ŷ‖² per unit (B,) with the branch as it will run; LoraqError when data-free."""

@@ -30,8 +30,9 @@ PATIENCE = {"alternation": 4, "adam": 40}
 def find(problem: Problem, options: BranchConfig) -> Solution:
     left, right = _start(problem, options)
     if options.rotation == "random":
-        t_RR = random_rotation(problem.rank, problem.generator).to(left)
-        left, right = left @ t_RR.T, t_RR @ right
+        rotations = [random_rotation(problem.rank, g) for g in problem.generators]
+        t_BRR = torch.stack(rotations).to(left)
+        left, right = left @ t_BRR.mT, t_BRR @ right
     solve = _adam if options.solver == "adam" else _alternate
     return solve(problem, options, left, right)
 
@@ -41,8 +42,9 @@ def _start(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
     if options.start != "zero":
         return start_factors(problem, options.start)
     b, o, i = problem.weight_BOI.shape
-    right = torch.randn(b, problem.rank, i, generator=problem.generator) / math.sqrt(i)
-    return problem.weight_BOI.new_zeros(b, o, problem.rank), right.to(problem.weight_BOI)
+    rows = [torch.randn(problem.rank, i, generator=g) / math.sqrt(i) for g in problem.generators]
+    right_BRI = torch.stack(rows).to(problem.weight_BOI)
+    return problem.weight_BOI.new_zeros(b, o, problem.rank), right_BRI
 
 
 class _Progress:

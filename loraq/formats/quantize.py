@@ -48,6 +48,21 @@ class QuantizedTensor:
         named = {"codes": self.codes, "scale": self.scale, "tensor_scale": self.tensor_scale}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def rows(self, rows: slice) -> QuantizedTensor:
+        """Some rows of a matrix; a scale that serves the whole tensor serves the part as well."""
+        count = len(range(*rows.indices(self.shape[0])))
+
+        def cut(scale: Tensor | None) -> Tensor | None:
+            return scale[rows] if scale is not None and scale.dim() > 1 else scale
+
+        return QuantizedTensor(
+            self.codes[rows],
+            self.scale if self.format.block == -1 else cut(self.scale),
+            cut(self.tensor_scale),
+            (count, *self.shape[1:]),
+            self.format,
+        )
+
     @staticmethod
     def from_tensors(
         tensors: dict[str, Tensor], shape: tuple[int, ...], fmt: Format
@@ -73,7 +88,7 @@ def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
     shape = tuple(x.shape)
     if fmt.family == "float":
         codes = x.to(FLOATS[fmt.name])
-        _check_finite(codes, fmt)
+        _check_finite(codes, x, fmt)
         return QuantizedTensor(codes, None, None, shape, fmt)
     if fmt.block == -1:
         blocks = x.float().reshape(1, 1, -1)
@@ -83,7 +98,7 @@ def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
     tensor_scale = find_tensor_scale(absmax, fmt)
     stored = stored_scales(blocks, absmax, fmt, tensor_scale)
     scale = scale_values(stored, fmt, tensor_scale)
-    _check_finite(scale, fmt)
+    _check_finite(scale, x, fmt)
     codes = fmt.element.quantize(blocks / divisor(scale).unsqueeze(-1))
     if fmt.block == -1:
         codes, stored = codes.reshape(shape), stored.reshape(())
@@ -125,12 +140,16 @@ def check_input(x: Tensor) -> None:
         raise LoraqError(f"Cannot quantise shape {tuple(x.shape)}: the last axis has no values.")
 
 
-def _check_finite(values: Tensor, fmt: Format) -> None:
+def _check_finite(values: Tensor, x: Tensor, fmt: Format) -> None:
     bad = int((~values.isfinite()).sum())
-    if bad:
-        what = "values" if fmt.family == "float" else "block scales"
-        raise LoraqError(
-            f"{bad} of {values.numel()} {what} are not finite in format '{fmt.label}': the tensor "
-            "holds NaN or Inf, or values above what the scale's format can hold. Check the "
-            "weights; for large finite values choose scale='bf16' or a smaller-range method."
-        )
+    if not bad:
+        return
+    what = "values" if fmt.family == "float" else "block scales"
+    head = f"{bad} of {values.numel()} {what} are not finite in format '{fmt.label}'"
+    if not x.isfinite().all():
+        raise LoraqError(f"{head}: the tensor holds NaN or Inf. Repair what made it.")
+    remedy = "format bf16" if fmt.family == "float" else "scale='bf16' or an mx format"
+    raise LoraqError(
+        f"{head}: the largest magnitude is {float(x.abs().max()):.4g}, "
+        f"too large for 16 bits of type fp16. Choose {remedy}."
+    )

@@ -143,7 +143,8 @@ class Untouchable(Mapping):
     ("loraq", "shape", "weight"), ("loraq", "compensate", "error"),
 ])  # fmt: skip
 def test_data_free_methods_never_touch_activations(kind, objective, start):
-    branch = BranchConfig(kind=kind, objective=objective, start=start, rank=4)
+    rank = None if kind == "none" else 4
+    branch = BranchConfig(kind=kind, objective=objective, start=start, rank=rank)
     recipe = replace(O2, branch=branch, transform=TransformConfig(hadamard=16))
     assert not recipe.needs_calibration
     quantized(recipe, inputs=Untouchable())
@@ -200,6 +201,54 @@ def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
             outputs.append(model(x))
             q.revert(model)
     assert torch.equal(*outputs)
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    quantized(RTN, checkpoint_dir=tmp_path)
+    quantized(RTN, checkpoint_dir=tmp_path)
+    with pytest.raises(LoraqError, match="another recipe"):
+        quantized(O2, checkpoint_dir=tmp_path)
+    with pytest.raises(LoraqError, match="another recipe"):
+        quantize_model(Toy(seed=1), toy_layers(), RTN, None, tmp_path, progress=None)
+
+
+@pytest.mark.parametrize("weight", [FormatConfig("nvfp4"), FormatConfig("int4", block="tensor")])
+def test_stacked_layers_are_stored_as_they_were_judged(weight):
+    """One scale per tensor means one for the stack of q, k, v; the stored rows must agree."""
+    recipe = replace(O2, weight=weight, branch=BranchConfig(kind="svd", rank=4))
+    _, q = quantized(recipe)
+    notes = next(n for name, n in q.info.items() if name.startswith("self_q"))
+    model, errors = Toy(), []
+    for b in range(2):
+        names = [f"blocks.{b}.to_{n}" for n in "qkv"]
+        w = torch.cat([model.get_submodule(n).weight for n in names])
+        estimate = torch.cat([q.layers[n].effective_weight() for n in names])
+        errors.append((w - estimate).norm() / w.norm())
+    assert sum(errors).item() / 2 == pytest.approx(notes["losses"][-1], rel=1e-4)
+
+
+def test_a_shifted_layer_keeps_the_block_that_was_asked_for():
+    recipe = replace(RTN, activation=FormatConfig("int4", block="token"),
+                     transform=TransformConfig(shift=True))  # fmt: skip
+    _, q = quantized(recipe)
+    assert q.layers["blocks.0.down"].activation.label == "uint4 channel"
+
+
+def test_activations_have_no_scale_beyond_a_token():
+    with pytest.raises(LoraqError, match=r"quant\.activation.*neighbours"):
+        quantized(replace(RTN, activation=FormatConfig("int4", block=-1)))
+    assert replace(RTN, activation=FormatConfig("nvfp4")).formats()["activation"].per_token
+
+
+def test_settings_without_effect_are_refused():
+    for mistake in (
+        {"kind": "svd", "solver": "adam"},
+        {"kind": "loraq", "select": "output"},
+        {"kind": "none", "rank": 4},
+        {"kind": "alternating", "rotation": "random"},
+    ):
+        with pytest.raises(LoraqError, match="no effect"):
+            BranchConfig(**mistake)
 
 
 def test_a_foreign_layout_is_refused(tmp_path):
