@@ -66,7 +66,7 @@ def compute(
     if metric.NEEDS == "reference":
         if reference is None:
             raise LoraqError(f"metric {name} needs the 16-bit model's images (reference=…)")
-        return metric.compute(images, reference, chosen)
+        return metric.compute(images, _same_names(reference, images.names), chosen)
     if metric.NEEDS == "real":
         if real is None:
             raise LoraqError(f"metric {name} needs real images or their features (real=…)")
@@ -100,8 +100,7 @@ def measure(
             continue
 
         def run(part: ImageSet, name: str = name) -> MetricResult:
-            other = None if reference is None else _same_names(reference, part.names)
-            return compute(name, part, other, real, **options)
+            return compute(name, part, reference, real, **options)
 
         result = run(images)
         entries[result.name] = summary.entry(result, images, run, Options.of(options))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,10 @@ def inception_weights() -> Path:
 def _load_inception(device: str) -> Callable[[Any], Any]:
     from cleanfid.inception_torchscript import InceptionV3W
 
-    return InceptionV3W(str(inception_weights().parent), download=False).to(device).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.*")  # FID's weights are one
+        network = InceptionV3W(str(inception_weights().parent), download=False)
+    return network.to(device).eval()
 
 
 def _efflite0_weights() -> Path:

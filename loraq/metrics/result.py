@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -57,4 +58,5 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    """Exactly rounded, so that no order of the images changes it."""
+    return math.fsum(values) / len(values)

@@ -1,6 +1,7 @@
 """SSIM (Wang et al. 2004) against the 16-bit model's images of the same seeds, per image.
 
 torchmetrics with its defaults: Gaussian window of 11 pixels, σ = 1.5, K = (0.01, 0.03), range 1.
+In float32, where its variances (mean of squares less squared mean) cost up to 4e-5 on flat images.
 """
 
 from __future__ import annotations

@@ -1,0 +1,168 @@
+"""The metrics' common interface: lookup by name, checks before anything runs, record entries."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import NAMES, draw, write
+from PIL import Image
+
+from loraq import metrics, record
+from loraq.errors import LoraqError
+from loraq.metrics import ImageSet, check, compute, image_reward, measure, module
+from loraq.statistics import bootstrap_interval
+
+ALL = ["alignment", "frechet", "image_reward", "kid", "lpips", "psnr", "ssim"]
+
+
+def test_metrics_are_the_modules_and_state_what_they_need():
+    assert metrics.names() == ALL
+    for name in ALL:
+        metric = module(name)
+        assert name == metric.NAME and metric.VERSION.isdigit()
+        assert metric.DIRECTION in ("higher", "lower")
+        assert metric.NEEDS in ("reference", "real", "prompts")
+        assert isinstance(metric.PER_IMAGE, bool) and metric.__doc__
+
+
+def test_unknown_names_are_answered_with_near_matches(noisy, reference):
+    with pytest.raises(LoraqError, match=r"Unknown metric 'pnsr'.*'psnr'"):
+        compute("pnsr", noisy, reference)
+    with pytest.raises(LoraqError, match=r"batchsize.*batch_size"):
+        compute("psnr", noisy, reference, batchsize=4)
+    for given, words in (
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"bootstrap": 5}, "bootstrap = 5"),
+    ):
+        with pytest.raises(LoraqError, match=words):
+            compute("psnr", noisy, reference, **given)
+    with pytest.raises(LoraqError, match="needs real images"):
+        compute("kid", noisy, reference)
+    with pytest.raises(LoraqError, match="needs the prompts"):
+        compute("alignment", ImageSet(noisy.paths, noisy.names))
+
+
+def test_check_speaks_before_anything_runs(monkeypatch):
+    for name in (image_reward.VARIABLE, "LORAQ_INCEPTION_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    check(["psnr", "lpips", "ssim", "frechet", "kid"])
+    with pytest.raises(LoraqError, match="LORAQ_INCEPTION_WEIGHTS"):
+        check(["psnr", "kid"], extractor="inception")
+    with pytest.raises(LoraqError, match=r"ImageReward\.pt.*LORAQ_IMAGE_REWARD.*alignment"):
+        check(["image_reward"])
+
+
+def test_image_reward_refuses_what_it_cannot_trust(tmp_path, monkeypatch, noisy):
+    for name in image_reward.FILES:
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ImageReward", None)  # whether it is installed or not
+    with pytest.raises(LoraqError, match=r"import ImageReward.*fails"):
+        compute("image_reward", noisy)
+
+
+def test_image_reward_scores_every_prompt_with_its_image(tmp_path, monkeypatch, noisy):
+    """The package's interface with a stand-in model: its weights are out of reach here."""
+    import types
+
+    import torch
+
+    class ImageReward(torch.nn.Module):
+        def __init__(self, device, med_config):
+            super().__init__()
+            self.mlp = torch.nn.Linear(1, 1)
+
+        def score(self, prompt, path):
+            return float(self.mlp.weight) * len(prompt)
+
+    package = types.ModuleType("ImageReward")
+    package.ImageReward = types.SimpleNamespace(ImageReward=ImageReward)
+    monkeypatch.setitem(sys.modules, "ImageReward", package)
+    monkeypatch.setattr(image_reward, "versions", lambda *names: {})
+    weights = {"mlp.weight": torch.full((1, 1), 2.0), "mlp.bias": torch.zeros(1)}
+    torch.save(weights, tmp_path / "ImageReward.pt")
+    (tmp_path / "med_config.json").write_text("{}")
+    monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
+    image_reward.load.cache_clear()
+    result = compute("image_reward", noisy)
+    assert result.per_image == [2.0 * len(prompt) for prompt in noisy.prompts]
+    torch.save({"mlp.bias": torch.zeros(1)}, tmp_path / "ImageReward.pt")
+    image_reward.load.cache_clear()
+    with pytest.raises(LoraqError, match=r"lacks 1 weights \(\['mlp.weight'\]"):
+        compute("image_reward", noisy)
+    image_reward.load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def entries(noisy, reference):
+    return measure(["psnr", "frechet", "kid"], noisy, reference, real=reference, bootstrap=500)
+
+
+def test_measure_gives_record_entries_with_intervals(entries, noisy, reference):
+    psnr = entries["psnr"]
+    expected = bootstrap_interval(psnr["per_image"], 500)
+    assert (psnr["value"], psnr["lo"], psnr["hi"]) == pytest.approx(expected)
+    assert psnr["n"] == len(NAMES) == len(psnr["per_image"]) and psnr["direction"] == "higher"
+    distance, kid = entries["fd_efflite0"], entries["kid_efflite0"]
+    assert distance["lo"] is None and distance["reason"] and distance["per_image"] is None
+    assert kid["lo"] < kid["value"] < kid["hi"] and kid["reason"] == ""
+    assert record.plain(entries)  # a record can hold it
+
+
+def test_seen_and_held_out_are_measured_apart(entries, noisy, reference):
+    psnr = entries["psnr"]
+    assert psnr["seen"]["value"] == pytest.approx(np.mean(psnr["per_image"][::2]))
+    assert psnr["held_out"]["value"] == pytest.approx(np.mean(psnr["per_image"][1::2]))
+    odd = range(1, len(NAMES), 2)
+    alone = compute("kid", noisy.subset(odd), real=reference.subset(odd), bootstrap=500)
+    held_out = entries["kid_efflite0"]["held_out"]
+    assert (held_out["value"], held_out["n"]) == (pytest.approx(alone.value, rel=1e-9), 5)
+    assert held_out["lo"] < held_out["value"] < held_out["hi"]
+    only = measure(["psnr"], noisy.subset(odd), reference)["psnr"]
+    assert "seen" not in only and "held_out" not in only
+
+
+def test_the_reference_row_says_why_it_has_no_paired_metrics(reference):
+    entry = measure(["psnr"], reference)["psnr"]
+    assert entry["value"] is None and "compared with" in entry["reason"]
+
+
+def test_images_are_read_exactly_and_odd_ones_refused(tmp_path):
+    images = write(tmp_path, {"a": draw(1), "b": draw(2)})
+    assert (images.read(1) == draw(2)).all()
+    for mode in ("RGBA", "L", "I;16"):
+        Image.new(mode, (64, 64)).save(tmp_path / "b.png")
+        with pytest.raises(LoraqError, match=r"b\.png is .*8-bit RGB"):
+            list(images.batches(2))
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    with pytest.raises(LoraqError, match="cannot read the image"):
+        images.read(1)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(LoraqError, match="there is no image"):
+        images.read(1)
+    with pytest.raises(LoraqError, match="come twice"):
+        ImageSet(images.paths, ("a", "a"))
+
+
+def test_the_hash_of_a_set_is_of_names_order_and_bytes(tmp_path):
+    one = write(tmp_path / "1", {"a": draw(1), "b": draw(2)})
+    same = write(tmp_path / "2", {"a": draw(1), "b": draw(2)})
+    other = write(tmp_path / "3", {"a": draw(1), "b": draw(3)})
+    assert one.hash == same.hash and len({one.hash, other.hash, one.subset([1, 0]).hash}) == 3
+
+
+def test_psnr_of_all_identical_images_has_a_finite_interval(reference):
+    entry = measure(["psnr"], reference, reference)["psnr"]
+    assert math.isfinite(entry["value"]) and entry["lo"] == entry["hi"] == entry["value"]
+
+
+def test_looking_up_metrics_needs_no_torch():
+    code = (
+        "import sys; from loraq import metrics; [metrics.module(n) for n in metrics.names()];"
+        "assert not {'torch', 'torchmetrics', 'lpips', 'cleanfid', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
