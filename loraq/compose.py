@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraq.config import Config, from_hydra
+from loraq.config import Config
+from loraq.door import from_hydra
 from loraq.errors import LoraqError, near_matches, unknown
 
 CONF = Path(__file__).resolve().parent / "conf"

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from loraq import generate
-from loraq.config import Config, ModelConfig, Recipe, to_plain
+from loraq.config import Config, ModelConfig, Recipe
+from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.models import weights_hash
 from loraq.models.loading import resolve_asset

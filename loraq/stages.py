@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraq import generate as generation
 from loraq import record as records
-from loraq.config import Config, to_plain
+from loraq.config import Config
+from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
 from loraq.models import Layer, list_layers, load_pipeline

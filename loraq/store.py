@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loraq.config import to_plain
+from loraq.door import to_plain
 from loraq.errors import DiskFullError
 
 MANIFEST = "manifest.json"

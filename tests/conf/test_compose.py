@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from loraq.compose import groups, load_rows
-from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig, from_plain
+from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig
+from loraq.door import from_plain
 from loraq.errors import LoraqError
 
 
