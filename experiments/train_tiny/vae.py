@@ -140,9 +140,9 @@ def preview(vae: AutoencoderKL, images: np.ndarray, path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--size", type=int, default=16)
-    parser.add_argument("--peak", type=float, default=1.5e-3)
+    parser.add_argument("--steps", type=int, default=2490)
+    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--peak", type=float, default=2e-3)
     arguments = parser.parse_args()
     parallel.launch(
         train,
