@@ -1,7 +1,7 @@
 """The schema: frozen dataclasses, each checked as it is made.
 
-YAML (`conf/`) holds values, this file holds names, types and limits; `door.py` converts one into the
-other. Every error names the key as it is written on the command line.
+YAML (`conf/`) holds values, this file holds names, types and limits; `door.py` converts one into
+the other. Every error names the key as it is written on the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The door: Hydra's composed config → checked dataclasses, and back to plain data for keys and records.
+"""The door: the composed config → checked dataclasses, and back to plain data for keys and records.
 
 Nothing is guessed or cut on the way; after `from_hydra` no `DictConfig` travels any further.
 """
@@ -95,16 +95,11 @@ def from_hydra(composed: Any) -> Config:
     plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
     config: Config = from_plain(Config, plain)
     if config.quant is not None:
-        for operand in ("weight", "activation", "branch_weight", "branch_activation"):
-            try:
-                getattr(config.quant, operand).build()
-            except LoraqError as error:
-                raise LoraqError(f"quant.{operand}: {error}") from None
-    from loraq.metrics import module
+        config.quant.formats()
+        if config.quant.skip is None:
+            from loraq.models.families import family
 
-    for name in config.metrics.names:
-        try:
-            module(name)
-        except LoraqError as error:
-            raise LoraqError(f"metrics.names: {error}") from None
+            skip = tuple(family(config.model.family).DEFAULT_SKIP)
+            quant = dataclasses.replace(config.quant, skip=skip)
+            config = dataclasses.replace(config, quant=quant)
     return config
