@@ -102,4 +102,11 @@ def from_hydra(composed: Any) -> Config:
             skip = tuple(family(config.model.family).DEFAULT_SKIP)
             quant = dataclasses.replace(config.quant, skip=skip)
             config = dataclasses.replace(config, quant=quant)
+    from loraq.metrics import module
+
+    for name in config.metrics.names:
+        try:
+            module(name)
+        except LoraqError as error:
+            raise LoraqError(f"metrics.names: {error}") from None
     return config
