@@ -185,6 +185,7 @@ def _diffusers() -> Any:
     """diffusers, without the notes of optional packages at import and without its own bars."""
     import logging
 
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     import diffusers
     import transformers
