@@ -1,11 +1,12 @@
 """Intervals and comparisons over prompts: percentile bootstrap, paired differences, Holm.
 
 The unit that is resampled is the prompt (one value per prompt). Everything is vectorised numpy and
-seeded: the same values give the same interval on every machine. No torch.
+seeded: the same values give the same interval. No torch.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ import numpy as np
 from loraq.errors import LoraqError
 
 CONFIDENCE = 0.95
-_CHUNK = 4_000_000  # resampled values held at once: bounds memory at N = 5000
 
 
 class Interval(NamedTuple):
@@ -86,22 +86,22 @@ def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
     return float(lo), float(hi)
 
 
+@functools.lru_cache(maxsize=2)
 def resample_counts(n: int, samples: int, seed: int) -> np.ndarray:
-    """How often each of n prompts is drawn in each resample: (samples, n), each row sums to n."""
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(n, np.full(n, 1 / n), size=samples)
+    """How often each of n prompts is drawn in each resample: (samples, n), each row sums to n.
+
+    Kept for the next metric and row of the same prompts: they are resampled alike.
+    """
+    drawn = np.random.default_rng(seed).integers(0, n, size=(samples, n))
+    drawn += n * np.arange(samples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n)
+    counts = counts.astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def _resampled_means(array: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    n = len(array)
-    means = np.empty(samples)
-    rows = max(1, _CHUNK // n)
-    for start in range(0, samples, rows):
-        count = min(rows, samples - start)
-        drawn = generator.integers(0, n, size=(count, n))
-        means[start : start + count] = array[drawn].mean(axis=1)
-    return means
+    return resample_counts(len(array), samples, seed) @ array / len(array)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:

@@ -88,7 +88,10 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Full precision, unscaled; a column of cells becomes three: value, lo, hi."""
+    """Ten digits, unscaled; a column of cells becomes three: value, lo, hi.
+
+    Ten, not all: the last digits of an interval depend on the machine that makes the table.
+    """
     wide = [any(isinstance(row[i], Cell) for row in table.rows) for i in range(len(table.columns))]
     header: list[str] = []
     for title, cells in zip(table.columns, wide, strict=True):
@@ -101,7 +104,7 @@ def to_csv(table: Table) -> str:
         line: list[Any] = []
         for item, cells in zip(row, wide, strict=True):
             if isinstance(item, Cell):
-                line += [item.value, item.lo, item.hi]
+                line += map(_ten_digits, (item.value, item.lo, item.hi))
             else:
                 line += [item, None, None] if cells else [item]
         writer.writerow(line)
@@ -149,6 +152,10 @@ def _common_reason(items: list[Item]) -> str:
         return ""
     reasons = [cell.reason for cell in cells if cell.value is not None]
     return reasons[0] if reasons and len(set(reasons)) == 1 else ""
+
+
+def _ten_digits(number: float | None) -> str | None:
+    return None if number is None else f"{number:.10g}"
 
 
 def _padded(texts: list[str], widths: list[int]) -> str:

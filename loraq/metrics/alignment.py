@@ -7,8 +7,10 @@ project's recipe, without the development and test names.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +75,26 @@ def _model() -> Any:
 @functools.lru_cache(maxsize=4)
 def _texts(prompts: tuple[str, ...]) -> Any:
     """Unit vectors (n, 256) of the prompts, kept for the next row of the same prompts."""
-    return _model().text_features(list(prompts))
+    from loraq.metrics.alignment_model import TextEncoder
+
+    model = _model()
+    if model.encoder is None:
+        with _quiet_transformers():
+            model.encoder = TextEncoder()
+    return model.text_features(list(prompts))
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bar and no notes while a small model is read; put back as they were."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -26,7 +26,7 @@ VERSION = "1"
 DIRECTION = "lower"
 NEEDS = "real"
 PER_IMAGE = False
-REASON = "no interval: the bootstrap of a Fréchet distance is biased at this N"
+REASON = "no interval: its bootstrap is biased at small N; compare rows of one N only"
 
 
 def check(options: Options, real: ImageSet | FeatureSet | None = None) -> None:

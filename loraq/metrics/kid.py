@@ -70,8 +70,8 @@ def kernel_interval(
 ) -> tuple[float, float]:
     """Bootstrap 95 % interval of `kernel_distance`; `paired`: row i of x and y is one prompt."""
     xx, yy, xy = _kernels(x_ND, y_ND)
-    w_BN = resample_counts(len(xx), samples, seed).astype(np.float64)
-    v_BM = w_BN if paired else resample_counts(len(yy), samples, seed + 1).astype(np.float64)
+    w_BN = resample_counts(len(xx), samples, seed)
+    v_BM = w_BN if paired else resample_counts(len(yy), samples, seed + 1)
     own, other = _between_different(xx, w_BN, w_BN), _between_different(yy, v_BM, v_BM)
     if paired:
         n = len(xx)
