@@ -6,42 +6,24 @@ Reads records and nothing else: no torch, no images, no W&B.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from loraq import statistics
 from loraq.errors import LoraqError, unknown
 from loraq.record import Record, load
+from loraq.table_columns import (
+    EQUAL_MEMORY,
+    bits_cell,
+    column,
+    layer_cell,
+    metric_cell,
+    metric_names,
+    titles,
+)
 from loraq.table_text import Cell, Item, Table, to_csv, to_latex, to_markdown
 
-EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
 SIGNIFICANCE = 0.05  # of a family of claims, after Holm
-COUNTED = "counted from what is stored: no sampling, no interval"
-OVER_LAYERS = "mean over the quantised layers, all of them: no sampling, no interval"
-
-
-@dataclass(frozen=True)
-class Column:
-    """How a metric is shown: title, digits after `scale`."""
-
-    title: str
-    digits: int
-    scale: float = 1.0
-
-
-COLUMNS = {
-    "psnr": Column("PSNR", 2),
-    "lpips": Column("LPIPS", 4),
-    "ssim": Column("SSIM", 4),
-    "fid": Column("FID", 2),
-    "fd": Column("FD", 2),
-    "kid": Column("KID", 2, 1e3),
-    "alignment": Column("alignment", 4),
-    "image_reward": Column("ImageReward", 3),
-}
-ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 def load_records(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
@@ -61,17 +43,17 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
     columns = ["row", "N", "bits/weight", "branch rank", "bytes", "weight err", "output err"]
     rows: list[list[Item]] = []
     for record in records:
-        entries = [_metric_cell(record.metrics.get(name), name) for name in names]
-        errors = [_layer_mean(record, name) for name in ("weight_error", "output_error")]
+        entries = [metric_cell(record.metrics.get(name), name) for name in names]
+        errors = [layer_cell(record, name) for name in ("weight_error", "output_error")]
         rank = record.budget.get("rank")
         stored = record.budget.get("nbytes")
         front: list[Item] = [
-            *(record.label or record.row, _size(record), _bits(record, base)),
+            *(record.label or record.row, _size(record), bits_cell(record, base)),
             *("–" if rank is None else str(rank), "–" if stored is None else int(stored)),
         ]
         rows.append([*front, *errors, *entries])
     notes = [_split_sizes(records), *_memory_note(base), *_identical(records)]
-    return Table("Results", columns + _titles(records, names), rows, list(filter(None, notes)))
+    return Table("Results", columns + titles(records, names), rows, list(filter(None, notes)))
 
 
 def splits_table(records: Sequence[Record]) -> Table:
@@ -82,9 +64,9 @@ def splits_table(records: Sequence[Record]) -> Table:
         for part, title in (("seen", "seen"), ("held_out", "held out")):
             entries = {name: record.metrics.get(name, {}).get(part) for name in names}
             if sizes := [entry["n"] for entry in entries.values() if entry]:
-                cells = [_metric_cell(entries[name], name) for name in names]
+                cells = [metric_cell(entries[name], name) for name in names]
                 rows.append([record.label or record.row, title, max(sizes), *cells])
-    columns = ["row", "captions", "N", *_titles(records, names)]
+    columns = ["row", "captions", "N", *titles(records, names)]
     return Table("Seen and held-out captions apart", columns, rows)
 
 
@@ -98,11 +80,11 @@ def paired_table(records: Sequence[Record], baseline: str, samples: int = 2000) 
     others = [record for record in records if record is not base]
     names = [name for name in metric_names(records) if _per_image(base, name)]
     compared = {name: _compare(others, base, name, samples) for name in names}
-    columns = ["row", "N", "bits/weight", *(f"Δ {title}" for title in _titles(records, names))]
+    columns = ["row", "N", "bits/weight", *(f"Δ {title}" for title in titles(records, names))]
     rows: list[list[Item]] = []
     for record in others:
         cells = [compared[name][record.row] for name in names]
-        rows.append([record.label or record.row, _size(record), _bits(record, base), *cells])
+        rows.append([record.label or record.row, _size(record), bits_cell(record, base), *cells])
     notes = [
         f"mean of (row − {_name(base)}) over the same prompts, bootstrap 95 % interval. better or "
         "worse: the interval excludes 0 and the claim survives Holm's correction "
@@ -147,65 +129,9 @@ def find_row(records: Sequence[Record], row: str) -> Record:
     raise unknown("row", row, [record.row for record in records])
 
 
-def equal_memory(record: Record, base: Record) -> bool:
-    """Whether the total bits per weight of two rows agree within 1 %."""
-    own, reference = record.budget.get("bits_per_weight"), base.budget.get("bits_per_weight")
-    return bool(own and reference and abs(own / reference - 1) <= EQUAL_MEMORY)
-
-
-def metric_names(records: Sequence[Record]) -> list[str]:
-    """The metrics that any record has, in the order of `COLUMNS`, others last."""
-    order = list(COLUMNS)
-    names = {name for record in records for name in record.metrics}
-    place = {name: order.index(_kind(name)) if _kind(name) in order else 99 for name in names}
-    return sorted(names, key=lambda name: (place[name], name))
-
-
-def _kind(name: str) -> str:
-    """`fd_efflite0` → `fd`: the metric without its feature extractor."""
-    return name if name in COLUMNS else name.split("_")[0]
-
-
-def _column(name: str) -> Column:
-    return COLUMNS.get(_kind(name), Column(name, 4))
-
-
-def _titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
-    titles = []
-    for name in names:
-        column = _column(name)
-        extractor = f" ({name.split('_', 1)[1]})" if _kind(name) != name else ""
-        directions = [r.metrics[name].get("direction", "") for r in records if name in r.metrics]
-        title = column.title + extractor + (" ×10³" if column.scale == 1e3 else "")
-        titles.append(f"{title} {ARROWS.get(directions[0], '')}".rstrip())
-    return titles
-
-
-def _metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
-    column = _column(name)
-    if not entry:
-        return Cell(reason="not measured for this row")
-    numbers = {part: entry.get(part) for part in ("value", "lo", "hi")}
-    reason = entry.get("reason") or "no interval was recorded"
-    return Cell(**numbers, digits=column.digits, scale=column.scale, reason=reason)
-
-
-def _bits(record: Record, base: Record | None) -> Cell:
-    bits = record.budget.get("bits_per_weight")
-    mark = "=" if base is not None and equal_memory(record, base) else ""
-    return Cell(bits, digits=3, reason=COUNTED, mark=mark)
-
-
-def _layer_mean(record: Record, name: str) -> Cell:
-    values = [layer[name] for layer in record.layers if layer.get(name) is not None]
-    if not values:
-        return Cell(reason="no layer is quantised")
-    return Cell(sum(values) / len(values), digits=4, reason=OVER_LAYERS)
-
-
 def _compare(others: Sequence[Record], base: Record, name: str, samples: int) -> dict[str, Cell]:
     """row → cell of its paired difference to `base` in one metric; Holm over these rows."""
-    column = _column(name)
+    shown = column(name)
     direction = base.metrics[name].get("direction")
     differences: dict[str, statistics.Interval] = {}
     p_values: dict[str, float] = {}
@@ -221,7 +147,7 @@ def _compare(others: Sequence[Record], base: Record, name: str, samples: int) ->
         if difference.excludes_zero and adjusted[row] <= SIGNIFICANCE:
             claim = "better" if (difference.mean > 0) == (direction == "higher") else "worse"
         cells[row] = Cell(
-            *difference, column.digits, column.scale, "one prompt allows no interval", claim, True
+            *difference, shown.digits, shown.scale, "one prompt allows no interval", claim, True
         )
     return cells
 

@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import NAMES, draw, write
 
 from loraq.errors import LoraqError
 from loraq.metrics import compute, features
 from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.kid import kernel_distance, kernel_interval
 from loraq.metrics.result import Options
+from tests.metrics.conftest import NAMES, draw, write
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:

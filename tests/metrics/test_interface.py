@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import NAMES, draw, write
 from PIL import Image
 
 from loraq import metrics, record
 from loraq.errors import LoraqError
 from loraq.metrics import ImageSet, check, compute, image_reward, measure, module
 from loraq.statistics import bootstrap_interval
+from tests.metrics.conftest import NAMES, draw, write
 
 ALL = ["alignment", "frechet", "image_reward", "kid", "lpips", "psnr", "ssim"]
 

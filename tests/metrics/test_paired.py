@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import NAMES, draw, write
 
 from loraq.errors import LoraqError
 from loraq.metrics import ImageSet, compute, lpips, psnr
+from tests.metrics.conftest import NAMES, draw, write
 
 METRICS = ("psnr", "ssim", "lpips")
 

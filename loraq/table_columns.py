@@ -1,0 +1,93 @@
+"""The columns that tables are built from: which metrics there are, and a record's cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraq.record import Record
+from loraq.table_text import Cell
+
+EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
+COUNTED = "counted from what is stored: no sampling, no interval"
+OVER_LAYERS = "mean over the quantised layers, all of them: no sampling, no interval"
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a metric is shown: title, digits after `scale`."""
+
+    title: str
+    digits: int
+    scale: float = 1.0
+
+
+COLUMNS = {
+    "psnr": Column("PSNR", 2),
+    "lpips": Column("LPIPS", 4),
+    "ssim": Column("SSIM", 4),
+    "fid": Column("FID", 2),
+    "fd": Column("FD", 2),
+    "kid": Column("KID", 2, 1e3),
+    "alignment": Column("alignment", 4),
+    "image_reward": Column("ImageReward", 3),
+}
+ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def equal_memory(record: Record, base: Record) -> bool:
+    """Whether the total bits per weight of two rows agree within 1 %."""
+    own, reference = record.budget.get("bits_per_weight"), base.budget.get("bits_per_weight")
+    return bool(own and reference and abs(own / reference - 1) <= EQUAL_MEMORY)
+
+
+def metric_names(records: Sequence[Record]) -> list[str]:
+    """The metrics that any record has, in the order of `COLUMNS`, others last."""
+    order = list(COLUMNS)
+    names = {name for record in records for name in record.metrics}
+    place = {name: order.index(kind(name)) if kind(name) in order else 99 for name in names}
+    return sorted(names, key=lambda name: (place[name], name))
+
+
+def kind(name: str) -> str:
+    """`fd_efflite0` → `fd`: the metric without its feature extractor."""
+    return name if name in COLUMNS else name.split("_")[0]
+
+
+def column(name: str) -> Column:
+    return COLUMNS.get(kind(name), Column(name, 4))
+
+
+def titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Columns' titles: metric, extractor where it is not in the name, factor, direction."""
+    made = []
+    for name in names:
+        shown = column(name)
+        extractor = f" ({name.split('_', 1)[1]})" if kind(name) != name else ""
+        directions = [r.metrics[name].get("direction", "") for r in records if name in r.metrics]
+        title = shown.title + extractor + (" ×10³" if shown.scale == 1e3 else "")
+        made.append(f"{title} {ARROWS.get(directions[0], '')}".rstrip())
+    return made
+
+
+def metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
+    shown = column(name)
+    if not entry:
+        return Cell(reason="not measured for this row")
+    numbers = {part: entry.get(part) for part in ("value", "lo", "hi")}
+    reason = entry.get("reason") or "no interval was recorded"
+    return Cell(**numbers, digits=shown.digits, scale=shown.scale, reason=reason)
+
+
+def bits_cell(record: Record, base: Record | None) -> Cell:
+    bits = record.budget.get("bits_per_weight")
+    mark = "=" if base is not None and equal_memory(record, base) else ""
+    return Cell(bits, digits=3, reason=COUNTED, mark=mark)
+
+
+def layer_cell(record: Record, name: str) -> Cell:
+    values = [layer[name] for layer in record.layers if layer.get(name) is not None]
+    if not values:
+        return Cell(reason="no layer is quantised")
+    return Cell(sum(values) / len(values), digits=4, reason=OVER_LAYERS)
