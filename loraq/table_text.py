@@ -69,7 +69,7 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     columns, rows, notes = _texts(table)
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [_padded(columns, widths)]
     rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines.append("| " + " | ".join(rules) + " |")

@@ -168,3 +168,8 @@ def test_tables_need_no_torch_and_are_quick(tmp_path):
         f"{name}.{kind}" for name in ("main", "splits", "paired") for kind in ("md", "tex", "csv")
     }
     assert {path.name for path in out.iterdir()} == kinds
+
+
+def test_markdown_stays_a_table_when_columns_are_narrow():
+    text = tables.to_markdown(tables.Table("T", ["row", "N"], [["a", 4], ["b", 4]]))
+    assert text.splitlines()[3] == "| --- | --: |"
