@@ -122,9 +122,9 @@ def test_stored_nan_scales_read_as_nan_blocks():
 
 @pytest.mark.parametrize("fmt", ALL_FORMATS, ids=lambda f: f.label)
 def test_kinds_of_input(fmt, monkeypatch):
-    x = randn(6, 5, 74)
+    x = randn(2, 5, 74)
     wanted = fake_quantize(x, fmt)
-    strided = torch.empty(6, 74, 5).copy_(x.transpose(1, 2)).transpose(1, 2)
+    strided = torch.empty(2, 74, 5).copy_(x.transpose(1, 2)).transpose(1, 2)
     assert not strided.is_contiguous() and same_bits(fake_quantize(strided, fmt), wanted)
     assert torch.equal(quantize(strided, fmt).codes, quantize(x, fmt).codes)
     wide = torch.cat([x, x], -1)[..., :74]
@@ -139,9 +139,9 @@ def test_kinds_of_input(fmt, monkeypatch):
         short = x.to(dtype)
         assert same_bits(fake_quantize(short, fmt), fake_quantize(short.float(), fmt))
         assert same_bits(fake_quantize(short, fmt), dequantize(quantize(short, fmt)))
-    monkeypatch.setattr(fake, "PIECE", 4 * 74)  # eight pieces, the last one short
+    monkeypatch.setattr(fake, "PIECE", 4 * 74)  # three pieces, the last one short
     assert same_bits(fake_quantize(x, fmt), wanted)
-    assert same_bits(x, randn(6, 5, 74))  # the input is never written to
+    assert same_bits(x, randn(2, 5, 74))  # the input is never written to
 
 
 @pytest.mark.parametrize("fmt", ALL_FORMATS, ids=lambda f: f.label)

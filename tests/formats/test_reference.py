@@ -17,8 +17,8 @@ RULES = ("floor", "ceil", "even", "rceil")
 def samples(seed: int = 0) -> torch.Tensor:
     """Rows of very different size, with ties, zeros, outliers and a short last block."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(24, 150, generator=generator)
-    x = x * torch.exp2(torch.randint(-9, 10, (24, 1), generator=generator).float())
+    x = torch.randn(14, 150, generator=generator)
+    x = x * torch.exp2(torch.randint(-9, 10, (14, 1), generator=generator).float())
     x[3] = torch.randint(-15, 16, (150,), generator=generator) / 2  # many exact ties
     x[4] = torch.randint(-63, 64, (150,), generator=generator) / 8
     x[5, :64] = 0
@@ -53,6 +53,22 @@ def test_uint4_makes_negative_values_zero():
     expected = np.stack([reference.fake_row(row, "uint4", 8) for row in x.numpy()])
     assert_same(x, fmt, expected)
     assert float(fake_quantize(-x.abs(), fmt).abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ["int4", "int6", "int8", "uint4"])
+def test_one_bit_beside_every_tie(name):
+    """fp32 division by a 16-bit scale decides like exact arithmetic right beside the ties."""
+    largest = get_format(name).element.maximum_code
+    scales = torch.rand(200, 1, generator=torch.Generator().manual_seed(5)).half().float()
+    ties = (torch.arange(largest) + 0.5) * scales  # exact: few enough bits
+    down, up = (torch.nextafter(ties, torch.full_like(ties, limit)) for limit in (0.0, 1e9))
+    x = torch.cat([ties, down, up, largest * scales], -1)
+    expected = np.stack([reference.fake_row(row, name, x.shape[1]) for row in x.numpy()])
+    assert_same(x, get_format(name, block=x.shape[1]), expected)
+    steps = torch.arange(largest).expand(200, -1)
+    codes = fake_quantize(x, get_format(name, block="channel")) / scales
+    assert torch.equal(codes[:, largest : 2 * largest].round(), steps.float())
+    assert torch.equal(codes[:, 2 * largest : 3 * largest].round(), steps + 1.0)
 
 
 @pytest.mark.parametrize("name", ["int4", "int6", "int8", "uint4"])
