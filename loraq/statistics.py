@@ -29,7 +29,9 @@ class Interval(NamedTuple):
         return self.lo is not None and self.hi is not None and (self.lo > 0 or self.hi < 0)
 
 
-def bootstrap_interval(values: Sequence[float], samples: int = 2000, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, samples: int = 2000, seed: int = 0
+) -> Interval:
     """Mean of `values` with its percentile bootstrap 95 % interval (Efron 1979)."""
     array = _checked(values, samples)
     if len(array) < 2:

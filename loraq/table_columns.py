@@ -75,9 +75,9 @@ def metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
     shown = column(name)
     if not entry:
         return Cell(reason="not measured for this row")
-    numbers = {part: entry.get(part) for part in ("value", "lo", "hi")}
+    value, lo, hi = (entry.get(part) for part in ("value", "lo", "hi"))
     reason = entry.get("reason") or "no interval was recorded"
-    return Cell(**numbers, digits=shown.digits, scale=shown.scale, reason=reason)
+    return Cell(value, lo, hi, shown.digits, shown.scale, reason)
 
 
 def bits_cell(record: Record, base: Record | None) -> Cell:

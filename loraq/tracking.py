@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from loraq.errors import unknown
 from loraq.record import Record, plain
@@ -105,7 +105,7 @@ def _write(
         job_type=str(record.config.get("method") or record.row),
         config=config_of(record),
         dir=str(folder),
-        mode=mode,
+        mode=cast(Any, mode),
         reinit="create_new",
         settings=settings,
     )

@@ -63,7 +63,9 @@ def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 
 def _root(features_ND: np.ndarray) -> np.ndarray:
     """A (K, D) with AᵀA the unbiased covariance, K = min(N, D)."""
-    centred = features_ND.astype(np.float64)
+    centred: np.ndarray = features_ND.astype(np.float64)
     centred -= centred.mean(0)
     centred /= np.sqrt(len(centred) - 1)
-    return centred if centred.shape[0] <= centred.shape[1] else np.linalg.qr(centred, mode="r")
+    if centred.shape[0] <= centred.shape[1]:
+        return centred
+    return np.asarray(np.linalg.qr(centred, mode="r"))

@@ -75,12 +75,15 @@ class ImageSet:
     def subset(self, places: Sequence[int]) -> ImageSet:
         """The images at `places`, with their features where they are known."""
 
-        def pick(values: tuple | None) -> tuple | None:
-            return None if values is None else tuple(values[i] for i in places)
+        def pick(values: tuple) -> tuple:
+            return tuple(values[place] for place in places)
 
-        kept = {name: features.subset(places) for name, features in self.features.items()}
         return ImageSet(
-            pick(self.paths), pick(self.names), pick(self.prompts), pick(self.seen), kept
+            paths=pick(self.paths),
+            names=pick(self.names),
+            prompts=None if self.prompts is None else pick(self.prompts),
+            seen=None if self.seen is None else pick(self.seen),
+            features={name: found.subset(places) for name, found in self.features.items()},
         )
 
     def of_names(self, names: Sequence[str]) -> ImageSet:

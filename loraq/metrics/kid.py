@@ -92,6 +92,7 @@ def _between_different(k_NN: np.ndarray, w_BN: np.ndarray, v_BN: np.ndarray) -> 
 def _kernels(x_ND: np.ndarray, y_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if min(len(x_ND), len(y_ND)) < 2:
         raise LoraqError(f"KID needs 2 images a set, got {len(x_ND)} and {len(y_ND)}")
-    x, y = x_ND.astype(np.float64), y_ND.astype(np.float64)
+    x: np.ndarray = x_ND.astype(np.float64)
+    y: np.ndarray = y_ND.astype(np.float64)
     scale = x.shape[1]
     return (x @ x.T / scale + 1) ** 3, (y @ y.T / scale + 1) ** 3, (x @ y.T / scale + 1) ** 3
