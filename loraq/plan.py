@@ -157,14 +157,20 @@ def recipe_plain(recipe: Recipe) -> dict[str, Any]:
 def _judging(config: Config) -> dict[str, Any]:
     """What the metrics of a record depend on."""
     from loraq.metrics import module
+    from loraq.metrics.features import choose
 
     real: Any = config.data.real
+    extractor = config.metrics.extractor
     if real is not None:
         path = resolve_asset(real)
-        real = file_hash(path) if path.is_file() else str(real)
+        if path.is_file():  # features: the file itself says which extractor made them
+            real = file_hash(path)
+        else:  # images, whatever their folder is called; `auto` depends on what weights are there
+            real = {image.name: file_hash(image) for image in sorted(path.glob("*.png"))}
+            extractor = choose(extractor)
     return {
         "metrics": [(name, module(name).VERSION) for name in config.metrics.names],
-        "extractor": config.metrics.extractor,
+        "extractor": extractor,
         "bootstrap": config.metrics.bootstrap,
         "real": real,
     }
