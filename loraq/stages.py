@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq import generate as generation
 from loraq import record as records
-from loraq.config import Config
+from loraq.config import Config, Recipe
 from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
@@ -106,11 +106,8 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
     pipe, layers = work.pipe(row), work.layers(row, row.recipe.skip)
     with work.store.lock("quantised", name):
         if work.store.finished("quantised", name):
-            folder = work.store.path("quantised", name)
             with work.timed("read packed layers"):
-                return quantize_model(
-                    pipe.transformer, layers, recipe, _nothing(row), folder, progress=None
-                )
+                return read_packed(work.store.path("quantised", name), layers, recipe)
         inputs = _inputs(work, row, "calibrate") if recipe.needs_calibration else None
         info: dict[str, Any] = {"kind": stage_kind(row, "quantised"), "units": 1}
         with (
@@ -121,6 +118,19 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
             model = quantize_model(pipe.transformer, layers, recipe, inputs, folder, bar)
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
+
+
+def read_packed(folder: Path, layers: Sequence[Layer], recipe: Recipe) -> QuantizedModel:
+    """A finished product's packed layers; its files were checked against their checksums."""
+    from loraq.checkpoint import load_group
+    from loraq.quantizer import QuantizedModel, planned_branch_bits
+
+    found, info = {}, {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors, info[path.stem] = load_group(path)
+        found.update(tensors)
+    rank, _ = planned_branch_bits(layers, recipe)
+    return QuantizedModel({layer.name: found[layer.name] for layer in layers}, rank, info)
 
 
 def generate(work: Workshop, row: Row) -> None:
@@ -255,11 +265,6 @@ def _inputs(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
     if not path.is_file():
         calibrate(work, row, use)
     return load_file(path, device=row.device)
-
-
-def _nothing(row: Row) -> dict[str, Tensor] | None:
-    """Finished layers are read, not made: a calibrated recipe needs no activations for that."""
-    return {} if row.recipe is not None and row.recipe.needs_calibration else None
 
 
 @contextlib.contextmanager
