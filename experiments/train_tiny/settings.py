@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "loraq" / "assets"
-OUTPUTS = ROOT / "outputs" / "train_tiny"
+# Checkpoints, logs and unpacked data; the variable keeps a trial run apart from a real one.
+OUTPUTS = Path(os.environ.get("LORAQ_TRAIN_OUTPUTS", ROOT / "outputs" / "train_tiny"))
 
 
 @dataclass(frozen=True)
