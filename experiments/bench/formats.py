@@ -1,10 +1,12 @@
 """Time of fake_quantize beside the packed path, per format.
 
     python -m experiments.bench.formats [--rows 4000] [--width 1152] [--repeats 9] [--threads 2]
+                                        [--clock wall|cpu]
 
-Takes about a minute on 2 cores. Both sides run in one process, alternately, so that other load
-on the machine hits both; the figure is the fastest of the repeats, in ns per value, and the ratio
-is packed / fake. `copy` is the time of one plain x.clone(): what a single pass over memory costs.
+Takes about half a minute on 2 cores. Both sides run in one process, alternately, so that other
+load on the machine hits both; the figure is the fastest of the repeats, in ns per value, and the
+ratio is packed / fake. `copy` is one plain x.clone(): what a single pass over memory costs. On a
+busy machine use `--threads 1 --clock cpu`: threads that wait for each other say nothing there.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from loraq.formats import FORMATS, dequantize, fake_quantize, get_format, quantize
 
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
-def seconds(function: Callable[[], object]) -> float:
-    """Wall time of one call."""
-    begin = time.perf_counter()
+
+def seconds(function: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Time of one call."""
+    begin = clock()
     function()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def main() -> None:
@@ -30,10 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for option, default in (("rows", 4000), ("width", 1152), ("repeats", 9), ("threads", 2)):
         parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     x = torch.randn(options.rows, options.width, generator=torch.Generator().manual_seed(0))
-    print(f"{options.rows} x {options.width}, {torch.get_num_threads()} threads, ns per value")
+    print(
+        f"{options.rows} x {options.width}, {torch.get_num_threads()} threads, "
+        f"{options.clock} ns per value"
+    )
     print(f"{'format':<12}{'fake':>8}{'quantize':>10}{'dequantize':>12}{'ratio':>8}{'copy':>8}")
     for name in FORMATS:
         fmt = get_format(name, tensor_scale="token" if name == "nvfp4" else None)
@@ -41,12 +50,14 @@ def main() -> None:
         if not torch.equal(fake_quantize(x, fmt), dequantize(stored)):
             raise SystemExit(f"{name}: the two paths differ")
         sides: tuple[Callable[[], object], ...] = (
-            lambda fmt=fmt: fake_quantize(x, fmt),
-            lambda fmt=fmt: quantize(x, fmt),
-            lambda stored=stored: dequantize(stored),
+            partial(fake_quantize, x, fmt),
+            partial(quantize, x, fmt),
+            partial(dequantize, stored),
             x.clone,
         )
-        times = [[seconds(side) for side in sides] for _ in range(options.repeats)]
+        times = [
+            [seconds(side, CLOCKS[options.clock]) for side in sides] for _ in range(options.repeats)
+        ]
         fake, pack, unpack, copy = (
             min(side) / x.numel() * 1e9 for side in zip(*times, strict=True)
         )

@@ -16,7 +16,7 @@ from loraq.formats.quantize import FLOATS, check_input
 from loraq.formats.scales import divisor, hot_scale_values, nvfp4_tensor_scale, scale_values
 from loraq.formats.table import Format
 
-PIECE = 1 << 18  # values a piece: 1 MiB of fp32, twice that with scratch
+PIECE = 1 << 19  # values a piece; smaller ones wait more often for the slowest thread
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 

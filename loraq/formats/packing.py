@@ -25,7 +25,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         if count % 2:
             codes = pad(codes, (0, 1))
         return codes[..., 0::2] | (codes[..., 1::2] << 4)
-    c0, c1, c2, c3 = _groups(codes, 4)
+    c0, c1, c2, c3 = _groups(codes, 4).unbind(-1)
     triple = torch.stack([c0 | (c1 << 6), (c1 >> 2) | (c2 << 4), (c2 >> 4) | (c3 << 2)], dim=-1)
     return triple.flatten(-2)[..., : packed_bytes(count, bits)].contiguous()
 
@@ -36,12 +36,12 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
         return data
     if bits == 4:
         return torch.stack([data & 0xF, data >> 4], dim=-1).flatten(-2)[..., :count]
-    b0, b1, b2 = _groups(data, 3)
+    b0, b1, b2 = _groups(data, 3).unbind(-1)
     codes = [b0 & 63, (b0 >> 6) | ((b1 & 15) << 2), (b1 >> 4) | ((b2 & 3) << 4), b2 >> 2]
     return torch.stack(codes, dim=-1).flatten(-2)[..., :count]
 
 
-def _groups(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """[..., n] -> `size` tensors [..., ceil(n/size)]: the first of each group, the second, …"""
+def _groups(x: Tensor, size: int) -> Tensor:
+    """[..., n] -> [..., ceil(n/size), size], filled up with zeros."""
     x = pad(x, (0, -x.shape[-1] % size))
-    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size).unbind(-1)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)

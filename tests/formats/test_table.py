@@ -92,6 +92,26 @@ def test_layout_of_a_weight():
     assert stored.scale.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("int4", {}),
+        ("int8", {"block": "channel"}),
+        ("int8", {"block": "tensor"}),
+        ("mxfp6_e3m2", {}),
+        ("nvfp4", {}),
+        ("nvfp4", {"tensor_scale": "token"}),
+        ("bf16", {}),
+    ],
+)
+def test_some_rows_of_a_stored_matrix(name, options):
+    stored = quantize(torch.randn(7, 70), get_format(name, **options))
+    for rows in (slice(0, 3), slice(3, None), slice(2, 3)):
+        part = stored.rows(rows)
+        assert torch.equal(dequantize(part), dequantize(stored)[rows])
+        assert part.shape == dequantize(part).shape
+
+
 def rows_of_the_page() -> dict[str, list[str]]:
     lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:3] == "| `"]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
