@@ -46,6 +46,18 @@ def describe(rows: Sequence[Row], store: Store) -> str:
     return "\n".join(lines)
 
 
+def remaining(rows: Sequence[Row], store: Store) -> float:
+    """About how many seconds these rows still take."""
+    seconds, counted = 0.0, set()
+    for row in rows:
+        for stage in sorted(row.todo):
+            product = (stage.split(":")[0], row.keys[stage])
+            if product not in counted and not store.path(*product).is_dir():
+                counted.add(product)
+                seconds += _estimate(row, stage, store)[0]
+    return seconds
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from loraq.compose import CONF, load_rows
 from loraq.errors import DiskFullError, LoraqError
+from loraq.estimate import duration, remaining
 from loraq.plan import Row, check, make_plan, result_folder
 from loraq.publish import Outcome, publish, summary
 from loraq.record import Record
@@ -39,7 +40,9 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     failed: dict[str, LoraqError] = {}
     for number, row in enumerate(rows, 1):
         if progress:
-            print(f"[{number}/{len(rows)}] {row.label}", file=sys.stderr, flush=True)
+            left = remaining(rows[number - 1 :], store)
+            eta = f"  (about {duration(left)} left for all rows)" if left else "  (cached)"
+            print(f"[{number}/{len(rows)}] {row.label}{eta}", file=sys.stderr, flush=True)
         try:
             finished.append((row, run_row(work, row)))
         except LoraqError as error:
