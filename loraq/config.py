@@ -165,7 +165,7 @@ class BranchConfig(_Checked):
     solver: str = "alternation"
     steps: int = 100
     tolerance: float = 1e-4
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     rotation: str = "none"
     select: str = "weight"
 

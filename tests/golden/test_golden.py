@@ -1,0 +1,81 @@
+"""The committed demo remade in part on the embedded model: the code must still say its numbers.
+
+Tolerances: bits and ranks exactly; mean weight errors within 0.1 % (a code on a rounding boundary
+may flip between processors); each remade image within 0.02 of its recorded alignment (a matching
+caption scores about 0.2 above a wrong one; differences in the last bits stay far below).
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from loraq import results
+from loraq.config import ModelConfig, Recipe
+from loraq.door import from_plain
+from loraq.models import list_layers, load_pipeline, weights_hash
+from loraq.quantizer import quantize_model
+
+DATA_FREE = ("rtn", "loraq_o2_int8", "loraq_o2_w4a8")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return {record.row: record for record in results.read("demo").records}
+
+
+@pytest.fixture(scope="module")
+def model(demo) -> ModelConfig:
+    return from_plain(ModelConfig, demo["reference"].config["model"])
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return load_pipeline(model, "cpu")
+
+
+def test_the_records_are_of_the_model_that_is_embedded(demo, model):
+    assert {record.model_hash for record in demo.values()} == {weights_hash(model)}
+
+
+@pytest.mark.parametrize("row", DATA_FREE)
+def test_quantising_again_gives_the_recorded_errors(row, demo, model, pipe):
+    record = demo[row]
+    recipe = from_plain(Recipe, record.config["quant"])
+    layers = list_layers(pipe.transformer, model.family, recipe.skip)
+    made = quantize_model(pipe.transformer, layers, recipe, progress=None)
+    assert made.bits_per_weight == record.budget["bits_per_weight"]
+    assert made.nbytes == record.budget["nbytes"]
+    assert record.budget["rank"] == (made.rank or None)
+    errors = []
+    for entry in record.layers:
+        w_OI = pipe.transformer.get_submodule(entry["layer"]).weight.float()
+        estimate = made.layers[entry["layer"]].effective_weight()
+        errors.append(((estimate - w_OI).norm() / w_OI.norm()).item())
+    recorded = [entry["weight_error"] for entry in record.layers]
+    assert sum(errors) / len(errors) == pytest.approx(sum(recorded) / len(recorded), rel=1e-3)
+
+
+def test_the_first_batch_of_16_bit_images_is_the_recorded_one(demo, model, pipe, tmp_path):
+    from loraq import metrics
+    from loraq.config import GenerateConfig
+    from loraq.generate import generate
+    from loraq.prompts import Prompt
+
+    record = demo["reference"]
+    size = record.config["generate"]["batch_size"]
+    captions = _captions()
+    prompts = [Prompt(**captions[name]) for name in record.images["names"][:size]]
+    settings = GenerateConfig(size, record.config["generate"]["seed"])
+    paths = generate(pipe, model, prompts, settings, tmp_path, progress=None)
+    images = metrics.ImageSet.of_prompts(paths, prompts)
+    scores = metrics.compute("alignment", images).per_image
+    assert scores == pytest.approx(record.metrics["alignment"]["per_image"][:size], abs=0.02)
+
+
+def _captions() -> dict[str, dict]:
+    import json
+
+    from loraq.models.loading import resolve_asset
+
+    splits = json.loads(resolve_asset("asset:captions.json").read_text())
+    return {entry["name"]: entry for entry in splits["test"]}
