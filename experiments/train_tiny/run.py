@@ -5,7 +5,7 @@ Data:      six packages from the public registries, 270 MB, checked by sha256 (f
 Time:      about 80 minutes on 2 cores (fp32): autoencoder 15, transformer 55, the rest 10;
            on an H100 (bf16) minutes, an estimate, not measured
 Result:    loraq/assets/{tiny_pixart,captions.json,real_features,alignment_head,lpips_alexnet}
-Expected:  fd_efflite0 about 181 (real 0, untrained 364) at 256 captions, alignment 0.094 (0.269, 0.033)
+Expected:  256 captions: fd_efflite0 181 (real 0, untrained 364), alignment 0.09 (0.27, 0.03)
 
 ``--quick`` checks the machine: every stage with a handful of steps, into outputs/train_tiny_quick.
 """
