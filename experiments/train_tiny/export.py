@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -62,8 +63,17 @@ def trained(checkpoint: Path) -> PixArtSigmaPipeline:
 
 
 def export(pipe: PixArtSigmaPipeline, folder: Path) -> int:
-    """Save the pipeline in bf16 and return the folder's size in bytes."""
+    """Save the pipeline in bf16 with checksums and return the folder's size in bytes.
+
+    `SHA256SUMS` lets the loader tell a damaged file from a sound one before anything runs.
+    """
     pipe.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json"))
+    lines = [
+        f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(folder).as_posix()}\n"
+        for f in files
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
