@@ -24,13 +24,13 @@ RANK = 16
 
 def top_energy(weight: torch.Tensor, rank: int = RANK) -> float:
     """Return the share of the squared singular values of a matrix that its first ``rank`` hold."""
-    squares = torch.linalg.svdvals(weight.double()).square()
+    squares = torch.linalg.svdvals(weight.detach().double()).square()
     return float(squares[:rank].sum() / squares.sum())
 
 
 def kurtosis(weight: torch.Tensor) -> float:
     """Return the fourth standardised moment of all elements, 3 for a Gaussian."""
-    w = weight.double().flatten()
+    w = weight.detach().double().flatten()
     w = w - w.mean()
     return float(w.pow(4).mean() / w.pow(2).mean().square())
 
