@@ -30,9 +30,11 @@ def test_table1_is_the_comparison_that_was_asked_for():
 def test_every_format_mounts_at_every_operand(name):
     from loraq.formats import get_format
 
-    for operand in ("weight", "activation", "branch_weight", "branch_activation"):
-        row = load_rows(["method=loraq_o2", f"format@quant.{operand}={name}"])[1]
-        assert getattr(row.quant, operand).build() == get_format(name)
+    operands = ("weight", "activation", "branch_weight", "branch_activation")
+    mounted = [f"format@quant.{operand}={name}" for operand in operands]
+    recipe = load_rows(["method=loraq_o2", *mounted])[1].quant
+    for operand in operands:
+        assert getattr(recipe, operand).build() == get_format(name)
 
 
 @pytest.mark.parametrize("name", groups()["method"])
