@@ -145,7 +145,7 @@ class _GroupStep:
         )
 
     def _output_error(self, transform: InputTransform) -> OutputError | None:
-        """‖Y − Ŷ‖² on the calibration inputs with everything quantised as it will run."""
+        """‖Y − Ŷ‖ / ‖Y‖ on the calibration inputs with everything quantised as it will run."""
         if self.x_BTI is None:
             return None
         xt_BTI, y_BTO = transform.input(self.x_BTI), self.y_BTO
@@ -161,7 +161,8 @@ class _GroupStep:
                 branch_activation=self.branch_activation,
                 requantize_intermediate=self.recipe.requantize_intermediate,
             )
-            return (estimate - y_BTO[units_B]).square().sum((-2, -1))
+            y = y_BTO[units_B]
+            return (estimate - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1).clamp_min(1e-30)
 
         return error
 

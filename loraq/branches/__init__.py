@@ -20,7 +20,7 @@ from loraq.errors import LoraqError, unknown
 KINDS = ("svd", "alternating", "loraq")
 
 OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖² per unit on calibration inputs."""
+"""(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖ / ‖Y‖ per unit, on calibration."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Problem:
         return replace(self, weight_BOI=weight_BOI, units_B=units_B, generators=kept)
 
     def measured_error(self, main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
-        """‖Y − Ŷ‖² per unit (B,) with the branch as it will run; LoraqError when data-free."""
+        """‖Y − Ŷ‖ / ‖Y‖ per unit (B,), the branch as it will run; LoraqError when data-free."""
         if self.output_error is None:
             raise LoraqError(
                 "This method reads calibration inputs and none were given; pass `inputs`."
