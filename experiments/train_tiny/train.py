@@ -217,7 +217,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, nargs=2, default=(2400, 1600), metavar=("LOW", "HIGH"))
+    parser.add_argument("--steps", type=int, nargs=2, default=(2400, 3800), metavar=("LOW", "HIGH"))
     parser.add_argument("--sizes", type=int, nargs=2, default=(32, 16), metavar=("LOW", "HIGH"))
     parser.add_argument("--minutes", type=float, nargs=2, default=(1e9, 1e9))
     parser.add_argument("--peak", type=float, default=1e-3)
