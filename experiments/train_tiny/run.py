@@ -22,8 +22,8 @@ from .settings import ASSETS, ROOT
 
 QUICK = ROOT / "outputs" / "train_tiny_quick"
 
-# What the committed weights saw: about 2,400 batches of 8 crops, 75,000 pictures at 64 px, 62,000 at
-# 128 px. Their first 600 low steps had batch 64; batch 32 twice as often learned faster.
+# What the committed weights saw: about 2,400 batches of 8 crops, 75,000 pictures at 64 px and then
+# 62,000 at 128 px. The first 600 low steps had batch 64; batch 32 twice as often learned faster.
 VAE_STEPS = 2490
 LOW_STEPS, HIGH_STEPS = 2400, 3800
 
