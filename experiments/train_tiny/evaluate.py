@@ -11,38 +11,17 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import PixArtSigmaPipeline
 from safetensors.torch import load_file
 from tqdm import tqdm
 
 from loraq.metrics import alignment_model
+from loraq.metrics.frechet import frechet_distance
+from loraq.prompts import seed_of_name
 
 from . import export, features, model, runtime
 from .settings import ASSETS, OUTPUTS, SETTINGS
-
-
-def name_seed(name: str) -> int:
-    """Return the seed of an image, a function of its name alone."""
-    h = 0
-    for c in name:
-        h = (h * 31 + ord(c)) % 1_000_000_007
-    return h
-
-
-def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Return the Fréchet distance between Gaussians fitted to features [n, d] and [m, d]."""
-    x, y = a.double().numpy(), b.double().numpy()
-    cx, cy = (f - f.mean(0) for f in (x, y))
-    # trace sqrt(Sx Sy) is the sum of singular values of Cx Cy^T / sqrt((n-1)(m-1)): exact and
-    # small.
-    cross = np.linalg.svd(cx @ cy.T, compute_uv=False).sum()
-    n, m = len(x) - 1, len(y) - 1
-    means = np.square(x.mean(0) - y.mean(0)).sum()
-    return float(
-        means + np.square(cx).sum() / n + np.square(cy).sum() / m - 2 * cross / (n * m) ** 0.5
-    )
 
 
 def generate(
@@ -52,9 +31,8 @@ def generate(
     rows = []
     for start in tqdm(range(0, len(entries), 16), desc="images", mininterval=10):
         part = entries[start : start + 16]
-        images = model.sample(
-            pipe, [e["prompt"] for e in part], [name_seed(e["name"]) for e in part], steps, guidance
-        )
+        seeds = [seed_of_name(e["name"]) for e in part]
+        images = model.sample(pipe, [e["prompt"] for e in part], seeds, steps, guidance)
         rows.append(((images.float().clamp(-1, 1) + 1) * 127.5).round().byte())
     return torch.cat(rows)
 
@@ -67,7 +45,7 @@ def scores(values: torch.Tensor, real: torch.Tensor, entries: list[dict], head) 
     other = cosine[~torch.eye(len(cosine), dtype=torch.bool)].view(len(cosine), -1)
     seen = torch.tensor([e["seen"] for e in entries])
     return {
-        "fd_efflite0": frechet(values, real),
+        "fd_efflite0": frechet_distance(values.numpy(), real.numpy()),
         "alignment": float(own.mean()),
         "alignment_seen": float(own[seen].mean()),
         "alignment_held": float(own[~seen].mean()),

@@ -30,33 +30,6 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.float(), right.float()
 
 
-def randomized_svd(
-    w_BOI: Tensor,
-    rank: int,
-    generator: torch.Generator,
-    start_BRI: Tensor | None = None,
-    iterations: int = 2,
-    oversampling: int = 8,
-) -> tuple[Tensor, Tensor]:
-    """Rank-r factors by block power iteration (Halko, Martinsson & Tropp 2011), float32.
-
-    `start_BRI` warm-starts the row space from earlier factors (the target of an alternation
-    moves little from round to round); fresh Gaussian columns fill the oversampling.
-    """
-    width = min(rank + oversampling, *w_BOI.shape[-2:])
-    b, _, i = w_BOI.shape
-    fresh = width if start_BRI is None else width - start_BRI.shape[-2]
-    q = torch.randn(b, i, max(fresh, 0), generator=generator).to(w_BOI)
-    if start_BRI is not None:
-        q = torch.cat([start_BRI.mT / start_BRI.norm(dim=-1)[:, None].clamp_min(1e-30), q], -1)
-    for _ in range(iterations):
-        q = torch.linalg.qr(w_BOI.mT @ (w_BOI @ q)).Q
-    projected_BOK = w_BOI @ q
-    u, s, vh = torch.linalg.svd(projected_BOK, full_matrices=False)
-    root = s[:, :rank].clamp_min(0).sqrt()
-    return u[..., :rank] * root[:, None, :], root[..., None] * (vh[:, :rank] @ q.mT)
-
-
 def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:
     """argmin_L ‖T − L·R‖²_F = T·Rᵀ·(R·Rᵀ)⁻¹, with a relative ridge of 1e-7 for lost ranks."""
     return _ridge_solve(right_BRI @ right_BRI.mT, right_BRI @ target_BOI.mT).mT
