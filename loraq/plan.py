@@ -21,7 +21,6 @@ from typing import Any
 
 from loraq import generate
 from loraq.config import Config, ModelConfig, Recipe
-from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.models import weights_hash
 from loraq.models.loading import resolve_asset
@@ -130,7 +129,7 @@ def _keyed(config: Config) -> Row:
         if config.quant.needs_calibration:
             keys["inputs:calibrate"] = calibrated = key("inputs", drawing, calibration)
         keys["quantised"] = key(
-            *("quantised", VERSION, recipe_plain(config.quant), model_hash, config.model.family),
+            *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, calibrated),
         )
         keys["images"] = key(
@@ -139,19 +138,6 @@ def _keyed(config: Config) -> Row:
         )
     keys["record"] = key("record", RECORD_VERSION, keys, _judging(config), _named(config))
     return dataclasses.replace(row, keys=keys)
-
-
-def recipe_plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe with its formats resolved and without settings that have no effect on it."""
-    plain = to_plain(recipe)
-    for operand, fmt in recipe.formats().items():
-        plain[operand] = to_plain(fmt)
-    if recipe.branch.kind == "none":
-        for name in ("branch", "branch_weight", "branch_activation", "requantize_intermediate"):
-            plain.pop(name)
-    elif recipe.branch.rank is not None:
-        plain["branch"]["budget"] = None
-    return plain
 
 
 def _judging(config: Config) -> dict[str, Any]:

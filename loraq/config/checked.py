@@ -1,0 +1,94 @@
+"""Settings with their limits beside them: what every configuration dataclass is built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Any
+
+from loraq.errors import LoraqError, unknown
+
+
+def setting(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    only_for: tuple[str, ...] = (),
+    since: str = "",
+) -> Any:
+    """A field with limits; None is always allowed where the annotation says so.
+
+    only_for: the values of the group's main choice that read this setting; elsewhere it would have
+        no effect, and any value but the default is refused.
+    since: the release that brought the setting; at its default it stays out of the keys of
+        products, so that those of earlier releases are still found.
+    """
+    limits = {"at_least": at_least, "above": above, "below": below}
+    return field(default=default, metadata={**limits, "only_for": only_for, "since": since})
+
+
+def choice(*options: str, only_for: tuple[str, ...] = (), since: str = "") -> Any:
+    """A field with one of these values; the first is the default."""
+    metadata = {"choices": options, "only_for": only_for, "since": since}
+    return field(default=options[0], metadata=metadata)
+
+
+def options_of(schema: Any, name: str) -> tuple[str, ...]:
+    """The values that the field `name` of a configuration dataclass can have."""
+    entry = next(entry for entry in dataclasses.fields(schema) if entry.name == name)
+    return tuple(entry.metadata["choices"])
+
+
+class Checked:
+    """Checks the limits of a dataclass's own fields as it is made."""
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, limits = getattr(self, entry.name), entry.metadata
+            if "choices" in limits and value not in limits["choices"]:
+                problem = unknown(entry.name, str(value), limits["choices"])
+                raise LoraqError(f"{entry.name}: {problem}")
+            if value is None:
+                continue
+            least, above, below = (limits.get(n) for n in ("at_least", "above", "below"))
+            if least is not None and value < least:
+                raise LoraqError(
+                    f"{entry.name}={value} is below the limit {least:g}. Give {least:g} or more."
+                )
+            if above is not None and not value > above:
+                remedy = "a positive number" if above == 0 else f"more than {above:g}"
+                raise LoraqError(f"{entry.name}={value} must be above {above:g}. Give {remedy}.")
+            if below is not None and not value < below:
+                raise LoraqError(
+                    f"{entry.name}={value} must be below {below:g}. Give less than {below:g}."
+                )
+
+    def refuse_idle(self, main: str, group: str) -> None:
+        """LoraqError for a setting that the group's main choice does not read."""
+        chosen = getattr(self, main)
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            readers = entry.metadata.get("only_for", ())
+            value = getattr(self, entry.name)
+            if readers and chosen not in readers and value != entry.default:
+                raise LoraqError(
+                    f"{entry.name}={value} has no effect with {main}={chosen}, only with "
+                    f"{' or '.join(readers)}. Leave it out, or set {group}.{main}."
+                )
+
+
+def without_new_defaults(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as plain data, without those that came later and are untouched."""
+    plain = {}
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if entry.metadata.get("since") and value == entry.default:
+            continue
+        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        plain[entry.name] = without_new_defaults(value) if nested else _plain(value)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,258 @@
+"""A recipe: how one set of layers is quantised. Formats, transform × branch × rounding, ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraq.config.checked import Checked, choice, setting, without_new_defaults
+from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    from loraq.formats import Format
+
+ANY_BRANCH = ("svd", "alternating", "loraq")
+
+
+@dataclass(frozen=True)
+class FormatConfig(Checked):
+    """What one operand's numbers can be; None means the default in the table of formats."""
+
+    name: str
+    block: int | str | None = None
+    scale: str | None = None
+    exponent: str | None = None
+    clip: str | None = None
+    tensor_scale: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.block, int) and self.block < 1 and self.block != -1:
+            raise LoraqError(
+                f"block={self.block} is no group size: the limit is 1 value per scale. "
+                "Give 1 or more (64 is common for integers), -1 for one scale per tensor, "
+                "or leave it out for the format's own."
+            )
+
+    def build(self) -> Format:
+        """The format itself, with the table's defaults where nothing is set."""
+        from loraq.formats import get_format
+
+        options = {
+            entry.name: getattr(self, entry.name)
+            for entry in dataclasses.fields(self)
+            if entry.name != "name" and getattr(self, entry.name) is not None
+        }
+        return get_format(self.name, **options)
+
+    def build_activation(self) -> Format:
+        """As `build`, for activations: every scale belongs to one token.
+
+        A scale over the whole tensor would make an image depend on its neighbours in the batch.
+        """
+        per_token = self
+        if self.name == "nvfp4" and self.tensor_scale is None:
+            per_token = dataclasses.replace(self, tensor_scale="token")
+        fmt = per_token.build()
+        if not fmt.per_token:
+            raise LoraqError(
+                f"{fmt.label}: one scale for the whole tensor would make an image depend on its "
+                "neighbours in the batch. Give activations block=token or a group size"
+                + (" (nvfp4: tensor_scale=token or fixed)." if fmt.family == "nvfp" else ".")
+            )
+        return fmt
+
+
+@dataclass(frozen=True)
+class TransformConfig(Checked):
+    """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output.
+
+    smooth: `search` is SVDQuant's grid, `fixed` is SmoothQuant's xmax^m / wmax^(1−m), m=`migration`.
+    shift and hadamard together: the layers that follow a GELU are shifted, all others rotated.
+    """
+
+    smooth: str = choice("none", "search", "fixed")
+    hadamard: int = 0
+    shift: bool = False
+    migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_idle("smooth", "quant.transform")
+        if self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
+            raise LoraqError(
+                f"hadamard={self.hadamard} is not a power of two. Give 0 for none, or 16, 32, 64 …"
+            )
+
+
+@dataclass(frozen=True)
+class BranchConfig(Checked):
+    """How the low-rank factors are found, and how large they may be (rank, or else budget).
+
+    weighting: errors are measured in the weight (`none`), scaled by each input channel's rms
+        (`diagonal`: L²QER), or by the inputs' second moment (`full`: QERA, CALDERA).
+    split: the start's singular values go to L with this exponent and to R with the rest.
+    gradient: how Adam sees Q(W − P): held constant (`stop`), or through a soft rounding (`soft`).
+    """
+
+    kind: str = choice("none", *ANY_BRANCH)
+    objective: str = choice("shape", "compensate", only_for=ANY_BRANCH)
+    start: str = choice("weight", "error", "zero", only_for=ANY_BRANCH)
+    rank: int | None = setting(None, at_least=1, only_for=ANY_BRANCH)
+    budget: float | None = setting(0.64, above=0)
+    share_qkv: bool = True
+    solver: str = choice("alternation", "adam", only_for=("loraq",))
+    steps: int = setting(100, at_least=1, only_for=("alternating", "loraq"))
+    tolerance: float = setting(1e-4, above=0, only_for=("alternating", "loraq"))
+    learning_rate: float = setting(1e-2, above=0, only_for=("loraq",))
+    rotation: str = choice("none", "random", "learned", only_for=("loraq",))
+    select: str = choice("weight", "output", only_for=("alternating",))
+    weighting: str = choice("none", "diagonal", "full", only_for=("svd", "loraq"), since="0.2")
+    split: float = setting(0.5, at_least=0, only_for=("svd", "loraq"), since="0.2")
+    gradient: str = choice("stop", "soft", only_for=("loraq",), since="0.2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_idle("kind", "quant.branch")
+        if self.kind != "none" and self.rank is None and self.budget is None:
+            raise LoraqError(
+                "A branch needs a rank or a budget (bits per weight of the quantised set). "
+                "Set quant.branch.budget=0.64 or quant.branch.rank=R."
+            )
+        if self.split > 1:
+            raise LoraqError(f"split={self.split} is above the limit 1. Give 0 … 1.")
+        if self.gradient == "soft" and (self.solver, self.objective) != ("adam", "shape"):
+            raise LoraqError(
+                "gradient=soft has an effect only with solver=adam and objective=shape. Set "
+                "quant.branch.solver=adam, or leave it out."
+            )
+        if self.solver == "adam" and self.weighting == "full":
+            raise LoraqError(
+                "weighting=full is solved in closed form. Set quant.branch.solver=alternation, or "
+                "quant.branch.weighting=none."
+            )
+
+
+@dataclass(frozen=True)
+class RoundingConfig(Checked):
+    """How what is left of the weight is rounded: `nearest`, or `gptq` (arXiv 2210.17323).
+
+    damp: added to the inputs' second moment, relative to its mean diagonal.
+    block: columns whose feedback is applied at once (no effect on the result beyond last bits).
+    act_order: columns in the order of falling activation energy.
+    """
+
+    kind: str = choice("nearest", "gptq")
+    damp: float = setting(0.01, above=0, only_for=("gptq",), since="0.2")
+    block: int = setting(128, at_least=1, only_for=("gptq",), since="0.2")
+    act_order: bool = setting(False, only_for=("gptq",), since="0.2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_idle("kind", "quant.rounding")
+
+
+@dataclass(frozen=True)
+class AllocationConfig(Checked):
+    """Who gets how much of one memory budget: the same for all, or by sensitivity.
+
+    kind: `uniform`; `rank` gives each unit its own rank; `bits` 4 or 8 bits (weights and
+        activations) under a uniform rank's memory; `both` chooses both together.
+    sensitivity: how much a layer's error matters: `weights` counts relative errors alike
+        (data-free), `activations` measures each layer's effect on the transformer's output, on
+        images that the 16-bit model generates from the calibration captions.
+    The budget is what the uniform recipe stores: equal memory by construction.
+    """
+
+    kind: str = choice("uniform", "rank", "bits", "both")
+    sensitivity: str = choice("weights", "activations", only_for=("rank", "bits", "both"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_idle("kind", "quant.allocation")
+
+
+@dataclass(frozen=True)
+class Recipe(Checked):
+    """One quantisation: four formats and a point on transform × branch × rounding.
+
+    `skip`: roles or globs on layer names that stay in 16 bits; None is the model family's own list.
+    """
+
+    weight: FormatConfig = FormatConfig("int4")
+    activation: FormatConfig = FormatConfig("int4")
+    branch_weight: FormatConfig = FormatConfig("int8")
+    branch_activation: FormatConfig = FormatConfig("int8")
+    transform: TransformConfig = TransformConfig()
+    branch: BranchConfig = BranchConfig()
+    rounding: RoundingConfig = RoundingConfig()
+    requantize_intermediate: bool = True
+    skip: tuple[str, ...] | None = None
+    seed: int = 0
+    allocation: AllocationConfig = setting(AllocationConfig(), since="0.2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transform.shift and self.activation.name != "int4":
+            raise LoraqError(
+                f"quant.transform.shift=true pairs with unsigned 4-bit codes, and the activations "
+                f"are {self.activation.name}. Set quant.transform.shift=false, or use "
+                "format@quant.activation=int4."
+            )
+        if self.allocation.kind in ("rank", "both") and self.branch.kind == "none":
+            raise LoraqError(
+                f"quant.allocation.kind={self.allocation.kind} gives out ranks, and this recipe has "
+                "no low-rank branch. Take a method with one, or quant.allocation.kind=bits."
+            )
+        if self.allocation.kind in ("bits", "both") and self.weight.name not in ("int4", "mxint4"):
+            raise LoraqError(
+                f"quant.allocation.kind={self.allocation.kind} chooses between 4 and 8 bits of one "
+                f"family, and the weights are {self.weight.name}. Use int4 or mxint4."
+            )
+
+    def formats(self) -> dict[str, Format]:
+        """The four operands' formats by name; LoraqError names the operand that cannot be."""
+        built = {}
+        for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+            entry: FormatConfig = getattr(self, operand)
+            try:
+                activation = operand.endswith("activation")
+                built[operand] = entry.build_activation() if activation else entry.build()
+            except LoraqError as error:
+                raise LoraqError(f"quant.{operand}: {error}") from None
+        return built
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether quantising reads rows of activations (smoothing, or choosing by output error)."""
+        searching = self.branch.kind != "none" and self.branch.select == "output"
+        return self.transform.smooth != "none" or searching
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether quantising reads second moments of activations (GPTQ, weighted branches)."""
+        weighted = self.branch.kind != "none" and self.branch.weighting != "none"
+        return self.rounding.kind == "gptq" or weighted
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether ranks or bits follow from each layer's measured effect on the output."""
+        return self.allocation.kind != "uniform" and self.allocation.sensitivity == "activations"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether quantising reads activations at all (a data-free recipe reads weights alone)."""
+        return self.needs_rows or self.needs_moments or self.needs_sensitivity
+
+    def identity(self) -> dict[str, Any]:
+        """What the packed layers follow from: formats resolved, without settings of no effect."""
+        plain = without_new_defaults(self)
+        for operand, fmt in self.formats().items():
+            plain[operand] = dataclasses.asdict(fmt)
+        if self.branch.kind == "none":
+            for name in ("branch", "branch_weight", "branch_activation", "requantize_intermediate"):
+                plain.pop(name)
+        elif self.branch.rank is not None:
+            plain["branch"]["budget"] = None
+        return plain

@@ -1,0 +1,113 @@
+"""A run: the model, the prompts, what is measured, where it is shown. One `Config` is one row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraq.config.checked import Checked, choice, setting
+from loraq.config.recipe import Recipe
+from loraq.errors import LoraqError
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    """A pipeline in `save_pretrained` layout (a folder, or a hub id) and how it is sampled."""
+
+    name: str = "tiny_pixart"
+    family: str = "pixart_sigma"
+    path: str | None = None
+    hub_id: str | None = None
+    dtype: str = choice("float32", "bfloat16", "float16")
+    height: int = setting(128, at_least=8)
+    width: int = setting(128, at_least=8)
+    steps: int = setting(20, at_least=1)
+    guidance: float = setting(4.5, at_least=0)
+    max_sequence_length: int = setting(300, at_least=1)
+    call: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.path is None) == (self.hub_id is None):
+            raise LoraqError(
+                f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}: it needs "
+                "exactly one of them. Set model.path=FOLDER (asset:NAME for one of the package's) "
+                "or model.hub_id=OWNER/NAME, and the other to null."
+            )
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(Checked):
+    """Captions whose activations methods may read, and those kept for measuring output errors.
+
+    Calibration takes the first `prompts` of the split, measuring the last `measure_prompts`.
+    """
+
+    split: str = "calibration"
+    prompts: int = setting(32, at_least=1)
+    measure_prompts: int = setting(16, at_least=1)
+    rows_per_layer: int = setting(2048, at_least=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig(Checked):
+    """Which prompts are generated: the first `count` of a split of the captions file.
+
+    `real`: the real images of these prompts, for Fréchet and kernel distances: a folder of
+    NAME.png, or a file of their features.
+    """
+
+    captions: str = "asset:captions.json"
+    split: str = "test"
+    count: int | None = setting(32, at_least=1)
+    real: str | None = None
+
+
+@dataclass(frozen=True)
+class GenerateConfig(Checked):
+    """Batch size (the unit of resume) and the seed that joins each image's own."""
+
+    batch_size: int = setting(8, at_least=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MetricsConfig(Checked):
+    """What is measured and with which feature extractor."""
+
+    names: tuple[str, ...] = ("psnr", "lpips", "ssim", "frechet", "kid", "alignment")
+    extractor: str = choice("auto", "efflite0", "inception")
+    bootstrap: int = setting(2000, at_least=100)
+
+
+@dataclass(frozen=True)
+class TrackingConfig(Checked):
+    """Where the finished record is shown: W&B offline, online or not at all."""
+
+    mode: str = choice("offline", "online", "disabled")
+    project: str = "loraq"
+
+
+@dataclass(frozen=True)
+class Config(Checked):
+    """One row: a model, a recipe (None = the 16-bit reference) and how it is judged.
+
+    `baseline` names the row that the experiment's table compares the others with.
+    """
+
+    model: ModelConfig
+    method: str
+    quant: Recipe | None
+    data: DataConfig = DataConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    generate: GenerateConfig = GenerateConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    experiment: str = "single"
+    baseline: str | None = None
+    row: str | None = None
+    label: str | None = None
+    device: str = choice("auto", "cpu", "cuda")
+    threads: int | None = setting(None, at_least=1)
+    output: str = "outputs"
