@@ -30,7 +30,9 @@ class Problem:
     `round_main` is Qw (the rounding of the main weight), `round_branch` Qbw; both map a float
     tensor to the values its stored form decodes to. `generators` hold each unit's own randomness,
     so that a unit does not depend on its batch. `output_error` is None for a method that is
-    data-free: it cannot reach activations.
+    data-free: it cannot reach activations; so are `root_BII` and its inverse, which weigh errors
+    by the inputs' second moment (E[xᵀx]^½, or the diagonal one).
+    `step_main` gives the spacing of Qw's grid at each value, where it is even.
     """
 
     weight_BOI: Tensor
@@ -40,12 +42,31 @@ class Problem:
     generators: Sequence[torch.Generator]
     output_error: OutputError | None = None
     units_B: Tensor | None = None
+    root_BII: Tensor | None = None
+    inverse_root_BII: Tensor | None = None
+    step_main: Callable[[Tensor], Tensor] | None = None
 
     def subset(self, units_B: Tensor) -> Problem:
         """The same problem for some of its units, by their numbers (B,)."""
         kept = [self.generators[b] for b in units_B.tolist()]
         weight_BOI = self.weight_BOI[units_B]
-        return replace(self, weight_BOI=weight_BOI, units_B=units_B, generators=kept)
+        roots = [None if r is None else r[units_B] for r in (self.root_BII, self.inverse_root_BII)]
+        return replace(
+            self,
+            weight_BOI=weight_BOI,
+            units_B=units_B,
+            generators=kept,
+            root_BII=roots[0],
+            inverse_root_BII=roots[1],
+        )
+
+    def weighted(self, x_BNI: Tensor) -> Tensor:
+        """x·S: errors as the layer's output sees them; x itself where nothing weighs."""
+        return x_BNI if self.root_BII is None else x_BNI @ self.root_BII
+
+    def unweighted(self, x_BNI: Tensor) -> Tensor:
+        """x·S⁻¹, the inverse of `weighted`."""
+        return x_BNI if self.inverse_root_BII is None else x_BNI @ self.inverse_root_BII
 
     def measured_error(self, main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
         """‖Y − Ŷ‖ / ‖Y‖ per unit (B,), the branch as it will run; LoraqError when data-free."""
@@ -64,12 +85,13 @@ class Problem:
         return self.round_branch(left_BOR) @ self.round_branch(right_BRI)
 
     def relative_error(self, estimate_BOI: Tensor) -> Tensor:
-        """‖W − Ŵ‖_F / ‖W‖_F per unit (B,)."""
-        return (self.weight_BOI - estimate_BOI).flatten(1).norm(dim=1) / self.weight_norm
+        """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F where S weighs."""
+        error_BOI = self.weighted(self.weight_BOI - estimate_BOI)
+        return error_BOI.flatten(1).norm(dim=1) / self.weight_norm
 
     @property
     def weight_norm(self) -> Tensor:
-        return self.weight_BOI.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return self.weighted(self.weight_BOI).flatten(1).norm(dim=1).clamp_min(1e-30)
 
 
 @dataclass

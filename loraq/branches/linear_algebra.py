@@ -47,12 +47,30 @@ def _ridge_solve(gram_BRR: Tensor, rhs_BRN: Tensor) -> Tensor:
     return torch.linalg.solve(gram + 1e-7 * mean * eye, rhs_BRN.double()).to(rhs_BRN.dtype)
 
 
-def balance(left_BOR: Tensor, right_BRI: Tensor) -> tuple[Tensor, Tensor]:
-    """Give every rank-one term equal norms on both sides: ‖L_r‖ = ‖R_r‖, the product unchanged."""
+def balance(left_BOR: Tensor, right_BRI: Tensor, split: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Share every rank-one term's size s_r = ‖L_r‖·‖R_r‖ as s^split and s^(1−split), same product.
+
+    split=0.5 is the balanced ‖L_r‖ = ‖R_r‖ of L = U√S, R = √SVᵀ; 0 puts all of it into R.
+    """
     l_BR, r_BR = left_BOR.norm(dim=-2), right_BRI.norm(dim=-1)
     alive = (l_BR > 0) & (r_BR > 0)
-    ratio = torch.where(alive, (r_BR / l_BR.clamp_min(1e-30)).sqrt(), torch.ones_like(l_BR))
+    ratio = r_BR.clamp_min(1e-30).pow(split) / l_BR.clamp_min(1e-30).pow(1 - split)
+    ratio = torch.where(alive, ratio, torch.ones_like(l_BR))
     return left_BOR * ratio[:, None, :], right_BRI / ratio[..., None]
+
+
+def root_and_inverse(second_BII: Tensor) -> tuple[Tensor, Tensor]:
+    """S = H^½ and S⁻¹ of second moments H (B, I, I), symmetric, float32.
+
+    Directions below 1e-6 of the mean energy count as having that much: nothing is known of them,
+    and an unbounded S⁻¹ would put all error there.
+    """
+    values_BI, vectors_BII = torch.linalg.eigh(second_BII.double())
+    floor = 1e-6 * values_BI.mean(-1, keepdim=True).clamp_min(1e-30)
+    root_BI = values_BI.clamp_min(floor).sqrt()
+    root = (vectors_BII * root_BI[:, None, :]) @ vectors_BII.mT
+    inverse = (vectors_BII / root_BI[:, None, :]) @ vectors_BII.mT
+    return root.float(), inverse.float()
 
 
 def random_rotation(rank: int, generator: torch.Generator) -> Tensor:

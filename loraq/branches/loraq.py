@@ -3,11 +3,12 @@
 objective=compensate (O1):  min ‖W − Q(W) − Qb(L)·Qb(R)‖²_F           with Q(W) fixed
 objective=shape      (O2):  min ‖W − P − Q(W − P)‖²_F, P = Qb(L)·Qb(R)  main is re-rounded
 
-solver=adam: gradient descent, straight-through for Qb. Q(W − P) is held constant in the gradient
-(stop-gradient): a straight-through estimate through it as well would cancel P exactly.
 solver=alternation: with the main weight fixed, least squares for L given Qb(R), then for R given
 Qb(L): closed-form steps on the same objective, each solved around the other's rounding.
-rotation=random: L·Tᵀ, T·R with T orthogonal; spreads the columns' magnitudes over a scale block.
+solver=adam: gradient descent, straight-through for Qb. A straight-through estimate through
+Q(W − P) as well would cancel P exactly; so it is held constant (gradient=stop), or its derivative
+is that of a soft rounding (gradient=soft: Agustsson & Theis 2020), 0 on average of 1 − Q′.
+weighting: the same objectives on (…)·S, S from the inputs (CALDERA, arXiv 2405.18886).
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from torch import Tensor
 
 from loraq.branches import Problem, Solution
 from loraq.branches.alternating import Best
-from loraq.branches.linear_algebra import balance, random_rotation, solve_left, solve_right
+from loraq.branches.linear_algebra import balance, solve_left, solve_right
+from loraq.branches.rotation import rotated
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
+from loraq.errors import LoraqError
 
+SHARPNESS = 4.0
+"""α of the soft rounding: its slope runs from 0.15 at a grid point to 2.1 at a boundary."""
 PATIENCE = {"alternation": 4, "adam": 40}
 """Rounds without relative gain above `tolerance` before a unit counts as converged."""
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
-    left, right = _start(problem, options)
-    if options.rotation == "random":
-        rotations = [random_rotation(problem.rank, g) for g in problem.generators]
-        t_BRR = torch.stack(rotations).to(left)
-        left, right = left @ t_BRR.mT, t_BRR @ right
+    left, right = rotated(problem, *_start(problem, options), options.rotation)
     solve = _adam if options.solver == "adam" else _alternate
     return solve(problem, options, left, right)
 
@@ -40,7 +41,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
 def _start(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
     """The start's SVD; `zero` is P = 0 with a random R, as LoRA starts (no direction preferred)."""
     if options.start != "zero":
-        return start_factors(problem, options.start)
+        return start_factors(problem, options)
     b, o, i = problem.weight_BOI.shape
     rows = [torch.randn(problem.rank, i, generator=g) / math.sqrt(i) for g in problem.generators]
     right_BRI = torch.stack(rows).to(problem.weight_BOI)
@@ -78,9 +79,10 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
         if progress.converged(problem.relative_error(main + product), left, right):
             break
         target = w_BOI - main
-        left = solve_left(target, problem.round_branch(right))
+        rounded = problem.round_branch(right)
+        left = solve_left(problem.weighted(target), problem.weighted(rounded))
         right = solve_right(target, problem.round_branch(left))
-        left, right = balance(left, right)
+        left, right = balance(left, right, options.split)
     return Solution(progress.best.left, progress.best.right, shape, progress.losses)
 
 
@@ -97,9 +99,12 @@ def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) 
         factors = [f * s for f, s in zip(free, scales, strict=True)]
         rounded = [_straight_through(f, problem.round_branch) for f in factors]
         product = rounded[0] @ rounded[1]
-        if shape:
+        if shape and options.gradient == "soft":
+            main = _soft_gradient(w_BOI - product, problem)
+        elif shape:
             main = problem.round_main(w_BOI - product.detach())
-        error_B = (w_BOI - main - product).flatten(1).square().sum(1) / problem.weight_norm.square()
+        error_BOI = problem.weighted(w_BOI - main - product)
+        error_B = error_BOI.flatten(1).square().sum(1) / problem.weight_norm.square()
         with torch.no_grad():
             done = progress.converged(error_B.detach().sqrt(), *(f.detach() for f in factors))
         if done:
@@ -115,6 +120,25 @@ def _rms(factor: Tensor, otherwise: Tensor) -> Tensor:
     """Root mean square per unit (B, 1, 1); a factor that starts at zero takes the weight's."""
     rms, fallback = (f.square().mean((-2, -1), keepdim=True).sqrt() for f in (factor, otherwise))
     return torch.where(rms > 0, rms, fallback)
+
+
+def _soft_gradient(target: Tensor, problem: Problem) -> Tensor:
+    """Q(v) forwards; backwards the derivative of a soft rounding of v on Q's own grid.
+
+    s(y) = ⌊y⌋ + ½ + ½·tanh(αr)/tanh(α/2), r = y − ⌊y⌋ − ½: s′ is small at a grid point and large
+    at a rounding boundary.
+    """
+    if problem.step_main is None:
+        raise LoraqError(
+            "quant.branch.gradient=soft needs a main format with an even grid (int or mxint). "
+            "Set quant.branch.gradient=stop, or use format@quant.weight=int4."
+        )
+    held = target.detach()
+    y = held / problem.step_main(held).clamp_min(1e-30)
+    r = y - y.floor() - 0.5
+    slope = 0.5 * SHARPNESS / math.tanh(SHARPNESS / 2) / torch.cosh(SHARPNESS * r).square()
+    main: Tensor = problem.round_main(held) + slope * (target - held)
+    return main
 
 
 def _straight_through(x: Tensor, rounding) -> Tensor:

@@ -2,21 +2,29 @@
 
 start=weight: P = SVD_r(W), main = Q(W − P)                  (SVDQuant's first round)
 start=error:  P = SVD_r(W − Q(W)), main = Q(W) or Q(W − P)   (LQER, arXiv 2402.02446, keeps Q(W))
+weighting:    P = SVD_r(T·S)·S⁻¹, which minimises ‖(T − P)S‖_F; S the inputs' rms per channel
+              (L²QER, arXiv 2402.02446) or E[xᵀx]^½ (QERA, arXiv 2410.06040)
 """
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from loraq.branches import Problem, Solution
-from loraq.branches.linear_algebra import truncated_svd
+from loraq.branches.linear_algebra import balance, truncated_svd
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
 
-def start_factors(problem: Problem, start: str, seed_rank: int | None = None):
-    """L, R where a branch starts: the SVD of the weight or of its quantisation error."""
+def start_factors(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
+    """L, R where a branch starts: the (weighted) SVD of the weight or of its quantisation error."""
     w_BOI = problem.weight_BOI
-    target_BOI = w_BOI if start == "weight" else w_BOI - problem.round_main(w_BOI)
-    return truncated_svd(target_BOI, seed_rank or problem.rank)
+    target_BOI = w_BOI if options.start == "weight" else w_BOI - problem.round_main(w_BOI)
+    left, right = truncated_svd(problem.weighted(target_BOI), problem.rank)
+    right = problem.unweighted(right)
+    if options.split == 0.5 and problem.root_BII is None:
+        return left, right
+    return balance(left, right, options.split)
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
@@ -25,7 +33,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             "quant.branch.start=zero with quant.branch.kind=svd is no branch at all. "
             "Choose start=weight or start=error, or kind=none."
         )
-    left, right = start_factors(problem, options.start)
+    left, right = start_factors(problem, options)
     residual = options.objective == "shape"
     target = problem.weight_BOI - problem.product(left, right) if residual else problem.weight_BOI
     estimate = problem.round_main(target) + problem.product(left, right)

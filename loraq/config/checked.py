@@ -83,7 +83,10 @@ def without_new_defaults(config: Any) -> dict[str, Any]:
     plain = {}
     for entry in dataclasses.fields(config):
         value = getattr(config, entry.name)
-        if entry.metadata.get("since") and value == entry.default:
+        made = dataclasses.MISSING
+        if entry.default_factory is not dataclasses.MISSING:
+            made = entry.default_factory()
+        if entry.metadata.get("since") and value in (entry.default, made):
             continue
         nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
         plain[entry.name] = without_new_defaults(value) if nested else _plain(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from loraq.config.checked import Checked, choice, setting, without_new_defaults
@@ -68,7 +68,7 @@ class FormatConfig(Checked):
 class TransformConfig(Checked):
     """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output.
 
-    smooth: `search` is SVDQuant's grid, `fixed` is SmoothQuant's xmax^m / wmax^(1−m), m=`migration`.
+    smooth: `search` is SVDQuant's grid, `fixed` SmoothQuant's xmax^m / wmax^(1−m), m = `migration`.
     shift and hadamard together: the layers that follow a GELU are shifted, all others rotated.
     """
 
@@ -126,11 +126,6 @@ class BranchConfig(Checked):
             raise LoraqError(
                 "gradient=soft has an effect only with solver=adam and objective=shape. Set "
                 "quant.branch.solver=adam, or leave it out."
-            )
-        if self.solver == "adam" and self.weighting == "full":
-            raise LoraqError(
-                "weighting=full is solved in closed form. Set quant.branch.solver=alternation, or "
-                "quant.branch.weighting=none."
             )
 
 
@@ -190,7 +185,9 @@ class Recipe(Checked):
     requantize_intermediate: bool = True
     skip: tuple[str, ...] | None = None
     seed: int = 0
-    allocation: AllocationConfig = setting(AllocationConfig(), since="0.2")
+    allocation: AllocationConfig = field(
+        default_factory=AllocationConfig, metadata={"since": "0.2"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,8 +199,8 @@ class Recipe(Checked):
             )
         if self.allocation.kind in ("rank", "both") and self.branch.kind == "none":
             raise LoraqError(
-                f"quant.allocation.kind={self.allocation.kind} gives out ranks, and this recipe has "
-                "no low-rank branch. Take a method with one, or quant.allocation.kind=bits."
+                f"quant.allocation.kind={self.allocation.kind} gives out ranks, and this recipe "
+                "has no low-rank branch. Take a method with one, or quant.allocation.kind=bits."
             )
         if self.allocation.kind in ("bits", "both") and self.weight.name not in ("int4", "mxint4"):
             raise LoraqError(
