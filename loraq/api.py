@@ -10,6 +10,7 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError
 
 if TYPE_CHECKING:
+    from loraq.capture import Activations
     from loraq.models import Layer
     from loraq.quantizer import QuantizedModel
 
@@ -58,20 +59,25 @@ def quantize(
     layers = list_layers(pipe.transformer, family, chosen.skip)
     if chosen.needs_calibration and not prompts:
         raise LoraqError(
-            "This recipe reads activations of the 16-bit model (transform.smooth=search or "
-            "branch.select=output). Pass prompts=[…], or take a data-free recipe such as loraq_o2."
+            "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted branch "
+            "or select=output). Pass prompts=[…], or take a data-free recipe such as loraq_o2."
         )
     if prompts and not chosen.needs_calibration:
         raise LoraqError(
             f"{len(prompts)} prompts were given, and this recipe is data-free: it would not read "
             "them. Leave prompts out."
         )
-    inputs = None
+    if chosen.needs_sensitivity:
+        raise LoraqError(
+            "quant.allocation.sensitivity=activations is measured by the runner (`loraq run`). Use "
+            "quant.allocation.sensitivity=weights here."
+        )
+    read = None
     if prompts:
-        inputs = _capture(pipe, layers, list(prompts), dict(call or {}), rows_per_layer, batch_size)
+        read = _capture(pipe, layers, list(prompts), dict(call or {}), rows_per_layer, batch_size)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     bar = "quantise" if progress else None
-    model = quantize_model(pipe.transformer, layers, chosen, inputs, folder, bar)
+    model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar)
     model.apply(pipe.transformer)
     return model
 
@@ -99,19 +105,20 @@ def _capture(
     call: dict[str, Any],
     rows_per_layer: int,
     batch_size: int,
-) -> dict[str, Any]:
-    """Inputs of `layers` while the pipeline generates from `prompts`, as in `InputCapture`."""
+) -> Activations:
+    """Rows and moments of the inputs of `layers` while the pipeline generates from `prompts`."""
     import torch
 
-    from loraq.capture import InputCapture
+    from loraq.capture import Activations, InputCapture, MomentCapture
 
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     forwards = len(batches) * call.get("num_inference_steps", 20)
     with (
         torch.inference_mode(),
-        InputCapture(pipe.transformer, layers, rows_per_layer, forwards, seed=0) as capture,
+        InputCapture(pipe.transformer, layers, rows_per_layer, forwards, seed=0) as rows,
+        MomentCapture(pipe.transformer, layers) as moments,
     ):
         for number, batch in enumerate(batches):
             generator = torch.Generator("cpu").manual_seed(number)
             pipe(prompt=list(batch), generator=generator, output_type="latent", **call)
-    return capture.inputs()
+    return Activations(rows=rows.inputs(), moments=moments.moments())

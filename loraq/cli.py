@@ -126,10 +126,12 @@ def dry_run(overrides: Sequence[str]) -> None:
 
 def part(command: str, overrides: Sequence[str], progress: bool) -> None:
     """The stages up to packed layers (`quantize`) or images (`generate`), without metrics."""
+    from loraq.activations import calibrate
     from loraq.compose import load_rows
-    from loraq.plan import check, make_plan
-    from loraq.stages import Workshop, calibrate, generate, quantise
+    from loraq.plan import ACTIVATIONS, check, make_plan
+    from loraq.stages import generate, quantise
     from loraq.store import Store
+    from loraq.workshop import Workshop
 
     configs = load_rows(overrides)
     store = Store(configs[0].output)
@@ -137,11 +139,13 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
     check(rows)
     work = Workshop(store, progress)
     for row in rows:
-        if "inputs:calibrate" in row.todo:
-            calibrate(work, row, "calibrate")
+        for stage in ACTIVATIONS:
+            if stage in row.todo:
+                calibrate(work, row, stage)
         if "quantised" in row.todo:
             model = quantise(work, row)
-            print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {model.rank}")
+            ranks = "–".join(map(str, dict.fromkeys((model.ranks[0], model.ranks[-1]))))
+            print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {ranks}")
         if "images" in row.todo:
             generate(work, row)
         stage = "quantised" if command == "quantize" else "images"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.models import resolve_folder
-from loraq.plan import Row
+from loraq.plan import ACTIVATIONS, Row
 from loraq.store import PARTIAL, Store
 
 
@@ -19,7 +19,7 @@ def describe(rows: Sequence[Row], store: Store) -> str:
     planned: set[tuple[str, str]] = set()
     for row in rows:
         lines.append(f"{row.name}  ({row.label})")
-        for stage in ("inputs:calibrate", "inputs:measure", "quantised", "images", "record"):
+        for stage in (*ACTIVATIONS, "quantised", "images", "record"):
             if stage not in row.keys:
                 continue
             product = (stage.split(":")[0], row.keys[stage])
@@ -68,6 +68,7 @@ def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
     """(seconds, bytes, where they come from): measured rates of earlier runs, else stated ones."""
     units = {
         "inputs:calibrate": len(row.calibration),
+        "moments": len(row.calibration),
         "inputs:measure": len(row.measuring),
         "images": len(row.prompts),
     }.get(stage, 1)
@@ -114,6 +115,8 @@ def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
     seconds, size = {
         "images": (units * image, units * pixels * 1.5),
         "inputs": (units * forward * model.steps, 64 * row.config.calibration.rows_per_layer * 768),
+        "moments": (units * forward * model.steps, weights * 4),
+        "sensitivity": (100 * forward * units, 1e4),
         "quantised": (weights * 2e-6, weights * 0.7),
         "record": (len(row.prompts) * pixels * 1e-5, 1e5),
     }[stage.split(":")[0]]

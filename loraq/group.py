@@ -14,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from loraq.branches import OutputError, Problem, Solution, find
+from loraq.branches.linear_algebra import root_and_inverse
+from loraq.capture import Activations
 from loraq.config import BranchConfig, Recipe
-from loraq.formats import Format, dequantize, fake_quantize, quantize
+from loraq.formats import Format, QuantizedTensor, dequantize, fake_quantize, quantize
+from loraq.formats.blocks import block_length
+from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
-from loraq.rounding import round_weight
+from loraq.rounding import round_weights
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
-from loraq.transforms.smoothing import candidates, grid
+from loraq.transforms.smoothing import candidates, grid, smoothing_scale
 from loraq.units import Group, Unit
 
 
@@ -30,27 +34,30 @@ def quantize_group(
     group: Group,
     transformer: nn.Module,
     recipe: Recipe,
-    rank: int,
-    inputs: Mapping[str, Tensor] | None,
+    activations: Activations,
 ) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
     """The packed layers of `group`, and notes on how they were found (losses, smoothing)."""
+    recipe = group.share.applied(recipe)
     modules = {
         layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
     }
     weights = {name: module.weight.detach() for name, module in modules.items()}
     w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
     x_BTI = None
-    if inputs is not None:
-        x_BTI = torch.stack([inputs[unit.input_id].float() for unit in group.units]).to(w_BOI)
-    step = _GroupStep(group, recipe, rank, w_BOI, x_BTI)
+    if activations.rows is not None:
+        rows = [activations.rows[unit.input_id].float() for unit in group.units]
+        x_BTI = torch.stack(rows).to(w_BOI)
+    step = _GroupStep(group, recipe, group.share.rank, w_BOI, x_BTI)
     transform, notes = step.choose_transform(w_BOI)
+    if activations.moments is not None:
+        moments = [activations.moments[unit.input_id] for unit in group.units]
+        second_BII = torch.stack([moment.second_II for moment in moments]).to(w_BOI)
+        mean_BI = torch.stack([moment.mean_I for moment in moments]).to(w_BOI)
+        step.second_BII = transform.moment(second_BII, mean_BI)
     wt_BOI = transform.weight(w_BOI)
     solution = step.find_branch(wt_BOI, transform, recipe.branch)
     notes["losses"] = solution.losses
-    layers: dict[str, LayerTensors] = {}
-    for b, unit in enumerate(group.units):
-        layers |= step.pack(b, unit, wt_BOI[b], transform, solution, modules)
-    return layers, notes
+    return step.pack(wt_BOI, transform, solution, modules), notes
 
 
 class _GroupStep:
@@ -68,6 +75,7 @@ class _GroupStep:
         if self.shift:
             # signed codes would leave half of their range unused on an input that is ≥ 0
             self.activation = replace(self.activation, name="uint4", family="uint")
+        self.second_BII: Tensor | None = None
         self.x_BTI = x_BTI
         if x_BTI is not None:  # what every candidate is judged by: transforms leave it unchanged
             self.y_BTO = (x_BTI + self.shift) @ w_BOI.mT
@@ -82,7 +90,7 @@ class _GroupStep:
         """The units' transforms as one with leading axes (B, 1, I), and notes."""
         transform = InputTransform(shift=self.shift)
         limit = self.recipe.transform.hadamard
-        if limit:
+        if limit and not self.shift:  # a rotated input would no longer be bounded below
             width = w_BOI.shape[-1]
             signs = [random_signs(width, self.generator("signs", u.name)) for u in self.group.units]
             block = largest_block(width, limit)
@@ -91,7 +99,19 @@ class _GroupStep:
             )
         if self.recipe.transform.smooth == "none":
             return transform, {}
+        if self.recipe.transform.smooth == "fixed":
+            return self._fixed_smoothing(w_BOI, transform)
         return self._search_smoothing(w_BOI, transform)
+
+    def _fixed_smoothing(
+        self, w_BOI: Tensor, transform: InputTransform
+    ) -> tuple[InputTransform, dict[str, Any]]:
+        """SmoothQuant: one migration strength for all."""
+        assert self.x_BTI is not None
+        alpha = self.recipe.transform.migration
+        xmax_BI, wmax_BI = (self.x_BTI + self.shift).abs().amax(-2), w_BOI.abs().amax(-2)
+        s_BI = smoothing_scale(xmax_BI, wmax_BI, alpha, 1 - alpha)
+        return replace(transform, smooth_I=s_BI[:, None]), {}
 
     def _search_smoothing(
         self, w_BOI: Tensor, transform: InputTransform
@@ -109,7 +129,7 @@ class _GroupStep:
         for number, (_, s_BI) in enumerate(grid(self.x_BTI + self.shift, w_BOI)):
             candidate = replace(transform, smooth_I=s_BI[:, None])
             wt_BOI = candidate.weight(w_BOI)
-            problem = self._problem(wt_BOI, candidate)
+            problem = self._problem(wt_BOI, candidate, quick)
             solution = self.find_branch(wt_BOI, candidate, quick)
             left, right = solution.left_BOR, solution.right_BRI
             target = wt_BOI - problem.product(left, right) if solution.residual else wt_BOI
@@ -125,7 +145,7 @@ class _GroupStep:
     def find_branch(
         self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig
     ) -> Solution:
-        problem = self._problem(wt_BOI, transform)
+        problem = self._problem(wt_BOI, transform, options)
         if options.kind == "none":
             b, o, i = wt_BOI.shape
             empty = wt_BOI.new_zeros(b, o, 0), wt_BOI.new_zeros(b, 0, i)
@@ -134,7 +154,8 @@ class _GroupStep:
         with torch.enable_grad():
             return find(problem, options)
 
-    def _problem(self, wt_BOI: Tensor, transform: InputTransform) -> Problem:
+    def _problem(self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig) -> Problem:
+        root_BII, inverse_BII = self._roots(options.weighting)
         return Problem(
             weight_BOI=wt_BOI,
             rank=self.rank,
@@ -142,7 +163,20 @@ class _GroupStep:
             round_branch=_batched(self.branch),
             generators=[self.generator("branch", unit.name) for unit in self.group.units],
             output_error=self._output_error(transform),
+            root_BII=root_BII,
+            inverse_root_BII=inverse_BII,
+            step_main=_grid_step(self.weight),
         )
+
+    def _roots(self, weighting: str) -> tuple[Tensor | None, Tensor | None]:
+        """S and S⁻¹ that weigh errors by the transformed input's second moment."""
+        if weighting == "none":
+            return None, None
+        assert self.second_BII is not None
+        second_BII = self.second_BII
+        if weighting == "diagonal":
+            second_BII = torch.diag_embed(second_BII.diagonal(dim1=-2, dim2=-1))
+        return root_and_inverse(second_BII)
 
     def _output_error(self, transform: InputTransform) -> OutputError | None:
         """‖Y − Ŷ‖ / ‖Y‖ on the calibration inputs with everything quantised as it will run."""
@@ -168,26 +202,42 @@ class _GroupStep:
 
     def pack(
         self,
-        b: int,
-        unit: Unit,
-        wt_OI: Tensor,
+        wt_BOI: Tensor,
         transform: InputTransform,
         solution: Solution,
         modules: Mapping[str, nn.Module],
     ) -> dict[str, LayerTensors]:
-        """Store unit `b`: rounded as the stack it was judged as, then cut; R is stored once."""
-        own = replace(
-            transform,
-            smooth_I=None if transform.smooth_I is None else transform.smooth_I[b, 0].clone(),
-            signs_I=None if transform.signs_I is None else transform.signs_I[b, 0].clone(),
-        )
-        left, right, target_OI = None, None, wt_OI
+        """Store the units: rounded as the stacks they were judged as, then cut; R once a unit."""
+        factors: list[Any] = [(None, None)] * len(wt_BOI)
+        target_BOI = wt_BOI
         if self.rank:
-            left = quantize(solution.left_BOR[b], self.branch)
-            right = quantize(solution.right_BRI[b], self.branch)
+            factors = [
+                (quantize(left, self.branch), quantize(right, self.branch))
+                for left, right in zip(solution.left_BOR, solution.right_BRI, strict=True)
+            ]
             if solution.residual:
-                target_OI = wt_OI - dequantize(left) @ dequantize(right)
-        weight = round_weight(target_OI, self.weight, self.recipe.rounding.kind)
+                products = [dequantize(left) @ dequantize(right) for left, right in factors]
+                target_BOI = wt_BOI - torch.stack(products)
+        weights = round_weights(target_BOI, self.weight, self.second_BII, self.recipe.rounding)
+        packed: dict[str, LayerTensors] = {}
+        for b, unit in enumerate(self.group.units):
+            own = replace(
+                transform,
+                smooth_I=None if transform.smooth_I is None else transform.smooth_I[b, 0].clone(),
+                signs_I=None if transform.signs_I is None else transform.signs_I[b, 0].clone(),
+            )
+            packed |= self._pack_unit(unit, own, weights[b], *factors[b], modules)
+        return packed
+
+    def _pack_unit(
+        self,
+        unit: Unit,
+        own: InputTransform,
+        weight: QuantizedTensor,
+        left: QuantizedTensor | None,
+        right: QuantizedTensor | None,
+        modules: Mapping[str, nn.Module],
+    ) -> dict[str, LayerTensors]:
         packed, start = {}, 0
         for layer in unit.layers:
             rows = slice(start, start + layer.shape[0])
@@ -219,3 +269,18 @@ def _batched(fmt: Format) -> Callable[[Tensor], Tensor]:
     if per_tensor:
         return lambda w_BOI: torch.stack([fake_quantize(w_OI, fmt) for w_OI in w_BOI])
     return lambda w_BOI: fake_quantize(w_BOI, fmt)
+
+
+def _grid_step(fmt: Format) -> Callable[[Tensor], Tensor] | None:
+    """The spacing of Q's grid at each value, where it is even within a block."""
+    if fmt.family not in ("int", "mxint") or fmt.block == -1:
+        return None
+
+    def step(w_BOI: Tensor) -> Tensor:
+        stored = quantize(w_BOI, fmt)
+        assert stored.scale is not None
+        scale = scale_values(stored.scale, fmt) * 2.0**-fmt.element.fraction_bits
+        block = block_length(fmt, w_BOI.shape[-1])
+        return scale.repeat_interleave(block, -1)[..., : w_BOI.shape[-1]]
+
+    return step

@@ -4,7 +4,8 @@ A product's key is the hash of exactly what it depends on: resolved settings, th
 the stage's version, and what matters of the environment. Everything here works from configs, files
 and manifests; no model is loaded.
 
-    inputs     activations of the 16-bit model (for calibrated methods, and for output errors)
+    inputs     activations of the 16-bit model (for calibrated methods, and for output errors);
+               moments and sensitivity likewise (activations.py)
     quantised  packed layers
     images     PNGs; the reference row's serve every other row of the same prompts
     record     errors, metrics and settings of the row
@@ -29,6 +30,9 @@ from loraq.store import Store, file_hash, key
 
 INPUTS_VERSION = 1
 RECORD_VERSION = 1
+ACTIVATIONS = ("inputs:calibrate", "moments", "sensitivity", "inputs:measure")
+"""Products of the 16-bit model's activations, in the order in which they are made."""
+SENSITIVITY_PROMPTS, SENSITIVITY_STEPS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,9 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
                 todo.add("quantised")
             if not there["inputs:measure"] and "record" in todo:
                 todo.add("inputs:measure")
-            wanted = "quantised" in todo and row.recipe.needs_calibration
-            if wanted and not there["inputs:calibrate"]:
-                todo.add("inputs:calibrate")
+            if "quantised" in todo:
+                read = (stage for stage in ACTIVATIONS[:-1] if stage in row.keys)
+                todo |= {stage for stage in read if not there[stage]}
         planned.append(dataclasses.replace(row, todo=frozenset(todo)))
     return planned
 
@@ -125,12 +129,11 @@ def _keyed(config: Config) -> Row:
         from loraq.quantizer import VERSION
 
         keys["inputs:measure"] = key("inputs", drawing, measuring)
-        calibrated = None
-        if config.quant.needs_calibration:
-            keys["inputs:calibrate"] = calibrated = key("inputs", drawing, calibration)
+        keys |= _calibration_keys(config.quant, drawing, calibration)
+        read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
         keys["quantised"] = key(
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
-            *(config.model.dtype, machine, calibrated),
+            *(config.model.dtype, machine, *(read or [None])),
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
@@ -138,6 +141,24 @@ def _keyed(config: Config) -> Row:
         )
     keys["record"] = key("record", RECORD_VERSION, keys, _judging(config), _named(config))
     return dataclasses.replace(row, keys=keys)
+
+
+def _calibration_keys(
+    recipe: Recipe, drawing: dict[str, Any], calibration: Sequence[Prompt]
+) -> dict[str, str]:
+    """Keys of the activations that the recipe reads; none for a data-free one."""
+    keys = {}
+    if recipe.needs_rows:
+        keys["inputs:calibrate"] = key("inputs", drawing, calibration)
+    if recipe.needs_moments:
+        keys["moments"] = key("moments", drawing, calibration)
+    if recipe.needs_sensitivity:
+        perturbing = [recipe.identity()[operand] for operand in ("weight", "activation")]
+        keys["sensitivity"] = key(
+            *("sensitivity", drawing, calibration[:SENSITIVITY_PROMPTS], SENSITIVITY_STEPS),
+            *(perturbing, recipe.skip, recipe.branch.share_qkv),
+        )
+    return keys
 
 
 def _judging(config: Config) -> dict[str, Any]:

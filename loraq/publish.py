@@ -14,7 +14,7 @@ from loraq.record import Record
 from loraq.store import write_json
 
 if TYPE_CHECKING:
-    from loraq.stages import Workshop
+    from loraq.workshop import Workshop
 
 ROWS_FILE = "rows.json"
 PICTURE_PROMPTS = 8

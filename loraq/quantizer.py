@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from loraq.budget import branch_bits, check_rank, rank_for_budget
+from loraq.capture import Activations
 from loraq.checkpoint import load_group, save_group
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
 from loraq.models import Layer
-from loraq.units import Group, Unit, make_groups, make_units
+from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of any method change."""
@@ -30,7 +31,6 @@ class QuantizedModel:
     """The packed layers of one transformer, with what they cost and how they were found."""
 
     layers: dict[str, LayerTensors]
-    rank: int
     info: dict[str, Any] = field(default_factory=dict)
     _originals: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
@@ -45,6 +45,20 @@ class QuantizedModel:
         for name, original in self._originals.items():
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()
+
+    @property
+    def ranks(self) -> list[int]:
+        """The ranks that occur, rising; [0] without any branch."""
+        return sorted({0 if t.left is None else t.left.shape[-1] for t in self.layers.values()})
+
+    @property
+    def rank(self) -> int:
+        """The one rank of all layers; LoraqError where ranks were given out by sensitivity."""
+        if len(self.ranks) > 1:
+            raise LoraqError(
+                f"This model has ranks from {self.ranks[0]} to {self.ranks[-1]}: read `ranks`."
+            )
+        return self.ranks[0]
 
     @property
     def weights(self) -> int:
@@ -99,39 +113,33 @@ def quantize_model(
     transformer: nn.Module,
     layers: Sequence[Layer],
     recipe: Recipe,
-    inputs: Mapping[str, Tensor] | None = None,
+    activations: Activations | None = None,
     checkpoint_dir: Path | None = None,
     progress: str | None = "quantise",
 ) -> QuantizedModel:
     """Quantise `layers` of `transformer` by `recipe`; the transformer itself is left as it is.
 
-    inputs: calibration rows by input id (`InputCapture`), needed by calibrated recipes only and
-        never read by data-free ones.
+    activations: of the 16-bit model, for calibrated recipes; a data-free one never sees them.
     checkpoint_dir: every finished group is written here at once and found again by a later call.
     progress: label of the progress bar, None for none.
     """
     from tqdm import tqdm
 
-    if recipe.needs_calibration and inputs is None:
-        raise LoraqError(
-            "This recipe reads activations (transform.smooth=search or branch.select=output), and "
-            "no calibration inputs were given. Pass `inputs`, or use a data-free recipe."
-        )
+    read = (activations or Activations()).allowed(recipe)
     units = make_units(layers, recipe.branch.share_qkv)
-    rank = choose_rank(units, recipe)
+    shares = _shares(units, transformer, recipe, read)
     done: dict[str, LayerTensors] = {}
     info: dict[str, Any] = {}
     with tqdm(total=len(layers), desc=progress, unit="layer", disable=progress is None) as bar:
-        for group in make_groups(units):
+        for group in make_groups(units, shares):
             path = None if checkpoint_dir is None else checkpoint_dir / f"{group.name}.safetensors"
-            read = inputs if recipe.needs_calibration else None
             found = None
             if path is not None:
-                mark = fingerprint(group, transformer, recipe, rank, read)
+                mark = fingerprint(group, transformer, recipe, read)
                 found = _finished(path, mark)
             if found is None:
                 started = time.perf_counter()
-                tensors, notes = quantize_group(group, transformer, recipe, rank, read)
+                tensors, notes = quantize_group(group, transformer, recipe, read)
                 notes["seconds"] = time.perf_counter() - started
                 if path is not None:
                     save_group(path, tensors, notes | {"fingerprint": mark})
@@ -141,25 +149,45 @@ def quantize_model(
             bar.set_postfix_str(f"{group.name} error {found[1]['losses'][-1]:.4f}")
             bar.update(len(found[0]))
     ordered = {layer.name: done[layer.name] for layer in layers}
-    return QuantizedModel(ordered, rank, info)
+    return QuantizedModel(ordered, info)
+
+
+def _shares(
+    units: Sequence[Unit], transformer: nn.Module, recipe: Recipe, read: Activations
+) -> dict[str, Share]:
+    """Each unit's rank and bits: one rank for all, or given out under the same memory."""
+    rank = choose_rank(units, recipe)
+    if recipe.allocation.kind == "uniform":
+        return {unit.name: Share(rank) for unit in units}
+    from loraq.allocation import allocate
+
+    weights = {
+        layer.name: transformer.get_submodule(layer.name).weight.detach()
+        for unit in units
+        for layer in unit.layers
+    }
+    return allocate(units, weights, recipe, rank, read.sensitivity)
 
 
 def fingerprint(
-    group: Group,
-    transformer: nn.Module,
-    recipe: Recipe,
-    rank: int,
-    inputs: Mapping[str, Tensor] | None,
+    group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
-    """sha256 of all that a group's packed layers follow from: recipe, weights, calibration rows."""
-    digest = hashlib.sha256(repr((VERSION, recipe, recipe.formats(), rank)).encode())
+    """sha256 of all that a group's packed layers follow from: recipe, weights, activations read."""
+    digest = hashlib.sha256(repr((VERSION, recipe.identity(), group.share)).encode())
+
+    def add(tensor: Tensor) -> None:
+        digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
+
     for unit in group.units:
         for layer in unit.layers:
-            weight = transformer.get_submodule(layer.name).weight.detach()
             digest.update(layer.name.encode())
-            digest.update(weight.float().contiguous().cpu().numpy().tobytes())
-        if inputs:
-            digest.update(inputs[unit.input_id].contiguous().cpu().numpy().tobytes())
+            add(transformer.get_submodule(layer.name).weight.detach())
+        if activations.rows is not None:
+            add(activations.rows[unit.input_id])
+        if activations.moments is not None:
+            moment = activations.moments[unit.input_id]
+            add(moment.second_II)
+            add(moment.mean_I)
     return digest.hexdigest()
 
 

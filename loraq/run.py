@@ -17,14 +17,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraq.activations import calibrate
 from loraq.compose import CONF, load_rows
 from loraq.errors import DiskFullError, LoraqError
 from loraq.estimate import duration, remaining
-from loraq.plan import Row, check, make_plan, result_folder
+from loraq.plan import ACTIVATIONS, Row, check, make_plan, result_folder
 from loraq.publish import Outcome, publish, summary
 from loraq.record import Record
-from loraq.stages import Workshop, calibrate, generate, load_record, measure, quantise
+from loraq.stages import generate, load_record, measure, quantise
 from loraq.store import Store
+from loraq.workshop import Workshop
 
 
 def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
@@ -65,9 +67,9 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
 
 def run_row(work: Workshop, row: Row) -> Record:
     """One row through all stages; what is finished is skipped."""
-    for use in ("calibrate", "measure"):
-        if f"inputs:{use}" in row.todo:
-            calibrate(work, row, use)
+    for stage in ACTIVATIONS:
+        if stage in row.todo:
+            calibrate(work, row, stage)
     if "quantised" in row.todo:
         quantise(work, row)
     if "images" in row.todo:

@@ -1,7 +1,6 @@
-"""The stages that make products: calibrate, quantise, generate, measure. `run.py` orders them.
+"""The stages after the activations: quantise, generate, measure. `run.py` orders them.
 
-A `Workshop` holds what they share: the store and the pipeline, which is loaded when the first
-stage needs it and never when everything is cached. Every stage takes its product's lock, looks
+Every stage takes its product's lock, looks
 again whether it is there, and writes it aside before it counts as finished.
 """
 
@@ -9,92 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq import generate as generation
 from loraq import record as records
-from loraq.config import Config, Recipe
+from loraq.activations import activations, rows
+from loraq.config import Config
 from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
-from loraq.models import Layer, list_layers, load_pipeline
+from loraq.models import Layer
 from loraq.models.loading import resolve_asset
-from loraq.plan import Row
+from loraq.plan import ACTIVATIONS, Row
 from loraq.prompts import Prompt
 from loraq.record import Record
-from loraq.store import Store, disk_error
+from loraq.store import Store
+from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from loraq.quantizer import QuantizedModel
 
-INPUTS_FILE = "inputs.safetensors"
 RECORD_FILE = "record.json"
-
-
-class Workshop:
-    """The store, the loaded pipeline, and how long each kind of work took in this process."""
-
-    def __init__(self, store: Store, progress: bool = True) -> None:
-        self.store = store
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self._loaded: tuple[Any, Any] | None = None
-
-    def pipe(self, row: Row) -> Any:
-        """The row's pipeline; the last one is kept."""
-        wanted = (row.model_hash, row.config.model, row.device)
-        if self._loaded is None or self._loaded[0] != wanted:
-            self._loaded = None
-            with self.timed("load the model"):
-                self._loaded = (wanted, load_pipeline(row.config.model, row.device))
-        return self._loaded[1]
-
-    def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
-        return list_layers(self.pipe(row).transformer, row.config.model.family, skip)
-
-    def bar(self, text: str) -> str | None:
-        return f"  {text}" if self.progress else None
-
-    @contextlib.contextmanager
-    def timed(self, work: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - started
-            self.seconds[work] = self.seconds.get(work, 0.0) + spent
-
-
-def calibrate(work: Workshop, row: Row, use: str) -> None:
-    """Activations of the 16-bit model, for methods to read (`calibrate`) or errors (`measure`)."""
-    from safetensors.torch import save_file
-
-    from loraq.capture import InputCapture
-
-    stage, name = f"inputs:{use}", row.keys[f"inputs:{use}"]
-    prompts = row.calibration if use == "calibrate" else row.measuring
-    info = {"kind": stage_kind(row, stage), "units": len(prompts)}
-    with work.store.lock("inputs", name):
-        if work.store.finished("inputs", name):
-            return
-        pipe, model, settings = work.pipe(row), row.config.model, row.config.calibration
-        layers = work.layers(row, skip=())
-        size = row.config.generate.batch_size
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        forwards = len(batches) * model.steps
-        with work.store.write("inputs", name, info) as folder, work.timed("model forward"):
-            rows_kept, seed = settings.rows_per_layer, settings.seed
-            with InputCapture(pipe.transformer, layers, rows_kept, forwards, seed) as capture:
-                for batch in _bar(work, batches, f"activations to {use}", "batch"):
-                    generation.image_batch(pipe, model, batch, seed, output_type="latent")
-            path = folder / INPUTS_FILE
-            with _disk(path):
-                save_file(capture.inputs(), path)
 
 
 def quantise(work: Workshop, row: Row) -> QuantizedModel:
@@ -107,30 +43,29 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
     with work.store.lock("quantised", name):
         if work.store.finished("quantised", name):
             with work.timed("read packed layers"):
-                return read_packed(work.store.path("quantised", name), layers, recipe)
-        inputs = _inputs(work, row, "calibrate") if recipe.needs_calibration else None
+                return read_packed(work.store.path("quantised", name), layers)
+        read = activations(work, row)
         info: dict[str, Any] = {"kind": stage_kind(row, "quantised"), "units": 1}
         with (
             work.timed("quantise"),
             work.store.write("quantised", name, info, resume=True) as folder,
         ):
             bar = work.bar("quantise")
-            model = quantize_model(pipe.transformer, layers, recipe, inputs, folder, bar)
+            model = quantize_model(pipe.transformer, layers, recipe, read, folder, bar)
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
 
 
-def read_packed(folder: Path, layers: Sequence[Layer], recipe: Recipe) -> QuantizedModel:
+def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
     """A finished product's packed layers; its files were checked against their checksums."""
     from loraq.checkpoint import load_group
-    from loraq.quantizer import QuantizedModel, planned_branch_bits
+    from loraq.quantizer import QuantizedModel
 
     found, info = {}, {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors, info[path.stem] = load_group(path)
         found.update(tensors)
-    rank, _ = planned_branch_bits(layers, recipe)
-    return QuantizedModel({layer.name: found[layer.name] for layer in layers}, rank, info)
+    return QuantizedModel({layer.name: found[layer.name] for layer in layers}, info)
 
 
 def generate(work: Workshop, row: Row) -> None:
@@ -245,26 +180,21 @@ def _errors(work: Workshop, row: Row) -> tuple[list[dict[str, Any]], dict[str, A
     from loraq.quantizer import layer_errors
 
     model = quantise(work, row)
-    layers, inputs = work.layers(row, row.recipe.skip), _inputs(work, row, "measure")
+    layers, inputs = work.layers(row, row.recipe.skip), rows(work, row, "measure")
     with work.timed("metrics"):
         errors = layer_errors(model, work.pipe(row).transformer, layers, inputs)
     return errors, {
         "bits_per_weight": model.bits_per_weight,
         "branch_bits_per_weight": model.branch_bits_per_weight,
         "nbytes": model.nbytes,
-        "rank": model.rank if row.recipe.branch.kind != "none" else None,
+        "rank": _rank(model) if row.recipe.branch.kind != "none" else None,
     }
 
 
-def _inputs(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
-    """Captured activations; made here where the plan did not foresee that they are needed."""
-    from safetensors.torch import load_file
-
-    name = row.keys[f"inputs:{use}"]
-    path = work.store.path("inputs", name) / INPUTS_FILE
-    if not path.is_file():
-        calibrate(work, row, use)
-    return load_file(path, device=row.device)
+def _rank(model: QuantizedModel) -> int | str:
+    """The rank, or the range of ranks where they were given out."""
+    ranks = model.ranks
+    return ranks[0] if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 @contextlib.contextmanager
@@ -282,7 +212,7 @@ def _applied(model: QuantizedModel | None, transformer: Any) -> Iterator[None]:
 def _timings(store: Store, row: Row) -> dict[str, float]:
     """Seconds that each of the row's products took, over all attempts."""
     found = {}
-    for stage in ("inputs:calibrate", "inputs:measure", "quantised", "images"):
+    for stage in (*ACTIVATIONS, "quantised", "images"):
         manifest = store.manifest(stage.split(":")[0], row.keys.get(stage, "none"))
         if manifest is not None:
             found[stage] = float(manifest["info"]["seconds"])
@@ -297,20 +227,3 @@ def _portable(config: Config) -> dict[str, Any]:
     if path is not None and not path.startswith("asset:"):
         plain["model"]["path"] = Path(path).name
     return plain
-
-
-def _bar(work: Workshop, items: Sequence[Any], text: str, unit: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=work.bar(text), unit=unit, disable=not work.progress, leave=False)
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    """safetensors reports a full disk as its own error; here it is ours."""
-    try:
-        yield
-    except Exception as error:
-        if "No space left" in str(error):
-            raise disk_error(OSError(28, str(error)), path) from error
-        raise

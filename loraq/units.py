@@ -6,12 +6,14 @@ Units of equal roles and shape form a group: one batch of matrices, one file, on
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models import Layer
 
 MAX_GROUP_ELEMENTS = 1 << 26
@@ -46,11 +48,37 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What one unit gets of the memory: its branch's rank (0: none) and its main weight's bits."""
+
+    rank: int
+    weight_bits: int | None = None
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """`recipe` for this unit: no branch where the rank is 0, in formats of these bits."""
+        recipe = replace(recipe, allocation=AllocationConfig())
+        if not self.rank:
+            recipe = replace(recipe, branch=BranchConfig())
+        if self.weight_bits is None:
+            return recipe
+        names = {
+            operand: re.sub(r"\d+$", str(self.weight_bits), getattr(recipe, operand).name)
+            for operand in ("weight", "activation")
+        }
+        formats = {o: replace(getattr(recipe, o), name=name) for o, name in names.items()}
+        transform = recipe.transform
+        if transform.shift and names["activation"] != "int4":
+            transform = replace(transform, shift=False)
+        return replace(recipe, transform=transform, **formats)
+
+
+@dataclass(frozen=True)
 class Group:
-    """Units of equal roles and shape, quantised as one batch."""
+    """Units of equal roles, shape and share, quantised as one batch."""
 
     name: str
     units: tuple[Unit, ...]
+    share: Share
 
 
 def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
@@ -63,15 +91,17 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
     return [Unit(tuple(members)) for members in by_input.values()]
 
 
-def make_groups(units: Sequence[Unit]) -> list[Group]:
+def make_groups(units: Sequence[Unit], shares: Mapping[str, Share]) -> list[Group]:
     """Batches of equal units in model order, each of at most MAX_GROUP_ELEMENTS weights."""
     alike: dict[tuple, list[Unit]] = {}
     for unit in units:
-        alike.setdefault((unit.roles, unit.shape), []).append(unit)
+        alike.setdefault((unit.roles, unit.shape, shares[unit.name]), []).append(unit)
+    uniform = len(set(shares.values())) == 1
     groups = []
-    for (roles, (o, i)), members in alike.items():
+    for (roles, (o, i), share), members in alike.items():
         size = max(1, MAX_GROUP_ELEMENTS // (o * i))
+        given = "" if uniform else f".r{share.rank}" + f"b{share.weight_bits or ''}".rstrip("b")
         for start in range(0, len(members), size):
-            name = f"{'+'.join(roles)}.{o}x{i}.{start // size:03d}"
-            groups.append(Group(name, tuple(members[start : start + size])))
+            name = f"{'+'.join(roles)}.{o}x{i}{given}.{start // size:03d}"
+            groups.append(Group(name, tuple(members[start : start + size]), share))
     return groups

@@ -6,17 +6,22 @@ import importlib
 
 from torch import Tensor
 
+from loraq.config import RoundingConfig
 from loraq.errors import unknown
 from loraq.formats import Format, QuantizedTensor
 
-KINDS = ("nearest",)
+KINDS = ("nearest", "gptq")
 
 
-def round_weight(target_OI: Tensor, weight: Format, kind: str) -> QuantizedTensor:
-    """Q(target) in packed form by the rounding named `kind`."""
-    if kind not in KINDS:
-        raise unknown("rounding", kind, KINDS)
-    rounded: QuantizedTensor = importlib.import_module(f"loraq.rounding.{kind}").round_weight(
-        target_OI, weight
-    )
+def round_weights(
+    target_BOI: Tensor, weight: Format, second_BII: Tensor | None, options: RoundingConfig
+) -> list[QuantizedTensor]:
+    """Q(target) of each unit in packed form, by the rounding that `options` name.
+
+    second_BII: the inputs' second moments in the basis of `target_BOI`, for roundings that read it.
+    """
+    if options.kind not in KINDS:
+        raise unknown("rounding", options.kind, KINDS)
+    module = importlib.import_module(f"loraq.rounding.{options.kind}")
+    rounded: list[QuantizedTensor] = module.round_weights(target_BOI, weight, second_BII, options)
     return rounded

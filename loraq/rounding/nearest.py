@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from loraq.config import RoundingConfig
 from loraq.formats import Format, QuantizedTensor, quantize
 
 
-def round_weight(target_OI: Tensor, weight: Format) -> QuantizedTensor:
-    return quantize(target_OI, weight)
+def round_weights(
+    target_BOI: Tensor, weight: Format, second_BII: Tensor | None, options: RoundingConfig
+) -> list[QuantizedTensor]:
+    return [quantize(target_OI, weight) for target_OI in target_BOI]

@@ -8,7 +8,7 @@ held by the layer and is counted in the budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,14 @@ class InputTransform:
         if self.smooth_I is not None:
             w_OI = w_OI / self.smooth_I
         return w_OI
+
+    def moment(self, second_BII: Tensor, mean_BI: Tensor) -> Tensor:
+        """E[x̃ᵀx̃] from E[xᵀx] and E[x] of a batch of inputs (this transform with axes (B, 1, I))."""
+        if self.shift:
+            crossed = mean_BI[:, :, None] + mean_BI[:, None, :]
+            second_BII = second_BII + self.shift * crossed + self.shift**2
+        unshifted = replace(self, shift=0.0)  # x̃ is linear in x + c: the same map on both axes
+        return unshifted.input(unshifted.input(second_BII).mT)
 
     def bias(self, bias_O: Tensor | None, w_OI: Tensor) -> Tensor | None:
         """bias̃ = bias − c·W·1 with the 16-bit W (float64 sum), or the bias as it was."""

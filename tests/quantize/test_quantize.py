@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import linear
 
 from loraq.budget import branch_bits, rank_for_budget
+from loraq.capture import Activations
 from loraq.checkpoint import load_group
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
@@ -36,7 +37,7 @@ SVDQUANT = Recipe(
 def quantized(recipe, inputs=None, **options):
     model = Toy()
     return model, quantize_model(
-        model, toy_layers(), recipe, inputs=inputs, progress=None, **options
+        model, toy_layers(), recipe, Activations(rows=inputs), progress=None, **options
     )
 
 
@@ -147,11 +148,13 @@ def test_data_free_methods_never_touch_activations(kind, objective, start):
     branch = BranchConfig(kind=kind, objective=objective, start=start, rank=rank)
     recipe = replace(O2, branch=branch, transform=TransformConfig(hadamard=16))
     assert not recipe.needs_calibration
-    quantized(recipe, inputs=Untouchable())
+    model = Toy()
+    read = Activations(Untouchable(), Untouchable(), Untouchable())
+    quantize_model(model, toy_layers(), recipe, read, progress=None)
 
 
 def test_calibrated_methods_say_what_they_miss():
-    with pytest.raises(LoraqError, match="no calibration inputs"):
+    with pytest.raises(LoraqError, match="no calibration rows"):
         quantized(SVDQUANT)
 
 
@@ -160,7 +163,7 @@ def test_svdquant_beats_rounding_on_outputs_of_fresh_inputs():
     inputs, fresh = toy_inputs(model), toy_inputs(model, seed=5)
     errors = {}
     for name, recipe in {"svdquant": SVDQUANT, "rtn": RTN}.items():
-        q = quantize_model(model, toy_layers(), recipe, inputs=inputs, progress=None)
+        q = quantize_model(model, toy_layers(), recipe, Activations(inputs), progress=None)
         rows = layer_errors(q, model, toy_layers(), fresh)
         errors[name] = sum(r["output_error"] for r in rows) / len(rows)
     assert errors["svdquant"] < 0.8 * errors["rtn"]
@@ -181,15 +184,19 @@ def same_layers(a, b) -> bool:
 
 def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
     model = Toy()
-    inputs = toy_inputs(model)
+    inputs = Activations(toy_inputs(model))
     recipe = replace(SVDQUANT, branch_weight=INT8, branch_activation=INT8)
-    first = quantize_model(model, toy_layers(), recipe, inputs, tmp_path, progress=None)
+    first = quantize_model(
+        model, toy_layers(), recipe, Activations(inputs), tmp_path, progress=None
+    )
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 4 and not list(tmp_path.glob("*.tmp"))
     times = {f: f.stat().st_mtime_ns for f in files}
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].unlink()
-    again = quantize_model(model, toy_layers(), recipe, inputs, tmp_path, progress=None)
+    again = quantize_model(
+        model, toy_layers(), recipe, Activations(inputs), tmp_path, progress=None
+    )
     assert same_layers(first.layers, again.layers)
     assert again.nbytes == first.nbytes and again.rank == first.rank
     assert [f.stat().st_mtime_ns == times[f] for f in files] == [False, False, True, True]

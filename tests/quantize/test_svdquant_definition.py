@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
+from loraq.capture import Activations
 from loraq.quantizer import quantize_model
 from tests.quantize.test_quantize import SVDQUANT
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
@@ -58,7 +57,7 @@ def svdquant(x, w, rank, unsigned):
 def test_the_library_follows_the_definition_on_every_unit():
     model = Toy(seed=3)
     inputs = toy_inputs(model, rows=128)
-    quantised = quantize_model(model, toy_layers(), replace(SVDQUANT), inputs, progress=None)
+    quantised = quantize_model(model, toy_layers(), SVDQUANT, Activations(inputs), progress=None)
     chosen = {}
     for notes in quantised.info.values():
         chosen |= notes["smoothing"]

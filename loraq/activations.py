@@ -1,0 +1,122 @@
+"""The stage that runs the 16-bit model for its activations: rows, second moments, sensitivities.
+
+    inputs       rows of every layer's input, for methods to read or for errors to be measured on
+    moments      E[xᵀx] and E[x] of every layer's input (GPTQ, weighted branches)
+    sensitivity  how much each layer's error matters to the transformer's output (allocation)
+
+All come from captions kept for this and from images that the model itself makes of them; a
+data-free recipe has none of these in its plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraq import generate as generation
+from loraq.estimate import stage_kind
+from loraq.plan import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row
+from loraq.prompts import Prompt
+from loraq.store import write_json
+from loraq.workshop import Workshop, full_disk_is_ours
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraq.capture import Activations
+
+FILES = {
+    "inputs": "inputs.safetensors",
+    "moments": "moments.safetensors",
+    "sensitivity": "sensitivity.json",
+}
+
+
+def calibrate(work: Workshop, row: Row, stage: str) -> None:
+    """Make one product of activations: `inputs:calibrate`, `inputs:measure`, `moments`, …"""
+    product, name = stage.split(":")[0], row.keys[stage]
+    prompts = row.measuring if stage == "inputs:measure" else row.calibration
+    info = {"kind": stage_kind(row, stage), "units": len(prompts)}
+    with work.store.lock(product, name):
+        if work.store.finished(product, name):
+            return
+        work.pipe(row)
+        with work.store.write(product, name, info) as folder, work.timed("model forward"):
+            path = folder / FILES[product]
+            with full_disk_is_ours(path):
+                if product == "sensitivity":
+                    write_json(path, _sensitivity(work, row))
+                else:
+                    _capture(work, row, product, prompts, path)
+
+
+def _capture(work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from loraq.capture import InputCapture, MomentCapture, moment_tensors
+
+    pipe, model, settings = work.pipe(row), row.config.model, row.config.calibration
+    layers, size = work.layers(row, skip=()), row.config.generate.batch_size
+    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    seed, forwards = settings.seed, len(batches) * model.steps
+    capture: InputCapture | MomentCapture
+    if product == "inputs":
+        capture = InputCapture(pipe.transformer, layers, settings.rows_per_layer, forwards, seed)
+    else:
+        capture = MomentCapture(pipe.transformer, layers)
+    with capture:
+        for batch in work.each(batches, f"{product} of the 16-bit model", "batch"):
+            generation.image_batch(pipe, model, batch, seed, output_type="latent")
+    if isinstance(capture, InputCapture):
+        save_file(capture.inputs(), path)
+    else:
+        save_file(moment_tensors(capture.moments()), path)
+
+
+def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
+    from loraq.replay import record_forwards, sensitivity
+    from loraq.units import make_units
+
+    assert row.recipe is not None
+    pipe, config = work.pipe(row), row.config
+    size, every = config.generate.batch_size, max(1, config.model.steps // SENSITIVITY_STEPS)
+    prompts = row.calibration[:SENSITIVITY_PROMPTS]
+    forwards = record_forwards(pipe, config.model, prompts, config.calibration.seed, size, every)
+    layers = work.layers(row, row.recipe.skip)
+    units = make_units(layers, row.recipe.branch.share_qkv)
+    bar = work.bar("sensitivity")
+    return sensitivity(pipe.transformer, units, row.recipe, forwards, progress=bar)
+
+
+def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
+    """Captured rows; made here where the plan did not foresee that they are needed."""
+    from safetensors.torch import load_file
+
+    return load_file(_path(work, row, f"inputs:{use}"), device=row.device)
+
+
+def activations(work: Workshop, row: Row) -> Activations:
+    """What the row's recipe may read: nothing for a data-free one."""
+    from safetensors.torch import load_file
+
+    from loraq.capture import Activations, moments_from
+
+    recipe = row.recipe
+    assert recipe is not None
+    moments = sensitivity = None
+    if recipe.needs_moments:
+        moments = moments_from(load_file(_path(work, row, "moments"), device=row.device))
+    if recipe.needs_sensitivity:
+        sensitivity = json.loads(_path(work, row, "sensitivity").read_text())
+    read = rows(work, row, "calibrate") if recipe.needs_rows else None
+    return Activations(rows=read, moments=moments, sensitivity=sensitivity)
+
+
+def _path(work: Workshop, row: Row, stage: str) -> Path:
+    product = stage.split(":")[0]
+    path = work.store.path(product, row.keys[stage]) / FILES[product]
+    if not path.is_file():
+        calibrate(work, row, stage)
+    return path

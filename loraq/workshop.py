@@ -1,0 +1,64 @@
+"""What the stages share: store, pipeline (loaded when it is first needed), bars, timings."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from loraq.models import Layer, list_layers, load_pipeline
+from loraq.plan import Row
+from loraq.store import Store, disk_error
+
+
+class Workshop:
+    """The store, the loaded pipeline, and how long each kind of work took in this process."""
+
+    def __init__(self, store: Store, progress: bool = True) -> None:
+        self.store = store
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._loaded: tuple[Any, Any] | None = None
+
+    def pipe(self, row: Row) -> Any:
+        """The row's pipeline; the last one is kept."""
+        wanted = (row.model_hash, row.config.model, row.device)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = None
+            with self.timed("load the model"):
+                self._loaded = (wanted, load_pipeline(row.config.model, row.device))
+        return self._loaded[1]
+
+    def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
+        return list_layers(self.pipe(row).transformer, row.config.model.family, skip)
+
+    def bar(self, text: str) -> str | None:
+        return f"  {text}" if self.progress else None
+
+    @contextlib.contextmanager
+    def timed(self, work: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[work] = self.seconds.get(work, 0.0) + spent
+
+    def each(self, items: Sequence[Any], text: str, unit: str) -> Any:
+        """`items` with a progress bar that goes away when they are done."""
+        from tqdm import tqdm
+
+        return tqdm(items, desc=self.bar(text), unit=unit, disable=not self.progress, leave=False)
+
+
+@contextlib.contextmanager
+def full_disk_is_ours(path: Path) -> Iterator[None]:
+    """safetensors reports a full disk as its own error; here it is ours."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error):
+            raise disk_error(OSError(28, str(error)), path) from error
+        raise
