@@ -85,20 +85,61 @@ def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
     """
     check_input(x)
     x = x.detach()
-    shape = tuple(x.shape)
     if fmt.family == "float":
         codes = x.to(FLOATS[fmt.name])
-        _check_finite(codes, x, fmt)
-        return QuantizedTensor(codes, None, None, shape, fmt)
-    if fmt.block == -1:
-        blocks = x.float().reshape(1, 1, -1)
-    else:
-        blocks = to_blocks(x.float(), block_length(fmt, shape[-1]))
+        check_finite(codes, x, fmt)
+        return QuantizedTensor(codes, None, None, tuple(x.shape), fmt)
+    blocks = _cut(x, fmt)
     absmax = blocks.abs().amax(-1)
     tensor_scale = find_tensor_scale(absmax, fmt)
     stored = stored_scales(blocks, absmax, fmt, tensor_scale)
+    return _encode(x, blocks, fmt, stored, tensor_scale)
+
+
+def quantize_with_scales(
+    x: Tensor, fmt: Format, stored: Tensor, tensor_scale: Tensor | None = None
+) -> QuantizedTensor:
+    """x [..., I] -> the nearest codes under scales that are given, saturating beyond them.
+
+    `stored` and `tensor_scale` have the shapes and types of `quantize(x, fmt)`'s. Raises
+    LoraqError where they do not, where the format has no scales, or where x has NaN or Inf.
+    """
+    check_input(x)
+    x = x.detach()
+    if fmt.family == "float":
+        raise LoraqError(f"Format '{fmt.label}' has no scales to be given. Use quantize.")
+    if not x.isfinite().all():
+        raise LoraqError("Cannot quantise NaN or Inf. Repair what made the tensor.")
+    blocks = _cut(x, fmt)
+    shape = () if fmt.block == -1 else tuple(blocks.shape[:-1])
+    dtype = FLOATS.get(fmt.scale, torch.uint8)
+    if tuple(stored.shape) != shape or stored.dtype != dtype:
+        raise LoraqError(
+            f"Scales of shape {tuple(stored.shape)} and type {stored.dtype} do not fit values of "
+            f"shape {tuple(x.shape)} in format '{fmt.label}': give {shape} of {dtype}."
+        )
+    if (tensor_scale is None) != (fmt.tensor_scale not in ("tensor", "token")):
+        raise LoraqError(
+            f"Format '{fmt.label}' has tensor_scale={fmt.tensor_scale}: give one "
+            "where that is tensor or token, and none elsewhere."
+        )
+    return _encode(x, blocks, fmt, stored, tensor_scale)
+
+
+def _cut(x: Tensor, fmt: Format) -> Tensor:
+    """fp32 blocks, the values that share a scale along the last axis."""
+    if fmt.block == -1:
+        return x.float().reshape(1, 1, -1)
+    return to_blocks(x.float(), block_length(fmt, x.shape[-1]))
+
+
+def _encode(
+    x: Tensor, blocks: Tensor, fmt: Format, stored: Tensor, tensor_scale: Tensor | None
+) -> QuantizedTensor:
+    """The packed codes of `blocks`, x as `_cut` cuts it, under their stored scales."""
+    shape = tuple(x.shape)
     scale = scale_values(stored, fmt, tensor_scale)
-    _check_finite(scale, x, fmt)
+    check_finite(scale, x, fmt)
     codes = fmt.element.quantize(blocks / divisor(scale).unsqueeze(-1))
     if fmt.block == -1:
         codes, stored = codes.reshape(shape), stored.reshape(())
@@ -140,7 +181,8 @@ def check_input(x: Tensor) -> None:
         raise LoraqError(f"Cannot quantise shape {tuple(x.shape)}: the last axis has no values.")
 
 
-def _check_finite(values: Tensor, x: Tensor, fmt: Format) -> None:
+def check_finite(values: Tensor, x: Tensor, fmt: Format) -> None:
+    """Raises LoraqError unless `values`, which were made from x for `fmt`, are all finite."""
     bad = int((~values.isfinite()).sum())
     if not bad:
         return
