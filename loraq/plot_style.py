@@ -1,0 +1,145 @@
+"""How diagrams look: one font and one palette, the same bytes each time, labels that keep apart."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loraq.store import write_bytes
+
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C564B"),
+    *("#7A7A7A", "#A6A600"),
+)
+"""Okabe and Ito's palette for the colour-blind and four more; then they start again, dashed."""
+FRAME = "#D55E00"  # round what stands out
+DASHES = ("-", "--", ":", "-.")
+MARKERS = "osD^vP*Xhp"
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
+
+
+_HEIGHTS = (0, 8, -8, 16, -16, 26, -26, 38, -38, 50, -50)
+PLACES = (
+    *((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center")),
+    *((dx, dy, side) for dy in _HEIGHTS[1:] for dx, side in ((9, "left"), (-9, "right"))),
+)
+"""Where a label may stand beside its point, in points, from the nearest to the farthest."""
+
+
+@contextmanager
+def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
+    """A figure of `size` inches, written to `path` as a PNG when the block ends without an error.
+
+    The user's own matplotlib settings have no effect inside, and no window system is touched.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    path = Path(path)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        yield figure
+        stream = io.BytesIO()
+        canvas.print_png(stream, metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, stream.getvalue())
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and dash of the line with that number."""
+    dash = DASHES[number // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 1.4}
+
+
+def log_y(axes: Any) -> None:
+    """A logarithmic y axis whose ticks say plain numbers also where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    if decades < 0.3:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+    elif decades < 3:
+        fine = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 0.8 else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=fine))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def label_points(
+    axes: Any,
+    labels: Sequence[tuple[str, float, float, str]],
+    keep_free: Sequence[tuple[float, float, float, float]],
+) -> None:
+    """Write each (label, x, y, colour) beside its point, where it covers least of what is drawn.
+
+    keep_free: strokes (x0, y0, x1, y1) in data coordinates that labels should not cover. Places
+    are tried from the nearest to the farthest; a label that had to go far gets a thin line.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = axes.figure
+    figure.draw_without_rendering()  # only now is it known where the pixels are
+    pixels = figure.dpi / 72
+    frame = axes.get_window_extent()
+    taken = []
+    for x0, y0, x1, y1 in keep_free:
+        ends = axes.transData.transform([(x0, min(y0, y1)), (x1, max(y0, y1))])
+        taken.append(Bbox(ends).padded(3 * pixels))
+    for text, x, y, colour in sorted(labels, key=lambda entry: (-entry[2], entry[1], entry[0])):
+        style = {"va": "center", "fontsize": 8, "zorder": 4, "color": _darker(colour)}
+        note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", **style)
+        note.set_in_layout(False)
+        own = note.get_window_extent()
+        best = None
+        for dx, dy, side in PLACES:
+            left = {"left": 0, "center": -0.5, "right": -1}[side] * own.width
+            box = own.translated(dx * pixels + left, dy * pixels)
+            cost = sum(_overlap(box, other) for other in taken) + box.width * box.height
+            cost -= _overlap(box, frame)
+            if best is None or cost < best[0] - 1:
+                best = cost, box, dx, dy, side
+        _, box, dx, dy, side = best
+        note.set_ha(side)
+        note.xyann = dx, dy
+        taken.append(box.padded(pixels))
+        if abs(dy) > 14:
+            line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkA": 2, "shrinkB": 4}
+            thin = axes.annotate(
+                "", (x, y), (dx, dy), textcoords="offset points", arrowprops=line, zorder=2
+            )
+            thin.set_in_layout(False)
+
+
+def _darker(colour: str) -> tuple[float, ...]:
+    """The colour as letters need it on white."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(0.65 * part for part in to_rgb(colour))
+
+
+def _overlap(a: Any, b: Any) -> float:
+    """Pixels that two boxes have in common."""
+    width = min(a.x1, b.x1) - max(a.x0, b.x0)
+    height = min(a.y1, b.y1) - max(a.y0, b.y0)
+    return max(0.0, width) * max(0.0, height)

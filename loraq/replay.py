@@ -1,0 +1,250 @@
+"""What quantised layers do to the transformer's output, along the 16-bit model's own trajectory.
+
+    error(step) = ‖f̂(z, t, c) − f(z, t, c)‖ / ‖f(z, t, c)‖        f 16-bit, f̂ with quantised layers
+
+"Teacher forced": every forward reads the inputs (z, t, c) of the 16-bit run, so an error is what
+the layers do at that step, without what earlier steps' errors made of the trajectory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraq.config import BranchConfig, ModelConfig, Recipe
+from loraq.errors import LoraqError
+from loraq.generate import image_batch
+from loraq.layers import QuantizedLinear
+from loraq.models import Layer
+from loraq.prompts import Prompt
+from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.units import Unit
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """One call of the transformer: which step of its batch, what it read, what it gave (CPU)."""
+
+    step: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+    def squared_error(self, transformer: nn.Module) -> tuple[float, float]:
+        """(‖f̂ − f‖², ‖f‖²) of this forward, summed in float64."""
+        tensors = chain(transformer.parameters(), transformer.buffers())  # one of them may be empty
+        device = next(tensors).device
+        args, kwargs = _mapped((self.args, self.kwargs), lambda tensor: tensor.to(device))
+        output = _sample(transformer(*args, **kwargs))[:, : self.output.shape[1]].double()
+        reference = self.output.to(device).double()
+        return (output - reference).square().sum().item(), reference.square().sum().item()
+
+
+def record_forwards(
+    pipe: Any,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    seed: int,
+    batch_size: int,
+    every: int = 1,
+) -> list[Forward]:
+    """Run the 16-bit pipeline as generation does (up to the latents) and keep its forwards.
+
+    Kept are calls 0, every, 2·every, … of each batch, in the order in which the model ran. Held on
+    the CPU, in the model's dtype: per kept call the batch's latents and its output (each twice
+    under guidance); what does not change between calls, the text above all, once a batch. Output
+    channels that the sampler never reads (a learned variance) are left out.
+    """
+    if not prompts or batch_size < 1 or every < 1:
+        raise LoraqError(
+            f"{len(prompts)} prompts, batch_size={batch_size}, every={every}: the limit of each "
+            "is 1. Give at least one prompt, and 1 or more."
+        )
+    kept: list[Forward] = []
+    for start in range(0, len(prompts), batch_size):
+        handle = pipe.transformer.register_forward_hook(_recorder(kept, every), with_kwargs=True)
+        try:
+            image_batch(pipe, model, prompts[start : start + batch_size], seed, "latent")
+        finally:
+            handle.remove()
+    return kept
+
+
+def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
+    """A forward hook for one batch, which counts the calls and keeps every `every`-th."""
+    calls, latest = 0, []
+
+    def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal calls, latest
+        step, calls = calls, calls + 1
+        if step % every:
+            return
+        held: list[Tensor] = []
+
+        def copied(tensor: Tensor) -> Tensor:
+            # a copy even on the CPU: the sampler may go on to write into its own tensors
+            copy = tensor.detach().to("cpu", copy=True)
+            held.append(next((old for old in latest if _same(old, copy)), copy))
+            return held[-1]
+
+        own_args, own_kwargs = _mapped((args, kwargs), copied)
+        sample = _sample(output)
+        read = getattr(getattr(module, "config", None), "in_channels", None)
+        if read is not None and sample.shape[1] == 2 * read:
+            sample = sample[:, :read]
+        kept.append(Forward(step, own_args, own_kwargs, sample.detach().to("cpu", copy=True)))
+        latest = held
+
+    return keep
+
+
+@torch.inference_mode()
+def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[float]:
+    """‖f̂ − f‖ / ‖f‖ of each recorded step, in the order of steps, pooled over its batches."""
+    sums: dict[int, list[float]] = {}
+    for forward in _some(forwards):
+        entry = sums.setdefault(forward.step, [0.0, 0.0])
+        for place, value in enumerate(forward.squared_error(transformer)):
+            entry[place] += value
+    return [math.sqrt(sums[step][0] / sums[step][1]) for step in sorted(sums)]
+
+
+@contextmanager
+def applied(
+    transformer: nn.Module, quantised: QuantizedModel, names: Iterable[str]
+) -> Iterator[None]:
+    """The layers `names` of `quantised` in their places, taken out again whatever happens."""
+    subset = QuantizedModel({name: quantised.layers[name] for name in names}, quantised.rank)
+    for name in subset.layers:
+        if isinstance(transformer.get_submodule(name), QuantizedLinear):
+            raise LoraqError(
+                f"'{name}' is quantised already, and an error is measured against the 16-bit "
+                "layers. Call QuantizedModel.revert first."
+            )
+    try:
+        subset.apply(transformer)
+        yield
+    finally:
+        subset.revert(transformer)
+
+
+def errors_by_role(
+    transformer: nn.Module,
+    quantised: QuantizedModel,
+    layers: Sequence[Layer],
+    forwards: Sequence[Forward],
+) -> dict[str, list[float]]:
+    """`output_errors` with every layer quantised ('all'), then with one role's layers alone.
+
+    Layers of `layers` that `quantised` does not hold stay in 16 bits and give no role.
+    """
+    roles = {layer.name: layer.role for layer in layers if layer.name in quantised.layers}
+    nameless = [name for name in quantised.layers if name not in roles]
+    if nameless:
+        raise LoraqError(
+            f"{len(nameless)} quantised layers have no role, such as '{nameless[0]}'. Give all of "
+            "the model's layers."
+        )
+    parts = {"all": list(roles)}
+    for name, role in roles.items():
+        parts.setdefault(role, []).append(name)
+    errors = {}
+    for part, names in parts.items():
+        with applied(transformer, quantised, names):
+            errors[part] = output_errors(transformer, forwards)
+    return errors
+
+
+@torch.inference_mode()
+def sensitivity(
+    transformer: nn.Module,
+    units: Sequence[Unit],
+    recipe: Recipe,
+    forwards: Sequence[Forward],
+    progress: str | None = "sensitivity",
+) -> dict[str, float]:
+    """How much the transformer's output minds each unit's error, by the unit's name.
+
+        s_u = (‖f̂ − f‖² / ‖f‖²) / (‖Ŷ − Y‖² / ‖Y‖²)       pooled over all forwards
+
+    f̂ has unit u alone quantised, rounded to nearest in the recipe's weight and activation formats,
+    without transform or branch; Y = x·Wᵀ is the unit's own output on its 16-bit inputs (bias left
+    out, layers of a unit pooled). A unit that these formats leave exact has 0. To first order an
+    error e_u of a unit, however it arises, costs s_u·e_u², and the units' costs add.
+
+    progress: label of the bar, which counts units; None for none.
+    """
+    from tqdm import tqdm
+
+    _some(forwards)
+    plain = Recipe(
+        weight=recipe.weight, activation=recipe.activation, branch=BranchConfig(kind="none")
+    )
+    found = {}
+    for unit in tqdm(units, desc=progress, unit="unit", disable=progress is None):
+        quantised = quantize_model(transformer, unit.layers, plain, progress=None)
+        originals = {name: transformer.get_submodule(name) for name in quantised.layers}
+        with applied(transformer, quantised, originals):
+            layer_sums, handles = [0.0, 0.0], []
+            try:
+                for name, original in originals.items():
+                    hook = _error_sum(original, layer_sums)
+                    stand_in = transformer.get_submodule(name)
+                    handles.append(stand_in.register_forward_hook(hook))
+                pairs = [forward.squared_error(transformer) for forward in forwards]
+            finally:
+                for handle in handles:
+                    handle.remove()
+        error, norm = (sum(column) for column in zip(*pairs, strict=True))
+        layer_error = layer_sums[0] / layer_sums[1] if layer_sums[0] else 0.0
+        found[unit.name] = error / norm / layer_error if layer_error else 0.0
+    return found
+
+
+def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
+    """A hook on a layer's stand-in that adds (‖Ŷ − Y‖², ‖Y‖²) on what the layer reads to `sums`."""
+    weight, bias = original.weight.float(), original.bias
+
+    def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        y = args[0].float() @ weight.mT
+        error = output.float() - y - (0.0 if bias is None else bias.float())
+        sums[0] += error.square().sum(dtype=torch.float64).item()
+        sums[1] += y.square().sum(dtype=torch.float64).item()
+
+    return add
+
+
+def _some(forwards: Sequence[Forward]) -> Sequence[Forward]:
+    if not forwards:
+        raise LoraqError("No forwards to replay. Record at least one with record_forwards.")
+    return forwards
+
+
+def _sample(output: Any) -> Tensor:
+    """The output tensor: diffusers gives it in a tuple or as `.sample`."""
+    if isinstance(output, tuple):
+        return output[0]
+    return getattr(output, "sample", output)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    layout = (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+    return layout and torch.equal(a, b)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `function` on every tensor in its tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(entry, function) for key, entry in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(entry, function) for entry in value)
+    return value

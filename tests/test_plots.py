@@ -1,0 +1,136 @@
+"""Diagrams: whole PNGs, equal bytes each time, what is drawn where, errors for nothing to draw."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from loraq import plot_style, plots
+from loraq.errors import LoraqError
+from loraq.plots import Point
+
+ROLES = ("all", "self_q", "ff_up", "ff_down")
+SERIES = {
+    row: {
+        role: [(place + 1) * 0.9**step / 50 for step in range(8)]
+        for place, role in enumerate(ROLES)
+    }
+    for row in ("W only", "A only", "both", "RTN")
+}
+POINTS = [
+    Point("RTN", "no branch", 4.25, 25.5, 25.0, 26.1),
+    Point("Hadamard", "no branch", 4.26, 27.2, 26.5, 27.9),
+    Point("SVDQuant r9", "SVDQuant", 4.90, 30.4, 29.9, 31.0),
+    Point("LoRaQ r19", "LoRaQ", 4.90, 31.2),
+    Point("LoRaQ r36", "LoRaQ", 4.91, 31.0, 30.0, 32.0),
+]
+LOSSES = {"alternation": [0.1, 0.06, 0.051, 0.0505], "adam": [0.11 * 0.99**i for i in range(80)]}
+CHOICE = {
+    f"blocks.{block}.{role}": (role, block, 4 * block + place, 8 if place == block == 1 else 4)
+    for block in range(5)
+    for place, role in enumerate(ROLES[1:])
+}
+PICTURES = {
+    "steps": lambda path: plots.steps_plot(SERIES, path, "by role"),
+    "pareto": lambda path: plots.pareto_plot(POINTS, path, title="quality"),
+    "convergence": lambda path: plots.convergence_plot(LOSSES, path),
+    "allocation": lambda path: plots.allocation_map(CHOICE, path, "ranks"),
+}
+
+
+def coloured(path: Path, colour: str) -> np.ndarray:
+    """(row, column) of the pixels of that colour."""
+    wanted = np.array(matplotlib.colors.to_rgb(colour)) * 255
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    return np.argwhere(np.abs(pixels - wanted).max(-1) < 6)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_are_whole_and_the_same_bytes_each_time(name: str, tmp_path: Path):
+    path = PICTURES[name](tmp_path / "new" / "a.png")
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
+        again = PICTURES[name](tmp_path / "b.png")  # the user's own settings have no effect
+    assert again.read_bytes() == path.read_bytes() and dict(matplotlib.rcParams) == before
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and min(image.size) > 200 and max(image.size) < 2000
+        assert "Software" not in image.info
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert 0.005 < (pixels < 250).any(-1).mean() < 0.8
+    assert len(np.unique(pixels, axis=0)) > 50
+    assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def test_higher_errors_are_drawn_higher_and_all_of_them_in_black(tmp_path: Path):
+    path = plots.steps_plot({"one": SERIES["both"]}, tmp_path / "s.png")
+    heights = [coloured(path, plot_style.COLOURS[n])[:, 0].max() for n in range(3)]
+    assert heights[0] > heights[1] > heights[2], "self_q < ff_up < ff_down"
+    falling = {role: values[::-1] for role, values in SERIES["both"].items()}
+    assert plots.steps_plot({"one": falling}, tmp_path / "t.png").read_bytes() != path.read_bytes()
+    shifted = plots.steps_plot({"one": falling}, tmp_path / "u.png", steps=range(0, 16, 2))
+    assert shifted.read_bytes() != (tmp_path / "t.png").read_bytes()
+
+
+def test_steps_of_zero_error_are_left_out(tmp_path: Path):
+    values = {"all": [0.1, 0.2], "self_q": [0.0, 0.05], "ff_up": [0.0, 0.0]}
+    assert plots.steps_plot({"row": values}, tmp_path / "s.png").is_file()
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_frontier_holds_what_nothing_as_small_beats(higher: bool):
+    points = [Point(str(n), "f", x, y if higher else -y) for n, (x, y) in enumerate(
+        [(4.0, 10), (4.0, 12), (4.5, 11), (5.0, 12), (5.0, 13), (6.0, 20)]
+    )]  # fmt: skip
+    got = plots.frontier(points[::-1], higher)
+    assert [point.label for point in got] == ["1", "4", "5"]
+    assert plots.frontier(got, higher) == got
+
+
+def test_labels_of_crowded_points_do_not_overlap(tmp_path: Path):
+    """Twelve points of nearly equal memory and quality: each label readable, none outside."""
+    with plot_style.figure_at(tmp_path / "p.png", (7, 5)) as figure:
+        axes = figure.subplots()
+        places = [(4.9 + 0.01 * (n % 3), 30 + 0.5 * n) for n in range(12)]
+        axes.plot(*zip((4, 20), *places, (6, 40), strict=True), "o")
+        labels = [(f"method number {n}", x, y, "#0072B2") for n, (x, y) in enumerate(places)]
+        plot_style.label_points(axes, labels, [(x, y, x, y) for x, y in places])
+        figure.draw_without_rendering()
+        boxes = [note.get_window_extent() for note in axes.texts if note.get_text()]
+        assert len(boxes) == 12
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        frame = axes.get_window_extent()
+        assert all(frame.containsx(edge) for box in boxes for edge in (box.x0, box.x1))
+
+
+def test_more_bits_are_framed_and_higher_ranks_are_darker(tmp_path: Path):
+    path = plots.allocation_map(CHOICE, tmp_path / "a.png")
+    frame = coloured(path, plot_style.FRAME)
+    uniform = {name: (*entry[:3], 4) for name, entry in CHOICE.items()}
+    plain = plots.allocation_map(uniform, tmp_path / "b.png")
+    assert len(frame) > 100 and not len(coloured(plain, plot_style.FRAME))
+    height, width = np.asarray(Image.open(path)).shape[:2]
+    assert frame[:, 1].mean() < width / 2 and abs(frame[:, 0].mean() - height / 2) < height / 8
+
+
+def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
+    out = tmp_path / "none.png"
+    for draw, words in (
+        (lambda: plots.steps_plot({}, out), "without an error above 0"),
+        (lambda: plots.steps_plot({"row": {"all": [0.0]}}, out), "without an error above 0"),
+        (lambda: plots.steps_plot(SERIES, out, steps=[0, 1]), "2 steps"),
+        (lambda: plots.pareto_plot([], out), "0 points"),
+        (lambda: plots.pareto_plot([Point("16-bit", "f", 16, float("inf"))], out), "16-bit"),
+        (lambda: plots.convergence_plot({}, out), "without a loss above 0"),
+        (lambda: plots.convergence_plot({"rtn": []}, out), "without a loss above 0"),
+        (lambda: plots.allocation_map({}, out), "no layers"),
+        (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "another entry"),
+    ):
+        with pytest.raises(LoraqError, match=words):
+            draw()
+    assert not out.exists()

@@ -1,0 +1,222 @@
+"""Replay: the 16-bit run exactly, subsets applied and reverted, effects that are foretold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loraq import replay
+from loraq.config import BranchConfig, FormatConfig, ModelConfig, Recipe
+from loraq.errors import LoraqError
+from loraq.generate import image_batch
+from loraq.models import list_layers, load_pipeline
+from loraq.prompts import Prompt
+from loraq.quantizer import quantize_model
+from loraq.replay import Forward, applied, errors_by_role, output_errors, sensitivity
+from loraq.units import make_units
+
+PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
+STEPS = 5
+
+
+def rtn(weight: str, activation: str | None = None) -> Recipe:
+    formats = FormatConfig(weight), FormatConfig(activation or weight)
+    return Recipe(weight=formats[0], activation=formats[1], branch=BranchConfig(kind="none"))
+
+
+class Exact(torch.nn.Module):
+    """A layer by its definition, without the module under test."""
+
+    def __init__(self, tensors) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def forward(self, x):
+        return self.tensors.forward(x)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder) -> ModelConfig:
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    return ModelConfig(
+        path=str(tiny_folder), height=64, width=64, steps=STEPS, max_sequence_length=8, call=call
+    )
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return load_pipeline(model)
+
+
+@pytest.fixture(scope="module")
+def forwards(pipe, model) -> list[Forward]:
+    return replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def layers(pipe):
+    return list_layers(pipe.transformer, "pixart_sigma")
+
+
+@pytest.fixture(scope="module")
+def quantised(pipe, layers):
+    return quantize_model(pipe.transformer, layers, rtn("int4"), progress=None)
+
+
+@pytest.fixture
+def untouched(pipe):
+    """Fails unless the test leaves the very same modules, hooks and weights behind."""
+
+    def state():
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules()]
+        return [id(m) for m in modules()], hooks, [p.sum().item() for p in parameters()]
+
+    def modules():
+        return list(pipe.transformer.modules())
+
+    def parameters():
+        return list(pipe.transformer.parameters())
+
+    before = state()
+    yield
+    assert state() == before
+
+
+def test_unquantised_replay_is_exact_at_every_step(pipe, forwards, untouched):
+    assert [f.step for f in forwards] == [*range(STEPS), *range(STEPS)]
+    assert output_errors(pipe.transformer, forwards) == [0.0] * STEPS
+
+
+def test_recorded_is_what_generation_computes(pipe, model, forwards):
+    """The scheduler's timesteps; guidance doubles the batch; the variance channels are left out."""
+    again = replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
+    assert all(torch.equal(a.output, b.output) for a, b in zip(forwards, again, strict=True))
+    pipe.scheduler.set_timesteps(STEPS)
+    times = [int(f.kwargs["timestep"][0]) for f in forwards]
+    assert times == [int(t) for t in pipe.scheduler.timesteps] * 2
+    assert [f.output.shape for f in forwards] == [(4, 4, 8, 8)] * STEPS + [(2, 4, 8, 8)] * STEPS
+    seeds = replay.record_forwards(pipe, model, PROMPTS[:1], seed=4, batch_size=2)
+    assert not torch.equal(seeds[0].output, forwards[0].output[:1])
+    own = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _module, args, kwargs: own.append((*args, *kwargs.values())[0]), with_kwargs=True
+    )
+    image_batch(pipe, model, PROMPTS[:2], 3, output_type="latent")
+    handle.remove()
+    recorded = [(*f.args, *f.kwargs.values())[0] for f in forwards[:STEPS]]
+    assert all(torch.equal(a, b) for a, b in zip(own, recorded, strict=True))
+
+
+def test_every_keeps_every_second_step_and_unchanging_inputs_once(pipe, model, forwards, untouched):
+    some = replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2, every=2)
+    assert [f.step for f in some] == [0, 2, 4, 0, 2, 4]
+    assert torch.equal(some[1].output, forwards[2].output)
+    assert output_errors(pipe.transformer, some) == [0.0] * 3
+    text = [f.kwargs["encoder_hidden_states"] for f in some]
+    assert text[0] is text[1] is text[2] is not text[3]
+    assert some[0].kwargs["timestep"] is not some[1].kwargs["timestep"]
+
+
+def test_hook_is_removed_when_the_pipeline_fails(pipe, model, untouched):
+    with pytest.raises(Exception, match="height"):
+        broken = ModelConfig(**{**vars(model), "height": 60})
+        replay.record_forwards(pipe, broken, PROMPTS, 0, 2)
+
+
+def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
+    pipe, quantised, layers, untouched
+):
+    name = layers[0].name
+    linear = pipe.transformer.get_submodule(name)
+    with applied(pipe.transformer, quantised, []):
+        assert pipe.transformer.get_submodule(name) is linear
+    with pytest.raises(ZeroDivisionError), applied(pipe.transformer, quantised, [name]):
+        assert pipe.transformer.get_submodule(name) is not linear
+        assert isinstance(pipe.transformer.get_submodule(layers[1].name), torch.nn.Linear)
+        1 / 0  # noqa: B018
+    with (
+        applied(pipe.transformer, quantised, [name]),
+        pytest.raises(LoraqError, match="quantised already"),
+        applied(pipe.transformer, quantised, quantised.layers),
+    ):
+        pass
+
+
+def test_errors_by_role_are_those_of_applying_the_role_by_hand(
+    pipe, quantised, layers, forwards, untouched
+):
+    transformer = pipe.transformer
+    errors = errors_by_role(transformer, quantised, layers, forwards)
+    assert list(errors) == ["all", *dict.fromkeys(layer.role for layer in layers)]
+    assert all(len(e) == STEPS and min(e) > 0 for e in errors.values())
+
+    linears = {l.name: transformer.get_submodule(l.name) for l in layers if l.role == "ff_down"}
+    squares = torch.zeros(2, STEPS, dtype=torch.float64)
+    with torch.inference_mode():
+        for name in linears:
+            tensors = quantised.layers[name]
+            transformer.set_submodule(name, Exact(tensors))
+        for f in forwards:
+            output = transformer(*f.args, **f.kwargs)[0][:, :4].double()
+            squares[0, f.step] += (output - f.output).square().sum()
+            squares[1, f.step] += f.output.double().square().sum()
+    for name, linear in linears.items():
+        transformer.set_submodule(name, linear)
+    by_hand = (squares[0] / squares[1]).sqrt().tolist()
+    assert errors["ff_down"] == pytest.approx(by_hand, rel=1e-3)
+
+    one = [layer for layer in layers if layer.role == "ff_down"]
+    part = quantize_model(transformer, one, rtn("int4"), progress=None)
+    assert errors_by_role(transformer, part, layers, forwards) == {
+        "all": errors["ff_down"],
+        "ff_down": errors["ff_down"],
+    }
+    with pytest.raises(LoraqError, match="have no role"):
+        errors_by_role(transformer, quantised, one, forwards)
+
+
+def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forwards, untouched):
+    """s·e² holds to first order at any e: 8-bit errors, whose squares are some 300 times smaller,
+    have the effect that 4 bits foretell within a factor 2 a unit, and 1.5 all together."""
+    transformer, first = pipe.transformer, [f for f in forwards if f.step == 0]
+    units = make_units(layers, share_qkv=True)
+    at_4 = sensitivity(transformer, units, rtn("int4"), first, progress=None)
+    at_8 = sensitivity(transformer, units, rtn("int8"), first, progress=None)
+    packed = quantize_model(transformer, layers, rtn("int8"), progress=None)
+    predicted = 0.0
+    for unit in units:
+        with applied(transformer, packed, [layer.name for layer in unit.layers]):
+            effect = output_errors(transformer, first)[0] ** 2
+        layer_error = effect / at_8[unit.name]  # what at_8 was divided by: the unit's own e²
+        assert 1e-6 < layer_error < 1e-3
+        assert 0.5 < at_4[unit.name] * layer_error / effect < 2, unit.name
+        predicted += at_4[unit.name] * layer_error
+    with applied(transformer, packed, packed.layers):
+        together = output_errors(transformer, first)[0] ** 2
+    assert 1 / 1.5 < predicted / together < 1.5
+    assert max(at_4.values()) > 3 * min(at_4.values()), "units that matter differently"
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"every": 0}, {"prompts": []}])
+def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
+    with pytest.raises(LoraqError, match="limit"):
+        replay.record_forwards(
+            pipe, model, **{"prompts": PROMPTS, "seed": 0, "batch_size": 2} | settings
+        )
+    with pytest.raises(LoraqError, match="No forwards"):
+        output_errors(pipe.transformer, [])
+    with pytest.raises(LoraqError, match="No forwards"):
+        sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
+
+
+def test_outputs_and_inputs_of_every_usual_form_are_understood():
+    """Tuples, objects with `.sample`; None, flags, tensors in dicts and lists."""
+
+    class Named:
+        sample = torch.ones(1, 2)
+
+    assert replay._sample((Named.sample,)) is replay._sample(Named()) is Named.sample
+    value = {"a": None, "b": [True, Named.sample], "c": {"d": (2, Named.sample)}}
+    doubled = replay._mapped(value, lambda tensor: tensor * 2)
+    assert doubled["a"] is None and doubled["b"][0] is True and doubled["c"]["d"][0] == 2
+    assert doubled["b"][1].sum() == doubled["c"]["d"][1].sum() == 4 and Named.sample.sum() == 2
