@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format table1 tables cache clean distclean
+.PHONY: help install demo test check format table1 ablations tables cache clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo
@@ -18,8 +18,15 @@ demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedd
 table1: $(INSTALLED) ## the comparison: about 25 rows, 128 prompts (hours on 2 cores; resumes)
 	$(RUN) run experiment=table1
 
-tables: $(INSTALLED) ## Markdown, LaTeX and CSV tables again from the records that are there
-	$(RUN) tables
+ABLATIONS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/ablation_*.yaml))
+
+ablations: $(ABLATIONS) ## every ablation_NAME of conf/experiment/, one after the other (hours; resumes)
+
+ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stands in its YAML
+	$(RUN) run experiment=ablation_$*
+
+tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
+	$(BIN)/python -m loraq.readme
 
 test: $(INSTALLED_DEV) ## the whole test suite (≤ 10 min on 2 cores)
 	$(BIN)/python -m pytest

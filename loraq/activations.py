@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from loraq.capture import Activations
+    from loraq.replay import Forward
 
 FILES = {
     "inputs": "inputs.safetensors",
@@ -83,11 +84,19 @@ def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
     pipe, config = work.pipe(row), row.config
     size, every = config.generate.batch_size, max(1, config.model.steps // SENSITIVITY_STEPS)
     prompts = row.calibration[:SENSITIVITY_PROMPTS]
-    forwards = record_forwards(pipe, config.model, prompts, config.calibration.seed, size, every)
-    layers = work.layers(row, row.recipe.skip)
-    units = make_units(layers, row.recipe.branch.share_qkv)
+    recorded = record_forwards(pipe, config.model, prompts, config.calibration.seed, size, every)
+    units = make_units(work.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
     bar = work.bar("sensitivity")
-    return sensitivity(pipe.transformer, units, row.recipe, forwards, progress=bar)
+    return sensitivity(pipe.transformer, units, row.recipe, recorded, progress=bar)
+
+
+def forwards(work: Workshop, row: Row) -> list[Forward]:
+    """Every step of the 16-bit model on the first batch of captions kept for measuring."""
+    from loraq.replay import record_forwards
+
+    config, size = row.config, row.config.generate.batch_size
+    seed = config.calibration.seed
+    return record_forwards(work.pipe(row), config.model, row.measuring[:size], seed, size)
 
 
 def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:

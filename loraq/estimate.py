@@ -19,7 +19,7 @@ def describe(rows: Sequence[Row], store: Store) -> str:
     planned: set[tuple[str, str]] = set()
     for row in rows:
         lines.append(f"{row.name}  ({row.label})")
-        for stage in (*ACTIVATIONS, "quantised", "images", "record"):
+        for stage in (*ACTIVATIONS, "quantised", "images", "measured", "record"):
             if stage not in row.keys:
                 continue
             product = (stage.split(":")[0], row.keys[stage])
@@ -97,7 +97,7 @@ def stage_kind(row: Row, stage: str) -> str:
         words += [emulated, f"{row.config.model.height}x{row.config.model.width}"]
     if stage == "quantised" and row.recipe is not None:
         words += [row.config.method]
-    if stage == "record":
+    if stage in ("measured", "record"):
         words += [emulated, str(len(row.prompts))]
     return " ".join(words)
 
@@ -118,6 +118,7 @@ def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
         "moments": (units * forward * model.steps, weights * 4),
         "sensitivity": (100 * forward * units, 1e4),
         "quantised": (weights * 2e-6, weights * 0.7),
-        "record": (len(row.prompts) * pixels * 1e-5, 1e5),
+        "measured": (len(row.prompts) * pixels * 1e-5, 1e5),
+        "record": (0.1, 1e5),
     }[stage.split(":")[0]]
     return seconds, size, "from stated rates"

@@ -6,7 +6,7 @@ Shapes: w_BOI units × out × in, x_BTI units × calibration rows × in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,16 +17,16 @@ from loraq.branches import OutputError, Problem, Solution, find
 from loraq.branches.linear_algebra import root_and_inverse
 from loraq.capture import Activations
 from loraq.config import BranchConfig, Recipe
-from loraq.formats import Format, QuantizedTensor, dequantize, fake_quantize, quantize
+from loraq.formats import Format, fake_quantize, quantize
 from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
-from loraq.rounding import round_weights
+from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
 from loraq.transforms.smoothing import candidates, grid, smoothing_scale
-from loraq.units import Group, Unit
+from loraq.units import Group
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def quantize_group(
     wt_BOI = transform.weight(w_BOI)
     solution = step.find_branch(wt_BOI, transform, recipe.branch)
     notes["losses"] = solution.losses
-    return step.pack(wt_BOI, transform, solution, modules), notes
+    return pack(step, wt_BOI, transform, solution, modules), notes
 
 
 class _GroupStep:
@@ -155,7 +155,7 @@ class _GroupStep:
             return find(problem, options)
 
     def _problem(self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig) -> Problem:
-        root_BII, inverse_BII = self._roots(options.weighting)
+        root_BII, inverse_BII = self._roots(options.weighting, transform)
         return Problem(
             weight_BOI=wt_BOI,
             rank=self.rank,
@@ -168,10 +168,16 @@ class _GroupStep:
             step_main=_grid_step(self.weight),
         )
 
-    def _roots(self, weighting: str) -> tuple[Tensor | None, Tensor | None]:
-        """S and S⁻¹ that weigh errors by the transformed input's second moment."""
+    def _roots(
+        self, weighting: str, transform: InputTransform
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """S and S⁻¹ that weigh errors by the transformed input's statistics."""
         if weighting == "none":
             return None, None
+        if weighting == "magnitude":
+            assert self.x_BTI is not None
+            magnitude_BI = transform.input(self.x_BTI).abs().mean(-2)
+            return root_and_inverse(torch.diag_embed(magnitude_BI.square()))
         assert self.second_BII is not None
         second_BII = self.second_BII
         if weighting == "diagonal":
@@ -199,63 +205,6 @@ class _GroupStep:
             return (estimate - y).flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1).clamp_min(1e-30)
 
         return error
-
-    def pack(
-        self,
-        wt_BOI: Tensor,
-        transform: InputTransform,
-        solution: Solution,
-        modules: Mapping[str, nn.Module],
-    ) -> dict[str, LayerTensors]:
-        """Store the units: rounded as the stacks they were judged as, then cut; R once a unit."""
-        factors: list[Any] = [(None, None)] * len(wt_BOI)
-        target_BOI = wt_BOI
-        if self.rank:
-            factors = [
-                (quantize(left, self.branch), quantize(right, self.branch))
-                for left, right in zip(solution.left_BOR, solution.right_BRI, strict=True)
-            ]
-            if solution.residual:
-                products = [dequantize(left) @ dequantize(right) for left, right in factors]
-                target_BOI = wt_BOI - torch.stack(products)
-        weights = round_weights(target_BOI, self.weight, self.second_BII, self.recipe.rounding)
-        packed: dict[str, LayerTensors] = {}
-        for b, unit in enumerate(self.group.units):
-            own = replace(
-                transform,
-                smooth_I=None if transform.smooth_I is None else transform.smooth_I[b, 0].clone(),
-                signs_I=None if transform.signs_I is None else transform.signs_I[b, 0].clone(),
-            )
-            packed |= self._pack_unit(unit, own, weights[b], *factors[b], modules)
-        return packed
-
-    def _pack_unit(
-        self,
-        unit: Unit,
-        own: InputTransform,
-        weight: QuantizedTensor,
-        left: QuantizedTensor | None,
-        right: QuantizedTensor | None,
-        modules: Mapping[str, nn.Module],
-    ) -> dict[str, LayerTensors]:
-        packed, start = {}, 0
-        for layer in unit.layers:
-            rows = slice(start, start + layer.shape[0])
-            start = rows.stop
-            module = modules[layer.name]
-            bias = None if module.bias is None else module.bias.detach()
-            bias_O = own.bias(bias, module.weight.detach().float())
-            packed[layer.name] = LayerTensors(
-                weight=weight.rows(rows),
-                activation=self.activation,
-                transform=own,
-                left=None if left is None else left.rows(rows),
-                right=right,
-                branch_activation=None if right is None else self.branch_activation,
-                requantize_intermediate=self.recipe.requantize_intermediate,
-                bias_O=None if bias_O is None else bias_O.float(),
-            )
-        return packed
 
 
 def _follows_gelu(group: Group) -> bool:

@@ -8,7 +8,8 @@ and manifests; no model is loaded.
                moments and sensitivity likewise (activations.py)
     quantised  packed layers
     images     PNGs; the reference row's serve every other row of the same prompts
-    record     errors, metrics and settings of the row
+    measured   errors and metrics, without the row's names
+    record     what was measured, with names, settings, timings and origin
 """
 
 from __future__ import annotations
@@ -83,10 +84,12 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
         damaged = {s for s in there if (s.split(":")[0], row.keys[s]) in store.corrupted}
         ends = {"record": ("images", "record"), "images": ("images",)}.get(last, ())
         todo = {stage for stage in ends if not there[stage]} | damaged
+        if "record" in todo and not there["measured"]:
+            todo.add("measured")
         if row.recipe is not None:
-            if not there["quantised"] and (todo & {"images", "record"} or last == "quantised"):
+            if not there["quantised"] and (todo & {"images", "measured"} or last == "quantised"):
                 todo.add("quantised")
-            if not there["inputs:measure"] and "record" in todo:
+            if not there["inputs:measure"] and "measured" in todo:
                 todo.add("inputs:measure")
             if "quantised" in todo:
                 read = (stage for stage in ACTIVATIONS[:-1] if stage in row.keys)
@@ -139,7 +142,10 @@ def _keyed(config: Config) -> Row:
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
             keys["quantised"],
         )
-    keys["record"] = key("record", RECORD_VERSION, keys, _judging(config), _named(config))
+    judging = _judging(config)
+    record = key("record", RECORD_VERSION, keys, judging, _named(config))
+    keys["measured"] = key("measured", RECORD_VERSION, keys, judging)
+    keys["record"] = record
     return dataclasses.replace(row, keys=keys)
 
 
@@ -175,12 +181,15 @@ def _judging(config: Config) -> dict[str, Any]:
         else:  # images, whatever their folder is called; `auto` depends on what weights are there
             real = {image.name: file_hash(image) for image in sorted(path.glob("*.png"))}
             extractor = choose(extractor)
-    return {
+    judged = {
         "metrics": [(name, module(name).VERSION) for name in config.metrics.names],
         "extractor": extractor,
         "bootstrap": config.metrics.bootstrap,
         "real": real,
     }
+    if config.metrics.analyses:
+        judged["analyses"] = sorted(config.metrics.analyses)
+    return judged
 
 
 def _named(config: Config) -> list[Any]:
@@ -209,10 +218,10 @@ def _threads(config: Config) -> int:
 def check(rows: Sequence[Row]) -> None:
     """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
     from loraq import metrics
-    from loraq.stages import real_images
+    from loraq.measuring import real_images
 
     for row in rows:
-        if "record" in row.todo:
+        if "measured" in row.todo:
             names = row.config.metrics.names
             needing = [name for name in names if metrics.module(name).NEEDS == "real"]
             if needing and row.config.data.real is None:

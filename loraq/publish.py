@@ -76,12 +76,14 @@ def _pictures(
     work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
 ) -> list[Path]:
     """The grid prompts × methods and the map of errors per layer; drawn when rows have changed."""
-    from loraq.stages import image_set
+    from loraq.measuring import image_set
 
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not grid.is_file():
-        from loraq import pictures
+        from loraq import diagrams, pictures
 
+        for old in folder.glob("*.png"):
+            old.unlink()
         sets = [image_set(work.store, row) for row, _ in finished]
         shown = range(min(PICTURE_PROMPTS, *(len(images) for images in sets)))
         pictures.grid(
@@ -91,9 +93,11 @@ def _pictures(
             grid,
             notes=[_psnr(record) for _, record in finished],
         )
-        if any(record.layers for _, record in finished):
-            pictures.layer_error_map([record for _, record in finished], errors)
-    return [path for path in (grid, errors) if path.is_file()]
+        records = [record for _, record in finished]
+        if any(record.layers for record in records):
+            pictures.layer_error_map(records, errors)
+        diagrams.draw(records, folder)
+    return [grid, *sorted(path for path in folder.glob("*.png") if path != grid)]
 
 
 def _psnr(record: Record) -> str:
@@ -104,7 +108,7 @@ def _psnr(record: Record) -> str:
 def _track(work: Workshop, row: Row, record: Record) -> Path | None:
     """The record's W&B run; one that was written before is only looked up."""
     from loraq import tracking
-    from loraq.stages import image_set, reference_set
+    from loraq.measuring import image_set, reference_set
 
     settings = row.config.tracking
     if settings.mode == "disabled":

@@ -39,6 +39,7 @@ class Record:
     metrics: name → value, lo, hi, n, direction, per_image, details, reason, seen{…}, held_out{…}
         (see `loraq.metrics.measure`).
     paired: metric → against, diff, lo, hi. Tables work paired differences out themselves.
+    analyses: what `metrics.analyses` asked for: limits, steps, losses.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Record:
     images: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     paired: dict[str, dict[str, Any]] = field(default_factory=dict)
+    analyses: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     created: str = ""
     commit: str = ""
@@ -93,7 +95,7 @@ def to_json(record: Record) -> str:
 
 
 def from_json(text: str) -> Record:
-    data = json.loads(text, object_hook=_decode)
+    data = json.loads(text, object_hook=decode)
     if not isinstance(data, dict) or "schema" not in data:
         raise LoraqError("this is not a LoRaQ record: it has no 'schema'")
     if data["schema"] != SCHEMA:
@@ -196,7 +198,8 @@ def _commit() -> str:
     return asked[0] + ("+" if asked[1] else "")
 
 
-def _decode(item: dict[str, Any]) -> Any:
+def decode(item: dict[str, Any]) -> Any:
+    """The tagged non-finite floats of `plain` as floats again (an `object_hook` for json)."""
     if set(item) == {"float"} and item["float"] in _NON_FINITE:
         return _NON_FINITE[item["float"]]
     return item

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraq.diagrams import draw
 from loraq.errors import LoraqError, unknown
 from loraq.publish import ROWS_FILE
 from loraq.record import Record, load
@@ -89,6 +90,9 @@ def take(source: Path, root: Path = ROOT) -> Path:
         write_bytes(target / RECORDS / f"{row}.json", path.read_bytes())
     write_bytes(target / ROWS_FILE, (source / ROWS_FILE).read_bytes())
     refresh_tables(target.name, root)
+    for old in target.glob("*.png"):
+        old.unlink()
+    draw(read(target.name, root).records, target)
     return target
 
 

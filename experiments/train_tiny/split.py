@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .data import Item, items
+from .outside import outside_captions
 from .settings import ASSETS, SETTINGS, Settings
 
 
@@ -52,7 +53,7 @@ def make_split(names: list[str], settings: Settings = SETTINGS) -> Split:
 
 
 def captions(split: Split, by_name: dict[str, Item]) -> dict[str, list[dict]]:
-    """Return the three ordered caption lists; seen and held-out alternate so that any even prefix
+    """Return the ordered caption lists; seen and held-out alternate so that any even prefix
     is balanced."""
 
     def entry(name: str, seen: bool) -> dict:
@@ -66,6 +67,7 @@ def captions(split: Split, by_name: dict[str, Item]) -> dict[str, list[dict]]:
         "calibration": [entry(n, True) for n in split.calibration],
         "development": interleave(split.seen_dev, split.held_dev),
         "test": interleave(split.seen_test, split.held_test),
+        "outside": outside_captions(),
     }
 
 

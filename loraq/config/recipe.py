@@ -90,8 +90,9 @@ class TransformConfig(Checked):
 class BranchConfig(Checked):
     """How the low-rank factors are found, and how large they may be (rank, or else budget).
 
-    weighting: errors are measured in the weight (`none`), scaled by each input channel's rms
-        (`diagonal`: L²QER), or by the inputs' second moment (`full`: QERA, CALDERA).
+    weighting: errors are measured in the weight (`none`), or scaled by each input channel's mean
+        |x| (`magnitude`: L²QER) or rms (`diagonal`: QERA-approx), or by the inputs' second moment
+        (`full`: QERA-exact, CALDERA).
     split: the start's singular values go to L with this exponent and to R with the rest.
     gradient: how Adam sees Q(W − P): held constant (`stop`), or through a soft rounding (`soft`).
     """
@@ -108,7 +109,9 @@ class BranchConfig(Checked):
     learning_rate: float = setting(1e-2, above=0, only_for=("loraq",))
     rotation: str = choice("none", "random", "learned", only_for=("loraq",))
     select: str = choice("weight", "output", only_for=("alternating",))
-    weighting: str = choice("none", "diagonal", "full", only_for=("svd", "loraq"), since="0.2")
+    weighting: str = choice(
+        "none", "magnitude", "diagonal", "full", only_for=("svd", "loraq"), since="0.2"
+    )
     split: float = setting(0.5, at_least=0, only_for=("svd", "loraq"), since="0.2")
     gradient: str = choice("stop", "soft", only_for=("loraq",), since="0.2")
 
@@ -222,14 +225,15 @@ class Recipe(Checked):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether quantising reads rows of activations (smoothing, or choosing by output error)."""
+        """Whether quantising reads rows of activations (smoothing, choosing by output error)."""
         searching = self.branch.kind != "none" and self.branch.select == "output"
-        return self.transform.smooth != "none" or searching
+        by_magnitude = self.branch.weighting == "magnitude"
+        return self.transform.smooth != "none" or searching or by_magnitude
 
     @property
     def needs_moments(self) -> bool:
         """Whether quantising reads second moments of activations (GPTQ, weighted branches)."""
-        weighted = self.branch.kind != "none" and self.branch.weighting != "none"
+        weighted = self.branch.kind != "none" and self.branch.weighting in ("diagonal", "full")
         return self.rounding.kind == "gptq" or weighted
 
     @property

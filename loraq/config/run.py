@@ -7,7 +7,9 @@ from typing import Any
 
 from loraq.config.checked import Checked, choice, setting
 from loraq.config.recipe import Recipe
-from loraq.errors import LoraqError
+from loraq.errors import LoraqError, unknown
+
+ANALYSES = ("limits", "steps", "losses")
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,22 @@ class GenerateConfig(Checked):
 
 @dataclass(frozen=True)
 class MetricsConfig(Checked):
-    """What is measured and with which feature extractor."""
+    """What is measured and with which feature extractor.
+
+    analyses: beside the metrics, `limits` (rate–distortion references of the weights), `steps` (the
+        transformer's output error by denoising step and role), `losses` (of every solver's round).
+    """
 
     names: tuple[str, ...] = ("psnr", "lpips", "ssim", "frechet", "kid", "alignment")
     extractor: str = choice("auto", "efflite0", "inception")
     bootstrap: int = setting(2000, at_least=100)
+    analyses: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.analyses:
+            if name not in ANALYSES:
+                raise LoraqError(f"analyses: {unknown('analysis', name, ANALYSES)}")
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_a_method_goes_from_config_to_table(overrides, method):
 
 def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
     first = run(["method=rtn", *overrides], progress=False)
-    monkeypatch.setattr("loraq.stages.load_pipeline", None)
+    monkeypatch.setattr("loraq.workshop.load_pipeline", None)
     second = run(["method=rtn", *overrides], progress=False)
     assert comparable(first) == comparable(second)
     assert [record.created for record in first.records] == [r.created for r in second.records]

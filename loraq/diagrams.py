@@ -1,0 +1,83 @@
+"""Which diagrams an experiment's records allow, drawn beside its tables. Reads records alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from loraq.record import Record
+
+MEMORY_SPREAD = 0.2
+"""Bits per weight between rows from which quality against memory is worth a picture."""
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write every diagram for which the records hold something; the files written."""
+    kinds: list[Callable[[Sequence[Record], Path], list[Path]]]
+    kinds = [_pareto, _steps, _losses, _allocations]
+    return [path for kind in kinds for path in kind(records, folder)]
+
+
+def _pareto(records: Sequence[Record], folder: Path) -> list[Path]:
+    """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
+    from loraq.plots import Point, pareto_plot
+    from loraq.table_columns import column
+
+    rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
+    for name in ("lpips", "psnr"):
+        measured = [r for r in rows if r.metrics.get(name, {}).get("value") is not None]
+        bits = [r.budget["bits_per_weight"] for r in measured]
+        if len(bits) < 3 or max(bits) - min(bits) < MEMORY_SPREAD:
+            continue
+        points = []
+        for record in measured:
+            entry = record.metrics[name]
+            family = str(record.config.get("method", record.row))
+            place = record.budget["bits_per_weight"], entry["value"], entry["lo"], entry["hi"]
+            points.append(Point(record.label or record.row, family, *place))
+        higher = measured[0].metrics[name].get("direction") == "higher"
+        title = column(name).title
+        path = folder / "pareto.png"
+        return [pareto_plot(points, path, y=title, higher_is_better=higher)]
+    return []
+
+
+def _steps(records: Sequence[Record], folder: Path) -> list[Path]:
+    from loraq.plots import steps_plot
+
+    series = {r.label or r.row: r.analyses["steps"] for r in records if r.analyses.get("steps")}
+    return [steps_plot(series, folder / "error_steps.png")] if series else []
+
+
+def _losses(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Each row's loss by round, the mean over its groups of layers."""
+    from loraq.plots import convergence_plot
+
+    lines = {}
+    for record in records:
+        groups = list(record.analyses.get("losses", {}).values())
+        rounds = max(map(len, groups), default=0)
+        if rounds < 2:
+            continue
+        last = [[*g, *[g[-1]] * (rounds - len(g))] for g in groups]  # a group that is done stays
+        lines[record.label or record.row] = [sum(v) / len(v) for v in zip(*last, strict=True)]
+    return [convergence_plot(lines, folder / "convergence.png")] if lines else []
+
+
+def _allocations(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Who got which rank and bits, for every row that gave them out."""
+    from loraq.plots import allocation_map
+
+    drawn = []
+    for record in records:
+        choice = {}
+        for layer in record.layers:
+            number = re.search(r"\.(\d+)\.", f".{layer['layer']}.")
+            if "rank" in layer:
+                place = layer["role"], int(number[1]) if number else 0
+                choice[layer["layer"]] = (*place, layer["rank"], layer["bits"])
+        if choice:
+            path = folder / f"allocation_{record.row}.png"
+            drawn.append(allocation_map(choice, path, record.label))
+    return drawn

@@ -1,0 +1,212 @@
+"""The last stage: errors per layer, metrics of the images, and the record of both.
+
+What was measured is a product of its own, without the row's names: a row that several experiments
+share is measured once, and each experiment's record is written from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq import generate as generation
+from loraq import record as records
+from loraq.activations import forwards, rows
+from loraq.config import Config
+from loraq.door import to_plain
+from loraq.errors import LoraqError
+from loraq.estimate import stage_kind
+from loraq.models.loading import resolve_asset
+from loraq.plan import ACTIVATIONS, Row
+from loraq.prompts import Prompt
+from loraq.record import Record
+from loraq.stages import quantise
+from loraq.store import Store, write_bytes
+from loraq.workshop import Workshop
+
+if TYPE_CHECKING:
+    from loraq.quantizer import QuantizedModel
+
+MEASURED_FILE = "measured.json"
+RECORD_FILE = "record.json"
+
+
+def measure(work: Workshop, row: Row) -> Record:
+    """The row's record: what was measured, with its names, timings and origin."""
+    name = row.keys["record"]
+    info = {"kind": stage_kind(row, "record"), "units": 1}
+    with work.store.lock("record", name):
+        if work.store.finished("record", name):
+            return load_record(work.store, row)
+        found = _measured(work, row)
+        made = Record(
+            key=name,
+            experiment=row.config.experiment,
+            row=row.name,
+            label=row.label,
+            config=_portable(row.config),
+            model_hash=row.model_hash,
+            timings=_timings(work.store, row),
+            **found,
+            **records.origin(row.device),
+        )
+        with work.store.write("record", name, info) as folder:
+            records.save(made, folder / RECORD_FILE)
+        return load_record(work.store, row)
+
+
+def _measured(work: Workshop, row: Row) -> dict[str, Any]:
+    """budget, layers, images, metrics, analyses: read where they are there, else measured."""
+    name = row.keys["measured"]
+    info = {"kind": stage_kind(row, "measured"), "units": 1}
+    path = work.store.path("measured", name) / MEASURED_FILE
+    with work.store.lock("measured", name):
+        if not work.store.finished("measured", name):
+            layers, budget = _errors(work, row)
+            analyses = _analyses(work, row)
+            images, metrics = _metrics(work, row)
+            found = {"layers": layers, "budget": budget, "images": images, "metrics": metrics}
+            found["analyses"] = analyses
+            text = json.dumps(records.plain(found), indent=1, ensure_ascii=False, allow_nan=False)
+            with work.store.write("measured", name, info) as folder:
+                write_bytes(folder / MEASURED_FILE, text.encode())
+    loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=records.decode)
+    return loaded
+
+
+def _metrics(work: Workshop, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
+    from loraq import metrics
+
+    with work.timed("metrics"):
+        images, config = image_set(work.store, row), row.config
+        entries = metrics.measure(
+            config.metrics.names,
+            images,
+            reference=None if row.recipe is None else reference_set(work.store, row),
+            real=real_images(row) if config.data.real is not None else None,
+            device=row.device,
+            extractor=config.metrics.extractor,
+            bootstrap=config.metrics.bootstrap,
+        )
+    names, seen = list(images.names), list(images.seen or ())
+    return {"hash": images.hash, "names": names, "seen": seen}, entries
+
+
+def load_record(store: Store, row: Row) -> Record:
+    return records.load(store.path("record", row.keys["record"]) / RECORD_FILE)
+
+
+def image_set(store: Store, row: Row, stage: str = "images") -> Any:
+    """The row's images in the order of its prompts."""
+    from loraq.metrics import ImageSet
+
+    folder = store.path("images", row.keys[stage])
+    paths = [generation.image_path(folder, prompt) for prompt in row.prompts]
+    return ImageSet.of_prompts(paths, row.prompts)
+
+
+def reference_set(store: Store, row: Row) -> Any:
+    """The 16-bit model's images of the same prompts."""
+    return image_set(store, row, "reference")
+
+
+def real_images(row: Row) -> Any:
+    """The real images of the row's prompts: from a folder, or a file of their features."""
+    from loraq.metrics import ImageSet
+    from loraq.metrics.features import load_features
+
+    assert row.config.data.real is not None
+    path = resolve_asset(row.config.data.real)
+    if path.is_dir():
+        return ImageSet.of_folder(path, [prompt.name for prompt in row.prompts])
+    if not path.is_file():
+        raise LoraqError(
+            f"data.real={row.config.data.real}: there is no such folder or features file. Give "
+            "one, or set data.real=null metrics=paired to leave these metrics out."
+        )
+    return load_features(path, [prompt.name for prompt in _whole_split(row.config)])
+
+
+def _whole_split(config: Config) -> Sequence[Prompt]:
+    from loraq.prompts import data_prompts
+
+    return data_prompts(dataclasses.replace(config.data, count=None))
+
+
+def _errors(work: Workshop, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(weight and output error of every layer, what the packed layers cost)."""
+    if row.recipe is None:
+        return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
+    from loraq.quantizer import layer_errors
+
+    model = quantise(work, row)
+    layers, inputs = work.layers(row, row.recipe.skip), rows(work, row, "measure")
+    with work.timed("metrics"):
+        errors = layer_errors(model, work.pipe(row).transformer, layers, inputs)
+        if row.recipe.allocation.kind != "uniform":
+            for entry in errors:
+                tensors = model.layers[entry["layer"]]
+                entry["rank"] = 0 if tensors.left is None else tensors.left.shape[-1]
+                entry["bits"] = tensors.weight.format.bits
+    return errors, {
+        "bits_per_weight": model.bits_per_weight,
+        "branch_bits_per_weight": model.branch_bits_per_weight,
+        "nbytes": model.nbytes,
+        "rank": _rank(model) if row.recipe.branch.kind != "none" else None,
+    }
+
+
+def _analyses(work: Workshop, row: Row) -> dict[str, Any]:
+    """What `metrics.analyses` asks for beside the metrics."""
+    asked, found = row.config.metrics.analyses, {}
+    if row.recipe is None:
+        return {}
+    if "limits" in asked:
+        from loraq.distortion import limits
+
+        model = quantise(work, row)
+        transformer = work.pipe(row).transformer
+        weights = {name: transformer.get_submodule(name).weight for name in model.layers}
+        found["limits"] = limits(weights, model.bits_per_weight)
+    if "steps" in asked:
+        from loraq.replay import errors_by_role
+
+        model, layers = quantise(work, row), work.layers(row, row.recipe.skip)
+        with work.timed("model forward"):
+            recorded = forwards(work, row)
+            transformer = work.pipe(row).transformer
+            found["steps"] = errors_by_role(transformer, model, layers, recorded)
+    if "losses" in asked:
+        model = quantise(work, row)
+        found["losses"] = {name: notes["losses"] for name, notes in model.info.items()}
+        found["seconds"] = {name: notes["seconds"] for name, notes in model.info.items()}
+    return found
+
+
+def _rank(model: QuantizedModel) -> int | str:
+    """The rank, or the range of ranks where they were given out."""
+    ranks = model.ranks
+    return ranks[0] if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+
+
+def _timings(store: Store, row: Row) -> dict[str, float]:
+    """Seconds that each of the row's products took, over all attempts."""
+    found = {}
+    for stage in (*ACTIVATIONS, "quantised", "images"):
+        manifest = store.manifest(stage.split(":")[0], row.keys.get(stage, "none"))
+        if manifest is not None:
+            found[stage] = float(manifest["info"]["seconds"])
+    return found
+
+
+def _portable(config: Config) -> dict[str, Any]:
+    """The config without what names a place on this machine."""
+    plain = to_plain(config)
+    plain.pop("output")
+    path = config.model.path
+    if path is not None and not path.startswith("asset:"):
+        plain["model"]["path"] = Path(path).name
+    return plain
