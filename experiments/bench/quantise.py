@@ -1,0 +1,165 @@
+"""Seconds to quantise the embedded model's whole set, beside the reference implementation's way.
+
+    python -m experiments.bench.quantise [--repeats 5] [--threads 2] [--methods rtn lqer …]
+                                         [--output FILE.json]
+
+Every data-free method twice: as the library does it (equal layers in one batch, the leading
+eigenvectors of a float64 Gram matrix), and the reference's way: one layer at a time, each SVD a
+full one in float64 (`torch.linalg.svd`), everything else the same. Both run in one process,
+alternately and in changing order, so that other load on the machine hits both; times are medians of
+the repeats, the ratio is the median of the ratios within a repeat. It ends with an error unless
+both reach the same mean weight error within 1 %: a faster way to a worse result is no gain.
+
+Expected time: not measured yet. Expected outcome: the fewer of its seconds a method spends on SVDs,
+the closer its ratio is to 1 (RTN has none at all).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from loraq import branches, recipe, record
+from loraq.branches.linear_algebra import truncated_svd
+from loraq.compose import load_rows
+from loraq.config import Recipe
+from loraq.errors import LoraqError, unknown
+from loraq.models import Layer, list_layers, load_pipeline, weights_hash
+from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.store import write_json
+
+METHODS = {
+    "rtn": ("rtn",),
+    "lqer": ("lqer",),
+    "loftq": ("loftq",),
+    "loraq_o1": ("loraq_o1",),
+    "loraq_o2": ("loraq_o2",),
+    "loraq_o2_w4a8": ("loraq_o2", "format@quant.branch_weight=int4"),
+}
+"""Row → preset and overrides."""
+
+SAME_ERROR = 0.01
+HEADER = ("method", "library, s", "full SVDs one by one, s", "ratio", "weight error", "theirs")
+
+
+def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """`truncated_svd` as the reference implementation does it: a full float64 SVD per unit."""
+    lefts, rights = [], []
+    for w_OI in w_BOI.double():
+        u, s, vh = torch.linalg.svd(w_OI, full_matrices=False)
+        root = s[:rank].sqrt()
+        lefts.append(u[:, :rank] * root)
+        rights.append(root[:, None] * vh[:rank])
+    return torch.stack(lefts).to(w_BOI.dtype), torch.stack(rights).to(w_BOI.dtype)
+
+
+@contextlib.contextmanager
+def reference_way() -> Iterator[None]:
+    """Within it, every group is one unit and every SVD of a branch finder a full one."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
+        for kind in branches.KINDS:
+            module = importlib.import_module(f"loraq.branches.{kind}")
+            if getattr(module, "truncated_svd", None) is truncated_svd:
+                stack.enter_context(mock.patch.object(module, "truncated_svd", full_svd_each))
+        yield
+
+
+WAYS = {"library": contextlib.nullcontext, "reference": reference_way}
+
+
+def weight_error(made: QuantizedModel, transformer: nn.Module) -> float:
+    """Mean over layers of ‖W − Ŵ‖_F / ‖W‖_F."""
+    errors = []
+    for name, tensors in made.layers.items():
+        w_OI = transformer.get_submodule(name).weight.detach().float()
+        errors.append(((tensors.effective_weight() - w_OI).norm() / w_OI.norm()).item())
+    return sum(errors) / len(errors)
+
+
+def measure(
+    transformer: nn.Module, layers: Sequence[Layer], chosen: Recipe, repeats: int
+) -> dict[str, Any]:
+    """Seconds of every repeat and the weight error of both ways, and what was stored."""
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    errors: dict[str, float] = {}
+    for repeat in range(repeats):
+        for way in sorted(WAYS, reverse=bool(repeat % 2)):
+            with WAYS[way]():
+                begin = time.perf_counter()
+                made = quantize_model(transformer, layers, chosen, progress=None)
+                seconds[way].append(time.perf_counter() - begin)
+            errors[way] = weight_error(made, transformer)
+    pairs = zip(seconds["reference"], seconds["library"], strict=True)
+    return {
+        "seconds": seconds,
+        "median_seconds": {way: median(times) for way, times in seconds.items()},
+        "ratio": median(theirs / ours for theirs, ours in pairs),
+        "weight_error": errors,
+        "rank": made.rank,
+        "bits_per_weight": made.bits_per_weight,
+    }
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
+    for name, row in found.items():
+        times, errors = row["median_seconds"], row["weight_error"]
+        cells = (
+            *(name, f"{times['library']:.2f}", f"{times['reference']:.2f}", f"{row['ratio']:.2f}"),
+            *(f"{errors['library']:.5f}", f"{errors['reference']:.5f}"),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the table, writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    for name in options.methods:
+        if name not in METHODS:
+            raise unknown("data-free method", name, METHODS)
+    if options.repeats < 1:
+        raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
+    torch.set_num_threads(options.threads)
+    recipes = {name: recipe(*METHODS[name]) for name in options.methods}
+    model = load_rows(["method=rtn"])[-1].model
+    transformer = load_pipeline(model, "cpu").transformer
+    layers = list_layers(transformer, model.family)
+    weights = sum(out * width for out, width in (layer.shape for layer in layers))
+    print(f"{len(layers)} layers, {weights} weights, {options.threads} threads")
+    found = {}
+    quantize_model(transformer, layers, recipe("rtn"), progress=None)  # loads what is loaded late
+    for name, chosen in recipes.items():
+        found[name] = measure(transformer, layers, chosen, options.repeats)
+    print(table(found))
+    if options.output is not None:
+        settings = {"repeats": options.repeats, "threads": options.threads}
+        model_of = {"name": model.name, "hash": weights_hash(model), "weights": weights}
+        result = {"settings": settings, "model": model_of, "methods": found}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.output, record.plain(result | record.origin()))
+    for name, row in found.items():
+        ours, theirs = row["weight_error"]["library"], row["weight_error"]["reference"]
+        if abs(ours - theirs) > SAME_ERROR * theirs:
+            raise SystemExit(f"{name}: the two ways differ in error, {ours:.5f} and {theirs:.5f}")
+
+
+if __name__ == "__main__":
+    main()
