@@ -129,14 +129,16 @@ def _keyed(config: Config) -> Row:
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
     keys = {"images": reference, "reference": reference}
     if config.quant is not None:
-        from loraq.quantizer import VERSION
+        from loraq.quantizer import BRANCH_VERSIONS, VERSION
 
         keys["inputs:measure"] = key("inputs", drawing, measuring)
         keys |= _calibration_keys(config.quant, drawing, calibration)
         read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
+        kind = config.quant.branch.kind
         keys["quantised"] = key(
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, *(read or [None])),
+            *([BRANCH_VERSIONS[kind]] if kind in BRANCH_VERSIONS else []),
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),

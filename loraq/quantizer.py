@@ -23,7 +23,9 @@ from loraq.models import Layer
 from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
-"""Part of every quantised product's key; raised when the numbers of any method change."""
+"""Part of every quantised product's key; raised when the numbers of every method change."""
+BRANCH_VERSIONS = {"alternating": 2}
+"""The same for one kind of branch; kinds that are not listed are at their first version."""
 
 
 @dataclass
@@ -173,7 +175,8 @@ def fingerprint(
     group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
     """sha256 of all that a group's packed layers follow from: recipe, weights, activations read."""
-    digest = hashlib.sha256(repr((VERSION, recipe.identity(), group.share)).encode())
+    made_by = VERSION, BRANCH_VERSIONS.get(recipe.branch.kind)
+    digest = hashlib.sha256(repr((made_by, recipe.identity(), group.share)).encode())
 
     def add(tensor: Tensor) -> None:
         digest.update(tensor.float().contiguous().cpu().numpy().tobytes())

@@ -5,6 +5,9 @@ select=output: best calibration output error; a unit stops at its first round wi
                improvement                          (SVDQuant, arXiv 2411.05007)
 start=weight: Q₀ = 0, so the first P is SVD_r(W).
 start=zero:   P₀ = 0, a round that may win, then the first P is SVD_r(W − Q(W)) (LoftQ's own start).
+
+P and W − P are formed in float64, as the reference does its SVDs: alternation is chaotic, and one
+scale that float32 puts on the other side becomes another best round ten rounds later.
 """
 
 from __future__ import annotations
@@ -45,10 +48,10 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             "the first round is the SVD of the error. Choose start=zero or start=weight."
         )
     by_output = options.select == "output"
-    w_BOI = problem.weight_BOI
+    w_BOI = problem.weight_BOI.double()
     b, o, i = w_BOI.shape
     best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
-    quantised_BOI = torch.zeros_like(w_BOI)
+    quantised_BOI = torch.zeros_like(problem.weight_BOI)
     if options.start == "zero":
         quantised_BOI = problem.round_main(w_BOI)
         score_B = _score(problem, quantised_BOI, best.left, best.right, by_output)
@@ -61,8 +64,9 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     for _ in range(options.steps):
         part = problem.subset(active)
         before = best.score_B[active]
-        left, right = truncated_svd(part.weight_BOI - quantised_BOI[active], problem.rank)
-        main = problem.round_main(part.weight_BOI - problem.product(left, right))
+        left, right = truncated_svd(w_BOI[active] - quantised_BOI[active], problem.rank)
+        product = problem.round_branch(left).double() @ problem.round_branch(right).double()
+        main = problem.round_main(w_BOI[active] - product)
         quantised_BOI[active] = main
         score = _score(part, main, left, right, by_output)
         best.offer(active, score, left, right)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), float32.
+    """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), of w's dtype.
 
     Works on the float64 Gram matrix of the shorter side: its eigenvectors are the singular
     vectors, at a quarter of a full SVD's time; squaring the condition number costs only the
@@ -27,7 +27,7 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         sv_BRI = u_BOR.mT @ w
         s_BR = sv_BRI.norm(dim=-1).clamp_min(1e-300)
         left, right = u_BOR * s_BR.sqrt()[..., None, :], sv_BRI / s_BR.sqrt()[..., :, None]
-    return left.float(), right.float()
+    return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
 
 
 def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def same_layers(a, b) -> bool:
 
 def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
     model = Toy()
-    inputs = Activations(toy_inputs(model))
+    inputs = toy_inputs(model)
     recipe = replace(SVDQUANT, branch_weight=INT8, branch_activation=INT8)
     first = quantize_model(
         model, toy_layers(), recipe, Activations(inputs), tmp_path, progress=None
