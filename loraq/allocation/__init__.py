@@ -4,7 +4,7 @@
 
 s is each unit's sensitivity and e² the predicted squared error of its output (`prediction`). Where
 a larger branch is predicted to do harm (4-bit branch activations can), less than the budget is
-spent; everything else fills it.
+spent; everything else fills it. Where nothing is predicted to be better, shares stay uniform.
 
 kind=rank: ranks from 0 (no branch) up to the unit's limit, one format for every main weight.
 kind=bits: 4 or 8 bits for weight and activation; one common rank, the best that the memory left
@@ -62,9 +62,9 @@ def allocate(
     sensitivity: unit name → s_u ≥ 0; None counts relative errors alike.
     Raises LoraqError where there is no branch whose memory could be given out.
     """
-    kind = recipe.allocation.kind
+    kind, uniform = recipe.allocation.kind, Share(uniform_rank)
     if kind == "uniform":
-        return {unit.name: Share(uniform_rank) for unit in units}
+        return {unit.name: uniform for unit in units}
     if uniform_rank < 1:
         raise LoraqError(
             f"quant.allocation.kind={kind} gives out the memory of the branch, and rank "
@@ -72,7 +72,7 @@ def allocate(
             "quant.branch.rank or a higher quant.branch.budget, or quant.allocation.kind=uniform."
         )
     sensitivities = _sensitivities(units, sensitivity)
-    budget = sum(share_bits(unit, Share(uniform_rank), recipe) for unit in units)
+    budget = sum(share_bits(unit, uniform, recipe) for unit in units)
     options = [
         _options(unit, weights, recipe, uniform_rank, s)
         for unit, s in zip(units, sensitivities, strict=True)
@@ -81,7 +81,8 @@ def allocate(
     if kind == "bits":
         ranks = candidate_ranks(uniform_rank, uniform_rank)
         problems = [[each.only(pair) for each in options] for pair in pairwise(ranks)]
-    chosen = _best(problems, budget)
+    uniform_cost = sum(float(o.cost_K[o.shares.index(uniform)]) for o in options)
+    chosen = _best(problems, budget, uniform_cost) or [uniform] * len(units)
     return {unit.name: share for unit, share in zip(units, chosen, strict=True)}
 
 
@@ -129,8 +130,7 @@ def candidate_ranks(limit: int, uniform_rank: int) -> list[int]:
     """0, …, limit in steps of 1 below 16, 2 below 32, 4 below 64, and so on; the uniform rank too.
 
     A step is at most an eighth of the rank: σ_r² changes little within it, so finer steps would
-    change the predicted error by less than its own accuracy. With the uniform rank among them no
-    allocation is predicted to be worse than the uniform one.
+    change the predicted error by less than its own accuracy.
     """
     ranks, rank = {limit, min(limit, uniform_rank)}, 0
     while rank < limit:
@@ -139,11 +139,13 @@ def candidate_ranks(limit: int, uniform_rank: int) -> list[int]:
     return sorted(ranks)
 
 
-def _best(problems: Sequence[Sequence[Options]], budget: int) -> list[Share]:
-    """The shares of the problem whose solution costs least; those that cannot win stay unsolved."""
+def _best(problems: Sequence[Sequence[Options]], budget: int, least: float) -> list[Share] | None:
+    """The shares of the problem whose solution costs least, None where none costs below `least`.
+
+    Problems that by their bounds cannot win stay unsolved.
+    """
     packed = [Knapsack([o.cost_K for o in p], [o.bits_K for o in p], budget) for p in problems]
-    best: list[Share] = []
-    least = np.inf
+    best = None
     for number in np.argsort([knapsack.lower for knapsack in packed], kind="stable"):
         options = problems[number]
         if packed[number].lower >= least:
