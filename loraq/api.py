@@ -77,7 +77,7 @@ def quantize(
         read = _capture(pipe, layers, list(prompts), dict(call or {}), rows_per_layer, batch_size)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     bar = "quantise" if progress else None
-    model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar)
+    model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar, family)
     model.apply(pipe.transformer)
     return model
 

@@ -6,7 +6,7 @@ Shapes: w_BOI units × out × in, x_BTI units × calibration rows × in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,11 @@ from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
+from loraq.models.analytic import Moments
 from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
-from loraq.transforms.smoothing import candidates, grid, smoothing_scale
+from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
 from loraq.units import Group
 
 
@@ -35,8 +36,12 @@ def quantize_group(
     transformer: nn.Module,
     recipe: Recipe,
     activations: Activations,
+    known: Mapping[str, Moments],
 ) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
-    """The packed layers of `group`, and notes on how they were found (losses, smoothing)."""
+    """The packed layers of `group`, and notes on how they were found (losses, smoothing).
+
+    known: moments of layer inputs that follow from the weights, for `transform.smooth=analytic`.
+    """
     recipe = group.share.applied(recipe)
     modules = {
         layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
@@ -48,6 +53,7 @@ def quantize_group(
         rows = [activations.rows[unit.input_id].float() for unit in group.units]
         x_BTI = torch.stack(rows).to(w_BOI)
     step = _GroupStep(group, recipe, group.share.rank, w_BOI, x_BTI)
+    step.known = known
     transform, notes = step.choose_transform(w_BOI)
     if activations.moments is not None:
         moments = [activations.moments[unit.input_id] for unit in group.units]
@@ -76,6 +82,7 @@ class _GroupStep:
             # signed codes would leave half of their range unused on an input that is ≥ 0
             self.activation = replace(self.activation, name="uint4", family="uint")
         self.second_BII: Tensor | None = None
+        self.known: Mapping[str, Moments] = {}
         self.x_BTI = x_BTI
         if x_BTI is not None:  # what every candidate is judged by: transforms leave it unchanged
             self.y_BTO = (x_BTI + self.shift) @ w_BOI.mT
@@ -99,15 +106,30 @@ class _GroupStep:
             )
         if self.recipe.transform.smooth == "none":
             return transform, {}
-        if self.recipe.transform.smooth == "fixed":
-            return self._fixed_smoothing(w_BOI, transform)
+        if self.recipe.transform.smooth == "analytic":
+            return self._analytic_smoothing(w_BOI, transform)
+        if self.recipe.transform.smooth in ("fixed", "balanced"):
+            return self._given_smoothing(w_BOI, transform)
         return self._search_smoothing(w_BOI, transform)
 
-    def _fixed_smoothing(
+    def _analytic_smoothing(
         self, w_BOI: Tensor, transform: InputTransform
     ) -> tuple[InputTransform, dict[str, Any]]:
-        """SmoothQuant: one migration strength for all."""
+        """Balanced by what the weights tell of the inputs; none where they tell nothing."""
+        ids = [unit.input_id for unit in self.group.units]
+        if not all(i in self.known for i in ids):
+            return transform, {}
+        rms_BI = torch.stack([self.known[i].rms(self.shift) for i in ids]).to(w_BOI)
+        return replace(transform, smooth_I=balanced_scale(rms_BI, w_BOI)[:, None]), {}
+
+    def _given_smoothing(
+        self, w_BOI: Tensor, transform: InputTransform
+    ) -> tuple[InputTransform, dict[str, Any]]:
+        """One closed form for all: SmoothQuant's, or balanced."""
         assert self.x_BTI is not None
+        if self.recipe.transform.smooth == "balanced":
+            rms_BI = (self.x_BTI + self.shift).square().mean(-2).sqrt()
+            return replace(transform, smooth_I=balanced_scale(rms_BI, w_BOI)[:, None]), {}
         alpha = self.recipe.transform.migration
         xmax_BI, wmax_BI = (self.x_BTI + self.shift).abs().amax(-2), w_BOI.abs().amax(-2)
         s_BI = smoothing_scale(xmax_BI, wmax_BI, alpha, 1 - alpha)

@@ -20,6 +20,8 @@ from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
 from loraq.models import Layer
+from loraq.models.analytic import Moments
+from loraq.models.families import family as family_table
 from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
@@ -118,15 +120,18 @@ def quantize_model(
     activations: Activations | None = None,
     checkpoint_dir: Path | None = None,
     progress: str | None = "quantise",
+    family: str | None = None,
 ) -> QuantizedModel:
     """Quantise `layers` of `transformer` by `recipe`; the transformer itself is left as it is.
 
     activations: of the 16-bit model, for calibrated recipes; a data-free one never sees them.
     checkpoint_dir: every finished group is written here at once and found again by a later call.
     progress: label of the progress bar, None for none.
+    family: of the model; `transform.smooth=analytic` asks it what weights tell of the inputs.
     """
     from tqdm import tqdm
 
+    known = _known_inputs(transformer, recipe, family)
     read = (activations or Activations()).allowed(recipe)
     units = make_units(layers, recipe.branch.share_qkv)
     shares = _shares(units, transformer, recipe, read)
@@ -141,7 +146,7 @@ def quantize_model(
                 found = _finished(path, mark)
             if found is None:
                 started = time.perf_counter()
-                tensors, notes = quantize_group(group, transformer, recipe, read)
+                tensors, notes = quantize_group(group, transformer, recipe, read, known)
                 notes["seconds"] = time.perf_counter() - started
                 if path is not None:
                     save_group(path, tensors, notes | {"fingerprint": mark})
@@ -152,6 +157,23 @@ def quantize_model(
             bar.update(len(found[0]))
     ordered = {layer.name: done[layer.name] for layer in layers}
     return QuantizedModel(ordered, info)
+
+
+def _known_inputs(
+    transformer: nn.Module, recipe: Recipe, family_name: str | None
+) -> dict[str, Moments]:
+    """Moments of layer inputs from the weights, for the recipe that wants them."""
+    if recipe.transform.smooth != "analytic":
+        return {}
+    table = None if family_name is None else family_table(family_name)
+    if table is None or not hasattr(table, "known_inputs"):
+        raise LoraqError(
+            f"quant.transform.smooth=analytic: family '{family_name}' does not say what its "
+            "weights tell of the layers' inputs. Use smooth=balanced (reads calibration activations) or "
+            "none, or pass family=."
+        )
+    known: dict[str, Moments] = table.known_inputs(transformer)
+    return known
 
 
 def _shares(

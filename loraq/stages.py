@@ -42,7 +42,8 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
             work.store.write("quantised", name, info, resume=True) as folder,
         ):
             bar = work.bar("quantise")
-            model = quantize_model(pipe.transformer, layers, recipe, read, folder, bar)
+            family = row.config.model.family
+            model = quantize_model(pipe.transformer, layers, recipe, read, folder, bar, family)
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
 

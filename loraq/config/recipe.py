@@ -68,11 +68,13 @@ class FormatConfig(Checked):
 class TransformConfig(Checked):
     """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output.
 
-    smooth: `search` is SVDQuant's grid, `fixed` SmoothQuant's xmax^m / wmax^(1−m), m = `migration`.
+    smooth: `search` is SVDQuant's grid, `fixed` SmoothQuant's xmax^m / wmax^(1−m), m = `migration`;
+        `balanced` is √(rms x / ‖w‖) per channel, `analytic` the same with the rms that follows from
+        the model's weights alone, where it does.
     shift and hadamard together: the layers that follow a GELU are shifted, all others rotated.
     """
 
-    smooth: str = choice("none", "search", "fixed")
+    smooth: str = choice("none", "search", "fixed", "balanced", "analytic")
     hadamard: int = 0
     shift: bool = False
     migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
@@ -228,7 +230,8 @@ class Recipe(Checked):
         """Whether quantising reads rows of activations (smoothing, choosing by output error)."""
         searching = self.branch.kind != "none" and self.branch.select == "output"
         by_magnitude = self.branch.weighting == "magnitude"
-        return self.transform.smooth != "none" or searching or by_magnitude
+        smoothing = self.transform.smooth in ("search", "fixed", "balanced")
+        return smoothing or searching or by_magnitude
 
     @property
     def needs_moments(self) -> bool:

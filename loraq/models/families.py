@@ -16,7 +16,7 @@ from loraq.errors import LoraqError, near_matches, unknown
 if TYPE_CHECKING:
     import torch
 
-_NO_FAMILY = ("families", "loading")
+_NO_FAMILY = ("analytic", "families", "loading")
 
 
 @dataclass(frozen=True)

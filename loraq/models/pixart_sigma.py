@@ -4,6 +4,13 @@ Outside the blocks (patch embedding, timestep and caption projections, output) e
 in 16 bits; so do the cross-attention keys and values by default, as in SVDQuant.
 """
 
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from loraq.models.analytic import Moments, linear, modulated, timesteps
+
 PIPELINE = "PixArtSigmaPipeline"
 TRANSFORMER = "PixArtTransformer2DModel"
 DEFAULT_SKIP = ("cross_k", "cross_v")
@@ -22,3 +29,43 @@ ROLES = (
     (r"transformer_blocks\.\d+\.ff\.net\.0\.proj", "ff_up", "ff.up"),
     (r"transformer_blocks\.\d+\.ff\.net\.2", "ff_down", "ff.down"),
 )
+
+
+@torch.no_grad()
+def known_inputs(transformer: nn.Module) -> dict[str, Moments]:
+    """Moments of layer inputs that follow from the weights, by input id (see `analytic`).
+
+    q/k/v and ff_up read modulated normalisations; self_out a mean of values over tokens, taken as
+    one value. cross_q reads the residual stream and cross_out the text, of which nothing is known;
+    ff_down's GELU depends on how channels go together (experiments/LOG.md: it was tried).
+    """
+    steps = timesteps()
+    condition = _size_condition(transformer, len(steps))
+    device = next(transformer.parameters()).device
+    embedded, _ = transformer.adaln_single(
+        steps.to(device), condition, batch_size=len(steps), hidden_dtype=transformer.dtype
+    )
+    known = {}
+    for number, block in enumerate(transformer.transformer_blocks):
+        table = block.scale_shift_table[None].float()
+        shift, scale, _, ff_shift, ff_scale, _ = (
+            table + embedded.float().reshape(len(steps), 6, -1)
+        ).unbind(1)
+        name = f"transformer_blocks.{number}"
+        attention = modulated(shift, scale)
+        known[f"{name}.attn1.qkv"] = attention
+        known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
+        known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
+    return known
+
+
+def _size_condition(transformer: nn.Module, count: int) -> dict[str, torch.Tensor | None]:
+    """The size embedding's inputs at the model's own square size, where it has that embedding."""
+    if not transformer.config.use_additional_conditions:
+        return {"resolution": None, "aspect_ratio": None}
+    side = float(transformer.config.sample_size * 8)
+    device = next(transformer.parameters()).device
+    return {
+        "resolution": torch.full((count, 2), side, device=device),
+        "aspect_ratio": torch.ones(count, 1, device=device),
+    }

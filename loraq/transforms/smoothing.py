@@ -31,6 +31,21 @@ def smoothing_scale(xmax_I: Tensor, wmax_I: Tensor, alpha: float, beta: float) -
     return s.to(torch.bfloat16).float()
 
 
+def balanced_scale(rms_I: Tensor, w_OI: Tensor) -> Tensor:
+    """s = √(rms(x) / ‖w‖) per input channel, rounded to bfloat16, as float32.
+
+    With a rotation behind it, a block's rounding errors have energy ∝ Σ x²/s² in x and Σ s²‖w‖² in
+    W, and either meets the other factor: their product is least, (Σ |x|·‖w‖)², at this s
+    (Cauchy–Schwarz). Scaled to a geometric mean of 1. Channels without x or W keep s = 1.
+    """
+    norm_I = w_OI.norm(dim=-2)
+    dead = (rms_I <= 0) | (norm_I <= 0)
+    log_I = 0.5 * (rms_I.clamp_min(1e-30).log() - norm_I.clamp_min(1e-30).log())
+    log_I = torch.where(dead, torch.zeros_like(log_I), log_I)
+    s = (log_I - log_I.mean(-1, keepdim=True)).exp()
+    return torch.where(dead, torch.ones_like(s), s).to(torch.bfloat16).float()
+
+
 def grid(x_BTI: Tensor, w_BOI: Tensor) -> Iterator[tuple[tuple[float, float], Tensor]]:
     """Yield ((α, β), s_BI) for every candidate, from calibration inputs and weights."""
     xmax_BI, wmax_BI = x_BTI.abs().amax(-2), w_BOI.abs().amax(-2)

@@ -1,0 +1,49 @@
+"""What is known of a layer's input from the model's weights alone: moments, carried forward.
+
+A modulated normalisation is x = n·(1 + scale(t)) + shift(t) with n of mean 0 and variance 1 in
+every channel, so its moments at each timestep follow from the timestep's embedding; linear maps
+carry them on, channels taken as independent. No data is read.
+
+Letters: T timesteps, I and O channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+TIMESTEPS = 32
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of every channel at every timestep, (T, I) float32."""
+
+    mean_TI: Tensor
+    variance_TI: Tensor
+
+    def rms(self, offset: float = 0.0) -> Tensor:
+        """√E[(x + offset)²] over all timesteps alike, (I,)."""
+        second_TI = (self.mean_TI + offset).square() + self.variance_TI
+        return second_TI.mean(0).sqrt()
+
+
+def timesteps(count: int = TIMESTEPS, last: int = 999) -> Tensor:
+    """Evenly spaced over the training schedule, 0 … last."""
+    return torch.linspace(0, last, count)
+
+
+def modulated(shift_TI: Tensor, scale_TI: Tensor) -> Moments:
+    """n·(1 + scale) + shift, n normalised."""
+    return Moments(shift_TI.float(), (1 + scale_TI.float()).square())
+
+
+def linear(x: Moments, layer: nn.Module) -> Moments:
+    """x·Wᵀ + b with independent channels."""
+    w_OI = layer.weight.detach().float()
+    mean_TO = x.mean_TI @ w_OI.T
+    if layer.bias is not None:
+        mean_TO = mean_TO + layer.bias.detach().float()
+    return Moments(mean_TO, x.variance_TI @ w_OI.square().T)

@@ -1,0 +1,149 @@
+"""What calibrated recipes read, and that ranks and bits given out end in the packed layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from loraq.capture import Activations, MomentCapture, moment_tensors, moments_from
+from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
+from loraq.errors import LoraqError
+from loraq.quantizer import layer_errors, quantize_model
+from loraq.transforms import InputTransform
+from loraq.transforms.hadamard import random_signs
+from tests.quantize.test_quantize import O2, RTN
+from tests.quantize.toy import Toy, toy_inputs, toy_layers
+
+
+def toy_moments(model: Toy):
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad(), MomentCapture(model, toy_layers()) as capture:
+        for tokens in (16, 8):  # forwards of unequal size weigh by their tokens
+            model(torch.randn(4, tokens, 32, generator=g) * torch.linspace(0.3, 3, 32))
+    return capture.moments()
+
+
+def mean_error(model, recipe, activations, key="output_error"):
+    q = quantize_model(model, toy_layers(), recipe, activations, progress=None)
+    rows = layer_errors(q, model, toy_layers(), toy_inputs(model, seed=5))
+    return sum(row[key] for row in rows) / len(rows)
+
+
+def test_moments_are_those_of_every_token_seen():
+    model, seen = Toy(), []
+    hook = model.blocks[0]["up"].register_forward_pre_hook(
+        lambda _m, args: seen.append(args[0].reshape(-1, 32))
+    )
+    moments = toy_moments(model)
+    hook.remove()
+    x = torch.cat(seen)
+    assert x.shape[0] == 4 * 24
+    held = moments["blocks.0.up"]
+    assert torch.allclose(held.second_II, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(held.mean_I, x.mean(0), rtol=1e-4, atol=1e-5)
+    again = moments_from(moment_tensors(moments))
+    assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
+
+
+def test_a_transforms_moment_is_the_moment_of_what_it_gives():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 32, generator=g) + torch.linspace(-1, 1, 32)
+    t = InputTransform(
+        smooth_I=torch.rand(1, 1, 32, generator=g) + 0.5,
+        signs_I=random_signs(32, g)[None, None],
+        block=16,
+        shift=0.171875,
+    )
+    y = t.input(x[None])[0]
+    second = t.moment((x.T @ x / len(x))[None], x.mean(0)[None])[0]
+    assert torch.allclose(second, y.T @ y / len(y), rtol=1e-3, atol=1e-4)
+
+
+def test_gptq_lowers_the_output_error_and_raises_the_weights():
+    model = Toy()
+    read = Activations(moments=toy_moments(model))
+    weights_only = replace(RTN, activation=replace(RTN.activation, name="fp16", block=None))
+    gptq = replace(weights_only, rounding=RoundingConfig("gptq"))
+    assert gptq.needs_moments and not gptq.needs_rows
+    assert mean_error(model, gptq, read) < 0.9 * mean_error(model, weights_only, None)
+    errors = [mean_error(model, r, read, "weight_error") for r in (gptq, weights_only)]
+    assert errors[0] > errors[1]
+
+
+def test_weighted_branches_and_smoothings_lower_the_output_error():
+    model = Toy()
+    read = Activations(rows=toy_inputs(model), moments=toy_moments(model))
+    lqer = replace(O2, branch=BranchConfig("svd", "compensate", "error", rank=4))
+    fp16 = replace(lqer.activation, name="fp16", block=None)
+    errors = {
+        weighting: mean_error(
+            model,
+            replace(lqer, activation=fp16, branch=replace(lqer.branch, weighting=weighting)),
+            read,
+        )
+        for weighting in ("none", "magnitude", "diagonal", "full")
+    }
+    assert errors["full"] < errors["diagonal"] < errors["none"]
+    assert errors["magnitude"] < errors["none"]
+    for smooth in ("fixed", "balanced"):
+        recipe = replace(O2, transform=TransformConfig(smooth, hadamard=16))
+        plain = replace(O2, transform=TransformConfig(hadamard=16))
+        assert mean_error(model, recipe, read) < mean_error(model, plain, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"rounding": RoundingConfig("gptq")}, "moments"),
+        ({"branch": BranchConfig("loraq", rank=4, weighting="full")}, "moments"),
+        ({"branch": BranchConfig("loraq", rank=4, weighting="magnitude")}, "rows"),
+        ({"transform": TransformConfig("balanced")}, "rows"),
+        ({"allocation": AllocationConfig("rank", "activations")}, "sensitivity"),
+    ],
+)
+def test_a_recipe_that_lacks_its_activations_says_which(change, word):
+    recipe = replace(O2, **change)
+    assert recipe.needs_calibration
+    with pytest.raises(LoraqError, match=f"no calibration {word}"):
+        quantize_model(Toy(), toy_layers(), recipe, Activations(), progress=None)
+
+
+def test_a_recipe_gets_only_what_it_declares():
+    read = Activations(rows={"a": 1}, moments={"b": 2}, sensitivity={"c": 3})
+    assert read.allowed(O2) == Activations()
+    gptq = replace(O2, rounding=RoundingConfig("gptq"))
+    assert read.allowed(gptq) == Activations(moments={"b": 2})
+
+
+def test_analytic_smoothing_needs_a_family_that_knows():
+    recipe = replace(O2, transform=TransformConfig("analytic"))
+    assert not recipe.needs_calibration
+    with pytest.raises(LoraqError, match="balanced"):
+        quantize_model(Toy(), toy_layers(), recipe, progress=None)
+
+
+@pytest.mark.parametrize("kind", ["rank", "both"])
+def test_ranks_given_out_cost_what_the_uniform_rank_does(kind):
+    model = Toy()
+    uniform = quantize_model(model, toy_layers(), O2, progress=None)
+    recipe = replace(O2, allocation=AllocationConfig(kind))
+    given = quantize_model(model, toy_layers(), recipe, progress=None)
+    assert len(given.ranks) > 1 and given.nbytes <= uniform.nbytes
+    with pytest.raises(LoraqError, match="read `ranks`"):
+        _ = given.rank
+    q, k = given.layers["blocks.0.to_q"], given.layers["blocks.0.to_k"]
+    assert q.right is k.right  # stacked layers still share R
+
+
+def test_a_sensitive_unit_gets_more():
+    model, units = Toy(), ("blocks.0.to_q", "blocks.0.to_out", "blocks.0.up", "blocks.0.down")
+    names = [*units, *(u.replace("blocks.0", "blocks.1") for u in units)]
+    recipe = replace(O2, allocation=AllocationConfig("rank", "activations"))
+    ranks = []
+    for weight in (1.0, 50.0):
+        read = Activations(sensitivity=dict.fromkeys(names, 1.0) | {"blocks.1.up": weight})
+        given = quantize_model(model, toy_layers(), recipe, read, progress=None)
+        ranks.append(given.layers["blocks.1.up"].left.shape[-1])
+    assert ranks[1] > ranks[0]

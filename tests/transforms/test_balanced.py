@@ -1,0 +1,80 @@
+"""Balanced and analytic smoothing: the closed form is the best, and weights do tell of inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraq.capture import InputCapture
+from loraq.compose import load_rows
+from loraq.models import list_layers, load_pipeline
+from loraq.models.analytic import Moments, linear, modulated
+from loraq.models.pixart_sigma import known_inputs
+from loraq.transforms.smoothing import balanced_scale
+
+
+def bound(s_I, rms_I, w_OI) -> float:
+    """Σ x²/s² · Σ s²‖w‖²: what a rotated block's rounding errors amount to."""
+    return ((rms_I / s_I).square().sum() * (s_I * w_OI.norm(dim=0)).square().sum()).item()
+
+
+@given(seed=st.integers(0, 1000), factor=st.floats(0.25, 4))
+def test_no_other_scale_has_a_lower_bound(seed, factor):
+    g = torch.Generator().manual_seed(seed)
+    rms_I, w_OI = torch.rand(16, generator=g) + 0.05, torch.randn(24, 16, generator=g)
+    best = balanced_scale(rms_I, w_OI)
+    least = bound(best, rms_I, w_OI)
+    closed = (rms_I * w_OI.norm(dim=0)).sum().square().item()
+    assert least == pytest.approx(closed, rel=1e-3)  # bfloat16 scales
+    other = best.clone()
+    other[seed % 16] *= factor
+    assert bound(other, rms_I, w_OI) >= least * (1 - 1e-3)
+
+
+def test_channels_that_are_dead_keep_one_and_the_mean_scale_is_one():
+    rms_I, w_OI = torch.tensor([0.0, 2.0, 8.0]), torch.ones(4, 3)
+    s = balanced_scale(rms_I, w_OI)
+    assert s[0] == 1 and s[2] / s[1] == pytest.approx(2, rel=1e-2)
+
+
+def test_moments_are_those_of_samples():
+    g = torch.Generator().manual_seed(0)
+    shift, scale = torch.randn(5, 8, generator=g), 0.5 * torch.randn(5, 8, generator=g)
+    layer = torch.nn.Linear(8, 6)
+    n = torch.randn(40_000, 5, 8, generator=g)
+    x = n * (1 + scale) + shift
+    known = modulated(shift, scale)
+    assert torch.allclose(known.rms(), x.square().mean((0, 1)).sqrt(), rtol=0.02)
+    assert torch.allclose(known.rms(0.3), (x + 0.3).square().mean((0, 1)).sqrt(), rtol=0.02)
+    with torch.no_grad():
+        y = layer(x)
+    assert torch.allclose(linear(known, layer).rms(), y.square().mean((0, 1)).sqrt(), rtol=0.02)
+    assert isinstance(known, Moments) and known.mean_TI.shape == (5, 8)
+
+
+def test_the_embedded_models_weights_tell_of_its_inputs():
+    """log rms of channels, from the weights and as the model runs: correlated on every block."""
+    embedded_model = load_rows(["method=reference"])[0].model
+    pipe = load_pipeline(embedded_model, "cpu")
+    known = known_inputs(pipe.transformer)
+    layers = list_layers(pipe.transformer, embedded_model.family)
+    with torch.inference_mode(), InputCapture(pipe.transformer, layers, 512, 8, 0) as capture:
+        pipe(
+            prompt=["lobster, animal marine", "kimono, clothing"],
+            num_inference_steps=4,
+            guidance_scale=embedded_model.guidance,
+            height=128,
+            width=128,
+            max_sequence_length=16,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+            **embedded_model.call,
+        )
+    seen = capture.inputs()
+    least = {"qkv": 0.85, "up": 0.6, "out": 0.3}
+    assert len(known) == 3 * 6
+    for name, moments in known.items():
+        pair = torch.stack([moments.rms(), seen[name].float().square().mean(0).sqrt()]).log()
+        assert torch.corrcoef(pair)[0, 1] > least[name.rsplit(".")[-1]], name
