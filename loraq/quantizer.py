@@ -169,8 +169,8 @@ def _known_inputs(
     if table is None or not hasattr(table, "known_inputs"):
         raise LoraqError(
             f"quant.transform.smooth=analytic: family '{family_name}' does not say what its "
-            "weights tell of the layers' inputs. Use smooth=balanced (reads calibration activations) or "
-            "none, or pass family=."
+            "weights tell of the layers' inputs. Use smooth=balanced (reads calibration "
+            "activations) or none, or pass family=."
         )
     known: dict[str, Moments] = table.known_inputs(transformer)
     return known

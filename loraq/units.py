@@ -16,6 +16,8 @@ from torch import Tensor
 from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models import Layer
 
+INTEGER = re.compile(r"^((?:mx)?int)\d+$")
+"""Formats of a family that differ in their bits alone; others stay as the recipe says."""
 MAX_GROUP_ELEMENTS = 1 << 26
 """Weights in one group at most (256 MiB in float32): bounds memory at full size."""
 
@@ -62,7 +64,7 @@ class Share:
         if self.weight_bits is None:
             return recipe
         names = {
-            operand: re.sub(r"\d+$", str(self.weight_bits), getattr(recipe, operand).name)
+            operand: re.sub(INTEGER, rf"\g<1>{self.weight_bits}", getattr(recipe, operand).name)
             for operand in ("weight", "activation")
         }
         formats = {o: replace(getattr(recipe, o), name=name) for o, name in names.items()}

@@ -202,10 +202,11 @@ class Recipe(Checked):
                 f"are {self.activation.name}. Set quant.transform.shift=false, or use "
                 "format@quant.activation=int4."
             )
-        if self.allocation.kind in ("rank", "both") and self.branch.kind == "none":
+        if self.allocation.kind != "uniform" and self.branch.kind == "none":
             raise LoraqError(
-                f"quant.allocation.kind={self.allocation.kind} gives out ranks, and this recipe "
-                "has no low-rank branch. Take a method with one, or quant.allocation.kind=bits."
+                f"quant.allocation.kind={self.allocation.kind} gives out the branch's memory, and "
+                "this recipe has no low-rank branch. Take a method with one, or "
+                "quant.allocation.kind=uniform."
             )
         if self.allocation.kind in ("bits", "both") and self.weight.name not in ("int4", "mxint4"):
             raise LoraqError(
