@@ -60,7 +60,7 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
     entries = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"][:count]
     real = load_file(ASSETS / "real_features.safetensors")["features"][:count]
     head = alignment_model.load()
-    pipe = PixArtSigmaPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = PixArtSigmaPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images = generate(pipe, entries, steps, guidance)
     runtime.grid(images[:64].float() / 127.5 - 1, 8, OUTPUTS / "grids/evaluate.png")

@@ -100,7 +100,7 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=ASSETS / "tiny_pixart")
     parser.add_argument("--csv", type=Path, default=OUTPUTS / "weights.csv")
     arguments = parser.parse_args()
-    pipe = PixArtSigmaPipeline.from_pretrained(arguments.folder, torch_dtype=torch.float32)
+    pipe = PixArtSigmaPipeline.from_pretrained(arguments.folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
     table = inspect(pipe, [e["prompt"] for e in captions["calibration"][:4]])

@@ -16,7 +16,7 @@ FOLDER = ASSETS / "tiny_pixart"
 def pipe() -> PixArtSigmaPipeline:
     """Return the committed pipeline in fp32."""
     pipe = PixArtSigmaPipeline.from_pretrained(
-        FOLDER, torch_dtype=torch.float32, local_files_only=True
+        FOLDER, dtype=torch.float32, local_files_only=True
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
