@@ -59,9 +59,7 @@ class TextEncoder:
 
         folder = folder or model_folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        )
+        self.model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         self.model.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -15,9 +15,7 @@ FOLDER = ASSETS / "tiny_pixart"
 @pytest.fixture(scope="module")
 def pipe() -> PixArtSigmaPipeline:
     """Return the committed pipeline in fp32."""
-    pipe = PixArtSigmaPipeline.from_pretrained(
-        FOLDER, dtype=torch.float32, local_files_only=True
-    )
+    pipe = PixArtSigmaPipeline.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
