@@ -54,7 +54,10 @@ def balance(left_BOR: Tensor, right_BRI: Tensor, split: float = 0.5) -> tuple[Te
     """
     l_BR, r_BR = left_BOR.norm(dim=-2), right_BRI.norm(dim=-1)
     alive = (l_BR > 0) & (r_BR > 0)
-    ratio = r_BR.clamp_min(1e-30).pow(split) / l_BR.clamp_min(1e-30).pow(1 - split)
+    if split == 0.5:  # one root of the quotient, not two: last bits count in alternation
+        ratio = (r_BR / l_BR.clamp_min(1e-30)).sqrt()
+    else:
+        ratio = r_BR.clamp_min(1e-30).pow(split) / l_BR.clamp_min(1e-30).pow(1 - split)
     ratio = torch.where(alive, ratio, torch.ones_like(l_BR))
     return left_BOR * ratio[:, None, :], right_BRI / ratio[..., None]
 
