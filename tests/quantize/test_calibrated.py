@@ -72,7 +72,7 @@ def test_gptq_lowers_the_output_error_and_raises_the_weights():
     assert errors[0] > errors[1]
 
 
-def test_weighted_branches_and_smoothings_lower_the_output_error():
+def test_weighted_branches_lower_the_output_error():
     model = Toy()
     read = Activations(rows=toy_inputs(model), moments=toy_moments(model))
     lqer = replace(O2, branch=BranchConfig("svd", "compensate", "error", rank=4))
@@ -87,10 +87,6 @@ def test_weighted_branches_and_smoothings_lower_the_output_error():
     }
     assert errors["full"] < errors["diagonal"] < errors["none"]
     assert errors["magnitude"] < errors["none"]
-    for smooth in ("fixed", "balanced"):
-        recipe = replace(O2, transform=TransformConfig(smooth, hadamard=16))
-        plain = replace(O2, transform=TransformConfig(hadamard=16))
-        assert mean_error(model, recipe, read) < mean_error(model, plain, None)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +123,9 @@ def test_analytic_smoothing_needs_a_family_that_knows():
 @pytest.mark.parametrize("kind", ["rank", "both"])
 def test_ranks_given_out_cost_what_the_uniform_rank_does(kind):
     model = Toy()
-    uniform = quantize_model(model, toy_layers(), O2, progress=None)
-    recipe = replace(O2, allocation=AllocationConfig(kind))
+    o2 = replace(O2, branch=replace(O2.branch, rank=8))
+    uniform = quantize_model(model, toy_layers(), o2, progress=None)
+    recipe = replace(o2, allocation=AllocationConfig(kind))
     given = quantize_model(model, toy_layers(), recipe, progress=None)
     assert len(given.ranks) > 1 and given.nbytes <= uniform.nbytes
     with pytest.raises(LoraqError, match="read `ranks`"):

@@ -61,6 +61,7 @@ def test_committed_captions_are_balanced_and_disjoint():
         "calibration": SETTINGS.calibration,
         "development": 2 * SETTINGS.held_dev,
         "test": 2 * SETTINGS.held_test,
+        "outside": 128,
     }
     entries = [e for part in lists.values() for e in part]
     assert max(Counter(e["name"] for e in entries).values()) == 1
