@@ -21,7 +21,7 @@ from loraq.store import file_hash, write_bytes, write_json
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 BATCHES = "batches"
 
 

@@ -52,27 +52,43 @@ def quantize_group(
     if activations.rows is not None:
         rows = [activations.rows[unit.input_id].float() for unit in group.units]
         x_BTI = torch.stack(rows).to(w_BOI)
-    step = _GroupStep(group, recipe, group.share.rank, w_BOI, x_BTI)
-    step.known = known
+    step = _GroupStep(group, recipe, w_BOI, x_BTI, known)
     transform, notes = step.choose_transform(w_BOI)
+    second_BII = None
     if activations.moments is not None:
         moments = [activations.moments[unit.input_id] for unit in group.units]
-        second_BII = torch.stack([moment.second_II for moment in moments]).to(w_BOI)
+        second = torch.stack([moment.second_II for moment in moments]).to(w_BOI)
         mean_BI = torch.stack([moment.mean_I for moment in moments]).to(w_BOI)
-        step.second_BII = transform.moment(second_BII, mean_BI)
-    wt_BOI = transform.weight(w_BOI)
-    solution = step.find_branch(wt_BOI, transform, recipe.branch)
+        second_BII = transform.moment(second, mean_BI)
+    problem = step.problem(transform.weight(w_BOI), transform, recipe.branch.weighting, second_BII)
+    solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
-    return pack(step, wt_BOI, transform, solution, modules), notes
+    return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
+
+
+def solve(problem: Problem, options: BranchConfig) -> Solution:
+    """The branch that `options` ask for; factors of rank 0 where they ask for none."""
+    if options.kind == "none":
+        b, o, i = problem.weight_BOI.shape
+        empty = problem.weight_BOI.new_zeros(b, o, 0), problem.weight_BOI.new_zeros(b, 0, i)
+        error = problem.relative_error(problem.round_main(problem.weight_BOI)).mean().item()
+        return Solution(*empty, residual=False, losses=[error])
+    with torch.enable_grad():
+        return find(problem, options)
 
 
 class _GroupStep:
     """What the steps on one group share: formats, generator, calibration inputs."""
 
     def __init__(
-        self, group: Group, recipe: Recipe, rank: int, w_BOI: Tensor, x_BTI: Tensor | None
+        self,
+        group: Group,
+        recipe: Recipe,
+        w_BOI: Tensor,
+        x_BTI: Tensor | None,
+        known: Mapping[str, Moments],
     ) -> None:
-        self.group, self.recipe, self.rank = group, recipe, rank
+        self.group, self.recipe, self.rank, self.known = group, recipe, group.share.rank, known
         formats = recipe.formats()
         self.weight, self.branch = formats["weight"], formats["branch_weight"]
         self.branch_activation = formats["branch_activation"]
@@ -81,11 +97,9 @@ class _GroupStep:
         if self.shift:
             # signed codes would leave half of their range unused on an input that is ≥ 0
             self.activation = replace(self.activation, name="uint4", family="uint")
-        self.second_BII: Tensor | None = None
-        self.known: Mapping[str, Moments] = {}
-        self.x_BTI = x_BTI
-        if x_BTI is not None:  # what every candidate is judged by: transforms leave it unchanged
-            self.y_BTO = (x_BTI + self.shift) @ w_BOI.mT
+        self.x_BTI = None if x_BTI is None else x_BTI + self.shift
+        if self.x_BTI is not None:  # what candidates are judged by: transforms leave it unchanged
+            self.y_BTO = self.x_BTI @ w_BOI.mT
 
     def generator(self, *purpose: str) -> torch.Generator:
         """Randomness from the recipe's seed and names alone, so the grouping does not matter."""
@@ -128,10 +142,10 @@ class _GroupStep:
         """One closed form for all: SmoothQuant's, or balanced."""
         assert self.x_BTI is not None
         if self.recipe.transform.smooth == "balanced":
-            rms_BI = (self.x_BTI + self.shift).square().mean(-2).sqrt()
+            rms_BI = self.x_BTI.square().mean(-2).sqrt()
             return replace(transform, smooth_I=balanced_scale(rms_BI, w_BOI)[:, None]), {}
         alpha = self.recipe.transform.migration
-        xmax_BI, wmax_BI = (self.x_BTI + self.shift).abs().amax(-2), w_BOI.abs().amax(-2)
+        xmax_BI, wmax_BI = self.x_BTI.abs().amax(-2), w_BOI.abs().amax(-2)
         s_BI = smoothing_scale(xmax_BI, wmax_BI, alpha, 1 - alpha)
         return replace(transform, smooth_I=s_BI[:, None]), {}
 
@@ -148,13 +162,14 @@ class _GroupStep:
         best_B = torch.full((w_BOI.shape[0],), torch.inf, device=w_BOI.device)
         best_smooth = torch.ones_like(w_BOI[:, :1])
         choice_B = torch.zeros_like(best_B, dtype=torch.int64)
-        for number, (_, s_BI) in enumerate(grid(self.x_BTI + self.shift, w_BOI)):
+        for number, (_, s_BI) in enumerate(grid(self.x_BTI, w_BOI)):
             candidate = replace(transform, smooth_I=s_BI[:, None])
-            wt_BOI = candidate.weight(w_BOI)
-            problem = self._problem(wt_BOI, candidate, quick)
-            solution = self.find_branch(wt_BOI, candidate, quick)
+            problem = self.problem(candidate.weight(w_BOI), candidate)
+            solution = solve(problem, quick)
             left, right = solution.left_BOR, solution.right_BRI
-            target = wt_BOI - problem.product(left, right) if solution.residual else wt_BOI
+            target = problem.weight_BOI
+            if solution.residual:
+                target = target - problem.product(left, right)
             error_B = problem.measured_error(problem.round_main(target), left, right)
             better_B = error_B < best_B
             best_B = torch.where(better_B, error_B, best_B)
@@ -164,20 +179,15 @@ class _GroupStep:
         chosen = {unit.name: e for unit, e in zip(self.group.units, exponents, strict=True)}
         return replace(transform, smooth_I=best_smooth), {"smoothing": chosen}
 
-    def find_branch(
-        self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig
-    ) -> Solution:
-        problem = self._problem(wt_BOI, transform, options)
-        if options.kind == "none":
-            b, o, i = wt_BOI.shape
-            empty = wt_BOI.new_zeros(b, o, 0), wt_BOI.new_zeros(b, 0, i)
-            error = problem.relative_error(problem.round_main(wt_BOI)).mean().item()
-            return Solution(*empty, residual=False, losses=[error])
-        with torch.enable_grad():
-            return find(problem, options)
-
-    def _problem(self, wt_BOI: Tensor, transform: InputTransform, options: BranchConfig) -> Problem:
-        root_BII, inverse_BII = self._roots(options.weighting, transform)
+    def problem(
+        self,
+        wt_BOI: Tensor,
+        transform: InputTransform,
+        weighting: str = "none",
+        second_BII: Tensor | None = None,
+    ) -> Problem:
+        """What a branch is found for; `second_BII`: moments of the transformed inputs."""
+        root_BII, inverse_BII = self._roots(weighting, transform, second_BII)
         return Problem(
             weight_BOI=wt_BOI,
             rank=self.rank,
@@ -191,26 +201,30 @@ class _GroupStep:
         )
 
     def _roots(
-        self, weighting: str, transform: InputTransform
+        self, weighting: str, transform: InputTransform, second_BII: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """S and S⁻¹ that weigh errors by the transformed input's statistics."""
         if weighting == "none":
             return None, None
         if weighting == "magnitude":
             assert self.x_BTI is not None
-            magnitude_BI = transform.input(self.x_BTI).abs().mean(-2)
+            magnitude_BI = self._transformed(transform).abs().mean(-2)
             return root_and_inverse(torch.diag_embed(magnitude_BI.square()))
-        assert self.second_BII is not None
-        second_BII = self.second_BII
+        assert second_BII is not None
         if weighting == "diagonal":
             second_BII = torch.diag_embed(second_BII.diagonal(dim1=-2, dim2=-1))
         return root_and_inverse(second_BII)
+
+    def _transformed(self, transform: InputTransform) -> Tensor:
+        """x̃ of the calibration inputs, which hold the shift already."""
+        assert self.x_BTI is not None
+        return replace(transform, shift=0.0).input(self.x_BTI)
 
     def _output_error(self, transform: InputTransform) -> OutputError | None:
         """‖Y − Ŷ‖ / ‖Y‖ on the calibration inputs with everything quantised as it will run."""
         if self.x_BTI is None:
             return None
-        xt_BTI, y_BTO = transform.input(self.x_BTI), self.y_BTO
+        xt_BTI, y_BTO = self._transformed(transform), self.y_BTO
 
         @torch.no_grad()
         def error(main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor, units_B: Tensor) -> Tensor:

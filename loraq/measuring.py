@@ -65,8 +65,9 @@ def _measured(work: Workshop, row: Row) -> dict[str, Any]:
     path = work.store.path("measured", name) / MEASURED_FILE
     with work.store.lock("measured", name):
         if not work.store.finished("measured", name):
-            layers, budget = _errors(work, row)
-            analyses = _analyses(work, row)
+            model = None if row.recipe is None else quantise(work, row)
+            layers, budget = _errors(work, row, model)
+            analyses = {} if model is None else _analyses(work, row, model)
             images, metrics = _metrics(work, row)
             found = {"layers": layers, "budget": budget, "images": images, "metrics": metrics}
             found["analyses"] = analyses
@@ -136,13 +137,14 @@ def _whole_split(config: Config) -> Sequence[Prompt]:
     return data_prompts(dataclasses.replace(config.data, count=None))
 
 
-def _errors(work: Workshop, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _errors(
+    work: Workshop, row: Row, model: QuantizedModel | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """(weight and output error of every layer, what the packed layers cost)."""
-    if row.recipe is None:
+    if row.recipe is None or model is None:
         return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
     from loraq.quantizer import layer_errors
 
-    model = quantise(work, row)
     layers, inputs = work.layers(row, row.recipe.skip), rows(work, row, "measure")
     with work.timed("metrics"):
         errors = layer_errors(model, work.pipe(row).transformer, layers, inputs)
@@ -159,28 +161,23 @@ def _errors(work: Workshop, row: Row) -> tuple[list[dict[str, Any]], dict[str, A
     }
 
 
-def _analyses(work: Workshop, row: Row) -> dict[str, Any]:
+def _analyses(work: Workshop, row: Row, model: QuantizedModel) -> dict[str, Any]:
     """What `metrics.analyses` asks for beside the metrics."""
-    asked, found = row.config.metrics.analyses, {}
-    if row.recipe is None:
-        return {}
+    asked, transformer = row.config.metrics.analyses, work.pipe(row).transformer
+    found: dict[str, Any] = {}
     if "limits" in asked:
         from loraq.distortion import limits
 
-        model = quantise(work, row)
-        transformer = work.pipe(row).transformer
         weights = {name: transformer.get_submodule(name).weight for name in model.layers}
         found["limits"] = limits(weights, model.bits_per_weight)
     if "steps" in asked:
         from loraq.replay import errors_by_role
 
-        model, layers = quantise(work, row), work.layers(row, row.recipe.skip)
+        assert row.recipe is not None
+        layers = work.layers(row, row.recipe.skip)
         with work.timed("model forward"):
-            recorded = forwards(work, row)
-            transformer = work.pipe(row).transformer
-            found["steps"] = errors_by_role(transformer, model, layers, recorded)
+            found["steps"] = errors_by_role(transformer, model, layers, forwards(work, row))
     if "losses" in asked:
-        model = quantise(work, row)
         found["losses"] = {name: notes["losses"] for name, notes in model.info.items()}
         found["seconds"] = {name: notes["seconds"] for name, notes in model.info.items()}
     return found

@@ -28,7 +28,6 @@ class Step(Protocol):
     activation: Format
     branch: Format
     branch_activation: Format
-    second_BII: Tensor | None
 
 
 def pack(
@@ -36,9 +35,13 @@ def pack(
     wt_BOI: Tensor,
     transform: InputTransform,
     solution: Solution,
+    second_BII: Tensor | None,
     modules: Mapping[str, nn.Module],
 ) -> dict[str, LayerTensors]:
-    """Store the units: rounded as the stacks they were judged as, then cut; R once a unit."""
+    """Store the units: rounded as the stacks they were judged as, then cut; R once a unit.
+
+    second_BII: second moments of the transformed inputs, for roundings that read them.
+    """
     factors: list[Any] = [(None, None)] * len(wt_BOI)
     target_BOI = wt_BOI
     if step.rank:
@@ -49,7 +52,7 @@ def pack(
         if solution.residual:
             products = [dequantize(left) @ dequantize(right) for left, right in factors]
             target_BOI = wt_BOI - torch.stack(products)
-    weights = round_weights(target_BOI, step.weight, step.second_BII, step.recipe.rounding)
+    weights = round_weights(target_BOI, step.weight, second_BII, step.recipe.rounding)
     packed: dict[str, LayerTensors] = {}
     for b, unit in enumerate(step.group.units):
         own = replace(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraq import generate
+from loraq import arithmetic, generate
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.models import weights_hash
@@ -69,6 +69,7 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
     Every product that is there is read and compared with its checksums; a damaged one is reported
     and set aside by the store, and planned anew.
     """
+    arithmetic.settle()
     rows = [_keyed(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
 
@@ -106,7 +107,11 @@ def _keyed(config: Config) -> Row:
     calibration, measuring = calibration_prompts(config.data, config.calibration)
     row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
 
-    machine = {"device": device, "torch": importlib.metadata.version("torch")}
+    machine = {
+        "device": device,
+        "torch": importlib.metadata.version("torch"),
+        "row_invariant": arithmetic.row_invariant(),
+    }
     sampler = {
         "weights": model_hash,
         "model": {

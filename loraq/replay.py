@@ -121,7 +121,7 @@ def applied(
     transformer: nn.Module, quantised: QuantizedModel, names: Iterable[str]
 ) -> Iterator[None]:
     """The layers `names` of `quantised` in their places, taken out again whatever happens."""
-    subset = QuantizedModel({name: quantised.layers[name] for name in names}, quantised.rank)
+    subset = QuantizedModel({name: quantised.layers[name] for name in names})
     for name in subset.layers:
         if isinstance(transformer.get_submodule(name), QuantizedLinear):
             raise LoraqError(

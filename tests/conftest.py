@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from loraq import arithmetic
+
 SEED = 7
+arithmetic.settle()  # before any test multiplies: the library does it only for its own runs
 
 
 @pytest.fixture(scope="session")

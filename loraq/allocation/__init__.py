@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -166,19 +165,3 @@ def share_bits(unit: Unit, share: Share, recipe: Recipe) -> int:
 def _bits(shape: tuple[int, int], rank: int, formats: Mapping[str, Format]) -> int:
     main = stored_bits(shape, formats["weight"])
     return main + branch_bits([shape], rank, formats["branch_weight"])
-
-
-def describe(
-    shares: Mapping[str, Share], units: Sequence[Unit], recipe: Recipe
-) -> list[dict[str, Any]]:
-    """One row a unit in the units' order, for records: unit, roles, rank, weight_bits."""
-    own = recipe.formats()["weight"].bits
-    return [
-        {
-            "unit": unit.name,
-            "roles": list(unit.roles),
-            "rank": shares[unit.name].rank,
-            "weight_bits": shares[unit.name].weight_bits or own,
-        }
-        for unit in units
-    ]

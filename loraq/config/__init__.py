@@ -4,7 +4,6 @@ YAML (`conf/`) holds values, these files hold names, types and limits; `door.py`
 the other. Every error names the key as it is written on the command line.
 """
 
-from loraq.config.checked import options_of
 from loraq.config.recipe import (
     AllocationConfig,
     BranchConfig,
@@ -37,5 +36,4 @@ __all__ = [
     "RoundingConfig",
     "TrackingConfig",
     "TransformConfig",
-    "options_of",
 ]

@@ -35,12 +35,6 @@ def choice(*options: str, only_for: tuple[str, ...] = (), since: str = "") -> An
     return field(default=options[0], metadata=metadata)
 
 
-def options_of(schema: Any, name: str) -> tuple[str, ...]:
-    """The values that the field `name` of a configuration dataclass can have."""
-    entry = next(entry for entry in dataclasses.fields(schema) if entry.name == name)
-    return tuple(entry.metadata["choices"])
-
-
 class Checked:
     """Checks the limits of a dataclass's own fields as it is made."""
 

@@ -70,7 +70,7 @@ class DataConfig(Checked):
 class GenerateConfig(Checked):
     """Batch size (the unit of resume) and the seed that joins each image's own."""
 
-    batch_size: int = setting(8, at_least=1)
+    batch_size: int = setting(16, at_least=1)
     seed: int = 0
 
 

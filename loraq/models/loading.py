@@ -177,6 +177,7 @@ def load_pipeline(model: ModelConfig, device: str = "cpu") -> Any:
             "  Restore the folder, or point model.path at a whole one."
         ) from error
     pipe.set_progress_bar_config(disable=True)
+    pipe.vae.enable_slicing()  # one image at a time: its bits do not depend on its batch
     pipe.to(device)
     return pipe
 
