@@ -59,8 +59,8 @@ def _capture(work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], 
     from loraq.capture import InputCapture, MomentCapture, moment_tensors
 
     pipe, model, settings = work.pipe(row), row.config.model, row.config.calibration
-    layers, size = work.layers(row, skip=()), row.config.generate.batch_size
-    batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    layers = work.layers(row, skip=())
+    batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
     capture: InputCapture | MomentCapture
     if product == "inputs":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ def generate(
     (folder / BATCHES).mkdir(exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
     todo, finished = [], 0
-    for number, batch in _batches(prompts, settings.batch_size):
+    for number, batch in enumerate(batches(prompts, settings.batch_size)):
         done_file = folder / BATCHES / f"{number:05d}.json"
         if batch_finished(folder, done_file, batch):
             finished += len(batch)
@@ -129,6 +129,6 @@ def generation_seconds(folder: Path) -> float:
     return sum(float(json.loads(path.read_text())["seconds"]) for path in files)
 
 
-def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[tuple[int, Sequence[Prompt]]]:
-    for number, start in enumerate(range(0, len(prompts), size)):
-        yield number, prompts[start : start + size]
+def batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    """The prompts in order, `size` at a time."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]

@@ -6,7 +6,7 @@ Shapes: w_BOI units × out × in, x_BTI units × calibration rows × in.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from loraq.branches import OutputError, Problem, Solution, find
 from loraq.branches.linear_algebra import root_and_inverse
-from loraq.capture import Activations
+from loraq.capture import Activations, Moment
 from loraq.config import BranchConfig, Recipe
 from loraq.formats import Format, fake_quantize, quantize
 from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
-from loraq.models.analytic import Moments
 from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
@@ -32,16 +31,9 @@ from loraq.units import Group
 
 @torch.no_grad()
 def quantize_group(
-    group: Group,
-    transformer: nn.Module,
-    recipe: Recipe,
-    activations: Activations,
-    known: Mapping[str, Moments],
+    group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
-    """The packed layers of `group`, and notes on how they were found (losses, smoothing).
-
-    known: moments of layer inputs that follow from the weights, for `transform.smooth=analytic`.
-    """
+    """The packed layers of `group`, and notes on how they were found (losses, smoothing)."""
     recipe = group.share.applied(recipe)
     modules = {
         layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
@@ -52,18 +44,24 @@ def quantize_group(
     if activations.rows is not None:
         rows = [activations.rows[unit.input_id].float() for unit in group.units]
         x_BTI = torch.stack(rows).to(w_BOI)
-    step = _GroupStep(group, recipe, w_BOI, x_BTI, known)
+    moments = _moments(group, recipe, activations)
+    if moments is None:
+        recipe = recipe.without_moments()
+    step = _GroupStep(group, recipe, w_BOI, x_BTI, moments)
     transform, notes = step.choose_transform(w_BOI)
-    second_BII = None
-    if activations.moments is not None:
-        moments = [activations.moments[unit.input_id] for unit in group.units]
-        second = torch.stack([moment.second_II for moment in moments]).to(w_BOI)
-        mean_BI = torch.stack([moment.mean_I for moment in moments]).to(w_BOI)
-        second_BII = transform.moment(second, mean_BI)
-    problem = step.problem(transform.weight(w_BOI), transform, recipe.branch.weighting, second_BII)
+    problem = step.problem(transform.weight(w_BOI), transform, recipe.branch.weighting)
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
+    second_BII = step.second_moments(transform)
     return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
+
+
+def _moments(group: Group, recipe: Recipe, activations: Activations) -> list[Moment] | None:
+    """The moments of the units' inputs; None where weights were asked and do not tell of them."""
+    held, ids = activations.moments, [unit.input_id for unit in group.units]
+    if held is None or (recipe.statistics == "weights" and not all(i in held for i in ids)):
+        return None
+    return [held[i] for i in ids]
 
 
 def solve(problem: Problem, options: BranchConfig) -> Solution:
@@ -86,9 +84,9 @@ class _GroupStep:
         recipe: Recipe,
         w_BOI: Tensor,
         x_BTI: Tensor | None,
-        known: Mapping[str, Moments],
+        moments: Sequence[Moment] | None,
     ) -> None:
-        self.group, self.recipe, self.rank, self.known = group, recipe, group.share.rank, known
+        self.group, self.recipe, self.rank = group, recipe, group.share.rank
         formats = recipe.formats()
         self.weight, self.branch = formats["weight"], formats["branch_weight"]
         self.branch_activation = formats["branch_activation"]
@@ -98,6 +96,11 @@ class _GroupStep:
             # signed codes would leave half of their range unused on an input that is ≥ 0
             self.activation = replace(self.activation, name="uint4", family="uint")
         self.x_BTI = None if x_BTI is None else x_BTI + self.shift
+        self.second_BII: Tensor | None = None
+        if moments is not None:  # of x + c, like the rows
+            second = torch.stack([moment.second_II for moment in moments]).to(w_BOI)
+            mean_BI = torch.stack([moment.mean_I for moment in moments]).to(w_BOI)
+            self.second_BII = InputTransform(shift=self.shift).moment(second, mean_BI)
         if self.x_BTI is not None:  # what candidates are judged by: transforms leave it unchanged
             self.y_BTO = self.x_BTI @ w_BOI.mT
 
@@ -120,34 +123,19 @@ class _GroupStep:
             )
         if self.recipe.transform.smooth == "none":
             return transform, {}
-        if self.recipe.transform.smooth == "analytic":
-            return self._analytic_smoothing(w_BOI, transform)
-        if self.recipe.transform.smooth in ("fixed", "balanced"):
-            return self._given_smoothing(w_BOI, transform)
-        return self._search_smoothing(w_BOI, transform)
+        if self.recipe.transform.smooth == "search":
+            return self._search_smoothing(w_BOI, transform)
+        return replace(transform, smooth_I=self._given_smoothing(w_BOI)[:, None]), {}
 
-    def _analytic_smoothing(
-        self, w_BOI: Tensor, transform: InputTransform
-    ) -> tuple[InputTransform, dict[str, Any]]:
-        """Balanced by what the weights tell of the inputs; none where they tell nothing."""
-        ids = [unit.input_id for unit in self.group.units]
-        if not all(i in self.known for i in ids):
-            return transform, {}
-        rms_BI = torch.stack([self.known[i].rms(self.shift) for i in ids]).to(w_BOI)
-        return replace(transform, smooth_I=balanced_scale(rms_BI, w_BOI)[:, None]), {}
-
-    def _given_smoothing(
-        self, w_BOI: Tensor, transform: InputTransform
-    ) -> tuple[InputTransform, dict[str, Any]]:
-        """One closed form for all: SmoothQuant's, or balanced."""
-        assert self.x_BTI is not None
+    def _given_smoothing(self, w_BOI: Tensor) -> Tensor:
+        """s_BI in closed form: balanced, or SmoothQuant's."""
         if self.recipe.transform.smooth == "balanced":
-            rms_BI = self.x_BTI.square().mean(-2).sqrt()
-            return replace(transform, smooth_I=balanced_scale(rms_BI, w_BOI)[:, None]), {}
+            assert self.second_BII is not None
+            return balanced_scale(self.second_BII.diagonal(dim1=1, dim2=2).sqrt(), w_BOI)
+        assert self.x_BTI is not None
         alpha = self.recipe.transform.migration
         xmax_BI, wmax_BI = self.x_BTI.abs().amax(-2), w_BOI.abs().amax(-2)
-        s_BI = smoothing_scale(xmax_BI, wmax_BI, alpha, 1 - alpha)
-        return replace(transform, smooth_I=s_BI[:, None]), {}
+        return smoothing_scale(xmax_BI, wmax_BI, alpha, 1 - alpha)
 
     def _search_smoothing(
         self, w_BOI: Tensor, transform: InputTransform
@@ -179,15 +167,18 @@ class _GroupStep:
         chosen = {unit.name: e for unit, e in zip(self.group.units, exponents, strict=True)}
         return replace(transform, smooth_I=best_smooth), {"smoothing": chosen}
 
+    def second_moments(self, transform: InputTransform) -> Tensor | None:
+        """E[x̃ᵀx̃] of the transformed inputs, which hold the shift already."""
+        if self.second_BII is None:
+            return None
+        mean_BI = self.second_BII.new_zeros(self.second_BII.shape[:2])
+        return replace(transform, shift=0.0).moment(self.second_BII, mean_BI)
+
     def problem(
-        self,
-        wt_BOI: Tensor,
-        transform: InputTransform,
-        weighting: str = "none",
-        second_BII: Tensor | None = None,
+        self, wt_BOI: Tensor, transform: InputTransform, weighting: str = "none"
     ) -> Problem:
-        """What a branch is found for; `second_BII`: moments of the transformed inputs."""
-        root_BII, inverse_BII = self._roots(weighting, transform, second_BII)
+        """What a branch is found for."""
+        root_BII, inverse_BII = self._roots(weighting, transform)
         return Problem(
             weight_BOI=wt_BOI,
             rank=self.rank,
@@ -201,15 +192,15 @@ class _GroupStep:
         )
 
     def _roots(
-        self, weighting: str, transform: InputTransform, second_BII: Tensor | None
+        self, weighting: str, transform: InputTransform
     ) -> tuple[Tensor | None, Tensor | None]:
         """S and S⁻¹ that weigh errors by the transformed input's statistics."""
         if weighting == "none":
             return None, None
         if weighting == "magnitude":
-            assert self.x_BTI is not None
             magnitude_BI = self._transformed(transform).abs().mean(-2)
             return root_and_inverse(torch.diag_embed(magnitude_BI.square()))
+        second_BII = self.second_moments(transform)
         assert second_BII is not None
         if weighting == "diagonal":
             second_BII = torch.diag_embed(second_BII.diagonal(dim1=-2, dim2=-1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from loraq.budget import branch_bits, check_rank, rank_for_budget
-from loraq.capture import Activations
+from loraq.capture import Activations, Moment
 from loraq.checkpoint import load_group, save_group
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
 from loraq.models import Layer
-from loraq.models.analytic import Moments
 from loraq.models.families import family as family_table
 from loraq.units import Group, Share, Unit, make_groups, make_units
 
@@ -127,12 +126,13 @@ def quantize_model(
     activations: of the 16-bit model, for calibrated recipes; a data-free one never sees them.
     checkpoint_dir: every finished group is written here at once and found again by a later call.
     progress: label of the progress bar, None for none.
-    family: of the model; `transform.smooth=analytic` asks it what weights tell of the inputs.
+    family: of the model; `statistics=weights` asks it what weights tell of the inputs.
     """
     from tqdm import tqdm
 
-    known = _known_inputs(transformer, recipe, family)
     read = (activations or Activations()).allowed(recipe)
+    if recipe.statistics == "weights":
+        read = replace(read, moments=_known_moments(transformer, family))
     units = make_units(layers, recipe.branch.share_qkv)
     shares = _shares(units, transformer, recipe, read)
     done: dict[str, LayerTensors] = {}
@@ -146,7 +146,7 @@ def quantize_model(
                 found = _finished(path, mark)
             if found is None:
                 started = time.perf_counter()
-                tensors, notes = quantize_group(group, transformer, recipe, read, known)
+                tensors, notes = quantize_group(group, transformer, recipe, read)
                 notes["seconds"] = time.perf_counter() - started
                 if path is not None:
                     save_group(path, tensors, notes | {"fingerprint": mark})
@@ -159,20 +159,16 @@ def quantize_model(
     return QuantizedModel(ordered, info)
 
 
-def _known_inputs(
-    transformer: nn.Module, recipe: Recipe, family_name: str | None
-) -> dict[str, Moments]:
-    """Moments of layer inputs from the weights, for the recipe that wants them."""
-    if recipe.transform.smooth != "analytic":
-        return {}
+def _known_moments(transformer: nn.Module, family_name: str | None) -> dict[str, Moment]:
+    """Moments of layer inputs that follow from the weights alone."""
     table = None if family_name is None else family_table(family_name)
     if table is None or not hasattr(table, "known_inputs"):
         raise LoraqError(
-            f"quant.transform.smooth=analytic: family '{family_name}' does not say what its "
-            "weights tell of the layers' inputs. Use smooth=balanced (reads calibration "
-            "activations) or none, or pass family=."
+            f"quant.statistics=weights: family '{family_name}' does not say what its weights tell "
+            "of the layers' inputs. Use statistics=activations, which reads calibration "
+            "activations, or pass family=."
         )
-    known: dict[str, Moments] = table.known_inputs(transformer)
+    known: dict[str, Moment] = table.known_inputs(transformer)
     return known
 
 
@@ -210,9 +206,10 @@ def fingerprint(
         if activations.rows is not None:
             add(activations.rows[unit.input_id])
         if activations.moments is not None:
-            moment = activations.moments[unit.input_id]
-            add(moment.second_II)
-            add(moment.mean_I)
+            moment = activations.moments.get(unit.input_id)
+            if moment is not None:
+                add(moment.second_II)
+                add(moment.mean_I)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from loraq.config import BranchConfig, ModelConfig, Recipe
 from loraq.errors import LoraqError
-from loraq.generate import image_batch
+from loraq.generate import batches, image_batch
 from loraq.layers import QuantizedLinear
 from loraq.models import Layer
 from loraq.prompts import Prompt
@@ -68,10 +68,10 @@ def record_forwards(
             "is 1. Give at least one prompt, and 1 or more."
         )
     kept: list[Forward] = []
-    for start in range(0, len(prompts), batch_size):
+    for batch in batches(prompts, batch_size):
         handle = pipe.transformer.register_forward_hook(_recorder(kept, every), with_kwargs=True)
         try:
-            image_batch(pipe, model, prompts[start : start + batch_size], seed, "latent")
+            image_batch(pipe, model, batch, seed, "latent")
         finally:
             handle.remove()
     return kept

@@ -69,12 +69,11 @@ class TransformConfig(Checked):
     """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output.
 
     smooth: `search` is SVDQuant's grid, `fixed` SmoothQuant's xmax^m / wmax^(1−m), m = `migration`;
-        `balanced` is √(rms x / ‖w‖) per channel, `analytic` the same with the rms that follows from
-        the model's weights alone, where it does.
+        `balanced` is √(rms x / ‖w‖) per channel.
     shift and hadamard together: the layers that follow a GELU are shifted, all others rotated.
     """
 
-    smooth: str = choice("none", "search", "fixed", "balanced", "analytic")
+    smooth: str = choice("none", "search", "fixed", "balanced")
     hadamard: int = 0
     shift: bool = False
     migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
@@ -178,6 +177,9 @@ class Recipe(Checked):
     """One quantisation: four formats and a point on transform × branch × rounding.
 
     `skip`: roles or globs on layer names that stay in 16 bits; None is the model family's own list.
+    `statistics`: where the inputs' second moments come from (balanced smoothing, weighted branches,
+        GPTQ): calibration `activations`, or the model's own `weights`, for the layers of which they
+        tell something (`models/analytic.py`); the others do without.
     """
 
     weight: FormatConfig = FormatConfig("int4")
@@ -190,6 +192,7 @@ class Recipe(Checked):
     requantize_intermediate: bool = True
     skip: tuple[str, ...] | None = None
     seed: int = 0
+    statistics: str = choice("activations", "weights", since="0.2")
     allocation: AllocationConfig = field(
         default_factory=AllocationConfig, metadata={"since": "0.2"}
     )
@@ -202,6 +205,8 @@ class Recipe(Checked):
                 f"are {self.activation.name}. Set quant.transform.shift=false, or use "
                 "format@quant.activation=int4."
             )
+        if self.statistics == "weights":
+            self._check_statistics()
         if self.allocation.kind != "uniform" and self.branch.kind == "none":
             raise LoraqError(
                 f"quant.allocation.kind={self.allocation.kind} gives out the branch's memory, and "
@@ -212,6 +217,20 @@ class Recipe(Checked):
             raise LoraqError(
                 f"quant.allocation.kind={self.allocation.kind} chooses between 4 and 8 bits of one "
                 f"family, and the weights are {self.weight.name}. Use int4 or mxint4."
+            )
+
+    def _check_statistics(self) -> None:
+        if not self.reads_moments:
+            raise LoraqError(
+                "quant.statistics=weights has no effect: nothing here reads second moments. Set "
+                "quant.transform.smooth=balanced, quant.rounding.kind=gptq or "
+                "quant.branch.weighting=diagonal | full, or leave it out."
+            )
+        if self.needs_rows:
+            raise LoraqError(
+                "quant.statistics=weights gives second moments, and this recipe also reads rows of "
+                "activations (transform.smooth=search | fixed, branch.select=output, or "
+                "branch.weighting=magnitude). Choose others, or quant.statistics=activations."
             )
 
     def formats(self) -> dict[str, Format]:
@@ -231,14 +250,35 @@ class Recipe(Checked):
         """Whether quantising reads rows of activations (smoothing, choosing by output error)."""
         searching = self.branch.kind != "none" and self.branch.select == "output"
         by_magnitude = self.branch.weighting == "magnitude"
-        smoothing = self.transform.smooth in ("search", "fixed", "balanced")
+        smoothing = self.transform.smooth in ("search", "fixed")
         return smoothing or searching or by_magnitude
 
     @property
-    def needs_moments(self) -> bool:
-        """Whether quantising reads second moments of activations (GPTQ, weighted branches)."""
+    def reads_moments(self) -> bool:
+        """Whether quantising reads second moments (balanced smoothing, GPTQ, weighted branches)."""
         weighted = self.branch.kind != "none" and self.branch.weighting in ("diagonal", "full")
-        return self.rounding.kind == "gptq" or weighted
+        balanced = self.transform.smooth == "balanced"
+        return balanced or self.rounding.kind == "gptq" or weighted
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether they are measured: a data-free recipe takes them from the model's weights."""
+        return self.reads_moments and self.statistics == "activations"
+
+    def without_moments(self) -> Recipe:
+        """The recipe for layers of whose inputs nothing is known."""
+        transform, branch = self.transform, self.branch
+        if transform.smooth == "balanced":
+            transform = dataclasses.replace(transform, smooth="none")
+        if branch.weighting in ("diagonal", "full"):
+            branch = dataclasses.replace(branch, weighting="none")
+        return dataclasses.replace(
+            self,
+            transform=transform,
+            branch=branch,
+            rounding=RoundingConfig(),
+            statistics="activations",
+        )
 
     @property
     def needs_sensitivity(self) -> bool:

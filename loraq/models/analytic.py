@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from loraq.capture import Moment
+
 TIMESTEPS = 32
 
 
@@ -24,10 +26,12 @@ class Moments:
     mean_TI: Tensor
     variance_TI: Tensor
 
-    def rms(self, offset: float = 0.0) -> Tensor:
-        """√E[(x + offset)²] over all timesteps alike, (I,)."""
-        second_TI = (self.mean_TI + offset).square() + self.variance_TI
-        return second_TI.mean(0).sqrt()
+    def pooled(self) -> Moment:
+        """E[xᵀx] and E[x] over all timesteps alike: Σ diag(variance) + meanᵀ·mean."""
+        count = len(self.mean_TI)
+        second_II = self.mean_TI.T @ self.mean_TI / count
+        second_II.diagonal().add_(self.variance_TI.mean(0))
+        return Moment(second_II, self.mean_TI.mean(0))
 
 
 def timesteps(count: int = TIMESTEPS, last: int = 999) -> Tensor:

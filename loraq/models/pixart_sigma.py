@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from loraq.capture import Moment
 from loraq.models.analytic import Moments, linear, modulated, timesteps
 
 PIPELINE = "PixArtSigmaPipeline"
@@ -32,7 +33,7 @@ ROLES = (
 
 
 @torch.no_grad()
-def known_inputs(transformer: nn.Module) -> dict[str, Moments]:
+def known_inputs(transformer: nn.Module) -> dict[str, Moment]:
     """Moments of layer inputs that follow from the weights, by input id (see `analytic`).
 
     q/k/v and ff_up read modulated normalisations; self_out a mean of values over tokens, taken as
@@ -45,7 +46,7 @@ def known_inputs(transformer: nn.Module) -> dict[str, Moments]:
     embedded, _ = transformer.adaln_single(
         steps.to(device), condition, batch_size=len(steps), hidden_dtype=transformer.dtype
     )
-    known = {}
+    known: dict[str, Moments] = {}
     for number, block in enumerate(transformer.transformer_blocks):
         table = block.scale_shift_table[None].float()
         shift, scale, _, ff_shift, ff_scale, _ = (
@@ -56,7 +57,7 @@ def known_inputs(transformer: nn.Module) -> dict[str, Moments]:
         known[f"{name}.attn1.qkv"] = attention
         known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
         known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
-    return known
+    return {name: moments.pooled() for name, moments in known.items()}
 
 
 def _size_condition(transformer: nn.Module, count: int) -> dict[str, torch.Tensor | None]:

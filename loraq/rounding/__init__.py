@@ -7,10 +7,7 @@ import importlib
 from torch import Tensor
 
 from loraq.config import RoundingConfig
-from loraq.errors import unknown
 from loraq.formats import Format, QuantizedTensor
-
-KINDS = ("nearest", "gptq")
 
 
 def round_weights(
@@ -20,8 +17,6 @@ def round_weights(
 
     second_BII: the inputs' second moments in the basis of `target_BOI`, for roundings that read it.
     """
-    if options.kind not in KINDS:
-        raise unknown("rounding", options.kind, KINDS)
     module = importlib.import_module(f"loraq.rounding.{options.kind}")
     rounded: list[QuantizedTensor] = module.round_weights(target_BOI, weight, second_BII, options)
     return rounded

@@ -95,7 +95,7 @@ def test_weighted_branches_lower_the_output_error():
         ({"rounding": RoundingConfig("gptq")}, "moments"),
         ({"branch": BranchConfig("loraq", rank=4, weighting="full")}, "moments"),
         ({"branch": BranchConfig("loraq", rank=4, weighting="magnitude")}, "rows"),
-        ({"transform": TransformConfig("balanced")}, "rows"),
+        ({"transform": TransformConfig("balanced")}, "moments"),
         ({"allocation": AllocationConfig("rank", "activations")}, "sensitivity"),
     ],
 )
@@ -113,11 +113,19 @@ def test_a_recipe_gets_only_what_it_declares():
     assert read.allowed(gptq) == Activations(moments={"b": 2})
 
 
-def test_analytic_smoothing_needs_a_family_that_knows():
-    recipe = replace(O2, transform=TransformConfig("analytic"))
+def test_statistics_of_the_weights_need_a_family_that_knows():
+    recipe = replace(O2, transform=TransformConfig("balanced"), statistics="weights")
     assert not recipe.needs_calibration
-    with pytest.raises(LoraqError, match="balanced"):
+    with pytest.raises(LoraqError, match="statistics=activations"):
         quantize_model(Toy(), toy_layers(), recipe, progress=None)
+
+
+def test_statistics_of_the_weights_that_nothing_reads_are_refused():
+    with pytest.raises(LoraqError, match="no effect"):
+        replace(O2, statistics="weights")
+    searched, gptq = TransformConfig("search"), RoundingConfig("gptq")
+    with pytest.raises(LoraqError, match="also reads rows"):
+        replace(O2, transform=searched, rounding=gptq, statistics="weights")
 
 
 @pytest.mark.parametrize("kind", ["rank", "both"])
