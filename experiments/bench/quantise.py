@@ -29,10 +29,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from loraq import branches, recipe, record
+from loraq import arithmetic, recipe, record
 from loraq.branches.linear_algebra import truncated_svd
 from loraq.compose import load_rows
 from loraq.config import Recipe
+from loraq.config.recipe import ANY_BRANCH
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.quantizer import QuantizedModel, quantize_model
@@ -68,7 +69,7 @@ def reference_way() -> Iterator[None]:
     """Within it, every group is one unit and every SVD of a branch finder a full one."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
-        for kind in branches.KINDS:
+        for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
             if getattr(module, "truncated_svd", None) is truncated_svd:
                 stack.enter_context(mock.patch.object(module, "truncated_svd", full_svd_each))
@@ -137,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise unknown("data-free method", name, METHODS)
     if options.repeats < 1:
         raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
+    arithmetic.settle()
     torch.set_num_threads(options.threads)
     recipes = {name: recipe(*METHODS[name]) for name in options.methods}
     model = load_rows(["method=rtn"])[-1].model
