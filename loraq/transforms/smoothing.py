@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+DAMP = 1e-3
 ALPHAS = tuple(i / 20 for i in range(1, 20))
 
 
@@ -37,9 +38,11 @@ def balanced_scale(rms_I: Tensor, w_OI: Tensor) -> Tensor:
     With a rotation behind it, a block's rounding errors have energy ∝ Σ x²/s² in x and Σ s²‖w‖² in
     W, and either meets the other factor: their product is least, (Σ |x|·‖w‖)², at this s
     (Cauchy–Schwarz). Scaled to a geometric mean of 1. Channels without x or W keep s = 1.
+    A thousandth of the mean energy is added to x's: a channel silent so far may speak later.
     """
     norm_I = w_OI.norm(dim=-2)
     dead = (rms_I <= 0) | (norm_I <= 0)
+    rms_I = (rms_I.square() + DAMP * rms_I.square().mean(-1, keepdim=True)).sqrt()
     log_I = 0.5 * (rms_I.clamp_min(1e-30).log() - norm_I.clamp_min(1e-30).log())
     log_I = torch.where(dead, torch.zeros_like(log_I), log_I)
     s = (log_I - log_I.mean(-1, keepdim=True)).exp()

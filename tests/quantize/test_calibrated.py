@@ -113,6 +113,15 @@ def test_a_recipe_gets_only_what_it_declares():
     assert read.allowed(gptq) == Activations(moments={"b": 2})
 
 
+@pytest.mark.parametrize("hadamard", [0, 16])
+def test_balanced_smoothing_lowers_the_output_error(hadamard):
+    model = Toy()
+    plain = replace(RTN, transform=TransformConfig(hadamard=hadamard))
+    balanced = replace(RTN, transform=TransformConfig("balanced", hadamard))
+    read = Activations(moments=toy_moments(model))
+    assert mean_error(model, balanced, read) < 0.97 * mean_error(model, plain, None)
+
+
 def test_statistics_of_the_weights_need_a_family_that_knows():
     recipe = replace(O2, transform=TransformConfig("balanced"), statistics="weights")
     assert not recipe.needs_calibration

@@ -12,7 +12,7 @@ from loraq.compose import load_rows
 from loraq.models import list_layers, load_pipeline
 from loraq.models.analytic import Moments, linear, modulated
 from loraq.models.pixart_sigma import known_inputs
-from loraq.transforms.smoothing import balanced_scale
+from loraq.transforms.smoothing import DAMP, balanced_scale
 
 
 def bound(s_I, rms_I, w_OI) -> float:
@@ -25,6 +25,7 @@ def test_no_other_scale_has_a_lower_bound(seed, factor):
     g = torch.Generator().manual_seed(seed)
     rms_I, w_OI = torch.rand(16, generator=g) + 0.05, torch.randn(24, 16, generator=g)
     best = balanced_scale(rms_I, w_OI)
+    rms_I = (rms_I.square() + DAMP * rms_I.square().mean()).sqrt()  # what it is the best for
     least = bound(best, rms_I, w_OI)
     closed = (rms_I * w_OI.norm(dim=0)).sum().square().item()
     assert least == pytest.approx(closed, rel=1e-3)  # bfloat16 scales
@@ -37,6 +38,13 @@ def test_channels_that_are_dead_keep_one_and_the_mean_scale_is_one():
     rms_I, w_OI = torch.tensor([0.0, 2.0, 8.0]), torch.ones(4, 3)
     s = balanced_scale(rms_I, w_OI)
     assert s[0] == 1 and s[2] / s[1] == pytest.approx(2, rel=1e-2)
+
+
+def test_a_channel_that_was_silent_in_calibration_is_not_blown_up():
+    rms_I = torch.ones(64)
+    rms_I[5] = 1e-12
+    s = balanced_scale(rms_I, torch.ones(4, 64))
+    assert s.max() / s.min() < DAMP**-0.25 * 1.02
 
 
 def test_moments_are_those_of_samples():
