@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.models import Layer
+from loraq.models.pointwise import channels_last
 
 
 class _Capture:
@@ -41,8 +42,8 @@ class _Capture:
             handle.remove()
 
     def _hook(self, number: int, input_id: str):
-        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._read(number, input_id, args[0].detach().reshape(-1, args[0].shape[-1]))
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._read(number, input_id, channels_last(module, args[0].detach()).flatten(0, -2))
 
         return keep
 

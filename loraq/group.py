@@ -22,6 +22,7 @@ from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
+from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
@@ -38,7 +39,7 @@ def quantize_group(
     modules = {
         layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
     }
-    weights = {name: module.weight.detach() for name, module in modules.items()}
+    weights = {name: weight_matrix(module) for name, module in modules.items()}
     w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
     x_BTI = None
     if activations.rows is not None:
@@ -235,8 +236,7 @@ class _GroupStep:
 
 
 def _follows_gelu(group: Group) -> bool:
-    """Only the second linear of a GELU feed-forward reads an input that −0.17 bounds below."""
-    return all(role == "ff_down" for unit in group.units for role in unit.roles)
+    return all(layer.after_gelu for unit in group.units for layer in unit.layers)
 
 
 def _batched(fmt: Format) -> Callable[[Tensor], Tensor]:

@@ -60,15 +60,16 @@ class LayerTensors:
 
 
 class QuantizedLinear(nn.Module):
-    """Stands in for `nn.Linear`; buffers are the packed tensors, names as in the checkpoint.
+    """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors, named as in
+    the checkpoint.
 
     The dequantised weights that emulation multiplies with are a cache made at first use in the
     input's dtype; they are no buffers and are never saved.
     """
 
-    def __init__(self, tensors: LayerTensors) -> None:
+    def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
-        self.tensors = tensors
+        self.tensors, self.convolution = tensors, convolution
         self.out_features, self.in_features = tensors.weight.shape
         for part in ("weight", "left", "right"):
             packed = getattr(tensors, part)
@@ -81,7 +82,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dense, transform, bias_O = self._dense(x.dtype, x.device)
-        return quantized_linear(transform.input(x), bias_O=bias_O, **dense).to(x.dtype)
+        if self.convolution:
+            x = x.movedim(1, -1)
+        y = quantized_linear(transform.input(x), bias_O=bias_O, **dense).to(x.dtype)
+        return y.movedim(-1, 1) if self.convolution else y
 
     def _dense(self, dtype: torch.dtype, device: torch.device):
         if self._cache is None or self._cache[:2] != (dtype, device):

@@ -167,8 +167,9 @@ def _analyses(work: Workshop, row: Row, model: QuantizedModel) -> dict[str, Any]
     found: dict[str, Any] = {}
     if "limits" in asked:
         from loraq.distortion import limits
+        from loraq.models.pointwise import weight_matrix
 
-        weights = {name: transformer.get_submodule(name).weight for name in model.layers}
+        weights = {name: weight_matrix(transformer.get_submodule(name)) for name in model.layers}
         found["limits"] = limits(weights, model.bits_per_weight)
     if "steps" in asked:
         from loraq.replay import errors_by_role

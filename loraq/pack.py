@@ -13,6 +13,7 @@ from loraq.branches import Solution
 from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, dequantize, quantize
 from loraq.layers import LayerTensors
+from loraq.models.pointwise import weight_matrix
 from loraq.rounding import round_weights
 from loraq.transforms import InputTransform
 from loraq.units import Group, Unit
@@ -79,7 +80,7 @@ def _pack_unit(
         start = rows.stop
         module = modules[layer.name]
         bias = None if module.bias is None else module.bias.detach()
-        bias_O = own.bias(bias, module.weight.detach().float())
+        bias_O = own.bias(bias, weight_matrix(module).float())
         packed[layer.name] = LayerTensors(
             weight=weight.rows(rows),
             activation=step.activation,

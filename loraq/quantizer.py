@@ -21,6 +21,7 @@ from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
 from loraq.models import Layer
 from loraq.models.families import family as family_table
+from loraq.models.pointwise import weight_matrix
 from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
@@ -40,8 +41,9 @@ class QuantizedModel:
     def apply(self, transformer: nn.Module) -> None:
         """Put `QuantizedLinear` in the place of every quantised linear of `transformer`."""
         for name, tensors in self.layers.items():
-            self._originals[name] = transformer.get_submodule(name)
-            transformer.set_submodule(name, QuantizedLinear(tensors), strict=True)
+            original = self._originals[name] = transformer.get_submodule(name)
+            convolution = isinstance(original, nn.Conv2d)
+            transformer.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
 
     def revert(self, transformer: nn.Module) -> None:
         """Put the 16-bit linears back that `apply` took out."""
@@ -182,7 +184,7 @@ def _shares(
     from loraq.allocation import allocate
 
     weights = {
-        layer.name: transformer.get_submodule(layer.name).weight.detach()
+        layer.name: weight_matrix(transformer.get_submodule(layer.name))
         for unit in units
         for layer in unit.layers
     }
@@ -202,7 +204,7 @@ def fingerprint(
     for unit in group.units:
         for layer in unit.layers:
             digest.update(layer.name.encode())
-            add(transformer.get_submodule(layer.name).weight.detach())
+            add(weight_matrix(transformer.get_submodule(layer.name)))
         if activations.rows is not None:
             add(activations.rows[unit.input_id])
         if activations.moments is not None:
@@ -244,7 +246,7 @@ def layer_errors(
     rows = []
     for layer in layers:
         linear = transformer.get_submodule(layer.name)
-        w_OI = linear.weight.float()
+        w_OI = weight_matrix(linear).float()
         tensors = model.layers[layer.name]
         x_TI = inputs[layer.shares_input].float()
         y_TO = x_TI @ w_OI.T

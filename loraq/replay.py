@@ -23,6 +23,7 @@ from loraq.errors import LoraqError
 from loraq.generate import batches, image_batch
 from loraq.layers import QuantizedLinear
 from loraq.models import Layer
+from loraq.models.pointwise import channels_last, weight_matrix
 from loraq.prompts import Prompt
 from loraq.quantizer import QuantizedModel, quantize_model
 from loraq.units import Unit
@@ -210,11 +211,13 @@ def sensitivity(
 
 def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
     """A hook on a layer's stand-in that adds (‖Ŷ − Y‖², ‖Y‖²) on what the layer reads to `sums`."""
-    weight, bias = original.weight.float(), original.bias
+    weight, bias = weight_matrix(original).float(), original.bias
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        y = args[0].float() @ weight.mT
-        error = output.float() - y - (0.0 if bias is None else bias.float())
+        y = channels_last(original, args[0]).float() @ weight.mT
+        error = (
+            channels_last(original, output).float() - y - (0.0 if bias is None else bias.float())
+        )
         sums[0] += error.square().sum(dtype=torch.float64).item()
         sums[1] += y.square().sum(dtype=torch.float64).item()
 

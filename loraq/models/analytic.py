@@ -51,3 +51,25 @@ def linear(x: Moments, layer: nn.Module) -> Moments:
     if layer.bias is not None:
         mean_TO = mean_TO + layer.bias.detach().float()
     return Moments(mean_TO, x.variance_TI @ w_OI.square().T)
+
+
+def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> dict[str, Moment]:
+    """Moments by input id of blocks with a `scale_shift_table` and timestep embedding (T, 6·I).
+
+    q/k/v and the feed-forward read modulated normalisations; self_out a mean of values over
+    tokens, taken as one value. cross_q reads the residual stream and cross_out the text, of which
+    nothing is known; what a nonlinearity leaves for ff_down depends on how channels go together
+    (experiments/LOG.md: it was tried).
+    """
+    known: dict[str, Moments] = {}
+    for number, block in enumerate(transformer.transformer_blocks):
+        table = block.scale_shift_table[None].float()
+        shift, scale, _, ff_shift, ff_scale, _ = (
+            table + embedded.float().reshape(len(embedded), 6, -1)
+        ).unbind(1)
+        name = f"transformer_blocks.{number}"
+        attention = modulated(shift, scale)
+        known[f"{name}.attn1.qkv"] = attention
+        known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
+        known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
+    return {name: moments.pooled() for name, moments in known.items()}

@@ -16,20 +16,22 @@ from loraq.errors import LoraqError, near_matches, unknown
 if TYPE_CHECKING:
     import torch
 
-_NO_FAMILY = ("analytic", "families", "loading")
+_NO_FAMILY = ("analytic", "families", "loading", "pointwise")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear map of the transformer: its name, what it does, (out, in), whose input it shares.
+    """One linear or 1×1 convolution: its name, what it does, (out, in), whose input it shares.
 
     Layers with equal `shares_input` read the very same tensor ("transformer_blocks.0.attn1.qkv").
+    `after_gelu`: it reads a GELU's output, which −0.17 bounds below.
     """
 
     name: str
     role: str
     shape: tuple[int, int]
     shares_input: str
+    after_gelu: bool = False
 
 
 def family_names() -> list[str]:
@@ -62,7 +64,8 @@ def list_layers(
                 out_features, in_features = module.weight.shape[:2]
                 block = ".".join(name.split(".")[:2])
                 shape = (int(out_features), int(in_features))
-                layers.append(Layer(name, role, shape, f"{block}.{group}"))
+                after_gelu = role in table.AFTER_GELU
+                layers.append(Layer(name, role, shape, f"{block}.{group}", after_gelu))
     if not layers:
         raise LoraqError(
             f"No layer of {type(transformer).__name__} matches the roles of family "

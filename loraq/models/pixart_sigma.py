@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from loraq.capture import Moment
-from loraq.models.analytic import Moments, linear, modulated, timesteps
+from loraq.models.analytic import known_block_inputs, timesteps
 
 PIPELINE = "PixArtSigmaPipeline"
 TRANSFORMER = "PixArtTransformer2DModel"
 DEFAULT_SKIP = ("cross_k", "cross_v")
+AFTER_GELU = ("ff_down",)
 
 # (pattern of a layer's name below the transformer, role, input group relative to the block):
 # layers with the same input group read the very same tensor.
@@ -34,30 +35,14 @@ ROLES = (
 
 @torch.no_grad()
 def known_inputs(transformer: nn.Module) -> dict[str, Moment]:
-    """Moments of layer inputs that follow from the weights, by input id (see `analytic`).
-
-    q/k/v and ff_up read modulated normalisations; self_out a mean of values over tokens, taken as
-    one value. cross_q reads the residual stream and cross_out the text, of which nothing is known;
-    ff_down's GELU depends on how channels go together (experiments/LOG.md: it was tried).
-    """
+    """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
     steps = timesteps()
     condition = _size_condition(transformer, len(steps))
     device = next(transformer.parameters()).device
     embedded, _ = transformer.adaln_single(
         steps.to(device), condition, batch_size=len(steps), hidden_dtype=transformer.dtype
     )
-    known: dict[str, Moments] = {}
-    for number, block in enumerate(transformer.transformer_blocks):
-        table = block.scale_shift_table[None].float()
-        shift, scale, _, ff_shift, ff_scale, _ = (
-            table + embedded.float().reshape(len(steps), 6, -1)
-        ).unbind(1)
-        name = f"transformer_blocks.{number}"
-        attention = modulated(shift, scale)
-        known[f"{name}.attn1.qkv"] = attention
-        known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
-        known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
-    return {name: moments.pooled() for name, moments in known.items()}
+    return known_block_inputs(transformer, embedded)
 
 
 def _size_condition(transformer: nn.Module, count: int) -> dict[str, torch.Tensor | None]:

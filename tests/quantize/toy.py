@@ -38,7 +38,7 @@ class Toy(nn.Module):
 def toy_layers() -> list[Layer]:
     group = {"to_q": "qkv", "to_k": "qkv", "to_v": "qkv"}
     return [
-        Layer(f"blocks.{b}.{n}", role, (o, i), f"blocks.{b}.{group.get(n, n)}")
+        Layer(f"blocks.{b}.{n}", role, (o, i), f"blocks.{b}.{group.get(n, n)}", role == "ff_down")
         for b in range(2)
         for n, (role, o, i) in SHAPES.items()
     ]

@@ -1,0 +1,16 @@
+"""A 1×1 convolution is a linear map over channels: the same weight matrix, channels on axis 1."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+def weight_matrix(module: nn.Module) -> Tensor:
+    """(out, in) weight of a linear or of a 1×1 convolution, detached."""
+    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    return weight.flatten(1)
+
+
+def channels_last(module: nn.Module, x: Tensor) -> Tensor:
+    """What `module` reads or gives, as tokens × channels: a convolution's axis 1 goes last."""
+    return x.movedim(1, -1) if isinstance(module, nn.Conv2d) else x

@@ -1,0 +1,43 @@
+"""SANA: which linears and 1×1 convolutions of its transformer blocks are quantised.
+
+Outside the blocks (patch embedding, timestep and caption projections, output) everything stays in
+16 bits; so do the depthwise convolutions and, by default, the cross-attention keys and values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from loraq.capture import Moment
+from loraq.models.analytic import known_block_inputs, timesteps
+
+PIPELINE = "SanaPipeline"
+TRANSFORMER = "SanaTransformer2DModel"
+DEFAULT_SKIP = ("cross_k", "cross_v")
+AFTER_GELU = ()  # conv_point reads a gated SiLU, which nothing bounds below
+
+# As in pixart_sigma.py: (pattern of a layer's name, role, input group relative to the block).
+ROLES = (
+    (r"transformer_blocks\.\d+\.attn1\.to_q", "self_q", "attn1.qkv"),
+    (r"transformer_blocks\.\d+\.attn1\.to_k", "self_k", "attn1.qkv"),
+    (r"transformer_blocks\.\d+\.attn1\.to_v", "self_v", "attn1.qkv"),
+    (r"transformer_blocks\.\d+\.attn1\.to_out\.0", "self_out", "attn1.out"),
+    (r"transformer_blocks\.\d+\.attn2\.to_q", "cross_q", "attn2.q"),
+    (r"transformer_blocks\.\d+\.attn2\.to_k", "cross_k", "attn2.kv"),
+    (r"transformer_blocks\.\d+\.attn2\.to_v", "cross_v", "attn2.kv"),
+    (r"transformer_blocks\.\d+\.attn2\.to_out\.0", "cross_out", "attn2.out"),
+    (r"transformer_blocks\.\d+\.ff\.conv_inverted", "ff_up", "ff.up"),
+    (r"transformer_blocks\.\d+\.ff\.conv_point", "ff_down", "ff.down"),
+)
+
+
+@torch.no_grad()
+def known_inputs(transformer: nn.Module) -> dict[str, Moment]:
+    """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
+    steps = timesteps()
+    device = next(transformer.parameters()).device
+    embedded, _ = transformer.time_embed(
+        steps.to(device), batch_size=len(steps), hidden_dtype=transformer.dtype
+    )
+    return known_block_inputs(transformer, embedded)

@@ -1,0 +1,246 @@
+"""SANA: 1×1 convolutions are linears over channels; the flow runs on a random little pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraq import recipe
+from loraq.capture import InputCapture, MomentCapture
+from loraq.layers import QuantizedLinear
+from loraq.models import list_layers
+from loraq.models.sana import known_inputs
+from loraq.quantizer import layer_errors, quantize_model
+from loraq.run import run
+
+SEED = 11
+SANA_1600M = {
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_attention_heads": 70,
+    "attention_head_dim": 32,
+    "num_layers": 20,
+    "num_cross_attention_heads": 20,
+    "cross_attention_head_dim": 112,
+    "cross_attention_dim": 2240,
+    "caption_channels": 2304,
+    "mlp_ratio": 2.5,
+    "sample_size": 32,
+    "patch_size": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("skip", "count", "weights"), [(None, 160, 1_354_752_000), ((), 200, 1_555_456_000)]
+)
+def test_the_published_model_has_the_published_layers(skip, count, weights):
+    from diffusers import SanaTransformer2DModel
+
+    with torch.device("meta"):
+        transformer = SanaTransformer2DModel(**SANA_1600M)
+    layers = list_layers(transformer, "sana", skip)
+    assert len(layers) == count
+    assert sum(o * i for o, i in (layer.shape for layer in layers)) == weights
+
+
+@pytest.fixture(scope="module")
+def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SanaPipeline of random weights: width 40, two blocks, 64 px, in save_pretrained layout.
+
+    40 channels: neither 16 nor 64 divides them, so groups end short everywhere.
+    """
+    from diffusers import (
+        AutoencoderDC,
+        DPMSolverMultistepScheduler,
+        SanaPipeline,
+        SanaTransformer2DModel,
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+
+    torch.manual_seed(SEED)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "red", "green", "blue", "cat", "dog", "fish", "a"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    text = Gemma2Config(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=5,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=5,
+        cross_attention_head_dim=8,
+        cross_attention_dim=40,
+        caption_channels=32,
+        mlp_ratio=2.5,
+        sample_size=8,
+        patch_size=1,
+    )
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            fan = parameter[0].numel() if parameter.dim() > 1 else 16
+            parameter.copy_(torch.randn_like(parameter) * fan**-0.5)
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        encoder_qkv_multiscales=((), (), (), ()),
+        decoder_qkv_multiscales=((), (), (), ()),
+    )
+    pipe = SanaPipeline(
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            eos_token="<eos>",
+            bos_token="<bos>",
+            unk_token="<unk>",
+        ),
+        text_encoder=Gemma2Model(text),
+        vae=vae,
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+    )
+    folder = tmp_path_factory.mktemp("model") / "sana"
+    pipe.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def sana_overrides(sana_folder: Path, overrides: list[str]) -> list[str]:
+    call = "{use_resolution_binning:false,clean_caption:false,complex_human_instruction:null}"
+    return [
+        "model=sana_1_6b",
+        "model.hub_id=null",
+        "model.dtype=float32",
+        f"model.call={call}",
+        f"model.path={sana_folder}",
+        *overrides[1:],
+    ]
+
+
+RANK = "quant.branch.rank=4"
+
+
+@pytest.mark.parametrize(
+    "method", [("rtn",), ("svdquant", RANK), ("loraq_o2", RANK), ("gptq",)], ids=lambda m: m[0]
+)
+def test_a_method_goes_from_config_to_table(sana_overrides, method):
+    outcome = run([f"method={method[0]}", *method[1:], *sana_overrides], progress=False)
+    row = outcome.records[-1]
+    roles = {entry["role"] for entry in row.layers}
+    assert len(row.layers) == 16 and {"ff_up", "ff_down"} <= roles
+    assert all(0 < entry["output_error"] < 1 for entry in row.layers)
+    assert row.metrics["psnr"]["value"] > 5
+
+
+@pytest.fixture(scope="module")
+def transformer(sana_folder):
+    from diffusers import SanaTransformer2DModel
+
+    return SanaTransformer2DModel.from_pretrained(sana_folder / "transformer").eval()
+
+
+def forward(transformer, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return transformer(
+            torch.randn(3, 4, 8, 8, generator=g),
+            encoder_hidden_states=torch.randn(3, 6, 32, generator=g),
+            timestep=torch.tensor([10.0, 400.0, 900.0]),
+            encoder_attention_mask=torch.ones(3, 6),
+            return_dict=False,
+        )[0]
+
+
+def test_a_quantised_convolution_is_a_convolution_with_its_effective_weight(transformer):
+    """With 16-bit activations the layer's equation is the convolution itself, bias included."""
+    layers = list_layers(transformer, "sana")
+    quantised = quantize_model(
+        transformer, layers, recipe("rtn", "format@quant.activation=fp16"), progress=None
+    )
+    for name in ("conv_inverted", "conv_point"):
+        name = f"transformer_blocks.0.ff.{name}"
+        original, tensors = transformer.get_submodule(name), quantised.layers[name]
+        x = torch.randn(2, original.in_channels, 5, 7, generator=torch.Generator().manual_seed(1))
+        weight = tensors.effective_weight()[:, :, None, None]
+        wanted = torch.nn.functional.conv2d(x.half().float(), weight, original.bias)
+        found = QuantizedLinear(tensors, convolution=True)(x)
+        assert torch.allclose(found, wanted, atol=1e-4)
+    before = forward(transformer)
+    quantised.apply(transformer)
+    try:
+        after = forward(transformer)
+    finally:
+        quantised.revert(transformer)
+    assert 0 < (after - before).norm() / before.norm() < 0.5
+    assert torch.equal(forward(transformer), before)
+
+
+def test_captured_rows_are_pixels_by_channels(transformer):
+    layers = list_layers(transformer, "sana", ())
+    with (
+        InputCapture(transformer, layers, 64, 1, 0) as rows,
+        MomentCapture(transformer, layers) as m,
+    ):
+        forward(transformer)
+    x = rows.inputs()["transformer_blocks.1.ff.down"].float()
+    assert x.shape == (64, 100)
+    held = m.moments()["transformer_blocks.1.ff.down"]
+    assert held.second_II.shape == (100, 100)
+    assert torch.allclose(x.square().mean(0), held.second_II.diagonal(), rtol=1, atol=0.3)
+    chosen = recipe("rtn", "format@quant.activation=fp16", "format@quant.weight=fp16")
+    exact = quantize_model(transformer, list_layers(transformer, "sana"), chosen, progress=None)
+    errors = layer_errors(exact, transformer, list_layers(transformer, "sana"), rows.inputs())
+    assert max(error["output_error"] for error in errors) < 2e-3
+
+
+def test_gates_are_not_shifted_and_odd_widths_are_accounted(transformer):
+    """conv_point reads a gated SiLU: nothing bounds it below, so `shift` must not touch it."""
+    layers = list_layers(transformer, "sana")
+    shifted = recipe("rtn", "quant.transform.shift=true")
+    made = quantize_model(transformer, layers, shifted, progress=None)
+    assert all(tensors.transform.shift == 0 for tensors in made.layers.values())
+    assert all(tensors.activation.family == "int" for tensors in made.layers.values())
+    down = made.layers["transformer_blocks.0.ff.conv_point"]
+    assert down.weight.shape == (40, 100)
+    assert down.weight.nbytes == 40 * (50 + 2 * 2)  # 100 codes of 4 bits, two groups' fp16 scales
+
+
+def test_weights_tell_of_sanas_inputs_too(transformer):
+    known = known_inputs(transformer)
+    assert len(known) == 3 * 2
+    layers = [layer for layer in list_layers(transformer, "sana", ()) if layer.role == "self_q"]
+    with MomentCapture(transformer, layers) as capture:
+        forward(transformer)
+    for name, moment in capture.moments().items():
+        pair = torch.stack([known[name].second_II.diagonal(), moment.second_II.diagonal()]).log()
+        assert torch.corrcoef(pair)[0, 1] > 0.5
+    balanced = recipe("gptq", "quant.transform.smooth=balanced", "quant.statistics=weights")
+    made = quantize_model(
+        transformer, list_layers(transformer, "sana"), balanced, progress=None, family="sana"
+    )
+    smoothed = {n for n, t in made.layers.items() if t.transform.smooth_I is not None}
+    assert len(smoothed) == 2 * 5  # q, k, v, out and conv_inverted of both blocks
+    assert replace(balanced, statistics="activations").needs_moments
