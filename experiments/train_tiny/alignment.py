@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from loraq.metrics.alignment_model import HEAD, AlignmentModel, TextEncoder
 
 from . import data, features, runtime, split
-from .settings import ASSETS, OUTPUTS, SETTINGS
+from .settings import ASSETS, SETTINGS, TRAINING
 
-CACHE = OUTPUTS / "alignment_features.pt"
+CACHE = TRAINING / "alignment_features.pt"
 
 
 def collect() -> dict:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .settings import OUTPUTS, SETTINGS
+from .settings import DATA, SETTINGS
 
 GROUPS = {
     "Activities",
@@ -53,7 +53,7 @@ def _words(text: str) -> str:
     return re.sub(r"[^a-z0-9'!.]+", " ", text.replace("ñ", "n")).strip()
 
 
-def items(data: Path = OUTPUTS / "data") -> list[Item]:
+def items(data: Path = DATA) -> list[Item]:
     """Return all named Fluent 3D emoji without skin tones, sorted by slug."""
     fluent = {_plain(p.stem): p for p in sorted((data / "fluent/package/assets").glob("*.webp"))}
     noto_folder = data / "noto/package/img/google/64"

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from .settings import ASSETS, OUTPUTS, SETTINGS
 
 
 def generate(
-    pipe: PixArtSigmaPipeline, entries: list[dict], steps: int, guidance: float
+    pipe: DiffusionPipeline, entries: list[dict], steps: int, guidance: float
 ) -> torch.Tensor:
     """Return images uint8 [n, 3, h, w] of caption entries, seeded by name."""
     rows = []
@@ -60,7 +60,7 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
     entries = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"][:count]
     real = load_file(ASSETS / "real_features.safetensors")["features"][:count]
     head = alignment_model.load()
-    pipe = PixArtSigmaPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images = generate(pipe, entries, steps, guidance)
     runtime.grid(images[:64].float() / 127.5 - 1, 8, OUTPUTS / "grids/evaluate.png")
@@ -79,7 +79,7 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ASSETS / "tiny_pixart")
+    parser.add_argument("--folder", type=Path, default=ASSETS / SETTINGS.name)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--steps", type=int, default=SETTINGS.inference_steps)
     parser.add_argument("--guidance", type=float, default=SETTINGS.guidance)

@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .settings import OUTPUTS
+from .settings import DATA, TRAINING
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ def unpack(package: Package, archive: Path, target: Path) -> Path:
     return folder
 
 
-def fetch(downloads: Path | None = None, target: Path = OUTPUTS / "data") -> dict[str, Path]:
+def fetch(downloads: Path | None = None, target: Path = DATA) -> dict[str, Path]:
     """Download, verify and unpack every package; return the unpacked folders by key."""
-    downloads = downloads or Path(os.environ.get("LORAQ_DOWNLOADS", OUTPUTS / "downloads"))
+    downloads = downloads or Path(os.environ.get("LORAQ_DOWNLOADS", TRAINING / "downloads"))
     return {p.key: unpack(p, download(p, downloads), target) for p in PACKAGES}
 
 

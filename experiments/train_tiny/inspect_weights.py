@@ -14,12 +14,16 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import DiffusionPipeline
+
+from loraq.models import list_layers
+from loraq.models.pointwise import channels_last, weight_matrix
 
 from . import model
-from .settings import ASSETS, OUTPUTS
+from .settings import ASSETS, OUTPUTS, SETTINGS
 
 RANK = 16
+FAMILIES = {"tiny_pixart": "pixart_sigma", "tiny_sana": "sana"}
 
 
 def top_energy(weight: torch.Tensor, rank: int = RANK) -> float:
@@ -39,7 +43,7 @@ class Outliers:
     """Hooks that collect, per layer, the mean over tokens of absmax over root mean square of the
     input."""
 
-    def __init__(self, layers: dict[str, torch.nn.Linear]):
+    def __init__(self, layers: dict[str, torch.nn.Module]):
         """Hook the layers."""
         self.sums = dict.fromkeys(layers, 0.0)
         self.counts = dict.fromkeys(layers, 0)
@@ -48,8 +52,8 @@ class Outliers:
         ]
 
     def _hook(self, name: str):
-        def hook(_, inputs: tuple[torch.Tensor, ...]) -> None:
-            x = inputs[0].detach().float().flatten(0, -2)
+        def hook(module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x = channels_last(module, inputs[0].detach()).float().flatten(0, -2)
             ratio = x.abs().amax(-1) / x.square().mean(-1).sqrt().clamp_min(1e-12)
             self.sums[name] += float(ratio.sum())
             self.counts[name] += len(ratio)
@@ -63,13 +67,10 @@ class Outliers:
         return {n: s / max(1, self.counts[n]) for n, s in self.sums.items()}
 
 
-def inspect(pipe: PixArtSigmaPipeline, prompts: list[str]) -> list[dict]:
-    """Return one row per block linear."""
-    layers = {
-        name: module
-        for name, module in pipe.transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith("transformer_blocks.")
-    }
+def inspect(pipe: DiffusionPipeline, prompts: list[str]) -> list[dict]:
+    """Return one row per linear or 1 x 1 convolution of the blocks."""
+    net, family = pipe.transformer, FAMILIES[SETTINGS.name]
+    layers = {layer.name: net.get_submodule(layer.name) for layer in list_layers(net, family, ())}
     outliers = Outliers(layers)
     model.sample(pipe, prompts, list(range(len(prompts))))
     ratios = outliers.close()
@@ -77,7 +78,7 @@ def inspect(pipe: PixArtSigmaPipeline, prompts: list[str]) -> list[dict]:
     random_energy: dict[tuple[int, ...], float] = {}
     rows = []
     for name, layer in layers.items():
-        weight = layer.weight.detach().float()
+        weight = weight_matrix(layer).float()
         shape = tuple(weight.shape)
         if shape not in random_energy:
             random_energy[shape] = top_energy(torch.randn(shape, generator=generator))
@@ -97,10 +98,10 @@ def inspect(pipe: PixArtSigmaPipeline, prompts: list[str]) -> list[dict]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ASSETS / "tiny_pixart")
+    parser.add_argument("--folder", type=Path, default=ASSETS / SETTINGS.name)
     parser.add_argument("--csv", type=Path, default=OUTPUTS / "weights.csv")
     arguments = parser.parse_args()
-    pipe = PixArtSigmaPipeline.from_pretrained(arguments.folder, dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(arguments.folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
     table = inspect(pipe, [e["prompt"] for e in captions["calibration"][:4]])

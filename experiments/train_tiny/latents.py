@@ -1,7 +1,8 @@
 """Latents of the training pictures at both resolutions, with the statistics that normalise them.
 
 The statistics are per channel, over the training subjects at full resolution; export.py folds them
-into the autoencoder, and the transformer trains on latents of zero mean and unit variance.
+into the autoencoder, and the transformer trains on latents of unit variance (PixArt's: and of zero
+mean).
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import runtime, split, vae
+from . import model, runtime, split, vae
 from .data import pictures
-from .settings import OUTPUTS
+from .settings import DATA, OUTPUTS, SETTINGS
 
 STATISTICS = OUTPUTS / "latents.json"
 CACHE = OUTPUTS / "latents.pt"
@@ -22,27 +23,31 @@ CACHE = OUTPUTS / "latents.pt"
 
 @torch.no_grad()
 def encode() -> dict[str, torch.Tensor]:
-    """Return normalised posterior means ``{"8": [n, 4, 8, 8], "16": [n, 4, 16, 16]}`` in training
+    """Return normalised latents ``{side: [n, channels, side, side]}`` of both phases, in training
     order."""
     if CACHE.exists():
         return torch.load(CACHE, weights_only=True)
     chosen, by_name = split.load()
-    images = pictures([by_name[n].fluent for n in chosen.train], OUTPUTS / "data/train128.npy")
+    images = pictures([by_name[n].fluent for n in chosen.train], DATA / "train128.npy")
     saved = runtime.load_checkpoint(vae.CHECKPOINT, torch.device("cpu"))
     if saved is None:
         raise FileNotFoundError(f"{vae.CHECKPOINT}: train the autoencoder first")
-    autoencoder = vae.build()
+    networks = model.networks()
+    autoencoder = networks.autoencoder(SETTINGS)
     autoencoder.load_state_dict(saved["average"])
     autoencoder.eval()
     x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()
-    parts = {"16": [], "8": []}
+    half, full = map(str, SETTINGS.sides)
+    parts: dict[str, list[torch.Tensor]] = {half: [], full: []}
     for chunk in x.split(32):
         small = F.interpolate(chunk, scale_factor=0.5, mode="area")
-        for key, pixels in (("16", chunk), ("8", small)):
-            parts[key].append(autoencoder.encode(pixels / 127.5 - 1).latent_dist.mean)
+        for key, pixels in ((full, chunk), (half, small)):
+            parts[key].append(networks.encode(autoencoder, pixels / 127.5 - 1))
     latents = {k: torch.cat(v) for k, v in parts.items()}
-    mean = latents["16"].mean((0, 2, 3))
-    std = latents["16"].std((0, 2, 3))
+    mean = (
+        latents[full].mean((0, 2, 3)) if networks.CENTRED else torch.zeros(SETTINGS.latent_channels)
+    )
+    std = latents[full].std((0, 2, 3))
     STATISTICS.write_text(
         json.dumps({"mean": mean.tolist(), "std": std.tolist()}), encoding="utf-8"
     )

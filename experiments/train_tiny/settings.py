@@ -1,4 +1,4 @@
-"""Every number of the recipe that two files share, in one frozen dataclass."""
+"""Every number of the recipe that two files share, in one frozen dataclass a model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "loraq" / "assets"
-# Checkpoints, logs and unpacked data; the variable keeps a trial run apart from a real one.
-OUTPUTS = Path(os.environ.get("LORAQ_TRAIN_OUTPUTS", ROOT / "outputs" / "train_tiny"))
 
 
 @dataclass(frozen=True)
 class Settings:
     """Sizes and seeds of the data and of the three networks."""
 
+    name: str = "tiny_pixart"
     seed: int = 0
     image_size: int = 128
     train_subjects: int = 320
@@ -28,11 +27,29 @@ class Settings:
     width: int = 384
     heads: int = 6
     blocks: int = 6
+    stride: int = 8
     vae_channels: tuple[int, ...] = (16, 32, 64, 96)
     latent_channels: int = 4
     caption_dropout: float = 0.1
     inference_steps: int = 16
     guidance: float = 3.0
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Latent sides of the two phases: pictures of half and of full size."""
+        side = self.image_size // self.stride
+        return side // 2, side
 
-SETTINGS = Settings()
+
+MODELS = {
+    "tiny_pixart": Settings(),
+    "tiny_sana": Settings(
+        name="tiny_sana", stride=16, vae_channels=(16, 32, 64, 64, 128), latent_channels=8
+    ),
+}
+# Which model is trained; an environment variable, so that every stage and worker agrees.
+SETTINGS = MODELS[os.environ.get("LORAQ_TRAIN_MODEL", "tiny_pixart")]
+# Unpacked data (shared by the models), checkpoints and logs; the variable keeps a trial run apart.
+TRAINING = Path(os.environ.get("LORAQ_TRAIN_OUTPUTS", ROOT / "outputs" / "train_tiny"))
+DATA = TRAINING / "data"
+OUTPUTS = TRAINING if SETTINGS.name == "tiny_pixart" else TRAINING / SETTINGS.name

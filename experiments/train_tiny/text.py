@@ -1,4 +1,4 @@
-"""The subword tokenizer and the small T5 encoder.
+"""The subword tokenizer.
 
 Byte-level BPE over every emoji caption: any word becomes known pieces, there is no unknown token.
 """
@@ -15,7 +15,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import PreTrainedTokenizerFast
 
 from .settings import SETTINGS, Settings
 
@@ -46,25 +46,6 @@ def tokenizer(captions: list[str], settings: Settings = SETTINGS) -> PreTrainedT
         unk_token=UNK,
         model_max_length=settings.text_length,
     )
-
-
-def encoder(settings: Settings = SETTINGS) -> T5EncoderModel:
-    """Return an untrained two-layer T5 encoder of width ``text_width``."""
-    torch.manual_seed(settings.seed + 1)
-    config = T5Config(
-        vocab_size=settings.vocab_size,
-        d_model=settings.text_width,
-        d_kv=64,
-        d_ff=2 * settings.text_width,
-        num_layers=2,
-        num_heads=settings.text_width // 64,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        use_cache=False,
-    )
-    return T5EncoderModel(config)
 
 
 def tokens(

@@ -2,8 +2,8 @@
 
 x_t = (1 - t) x_0 + t noise with logit-normal t; the network predicts noise - x_0 from (x_t, 1000
 t, caption). A tenth of the captions are empty, for classifier-free guidance. The first phase sees
-8 x 8 latents (16 tokens, a quarter of the cost); position embeddings cover the same range in both
-phases.
+pictures of half size (16 tokens, a quarter of the cost); PixArt's position embeddings cover the
+same range in both phases, SANA has none.
 """
 
 from __future__ import annotations
@@ -50,32 +50,24 @@ class Pair(torch.nn.Module):
     def __init__(self, settings: Settings = SETTINGS):
         """Build both networks untrained."""
         super().__init__()
-        self.text = text.encoder(settings)
-        self.transformer = model.transformer(settings)
+        self.networks = model.networks(settings)
+        self.text = self.networks.encoder(settings)
+        self.transformer = self.networks.transformer(settings)
 
     def forward(
         self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Return the predicted flow, [n, 4, s, s], of latents [n, 4, s, s] at times t [n] in (0,
-        1)."""
+        """Return the predicted flow of latents [n, c, s, s] at times t [n] in (0, 1)."""
         hidden = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
-        out = self.transformer(
-            x,
-            encoder_hidden_states=hidden,
-            encoder_attention_mask=mask,
-            timestep=t * 1000,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            return_dict=False,
-        )[0]
-        # The second half stands for the learned variance of a Sigma checkpoint and is never used.
-        return out[:, : x.shape[1]]
+        return self.networks.flow(self.transformer, x, t, hidden, mask)
 
 
 def parameter_groups(pair: Pair, decay: float) -> list[dict]:
     """Return AdamW groups: matrices decay; biases, norms, tables and embeddings do not."""
     matrices, rest = [], []
     for name, parameter in pair.named_parameters():
-        plain = parameter.ndim < 2 or "table" in name or "shared" in name or "relative" in name
+        special = ("table", "shared", "relative", "embed_tokens", "conv_depth")
+        plain = parameter.ndim < 2 or any(word in name for word in special)
         (rest if plain else matrices).append(parameter)
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
 
@@ -146,7 +138,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
         autoencoder = export.trained_vae(where)
         pipe = model.pipeline(tokenizer, pair.text, autoencoder, pair.transformer)
         prompts = list(PREVIEW) + names[::64][:8]
-        pixels = 8 * phases[min(phase_index, len(phases) - 1)].side
+        pixels = SETTINGS.stride * phases[min(phase_index, len(phases) - 1)].side
         images = model.sample(pipe, prompts, [7] * len(prompts), pixels=pixels)
         runtime.grid(images, 8, OUTPUTS / f"grids/step_{step:06d}.png")
         pair.load_state_dict(held)
@@ -225,7 +217,9 @@ if __name__ == "__main__":
     a = parser.parse_args()
     low, high = (
         Phase(side, steps, size, minutes)
-        for side, steps, size, minutes in zip((8, 16), a.steps, a.sizes, a.minutes, strict=True)
+        for side, steps, size, minutes in zip(
+            SETTINGS.sides, a.steps, a.sizes, a.minutes, strict=True
+        )
     )
     latents.encode()
     parallel.launch(

@@ -1,10 +1,9 @@
-"""Train the autoencoder: 128 px to 16 x 16 x 4 with L1, LPIPS and a small KL, on all named emoji.
+"""Train the autoencoder with L1, LPIPS and a small penalty on the latent, on all named emoji.
 
 Half of a batch are random 64-px crops of the full pictures, half are whole pictures shrunk to 64
-px: the transformer's first phase trains on the latents of the latter. Afterwards every latent
-channel is brought to zero mean and unit variance by folding an affine map into the two 1 x 1
-convolutions around the latent, so ``scaling_factor`` is exactly 1 and no pipeline needs to know
-about it.
+px: the transformer's first phase trains on the latents of the latter. Afterwards the latents'
+scale is folded into the convolutions around them (export.py), so ``scaling_factor`` is exactly 1
+and no pipeline needs to know about it.
 """
 
 from __future__ import annotations
@@ -16,31 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from . import lpips_weights, parallel, runtime
+from . import lpips_weights, model, parallel, runtime
 from .data import items, pictures
-from .settings import OUTPUTS, SETTINGS, Settings
+from .settings import DATA, OUTPUTS, SETTINGS
 
 CHECKPOINT = OUTPUTS / "vae.pt"
 CROP = 64
-
-
-def build(settings: Settings = SETTINGS) -> AutoencoderKL:
-    """Return an untrained autoencoder of stride 8."""
-    torch.manual_seed(settings.seed)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=settings.vae_channels,
-        layers_per_block=1,
-        latent_channels=settings.latent_channels,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=settings.image_size,
-        scaling_factor=1.0,
-    )
 
 
 def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -59,23 +41,19 @@ def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tens
     return torch.stack(rows) / 127.5 - 1
 
 
-def losses(
-    vae: AutoencoderKL, metric: torch.nn.Module, x: torch.Tensor, settings: Settings = SETTINGS
-) -> dict[str, torch.Tensor]:
-    """Return L1, LPIPS and KL of a batch; the latent is sampled with the posterior's own noise."""
-    posterior = vae.encode(x).latent_dist
-    y = vae.decode(posterior.sample()).sample
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
-    return {"l1": (y - x).abs().mean(), "lpips": metric(x, y).mean(), "kl": kl.mean()}
+def losses(vae: torch.nn.Module, metric: torch.nn.Module, x: torch.Tensor) -> dict:
+    """Return L1, LPIPS and the penalty on the latent (a KL divergence, or its mean square)."""
+    y, penalty = model.networks().reconstruct(vae, x)
+    return {"l1": (y - x).abs().mean(), "lpips": metric(x, y).mean(), "penalty": penalty}
 
 
 def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, peak: float) -> None:
     """Train for ``steps`` steps or ``seconds`` of wall time, whichever ends first; resumes after a
     kill."""
     where = runtime.device()
-    images = pictures([i.fluent for i in items()], OUTPUTS / "data/fluent128.npy")
+    images = pictures([i.fluent for i in items()], DATA / "fluent128.npy")
     metric = lpips_weights.perceptual_distance().to(where)
-    vae = build().to(where, memory_format=torch.channels_last)
+    vae = model.networks().autoencoder(SETTINGS).to(where, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
     average = {k: v.detach().clone() for k, v in vae.state_dict().items()}
     step, used = 0, 0.0
@@ -101,7 +79,7 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
             group["lr"] = rate
         x = exchange.slice(batch(images, size, rng)).to(where, memory_format=torch.channels_last)
         parts = losses(vae, metric, x)
-        loss = parts["l1"] + 0.5 * parts["lpips"] + 2e-4 * parts["kl"]
+        loss = parts["l1"] + 0.5 * parts["lpips"] + 2e-4 * parts["penalty"]
         optimiser.zero_grad()
         loss.backward()
         stamp = time.time()
@@ -128,12 +106,12 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
 
 
 @torch.no_grad()
-def preview(vae: AutoencoderKL, images: np.ndarray, path: Path) -> None:
+def preview(vae: torch.nn.Module, images: np.ndarray, path: Path) -> None:
     """Save eight pictures above their reconstructions."""
     picks = np.linspace(50, len(images) - 50, 8).astype(int)
     x = torch.from_numpy(np.stack([images[i] for i in picks])).permute(0, 3, 1, 2) / 127.5 - 1
     x = x.to(next(vae.parameters()).device)
-    y = vae.decode(vae.encode(x).latent_dist.mean).sample
+    y = vae.decode(model.networks().encode(vae, x)).sample
     runtime.grid(torch.cat([x, y]), 8, path)
 
 
@@ -146,6 +124,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     parallel.launch(
         train,
-        sum(p.numel() for p in build().parameters()),
+        sum(p.numel() for p in model.networks().autoencoder(SETTINGS).parameters()),
         (arguments.seconds, arguments.steps, arguments.size, arguments.peak),
     )

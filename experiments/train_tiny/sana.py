@@ -1,0 +1,149 @@
+"""SANA's networks: Gemma-2 encoder, `AutoencoderDC`, `SanaTransformer2DModel`, its pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
+from transformers import Gemma2Config, Gemma2Model
+
+from .settings import Settings
+
+PIPELINE = SanaPipeline
+CENTRED = False  # see `normalised`
+CALL: dict[str, Any] = {
+    "use_resolution_binning": False,
+    "clean_caption": False,
+    "complex_human_instruction": None,
+}
+LINEAR_HEAD = 32  # SANA's linear attention has heads of 32 channels at every size
+
+
+def encoder(settings: Settings) -> Gemma2Model:
+    """Return an untrained two-layer Gemma-2 of width ``text_width``."""
+    torch.manual_seed(settings.seed + 1)
+    config = Gemma2Config(
+        vocab_size=settings.vocab_size,
+        hidden_size=settings.text_width,
+        intermediate_size=2 * settings.text_width,
+        num_hidden_layers=2,
+        num_attention_heads=settings.text_width // 64,
+        num_key_value_heads=settings.text_width // 64,
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        max_position_embeddings=max(64, settings.text_length),
+        sliding_window=max(64, settings.text_length),
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=1,
+        use_cache=False,
+    )
+    return Gemma2Model(config)
+
+
+def autoencoder(settings: Settings) -> AutoencoderDC:
+    """Return an untrained autoencoder of stride 16.
+
+    Without shortcuts around the latent's convolutions, so that its scale can be folded into them.
+    """
+    torch.manual_seed(settings.seed)
+    channels, none = settings.vae_channels, ((),) * len(settings.vae_channels)
+    return AutoencoderDC(
+        latent_channels=settings.latent_channels,
+        attention_head_dim=16,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=channels,
+        decoder_block_out_channels=channels,
+        encoder_layers_per_block=(1,) * len(channels),
+        decoder_layers_per_block=(1,) * len(channels),
+        encoder_qkv_multiscales=none,
+        decoder_qkv_multiscales=none,
+        encoder_out_shortcut=False,
+        decoder_in_shortcut=False,
+        scaling_factor=1.0,
+    )
+
+
+def encode(vae: AutoencoderDC, x: torch.Tensor) -> torch.Tensor:
+    """Return the latents of pictures in [-1, 1]."""
+    return vae.encode(x).latent
+
+
+def reconstruct(vae: AutoencoderDC, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the decoded latent, and its mean square as what keeps latents from growing."""
+    z = encode(vae, x)
+    return vae.decode(z).sample, z.square().mean()
+
+
+def normalised(vae: AutoencoderDC, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderDC:
+    """Fold ``z -> z / std`` per channel into the two convolutions around the latent, exactly.
+
+    The mean stays: the decoder's first convolution pads with zeros, and no bias makes up for
+    another zero at the border.
+    """
+    with torch.no_grad():
+        before, after = vae.encoder.conv_out, vae.decoder.conv_in
+        before.weight /= std[:, None, None, None]
+        before.bias /= std
+        after.weight *= std[None, :, None, None]
+    return vae
+
+
+def transformer(settings: Settings) -> SanaTransformer2DModel:
+    """Return the untrained transformer; as PixArt's, block weights start small."""
+    torch.manual_seed(settings.seed + 2)
+    net = SanaTransformer2DModel(
+        in_channels=settings.latent_channels,
+        out_channels=settings.latent_channels,
+        num_attention_heads=settings.width // LINEAR_HEAD,
+        attention_head_dim=LINEAR_HEAD,
+        num_layers=settings.blocks,
+        num_cross_attention_heads=settings.heads,
+        cross_attention_head_dim=settings.width // settings.heads,
+        cross_attention_dim=settings.width,
+        caption_channels=settings.text_width,
+        mlp_ratio=2.5,
+        sample_size=settings.image_size // settings.stride,
+        patch_size=1,
+    )
+    with torch.no_grad():
+        for block in net.transformer_blocks:
+            for module in block.modules():
+                if isinstance(module, torch.nn.Linear) or module is block.ff.conv_inverted:
+                    module.weight.normal_(std=0.01)
+                    if module.bias is not None:
+                        module.bias.zero_()
+            for module in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.conv_point):
+                module.weight.normal_(std=0.002)
+            # A depthwise kernel that starts as the identity: gates and values pass as they are.
+            depth = block.ff.conv_depth
+            depth.weight.normal_(std=0.02)
+            depth.weight[:, :, 1, 1] += 1.0
+            depth.bias.zero_()
+            # Rows: shift, scale, gate of the self-attention, then of the feed-forward.
+            block.scale_shift_table.zero_()
+            block.scale_shift_table[[2, 5]] = 1.0
+        net.time_embed.linear.weight.normal_(std=0.005)
+        net.time_embed.linear.bias.zero_()
+        net.proj_out.weight.zero_()
+        net.proj_out.bias.zero_()
+    return net
+
+
+def flow(
+    net: SanaTransformer2DModel,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Return the predicted flow of latents at times t in (0, 1)."""
+    return net(
+        x,
+        encoder_hidden_states=hidden,
+        encoder_attention_mask=mask,
+        timestep=t * 1000,
+        return_dict=False,
+    )[0]
