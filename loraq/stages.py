@@ -30,7 +30,7 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
 
     assert row.recipe is not None
     name, recipe = row.keys["quantised"], row.recipe
-    pipe, layers = work.pipe(row), work.layers(row, row.recipe.skip)
+    layers = work.layers(row, row.recipe.skip)
     with work.store.lock("quantised", name):
         if work.store.finished("quantised", name):
             with work.timed("read packed layers"):
@@ -41,9 +41,9 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
             work.timed("quantise"),
             work.store.write("quantised", name, info, resume=True) as folder,
         ):
-            bar = work.bar("quantise")
-            family = row.config.model.family
-            model = quantize_model(pipe.transformer, layers, recipe, read, folder, bar, family)
+            bar, family = work.bar("quantise"), row.config.model.family
+            transformer = work.transformer(row)
+            model = quantize_model(transformer, layers, recipe, read, folder, bar, family)
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
 

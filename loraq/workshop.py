@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.models import Layer, list_layers, load_pipeline
+from loraq.models.loading import mapped_transformer
 from loraq.plan import Row
 from loraq.store import Store, disk_error
 
@@ -21,6 +22,7 @@ class Workshop:
         self.progress = progress
         self.seconds: dict[str, float] = {}
         self._loaded: tuple[Any, Any] | None = None
+        self._mapped: tuple[Any, Any] | None = None
 
     def pipe(self, row: Row) -> Any:
         """The row's pipeline; the last one is kept."""
@@ -31,8 +33,19 @@ class Workshop:
                 self._loaded = (wanted, load_pipeline(row.config.model, row.device))
         return self._loaded[1]
 
+    def transformer(self, row: Row) -> Any:
+        """The 16-bit transformer for quantising: a data-free recipe on a CPU needs no pipeline."""
+        wanted = (row.model_hash, row.config.model, row.device)
+        calibrated = row.recipe is None or row.recipe.needs_calibration
+        if calibrated or row.device != "cpu" or (self._loaded and self._loaded[0] == wanted):
+            return self.pipe(row).transformer
+        if self._mapped is None or self._mapped[0] != wanted:
+            with self.timed("load the model"):
+                self._mapped = (wanted, mapped_transformer(row.config.model))
+        return self._mapped[1]
+
     def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
-        return list_layers(self.pipe(row).transformer, row.config.model.family, skip)
+        return list_layers(self.transformer(row), row.config.model.family, skip)
 
     def bar(self, text: str) -> str | None:
         return f"  {text}" if self.progress else None

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,49 @@ def meta_transformer(model: ModelConfig) -> Any:
     diffusers = _diffusers()
     with torch.device("meta"):
         return getattr(diffusers, table.TRANSFORMER).from_config(values)
+
+
+def mapped_transformer(model: ModelConfig) -> Any:
+    """The 16-bit transformer with its block weights mapped from their files instead of read.
+
+    For quantising without a pipeline: memory is touched as a layer is, in the stored type. All else
+    (timestep embedding, biases, tables …) is in the config's dtype, and so are weights that are
+    stored in a wider one, for those are the values that the pipeline would hold.
+    """
+    import torch
+
+    from loraq.models.families import list_layers
+
+    transformer = meta_transformer(model)
+    folder = resolve_folder(model) / "transformer"
+    dtype = getattr(torch, model.dtype)
+    linears = {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
+    tensors = {}
+    for name, tensor in _stored_tensors(folder):
+        exact = torch.promote_types(tensor.dtype, dtype) == dtype
+        tensors[name] = tensor if name in linears and exact else tensor.to(dtype)
+    try:
+        transformer.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise LoraqError(
+            f"'{folder}' does not hold the weights that its config.json describes: "
+            f"{str(error).strip()[:300]}\n  Restore the folder, or point model.path at a whole one."
+        ) from None
+    return transformer.eval().requires_grad_(False)
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Every tensor of a diffusers model folder, mapped: of the one file, or of its shards."""
+    from safetensors import safe_open
+
+    stem = "diffusion_pytorch_model.safetensors"
+    index = folder / f"{stem}.index.json"
+    files = [stem]
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for file in files:
+        if not (folder / file).is_file():
+            raise LoraqError(f"'{folder / file}' is missing. Restore the model's folder.")
+        with safe_open(folder / file, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (no mapping)
+                yield name, stream.get_tensor(name)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from loraq import recipe
+from loraq.cli import main
+from loraq.compose import load_rows
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models import family_names, list_layers, load_pipeline, weights_hash
+from loraq.models.loading import mapped_transformer
+from loraq.quantizer import quantize_model
 
 
 @pytest.fixture(scope="module")
 def full_size():
     """PixArt-Σ XL 1024 from its published numbers, on the meta device."""
-    import torch
     from diffusers import PixArtTransformer2DModel
 
     with torch.device("meta"):
@@ -159,3 +166,43 @@ def test_a_hub_model_without_network_fails_fast_with_a_remedy(monkeypatch):
     with pytest.raises(LoraqError, match=r"(?s)HF_HUB_OFFLINE.*model.path=FOLDER"):
         weights_hash(model)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("method", ["loraq_o2", "balanced"])
+def test_a_mapped_transformer_gives_the_very_same_layers(method):
+    """Block weights stay in the stored bf16; what is made of them has the pipeline's bits."""
+    config = load_rows(["method=reference"])[0].model
+    mapped, loaded = mapped_transformer(config), load_pipeline(config).transformer
+    layers = list_layers(mapped, config.family, ("transformer_blocks.[1-9].*",))
+    assert mapped.get_submodule(layers[0].name).weight.dtype == torch.bfloat16
+    assert mapped.adaln_single.linear.weight.dtype == torch.float32
+    known = ("quant.transform.smooth=balanced", "quant.statistics=weights")
+    chosen = recipe("loraq_o2", *(known if method == "balanced" else ()))
+    one, two = (
+        quantize_model(each, layers, chosen, progress=None, family=config.family).layers
+        for each in (mapped, loaded)
+    )
+    for name, tensors in one.items():
+        assert torch.equal(tensors.weight.codes, two[name].weight.codes)
+        assert torch.equal(tensors.left.codes, two[name].left.codes)
+        assert torch.equal(tensors.bias_O, two[name].bias_O)
+
+
+def test_a_mapped_transformer_refuses_weights_that_do_not_fit(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, file)
+    model = replace(load_rows(["method=reference"])[0].model, path=str(folder))
+    with pytest.raises(LoraqError, match="Missing key"):
+        mapped_transformer(model)
+    file.unlink()
+    with pytest.raises(LoraqError, match="is missing"):
+        mapped_transformer(model)
+
+
+def test_data_free_quantising_loads_no_pipeline(overrides, monkeypatch):
+    monkeypatch.setattr("loraq.workshop.load_pipeline", None)
+    main(["quantize", "method=loraq_o2", *overrides, "--quiet"])
