@@ -18,7 +18,7 @@ from loraq.errors import LoraqError
 OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
   experiment=demo | table1              a list of rows with a table (conf/experiment/)
-  method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | reference
+  method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | loraq_best | reference …
   model=tiny_pixart | pixart_sigma | sana_1_6b   or model.path=FOLDER for a pipeline of your own
   format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
   quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)

@@ -1,0 +1,119 @@
+"""How much images depend on the batch size, with and without row-invariant matrix products.
+
+    python -m experiments.bench.batch_size [--images 8] [--sizes 1 8] [--output FILE.json]
+
+The embedded model makes the first test captions at each batch size, in 16 bits and quantised (LoRaQ
+O2, W4A8 branch), in two processes: `MKL_CBWR=AUTO` is MKL as it comes, `AUTO,STRICT` what LoRaQ's
+runs ask for (`loraq/arithmetic.py`). Printed: whether the starting latents are equal, the largest
+difference of a pixel (of 255), and the PSNR between the two sets.
+
+Expected time: 2 minutes on 2 cores. Outcome: results/bench/batch_size.json; without STRICT the
+quantised images are as far apart as the model is from its 16-bit reference, with it they are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MODES = ("AUTO", "AUTO,STRICT")
+RECIPE = ("loraq_o2", "format@quant.branch_weight=int4")
+
+
+def compare(images: int, sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Differences of the images between the two batch sizes, in this process's arithmetic."""
+    import numpy as np
+    import torch
+
+    from loraq import recipe
+    from loraq.compose import load_rows
+    from loraq.generate import batches, generators, image_batch
+    from loraq.models import list_layers, load_pipeline
+    from loraq.prompts import data_prompts
+    from loraq.quantizer import quantize_model
+
+    config = load_rows(["method=reference"])[0]
+    pipe, model = load_pipeline(config.model, "cpu"), config.model
+    prompts = data_prompts(config.data)[:images]
+    layers = list_layers(pipe.transformer, model.family)
+    quantised = quantize_model(pipe.transformer, layers, recipe(*RECIPE), progress=None)
+
+    def starts(size: int) -> torch.Tensor:
+        shape = (model.height, model.width, torch.float32, "cpu")
+        channels = pipe.transformer.config.in_channels
+        return torch.cat(
+            [
+                pipe.prepare_latents(len(batch), channels, *shape, generators(batch, 0))
+                for batch in batches(prompts, size)
+            ]
+        )
+
+    found = {}
+    for name in ("16-bit", "quantised"):
+        if name == "quantised":
+            quantised.apply(pipe.transformer)
+        one, other = (
+            np.stack(
+                [
+                    np.asarray(image, dtype=np.int64)
+                    for batch in batches(prompts, size)
+                    for image in image_batch(pipe, model, batch, 0)
+                ]
+            )
+            for size in sizes
+        )
+        mse = float(np.square(one - other).mean())
+        found[name] = {
+            "starts_equal": torch.equal(starts(sizes[0]), starts(sizes[1])),
+            "largest_of_255": int(abs(one - other).max()),
+            "psnr": None if mse == 0 else 10 * math.log10(255**2 / mse),
+        }
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs both modes as processes of their own, prints, writes the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--sizes", type=int, nargs=2, default=(1, 8))
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.here:
+        print(json.dumps(compare(options.images, options.sizes)))
+        return
+    asked = ["--images", str(options.images), "--sizes", *map(str, options.sizes), "--here"]
+    found = {}
+    for mode in MODES:
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.bench.batch_size", *asked],
+            env=os.environ | {"MKL_CBWR": mode},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        found[mode] = json.loads(done.stdout.splitlines()[-1])
+        for name, row in found[mode].items():
+            far = "equal" if row["psnr"] is None else f"{row['psnr']:.1f} dB apart"
+            print(
+                f"MKL_CBWR={mode:11s}  {name:9s}  {far}, largest difference "
+                f"{row['largest_of_255']} of 255, starts equal: {row['starts_equal']}"
+            )
+    if options.output:
+        from loraq import record
+        from loraq.store import write_json
+
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {"images": options.images, "sizes": list(options.sizes), "recipe": RECIPE}
+        write_json(options.output, {"settings": settings, "modes": found} | record.origin())
+
+
+if __name__ == "__main__":
+    main()
