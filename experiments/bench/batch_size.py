@@ -7,7 +7,7 @@ O2, W4A8 branch), in two processes: `MKL_CBWR=AUTO` is MKL as it comes, `AUTO,ST
 runs ask for (`loraq/arithmetic.py`). Printed: whether the starting latents are equal, the largest
 difference of a pixel (of 255), and the PSNR between the two sets.
 
-Expected time: 2 minutes on 2 cores. Outcome: results/bench/batch_size.json; without STRICT the
+Expected time: 94 s on 2 cores. Outcome: results/bench/batch_size.json; without STRICT the
 quantised images are as far apart as the model is from its 16-bit reference, with it they are equal.
 """
 
