@@ -15,7 +15,7 @@ help: ## list the targets
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo
 
-table1: $(INSTALLED) ## the comparison: about 25 rows, 128 prompts (hours on 2 cores; resumes)
+table1: $(INSTALLED) ## the comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)
 	$(RUN) run experiment=table1
 
 ABLATIONS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/ablation_*.yaml))
