@@ -38,7 +38,7 @@ def quantize(
     prompts: Sequence[str] | None = None,
     call: Mapping[str, Any] | None = None,
     rows_per_layer: int = 2048,
-    batch_size: int = 8,
+    batch_size: int = 16,
     family: str | None = None,
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,

@@ -50,10 +50,11 @@ def quantize_group(
         recipe = recipe.without_moments()
     step = _GroupStep(group, recipe, w_BOI, x_BTI, moments)
     transform, notes = step.choose_transform(w_BOI)
-    problem = step.problem(transform.weight(w_BOI), transform, recipe.branch.weighting)
+    second_BII = step.second_moments(transform)
+    root_BII, inverse_BII = step.roots(recipe.branch.weighting, transform, second_BII)
+    problem = step.problem(transform.weight(w_BOI), transform, root_BII, inverse_BII)
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
-    second_BII = step.second_moments(transform)
     return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
 
 
@@ -176,10 +177,13 @@ class _GroupStep:
         return replace(transform, shift=0.0).moment(self.second_BII, mean_BI)
 
     def problem(
-        self, wt_BOI: Tensor, transform: InputTransform, weighting: str = "none"
+        self,
+        wt_BOI: Tensor,
+        transform: InputTransform,
+        root_BII: Tensor | None = None,
+        inverse_BII: Tensor | None = None,
     ) -> Problem:
         """What a branch is found for."""
-        root_BII, inverse_BII = self._roots(weighting, transform)
         return Problem(
             weight_BOI=wt_BOI,
             rank=self.rank,
@@ -192,8 +196,8 @@ class _GroupStep:
             step_main=_grid_step(self.weight),
         )
 
-    def _roots(
-        self, weighting: str, transform: InputTransform
+    def roots(
+        self, weighting: str, transform: InputTransform, second_BII: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """S and S⁻¹ that weigh errors by the transformed input's statistics."""
         if weighting == "none":
@@ -201,7 +205,6 @@ class _GroupStep:
         if weighting == "magnitude":
             magnitude_BI = self._transformed(transform).abs().mean(-2)
             return root_and_inverse(torch.diag_embed(magnitude_BI.square()))
-        second_BII = self.second_moments(transform)
         assert second_BII is not None
         if weighting == "diagonal":
             second_BII = torch.diag_embed(second_BII.diagonal(dim1=-2, dim2=-1))

@@ -26,7 +26,7 @@ class Workshop:
 
     def pipe(self, row: Row) -> Any:
         """The row's pipeline; the last one is kept."""
-        wanted = (row.model_hash, row.config.model, row.device)
+        wanted = _identity(row)
         if self._loaded is None or self._loaded[0] != wanted:
             self._loaded = None
             with self.timed("load the model"):
@@ -35,7 +35,7 @@ class Workshop:
 
     def transformer(self, row: Row) -> Any:
         """The 16-bit transformer for quantising: a data-free recipe on a CPU needs no pipeline."""
-        wanted = (row.model_hash, row.config.model, row.device)
+        wanted = _identity(row)
         calibrated = row.recipe is None or row.recipe.needs_calibration
         if calibrated or row.device != "cpu" or (self._loaded and self._loaded[0] == wanted):
             return self.pipe(row).transformer
@@ -64,6 +64,10 @@ class Workshop:
         from tqdm import tqdm
 
         return tqdm(items, desc=self.bar(text), unit=unit, disable=not self.progress, leave=False)
+
+
+def _identity(row: Row) -> tuple[Any, ...]:
+    return row.model_hash, row.config.model, row.device
 
 
 @contextlib.contextmanager

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from loraq import arithmetic
+
+if TYPE_CHECKING:
+    from tests.embedded import Embedded
 
 SEED = 7
 arithmetic.settle()  # before any test multiplies: the library does it only for its own runs
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PixArtSigmaPipeline of random weights: width 64, two blocks, 64 px; save_pretrained layout.
+def embedded() -> Embedded:
+    """The embedded model after a short run in 16 bits."""
+    from tests.embedded import run_embedded
 
-    Every parameter is drawn anew, because fresh gates and projections are zero and such a model
-    ignores its layers.
-    """
+    return run_embedded()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved PixArtSigmaPipeline of random weights: width 64, two blocks, 64 px."""
     import torch
     from diffusers import (
         AutoencoderKL,
@@ -27,14 +35,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         PixArtSigmaPipeline,
         PixArtTransformer2DModel,
     )
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
+
+    from tests.embedded import draw_parameters, word_tokenizer
 
     torch.manual_seed(SEED)
-    words = ["<pad>", "</s>", "<unk>", "red", "green", "blue", "cat", "dog", "fish", "a", "one"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    text = T5Config(vocab_size=len(words), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    text = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
+    )
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=16,
@@ -51,10 +60,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_elementwise_affine=False,
         activation_fn="gelu-approximate",
     )
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            fan = parameter[0].numel() if parameter.dim() > 1 else 16
-            parameter.copy_(torch.randn_like(parameter) * fan**-0.5)
+    draw_parameters(transformer)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -65,9 +71,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=64,
     )
     pipe = PixArtSigmaPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-        ),
+        tokenizer=tokenizer,
         text_encoder=T5EncoderModel(text),
         vae=vae,
         transformer=transformer,

@@ -23,7 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MODES = ("AUTO", "AUTO,STRICT")
+from loraq import arithmetic
+
+MODES = ("AUTO", arithmetic.MODE)
 RECIPE = ("loraq_o2", "format@quant.branch_weight=int4")
 
 

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
+from .initial import start_block, start_ends
 from .settings import Settings
 
 PIPELINE = PixArtSigmaPipeline
@@ -80,11 +81,7 @@ def normalised(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> Aut
 
 
 def transformer(settings: Settings) -> PixArtTransformer2DModel:
-    """Return the untrained transformer; block weights start small so that training outgrows them.
-
-    Every residual branch starts near zero (output projections small, gates one), which lets a rate
-    of 1e-3 work from the first step and leaves no large random matrix behind for a quantiser.
-    """
+    """Return the untrained transformer, started small (`initial`)."""
     torch.manual_seed(settings.seed + 2)
     latent = settings.image_size // 8
     net = PixArtTransformer2DModel(
@@ -104,19 +101,9 @@ def transformer(settings: Settings) -> PixArtTransformer2DModel:
     )
     with torch.no_grad():
         for block in net.transformer_blocks:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.weight.normal_(std=0.01)
-                    module.bias.zero_()
-            for module in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]):
-                module.weight.normal_(std=0.002)
-            # Rows: shift, scale, gate of the self-attention, then of the feed-forward.
-            block.scale_shift_table.zero_()
-            block.scale_shift_table[[2, 5]] = 1.0
-        net.adaln_single.linear.weight.normal_(std=0.005)
-        net.adaln_single.linear.bias.zero_()
-        net.proj_out.weight.zero_()
-        net.proj_out.bias.zero_()
+            inner = (m for m in block.modules() if isinstance(m, torch.nn.Linear))
+            start_block(block, inner, block.ff.net[2])
+        start_ends(net.adaln_single.linear, net.proj_out)
     return net
 
 

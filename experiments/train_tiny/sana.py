@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 from transformers import Gemma2Config, Gemma2Model
 
+from .initial import start_block, start_ends, start_small
 from .settings import Settings
 
 PIPELINE = SanaPipeline
@@ -92,7 +93,7 @@ def normalised(vae: AutoencoderDC, mean: torch.Tensor, std: torch.Tensor) -> Aut
 
 
 def transformer(settings: Settings) -> SanaTransformer2DModel:
-    """Return the untrained transformer; as PixArt's, block weights start small."""
+    """Return the untrained transformer, started small (`initial`)."""
     torch.manual_seed(settings.seed + 2)
     net = SanaTransformer2DModel(
         in_channels=settings.latent_channels,
@@ -110,25 +111,14 @@ def transformer(settings: Settings) -> SanaTransformer2DModel:
     )
     with torch.no_grad():
         for block in net.transformer_blocks:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Linear) or module is block.ff.conv_inverted:
-                    module.weight.normal_(std=0.01)
-                    if module.bias is not None:
-                        module.bias.zero_()
-            for module in (block.attn1.to_out[0], block.attn2.to_out[0], block.ff.conv_point):
-                module.weight.normal_(std=0.002)
+            pointwise = (block.ff.conv_inverted,)
+            inner = (m for m in block.modules() if isinstance(m, torch.nn.Linear) or m in pointwise)
+            start_block(block, inner, block.ff.conv_point)
             # A depthwise kernel that starts as the identity: gates and values pass as they are.
             depth = block.ff.conv_depth
-            depth.weight.normal_(std=0.02)
+            start_small(depth, 0.02)
             depth.weight[:, :, 1, 1] += 1.0
-            depth.bias.zero_()
-            # Rows: shift, scale, gate of the self-attention, then of the feed-forward.
-            block.scale_shift_table.zero_()
-            block.scale_shift_table[[2, 5]] = 1.0
-        net.time_embed.linear.weight.normal_(std=0.005)
-        net.time_embed.linear.bias.zero_()
-        net.proj_out.weight.zero_()
-        net.proj_out.bias.zero_()
+        start_ends(net.time_embed.linear, net.proj_out)
     return net
 
 

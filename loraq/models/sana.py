@@ -11,22 +11,15 @@ from torch import nn
 
 from loraq.capture import Moment
 from loraq.models.analytic import known_block_inputs, timesteps
+from loraq.models.families import ATTENTION_ROLES
 
 PIPELINE = "SanaPipeline"
 TRANSFORMER = "SanaTransformer2DModel"
 DEFAULT_SKIP = ("cross_k", "cross_v")
 AFTER_GELU = ()  # conv_point reads a gated SiLU, which nothing bounds below
 
-# As in pixart_sigma.py: (pattern of a layer's name, role, input group relative to the block).
 ROLES = (
-    (r"transformer_blocks\.\d+\.attn1\.to_q", "self_q", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_k", "self_k", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_v", "self_v", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_out\.0", "self_out", "attn1.out"),
-    (r"transformer_blocks\.\d+\.attn2\.to_q", "cross_q", "attn2.q"),
-    (r"transformer_blocks\.\d+\.attn2\.to_k", "cross_k", "attn2.kv"),
-    (r"transformer_blocks\.\d+\.attn2\.to_v", "cross_v", "attn2.kv"),
-    (r"transformer_blocks\.\d+\.attn2\.to_out\.0", "cross_out", "attn2.out"),
+    *ATTENTION_ROLES,
     (r"transformer_blocks\.\d+\.ff\.conv_inverted", "ff_up", "ff.up"),
     (r"transformer_blocks\.\d+\.ff\.conv_point", "ff_down", "ff.down"),
 )

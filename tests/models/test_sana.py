@@ -15,6 +15,7 @@ from loraq.models import list_layers
 from loraq.models.sana import known_inputs
 from loraq.quantizer import layer_errors, quantize_model
 from loraq.run import run
+from tests.embedded import draw_parameters, word_tokenizer
 
 SEED = 11
 SANA_1600M = {
@@ -58,15 +59,14 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         SanaPipeline,
         SanaTransformer2DModel,
     )
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+    from transformers import Gemma2Config, Gemma2Model
 
     torch.manual_seed(SEED)
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "red", "green", "blue", "cat", "dog", "fish", "a"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = word_tokenizer(
+        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
     text = Gemma2Config(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,
@@ -91,10 +91,7 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample_size=8,
         patch_size=1,
     )
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            fan = parameter[0].numel() if parameter.dim() > 1 else 16
-            parameter.copy_(torch.randn_like(parameter) * fan**-0.5)
+    draw_parameters(transformer)
     vae = AutoencoderDC(
         latent_channels=4,
         attention_head_dim=8,
@@ -108,13 +105,7 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decoder_qkv_multiscales=((), (), (), ()),
     )
     pipe = SanaPipeline(
-        tokenizer=PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="<pad>",
-            eos_token="<eos>",
-            bos_token="<bos>",
-            unk_token="<unk>",
-        ),
+        tokenizer=tokenizer,
         text_encoder=Gemma2Model(text),
         vae=vae,
         transformer=transformer,

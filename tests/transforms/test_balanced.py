@@ -7,11 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraq.capture import InputCapture, Moment
-from loraq.compose import load_rows
-from loraq.models import list_layers, load_pipeline
+from loraq.capture import Moment
 from loraq.models.analytic import Moments, linear, modulated
 from loraq.models.pixart_sigma import known_inputs
+from loraq.transforms import InputTransform
 from loraq.transforms.smoothing import DAMP, balanced_scale
 
 
@@ -54,7 +53,11 @@ def test_moments_are_those_of_samples():
     n = torch.randn(40_000, 5, 8, generator=g)
     x = n * (1 + scale) + shift
     known = modulated(shift, scale)
-    assert_moment(known.pooled(), x)
+    moment = known.pooled()
+    assert_moment(moment, x)
+    second_BII = InputTransform(shift=0.3).moment(moment.second_II[None], moment.mean_I[None])
+    rms_I = second_BII[0].diagonal().sqrt()
+    assert torch.allclose(rms_I, (x + 0.3).square().mean((0, 1)).sqrt(), rtol=0.02)
     with torch.no_grad():
         y = layer(x)
     rms_O = linear(known, layer).pooled().second_II.diagonal().sqrt()
@@ -71,28 +74,13 @@ def assert_moment(moment: Moment, x_STI: torch.Tensor) -> None:
     assert (moment.mean_I - samples.mean(0)).abs().max() < 0.02 * scale.sqrt()
 
 
-def test_the_embedded_models_weights_tell_of_its_inputs():
+def test_the_embedded_models_weights_tell_of_its_inputs(embedded):
     """log rms of channels, from the weights and as the model runs: correlated on every block."""
-    embedded_model = load_rows(["method=reference"])[0].model
-    pipe = load_pipeline(embedded_model, "cpu")
-    known = known_inputs(pipe.transformer)
-    layers = list_layers(pipe.transformer, embedded_model.family)
-    with torch.inference_mode(), InputCapture(pipe.transformer, layers, 512, 8, 0) as capture:
-        pipe(
-            prompt=["lobster, animal marine", "kimono, clothing"],
-            num_inference_steps=4,
-            guidance_scale=embedded_model.guidance,
-            height=128,
-            width=128,
-            max_sequence_length=16,
-            output_type="latent",
-            generator=torch.Generator().manual_seed(0),
-            **embedded_model.call,
-        )
-    seen = capture.inputs()
+    known = known_inputs(embedded.transformer)
     least = {"qkv": 0.85, "up": 0.6, "out": 0.3}
     assert len(known) == 3 * 6
     for name, moment in known.items():
         rms_I = moment.second_II.diagonal().sqrt()
-        pair = torch.stack([rms_I, seen[name].float().square().mean(0).sqrt()]).log()
+        seen_TI = embedded.inputs[name].float()
+        pair = torch.stack([rms_I, seen_TI.square().mean(0).sqrt()]).log()
         assert torch.corrcoef(pair)[0, 1] > least[name.rsplit(".")[-1]], name
