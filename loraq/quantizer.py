@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,7 @@ def quantize_model(
     checkpoint_dir: Path | None = None,
     progress: str | None = "quantise",
     family: str | None = None,
+    release: Callable[[], None] | None = None,
 ) -> QuantizedModel:
     """Quantise `layers` of `transformer` by `recipe`; the transformer itself is left as it is.
 
@@ -129,6 +130,8 @@ def quantize_model(
     checkpoint_dir: every finished group is written here at once and found again by a later call.
     progress: label of the progress bar, None for none.
     family: of the model; `statistics=weights` asks it what weights tell of the inputs.
+    release: called after every group, to let go of the 16-bit weights that were read; finished
+        layers are then mapped from their files as well, so that neither takes memory.
     """
     from tqdm import tqdm
 
@@ -139,7 +142,14 @@ def quantize_model(
     shares = _shares(units, transformer, recipe, read)
     done: dict[str, LayerTensors] = {}
     info: dict[str, Any] = {}
-    with tqdm(total=len(layers), desc=progress, unit="layer", disable=progress is None) as bar:
+    with tqdm(
+        total=sum(unit.weights for unit in units),
+        desc=progress,
+        unit=" weights",
+        unit_scale=True,
+        smoothing=0,  # the mean pace: kinds of layers take turns
+        disable=progress is None,
+    ) as bar:
         for group in make_groups(units, shares):
             path = None if checkpoint_dir is None else checkpoint_dir / f"{group.name}.safetensors"
             found = None
@@ -150,13 +160,19 @@ def quantize_model(
                 started = time.perf_counter()
                 tensors, notes = quantize_group(group, transformer, recipe, read)
                 notes["seconds"] = time.perf_counter() - started
+                found = tensors, notes
                 if path is not None:
                     save_group(path, tensors, notes | {"fingerprint": mark})
-                found = tensors, notes
+                    if release is not None:
+                        found = load_group(path)[0], notes
+            elif not bar.disable:
+                bar.initial += group.weights  # no work of this call: the pace leaves it out
             done.update(found[0])
             info[group.name] = found[1]
+            if release is not None:
+                release()
             bar.set_postfix_str(f"{group.name} error {found[1]['losses'][-1]:.4f}")
-            bar.update(len(found[0]))
+            bar.update(group.weights)
     ordered = {layer.name: done[layer.name] for layer in layers}
     return QuantizedModel(ordered, info)
 

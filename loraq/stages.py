@@ -43,7 +43,8 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
         ):
             bar, family = work.bar("quantise"), row.config.model.family
             transformer = work.transformer(row)
-            model = quantize_model(transformer, layers, recipe, read, folder, bar, family)
+            release = work.release(row)
+            model = quantize_model(transformer, layers, recipe, read, folder, bar, family, release)
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
 

@@ -18,8 +18,8 @@ from loraq.models import Layer
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Formats of a family that differ in their bits alone; others stay as the recipe says."""
-MAX_GROUP_ELEMENTS = 1 << 26
-"""Weights in one group at most (256 MiB in float32): bounds memory at full size."""
+MAX_GROUP_ELEMENTS = 1 << 24
+"""Weights in one group at most (64 MiB in float32): bounds memory at full size."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Unit:
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(layer.role for layer in self.layers)
+
+    @property
+    def weights(self) -> int:
+        return self.shape[0] * self.shape[1]
 
     @property
     def input_id(self) -> str:
@@ -82,6 +86,10 @@ class Group:
     units: tuple[Unit, ...]
     share: Share
 
+    @property
+    def weights(self) -> int:
+        return sum(unit.weights for unit in self.units)
+
 
 def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
     """One unit a layer, or one for each set of layers that read the same input."""
@@ -94,7 +102,11 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
 
 
 def make_groups(units: Sequence[Unit], shares: Mapping[str, Share]) -> list[Group]:
-    """Batches of equal units in model order, each of at most MAX_GROUP_ELEMENTS weights."""
+    """Batches of equal units, each of at most MAX_GROUP_ELEMENTS weights; in model order.
+
+    So large models go through kind after kind of layer, again and again: the pace of the first
+    tenth is that of the rest.
+    """
     alike: dict[tuple, list[Unit]] = {}
     for unit in units:
         alike.setdefault((unit.roles, unit.shape, shares[unit.name]), []).append(unit)
@@ -106,4 +118,5 @@ def make_groups(units: Sequence[Unit], shares: Mapping[str, Share]) -> list[Grou
         for start in range(0, len(members), size):
             name = f"{'+'.join(roles)}.{o}x{i}{given}.{start // size:03d}"
             groups.append(Group(name, tuple(members[start : start + size]), share))
-    return groups
+    place = {unit.name: number for number, unit in enumerate(units)}
+    return sorted(groups, key=lambda group: place[group.units[0].name])

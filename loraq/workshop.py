@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from loraq.models import Layer, list_layers, load_pipeline
-from loraq.models.loading import mapped_transformer
+from loraq.models.loading import mapped_transformer, remap
 from loraq.plan import Row
 from loraq.store import Store, disk_error
 
@@ -43,6 +44,13 @@ class Workshop:
             with self.timed("load the model"):
                 self._mapped = (wanted, mapped_transformer(row.config.model))
         return self._mapped[1]
+
+    def release(self, row: Row) -> Callable[[], None] | None:
+        """What lets go of the weights that quantising has read, where they are mapped."""
+        transformer = self.transformer(row)
+        if self._mapped is None or transformer is not self._mapped[1]:
+            return None
+        return functools.partial(remap, transformer, row.config.model)
 
     def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
         return list_layers(self.transformer(row), row.config.model.family, skip)

@@ -61,18 +61,24 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
 
     losses: list[float] = []
     active = torch.arange(b, device=w_BOI.device)
+    start_BOR = None
     for _ in range(options.steps):
         part = problem.subset(active)
         before = best.score_B[active]
-        left, right = truncated_svd(w_BOI[active] - quantised_BOI[active], problem.rank)
+        target = w_BOI if len(active) == b else w_BOI[active]
+        error = target - quantised_BOI[active]
+        left, right = truncated_svd(error, problem.rank, start_BOR)
+        del error
         product = problem.round_branch(left).double() @ problem.round_branch(right).double()
-        main = problem.round_main(w_BOI[active] - product)
+        main = problem.round_main(product.neg_().add_(target))
+        del product, target
         quantised_BOI[active] = main
         score = _score(part, main, left, right, by_output)
         best.offer(active, score, left, right)
         losses.append(best.score_B.mean().item())
         least_gain = 0.0 if by_output else options.tolerance
-        active = active[score < before * (1 - least_gain)]
+        going = score < before * (1 - least_gain)
+        active, start_BOR = active[going], left[going]
         if not len(active):
             break
     return Solution(best.left, best.right, residual=True, losses=losses)

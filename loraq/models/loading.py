@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -221,20 +221,14 @@ def mapped_transformer(model: ModelConfig) -> Any:
     (timestep embedding, biases, tables …) is in the config's dtype, and so are weights that are
     stored in a wider one, for those are the values that the pipeline would hold.
     """
-    import torch
-
-    from loraq.models.families import list_layers
-
     transformer = meta_transformer(model)
+    names = _mapped_names(transformer, model)
+    dtype, kept = _dtype(model), {}
     folder = resolve_folder(model) / "transformer"
-    dtype = getattr(torch, model.dtype)
-    linears = {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
-    tensors = {}
     for name, tensor in _stored_tensors(folder):
-        exact = torch.promote_types(tensor.dtype, dtype) == dtype
-        tensors[name] = tensor if name in linears and exact else tensor.to(dtype)
+        kept[name] = tensor if name in names and _exact(tensor, dtype) else tensor.to(dtype)
     try:
-        transformer.load_state_dict(tensors, strict=True, assign=True)
+        transformer.load_state_dict(kept, strict=True, assign=True)
     except RuntimeError as error:
         raise LoraqError(
             f"'{folder}' does not hold the weights that its config.json describes: "
@@ -243,8 +237,40 @@ def mapped_transformer(model: ModelConfig) -> Any:
     return transformer.eval().requires_grad_(False)
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor of a diffusers model folder, mapped: of the one file, or of its shards."""
+def remap(transformer: Any, model: ModelConfig) -> None:
+    """Map the weights of a `mapped_transformer` anew, which lets go of the pages read so far."""
+    import torch
+
+    names, dtype = _mapped_names(transformer, model), _dtype(model)
+    folder = resolve_folder(model) / "transformer"
+    for name, tensor in _stored_tensors(folder, names):
+        if _exact(tensor, dtype):
+            owner, _, attribute = name.rpartition(".")
+            fresh = torch.nn.Parameter(tensor, requires_grad=False)
+            setattr(transformer.get_submodule(owner), attribute, fresh)
+
+
+def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
+    from loraq.models.families import list_layers
+
+    return {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
+
+
+def _dtype(model: ModelConfig) -> Any:
+    import torch
+
+    return getattr(torch, model.dtype)
+
+
+def _exact(tensor: Any, dtype: Any) -> bool:
+    """Whether `dtype` holds every value of the tensor's own type."""
+    import torch
+
+    return torch.promote_types(tensor.dtype, dtype) == dtype
+
+
+def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """The tensors of a diffusers model folder, mapped: of the one file, or of its shards."""
     from safetensors import safe_open
 
     stem = "diffusion_pytorch_model.safetensors"
@@ -257,4 +283,5 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
             raise LoraqError(f"'{folder / file}' is missing. Restore the model's folder.")
         with safe_open(folder / file, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (no mapping)
-                yield name, stream.get_tensor(name)
+                if names is None or name in names:
+                    yield name, stream.get_tensor(name)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from loraq.branches import Problem, Solution, find
+from loraq.branches import Problem, Solution, find, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
     random_rotation,
@@ -64,6 +64,33 @@ def test_truncated_svd_reaches_the_eckart_young_bound(shape):
     error = (w.double() - left.double() @ right.double()).flatten(1).norm(dim=1)
     assert torch.allclose(error, tail, rtol=1e-5)
     assert torch.allclose(left.norm(dim=1), right.norm(dim=2), rtol=1e-4)  # √S on both sides
+
+
+@pytest.mark.parametrize("shape", [(96, 80), (80, 120)])
+@pytest.mark.parametrize("source", ["spectrum", "rounding error"])
+def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
+    """Above EXACT_WIDTH: with a falling spectrum, and with the flat one of rounding errors."""
+    w = weights(2, *shape)
+    if source == "rounding error":
+        w = w - fake_quantize(w, get_format("int4", block=16))
+    best = truncated_svd(w, 8)
+    monkeypatch.setattr(linear_algebra, "EXACT_WIDTH", 64)
+    left, right = truncated_svd(w, 8)
+    assert (left.shape, right.shape) == (best[0].shape, best[1].shape)
+    assert torch.allclose(left.norm(dim=1), right.norm(dim=2), rtol=1e-4)
+    found, least = ((w - a @ b).flatten(1).norm(dim=1) for a, b in ((left, right), best))
+    assert (found < 1.005 * least).all() and not torch.equal(left, best[0])
+    alone = truncated_svd(w[1:], 8)
+    assert torch.allclose(alone[0] @ alone[1], (left @ right)[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(96, 80), (80, 120)])
+def test_alternation_on_wide_matrices_ends_where_exact_svds_end(monkeypatch, shape):
+    exact = find(problem(weights(2, *shape)), LOFTQ)
+    monkeypatch.setattr(linear_algebra, "EXACT_WIDTH", 64)
+    iterated = find(problem(weights(2, *shape)), LOFTQ)
+    assert iterated.losses != exact.losses
+    assert min(iterated.losses) == pytest.approx(min(exact.losses), rel=0.01)
 
 
 def test_least_squares_steps_are_stationary():

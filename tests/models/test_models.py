@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
 from loraq.cli import main
 from loraq.compose import load_rows
@@ -22,21 +23,7 @@ from loraq.quantizer import quantize_model
 @pytest.fixture(scope="module")
 def full_size():
     """PixArt-Σ XL 1024 from its published numbers, on the meta device."""
-    from diffusers import PixArtTransformer2DModel
-
-    with torch.device("meta"):
-        return PixArtTransformer2DModel(
-            num_attention_heads=16,
-            attention_head_dim=72,
-            in_channels=4,
-            out_channels=8,
-            num_layers=28,
-            cross_attention_dim=1152,
-            sample_size=128,
-            patch_size=2,
-            caption_channels=4096,
-            use_additional_conditions=False,
-        )
+    return meta_model("pixart_sigma")
 
 
 def test_pixart_sigma_has_the_published_layers(full_size):

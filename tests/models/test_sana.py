@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
 from loraq.capture import InputCapture, MomentCapture
 from loraq.layers import QuantizedLinear
@@ -18,30 +19,14 @@ from loraq.run import run
 from tests.embedded import draw_parameters, word_tokenizer
 
 SEED = 11
-SANA_1600M = {
-    "in_channels": 32,
-    "out_channels": 32,
-    "num_attention_heads": 70,
-    "attention_head_dim": 32,
-    "num_layers": 20,
-    "num_cross_attention_heads": 20,
-    "cross_attention_head_dim": 112,
-    "cross_attention_dim": 2240,
-    "caption_channels": 2304,
-    "mlp_ratio": 2.5,
-    "sample_size": 32,
-    "patch_size": 1,
-}
 
 
 @pytest.mark.parametrize(
     ("skip", "count", "weights"), [(None, 160, 1_354_752_000), ((), 200, 1_555_456_000)]
 )
 def test_the_published_model_has_the_published_layers(skip, count, weights):
-    from diffusers import SanaTransformer2DModel
-
-    with torch.device("meta"):
-        transformer = SanaTransformer2DModel(**SANA_1600M)
+    transformer = meta_model("sana_1_6b")
+    assert sum(parameter.numel() for parameter in transformer.parameters()) == 1_604_462_752
     layers = list_layers(transformer, "sana", skip)
     assert len(layers) == count
     assert sum(o * i for o, i in (layer.shape for layer in layers)) == weights

@@ -1,0 +1,78 @@
+"""Full-size shapes from sharded snapshots: quantised from mapped files, group by group."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel
+
+from experiments.bench import make_fullsize
+from loraq import recipe
+from loraq.checkpoint import load_group
+from loraq.cli import main
+from loraq.compose import load_rows
+from loraq.errors import LoraqError
+from loraq.models import list_layers
+from loraq.models.loading import mapped_transformer, remap
+from loraq.quantizer import quantize_model
+
+OF = ["model=pixart_sigma", "model.hub_id=null"]
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory):
+    """One block of PixArt-Σ's real width, in two shards."""
+    folder = tmp_path_factory.mktemp("fullsize") / "pixart"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_fullsize, "SHARD_BYTES", 1 << 25)
+        make_fullsize.write("pixart_sigma", folder, blocks=1)
+    return folder
+
+
+def test_a_snapshot_is_sharded_heavy_tailed_and_the_same_again(snapshot, tmp_path):
+    index = snapshot / "transformer" / f"{make_fullsize.STEM}.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    assert len(set(places.values())) > 1
+    model = load_rows(["method=rtn", *OF, f"model.path={snapshot}"])[-1].model
+    transformer = mapped_transformer(model)
+    weight = transformer.transformer_blocks[0].attn1.to_q.weight
+    assert weight.dtype == torch.float16 and weight.shape == (1152, 1152)
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    again = make_fullsize.random_weight(name, weight.shape, seed=0)
+    assert torch.equal(again.half(), weight)
+    z = (again - again.mean()) / again.std()
+    assert z.pow(4).mean() > 5  # a normal distribution has 3
+    channels = again.norm(dim=0)
+    assert channels.max() > 4 * channels.median()
+    with pytest.raises(LoraqError, match="there already"):
+        make_fullsize.write("pixart_sigma", snapshot)
+
+
+def test_mapping_anew_changes_no_value_and_drops_no_layer(snapshot):
+    model = load_rows(["method=rtn", *OF, f"model.path={snapshot}"])[-1].model
+    transformer = mapped_transformer(model)
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    old = transformer.transformer_blocks[0].ff.net[2].weight
+    remap(transformer, model)
+    new = transformer.transformer_blocks[0].ff.net[2].weight
+    assert new.data_ptr() != old.data_ptr() and not new.requires_grad
+    assert all(torch.equal(transformer.state_dict()[name], before[name]) for name in before)
+
+
+def test_streaming_packs_the_same_layers(snapshot, tmp_path):
+    """The command maps weights and finished layers; the values are those of a whole model."""
+    settings = ["method=lqer", "quant.branch.rank=8"]
+    main(["quantize", *settings, *OF, f"model.path={snapshot}", f"output={tmp_path}", "--quiet"])
+    files = sorted(tmp_path.glob("quantised/*/*.safetensors"))
+    assert len(files) == 6  # q+k+v, both outputs, cross q, up, down
+    streamed = {name: layer for path in files for name, layer in load_group(path)[0].items()}
+    transformer = PixArtTransformer2DModel.from_pretrained(snapshot / "transformer")
+    layers = list_layers(transformer, "pixart_sigma")
+    whole = quantize_model(transformer, layers, recipe("lqer", settings[1]), progress=None)
+    assert set(streamed) == set(whole.layers)
+    for name, layer in streamed.items():
+        other = whole.layers[name]
+        assert torch.equal(layer.weight.codes, other.weight.codes)
+        assert torch.equal(layer.left.codes, other.left.codes)
