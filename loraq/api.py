@@ -52,10 +52,11 @@ def quantize(
     checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
     """
     from loraq.models import list_layers
+    from loraq.models.families import family_of
     from loraq.quantizer import quantize_model
 
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
-    family = family or _family_of(pipe.transformer)
+    family = family or family_of(pipe.transformer)
     layers = list_layers(pipe.transformer, family, chosen.skip)
     if chosen.needs_calibration and not prompts:
         raise LoraqError(
@@ -83,19 +84,6 @@ def quantize(
 
 
 _preset = recipe
-
-
-def _family_of(transformer: Any) -> str:
-    from loraq.models.families import family, family_names
-
-    classes = {family(name).TRANSFORMER: name for name in family_names()}
-    name = type(transformer).__name__
-    if name not in classes:
-        raise LoraqError(
-            f"No model family is known for {name}. Known: {', '.join(classes)}. Pass family=…, or "
-            "add one file to loraq/models/ (CONTRIBUTING.md)."
-        )
-    return classes[name]
 
 
 def _capture(

@@ -13,6 +13,7 @@ from loraq.forward import quantized_linear
 from loraq.transforms import InputTransform
 
 RANK_MULTIPLE = 16
+OPERANDS = ("weight", "left", "right")
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,23 @@ class LayerTensors:
 
 
 class QuantizedLinear(nn.Module):
-    """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors, named as in
-    the checkpoint.
+    """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors.
 
-    The dequantised weights that emulation multiplies with are a cache made at first use in the
-    input's dtype; they are no buffers and are never saved.
+    Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. The dequantised weights that
+    emulation multiplies with are a cache made at first use in the input's dtype; they are no
+    buffers and are never saved.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
-        self.tensors, self.convolution = tensors, convolution
+        self.convolution = convolution
         self.out_features, self.in_features = tensors.weight.shape
-        for part in ("weight", "left", "right"):
+        self.hold(tensors)
+
+    def hold(self, tensors: LayerTensors) -> None:
+        """Compute with `tensors` from now on."""
+        self.tensors = tensors
+        for part in OPERANDS:
             packed = getattr(tensors, part)
             for suffix, tensor in ({} if packed is None else packed.tensors()).items():
                 self.register_buffer(f"{part}_{suffix}", tensor)
@@ -79,6 +85,30 @@ class QuantizedLinear(nn.Module):
             self.register_buffer(f"transform_{suffix}", tensor)
         self.register_buffer("bias", tensors.bias_O)
         self._cache: tuple[torch.dtype, torch.device, dict, InputTransform] | None = None
+
+    def _apply(self, fn, recurse=True):
+        """Devices change, types never do: packed tensors are what they are in any model's dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            other = fn(tensor)
+            return other if other.dtype == tensor.dtype else tensor.to(other.device)
+
+        super()._apply(moved, recurse)
+        held = dict(self.named_buffers())
+        operands = {
+            part: QuantizedTensor.from_tensors(_named(held, part), packed.shape, packed.format)
+            for part in OPERANDS
+            if (packed := getattr(self.tensors, part)) is not None
+        }
+        old = self.tensors.transform
+        transform = InputTransform.from_tensors(
+            _named(held, "transform"), self.in_features, old.block, old.shift
+        )
+        self.tensors = replace(
+            self.tensors, **operands, transform=transform, bias_O=held.get("bias")
+        )
+        self._cache = None
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         dense, transform, bias_O = self._dense(x.dtype, x.device)
@@ -112,3 +142,9 @@ class QuantizedLinear(nn.Module):
             f"in={self.in_features}, out={self.out_features}, weight={t.weight.format.label}, "
             f"activation={t.activation.label}, rank={rank}"
         )
+
+
+def _named(buffers: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The buffers called PART_SUFFIX, by suffix."""
+    start = f"{part}_"
+    return {n.removeprefix(start): t for n, t in buffers.items() if n.startswith(start)}

@@ -36,6 +36,7 @@ class QuantizedModel:
 
     layers: dict[str, LayerTensors]
     info: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
     _originals: dict[str, nn.Module] = field(default_factory=dict, repr=False)
 
     def apply(self, transformer: nn.Module) -> None:
@@ -44,12 +45,20 @@ class QuantizedModel:
             original = self._originals[name] = transformer.get_submodule(name)
             convolution = isinstance(original, nn.Conv2d)
             transformer.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
+        if hasattr(transformer, "register_to_config"):  # diffusers' models
+            from loraq.diffusers_quantizer import attach
+
+            attach(transformer, self)
 
     def revert(self, transformer: nn.Module) -> None:
         """Put the 16-bit linears back that `apply` took out."""
         for name, original in self._originals.items():
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()
+        if hasattr(transformer, "register_to_config"):
+            from loraq.diffusers_quantizer import forget
+
+            forget(transformer)
 
     @property
     def ranks(self) -> list[int]:
@@ -174,7 +183,7 @@ def quantize_model(
             bar.set_postfix_str(f"{group.name} error {found[1]['losses'][-1]:.4f}")
             bar.update(group.weights)
     ordered = {layer.name: done[layer.name] for layer in layers}
-    return QuantizedModel(ordered, info)
+    return QuantizedModel(ordered, info, recipe)
 
 
 def _known_moments(transformer: nn.Module, family_name: str | None) -> dict[str, Moment]:

@@ -4,7 +4,13 @@ Pure functions on tensors; this package imports torch and `loraq.errors` alone.
 """
 
 from loraq.formats.fake import fake_quantize
-from loraq.formats.quantize import QuantizedTensor, dequantize, quantize, stored_bits
+from loraq.formats.quantize import (
+    QuantizedTensor,
+    dequantize,
+    quantize,
+    stored_bits,
+    stored_shapes,
+)
 from loraq.formats.table import FORMATS, Format, get_format
 
 __all__ = [
@@ -16,4 +22,5 @@ __all__ = [
     "get_format",
     "quantize",
     "stored_bits",
+    "stored_shapes",
 ]

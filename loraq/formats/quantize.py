@@ -77,6 +77,22 @@ class QuantizedTensor:
         )
 
 
+def stored_shapes(
+    shape: tuple[int, ...], fmt: Format
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Suffix -> (shape, type) of what `quantize` stores for a tensor of this shape."""
+    leading, count = shape[:-1], shape[-1]
+    if fmt.family == "float":
+        return {"codes": (shape, FLOATS[fmt.name])}
+    found = {"codes": ((*leading, packed_bytes(count, fmt.bits)), torch.uint8)}
+    blocks = () if fmt.block == -1 else (*leading, -(-count // block_length(fmt, count)))
+    found["scale"] = (blocks, FLOATS.get(fmt.scale, torch.uint8))
+    if fmt.tensor_scale in ("tensor", "token"):
+        per = () if fmt.tensor_scale == "tensor" else (*leading, 1)
+        found["tensor_scale"] = (per, torch.float32)
+    return found
+
+
 def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
     """x [..., I] -> codes and scales.
 

@@ -62,6 +62,18 @@ def family(name: str) -> ModuleType:
     return importlib.import_module(f"loraq.models.{name}")
 
 
+def family_of(transformer: torch.nn.Module) -> str:
+    """The family whose transformer class this is; LoraqError where there is none."""
+    classes = {family(name).TRANSFORMER: name for name in family_names()}
+    name = type(transformer).__name__
+    if name not in classes:
+        raise LoraqError(
+            f"No model family is known for {name}. Known: {', '.join(classes)}. Pass family=…, or "
+            "add one file to loraq/models/ (CONTRIBUTING.md)."
+        )
+    return classes[name]
+
+
 def list_layers(
     transformer: torch.nn.Module, family_name: str, skip: Sequence[str] | None = None
 ) -> list[Layer]:

@@ -1,0 +1,359 @@
+"""LoRaQ among diffusers' own quantisers: packed checkpoints by save_pretrained, from_pretrained.
+
+    import loraq.diffusers_quantizer
+    pipe = PixArtSigmaPipeline.from_pretrained(folder)                      # saved quantised
+    net = PixArtTransformer2DModel.from_pretrained(
+        folder_16_bit, quantization_config=LoRaQConfig("loraq_best"))       # quantised on the way
+
+Importing this module adds two entries to diffusers' mappings and changes nothing else there.
+`QuantizedModel.apply` does so too, because a quantised model must know how it is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import FrozenDict
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import Tensor, nn
+
+from loraq.errors import LoraqError, unknown
+from loraq.layers import LayerTensors, QuantizedLinear
+from loraq.layout import describe, planned, rebuild
+from loraq.quantizer import QuantizedModel, quantize_model
+
+NAME, VERSION = "loraq", "1"
+OPERANDS = ("weight", "left", "right")
+FORMATS = ("activation", "branch_activation")
+
+
+class Method(StrEnum):
+    """diffusers asks a method for its `value`."""
+
+    LORAQ = NAME
+
+
+class LoRaQConfig(QuantizationConfigMixin):
+    """What to quantise with, or how a saved model was packed.
+
+    method, overrides: a preset of `conf/method/` with overrides as on the command line; for
+        quantising while 16-bit weights are loaded. Data-free methods only.
+    version, recipe, formats, layers: written by `save_pretrained`; `layers` are the entries of
+        `loraq/layout.py`, with formats replaced by their place in `formats`.
+    """
+
+    def __init__(
+        self,
+        method: str | None = None,
+        *overrides: str,
+        quant_method: str = NAME,
+        version: str = VERSION,
+        recipe: Mapping[str, Any] | None = None,
+        formats: Sequence[Mapping[str, Any]] | None = None,
+        layers: Mapping[str, Any] | None = None,
+        **others: Any,
+    ) -> None:
+        if others:
+            known = ("quant_method", "version", "recipe", "formats", "layers")
+            raise unknown("entry of quantization_config", next(iter(others)), known)
+        if str(getattr(quant_method, "value", quant_method)) != NAME:
+            raise LoraqError(f"quant_method={quant_method} is not ours: this reads '{NAME}' only.")
+        if version != VERSION:
+            raise LoraqError(
+                f"This checkpoint has layout version {version!r}; this release reads {VERSION!r}. "
+                "Use the release that wrote it, or quantise the 16-bit model again."
+            )
+        if (formats is None) != (layers is None):
+            raise LoraqError(
+                "quantization_config holds only one of 'formats' and 'layers', so the checkpoint "
+                "is not whole. Restore its config.json."
+            )
+        self.quant_method = Method.LORAQ
+        self.method, self.overrides = method, overrides
+        self.version, self.recipe = version, recipe
+        self.formats, self.layers = formats, layers
+
+    @classmethod
+    def of(cls, model: QuantizedModel) -> LoRaQConfig:
+        """The configuration that a packed model is saved with."""
+        table: list[dict[str, Any]] = []
+
+        def number(fmt: dict[str, Any] | None) -> int | None:
+            if fmt is None:
+                return None
+            if fmt not in table:
+                table.append(fmt)
+            return table.index(fmt)
+
+        entries, _ = describe(model.layers)
+        for entry in entries.values():
+            for name in FORMATS:
+                entry[name] = number(entry[name])
+            for operand in OPERANDS:
+                if operand in entry:
+                    entry[operand]["format"] = number(entry[operand]["format"])
+        recipe = None if model.recipe is None else model.recipe.identity()
+        return cls(recipe=recipe, formats=table, layers=entries)
+
+    def entries(self) -> dict[str, Any]:
+        """The entries of `loraq/layout.py`."""
+        assert self.formats is not None and self.layers is not None
+        formats, found = list(self.formats), {}
+        for name, entry in self.layers.items():
+            found[name] = whole = {**entry}
+            for part in FORMATS:
+                whole[part] = None if entry[part] is None else formats[entry[part]]
+            for operand in OPERANDS:
+                if operand in entry:
+                    whole[operand] = {**entry[operand], "format": formats[entry[operand]["format"]]}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        plain: dict[str, Any] = {"quant_method": NAME, "version": self.version}
+        if self.method is not None:
+            plain |= {"method": self.method, "overrides": list(self.overrides)}
+        for name in ("recipe", "formats", "layers"):
+            if getattr(self, name) is not None:
+                plain[name] = getattr(self, name)
+        return plain
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self.to_dict()
+
+
+class LoRaQQuantizer(DiffusersQuantizer):
+    """Loads packed layers, or quantises 16-bit ones once they are loaded."""
+
+    quantization_config: LoRaQConfig
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        places = device_map.values() if isinstance(device_map, dict) else [device_map]
+        if "disk" in places:
+            raise LoraqError(
+                "device_map puts layers on disk, which packed LoRaQ layers do not support. Give a "
+                "device_map without 'disk' (a packed model takes about a third of its 16-bit size)."
+            )
+        if not self.pre_quantized and self.quantization_config.method is None:
+            raise LoraqError(
+                "LoRaQConfig() names no method for quantising these 16-bit weights. Give one: "
+                "LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', 'quant.branch.rank=16')."
+            )
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            return
+        entries = self.quantization_config.entries()
+        for name, tensors in rebuild(entries, planned(entries)).items():
+            try:
+                original: Any = model.get_submodule(name)
+            except AttributeError:
+                raise LoraqError(
+                    f"quantization_config packs '{name}', which {type(model).__name__} does not "
+                    "have. The checkpoint's config.json and its model do not belong together."
+                ) from None
+            if original.weight.shape[:2] != tensors.weight.shape:
+                raise LoraqError(
+                    f"quantization_config says that '{name}' is {tensors.weight.shape}, and "
+                    f"the model's own configuration {tuple(original.weight.shape[:2])}. The "
+                    "checkpoint's config.json is not whole: restore it."
+                )
+            convolution = isinstance(original, nn.Conv2d)
+            model.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
+        self._readers = _readers(entries)
+
+    def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
+        """Without those that another layer's tensors stand for; LoraqError where one is gone."""
+        if not self.pre_quantized:
+            return missing_keys
+        stored = {_buffer(name) for name in planned(self.quantization_config.entries())}
+        lost = sorted(stored.intersection(missing_keys))
+        if lost:
+            raise LoraqError(
+                f"The checkpoint has no tensor '{lost[0]}', which its quantization_config speaks of"
+                + (f" ({len(lost)} are missing)" if len(lost) > 1 else "")
+                + ". Restore its files."
+            )
+        return [k for k in missing_keys if _packed(model, k) is None]
+
+    def check_if_quantized_param(
+        self, model: Any, param_value: Tensor, param_name: str, state_dict: Any, **kwargs: Any
+    ) -> bool:
+        return _packed(model, param_name) is not None
+
+    def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> None:
+        raise LoraqError(
+            f"'{name}' in the checkpoint is {tuple(loaded.shape)}, and quantization_config says "
+            f"{tuple(current.shape)}. Its weights and its config.json do not belong together."
+        )
+
+    def create_quantized_param(
+        self,
+        model: Any,
+        param_value: Tensor,
+        param_name: str,
+        target_device: Any,
+        state_dict: Mapping[str, Tensor],
+        unexpected_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`state_dict` has the tensor as it is stored; `param_value` may have been cast."""
+        layer, _, buffer = param_name.rpartition(".")
+        stored, expected = state_dict[param_name], model.get_submodule(layer).get_buffer(buffer)
+        if stored.dtype != expected.dtype:
+            raise LoraqError(
+                f"'{param_name}' in the checkpoint is {stored.dtype}, and quantization_config says "
+                f"{expected.dtype}. Its weights and its config.json do not belong together."
+            )
+        placed = stored.to(target_device)
+        for reader in self._readers.get(f"{layer}.{buffer.partition('_')[0]}", [layer]):
+            model.get_submodule(reader).register_buffer(buffer, placed)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if not self.pre_quantized:
+            self._quantise(model)
+            return model
+        entries, found = self.quantization_config.entries(), {}
+        for name in planned(entries):
+            module, _, buffer = _buffer(name).rpartition(".")
+            found[name] = model.get_submodule(module).get_buffer(buffer)
+        for name, tensors in rebuild(entries, found).items():
+            model.get_submodule(name).hold(tensors)
+        return model
+
+    def _quantise(self, model: Any) -> None:
+        from loraq.api import recipe
+        from loraq.models import list_layers
+        from loraq.models.families import family_of
+
+        config = self.quantization_config
+        assert config.method is not None
+        chosen, family = recipe(config.method, *config.overrides), family_of(model)
+        if chosen.needs_calibration:
+            raise LoraqError(
+                f"method {config.method} reads activations, and there are none while weights are "
+                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
+                "take a data-free method such as loraq_best."
+            )
+        layers = list_layers(model, family, chosen.skip)
+        made = quantize_model(model, layers, chosen, family=family)
+        made.apply(model)
+        self.quantization_config = model.config.quantization_config
+        self.pre_quantized = True
+
+    def get_state_dict_and_metadata(
+        self, state_dict: Mapping[str, Tensor], safe_serialization: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Every packed tensor once, without the rest of the storage that it is a part of."""
+        entries = self.quantization_config.entries()
+        stored = {_buffer(name) for name in planned(entries)}
+        packed = tuple(f"{name}." for name in entries)
+        kept = {}
+        for name, tensor in state_dict.items():
+            if not name.startswith(packed):
+                kept[name] = tensor
+            elif name in stored:
+                whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+                kept[name] = tensor if whole else tensor.clone()
+        return kept, {}
+
+    def _dequantize(self, model: Any) -> Any:
+        """Plain 16-bit layers with the effective weights (activations are no longer rounded)."""
+        for name, tensors in packed_layers(model).layers.items():
+            module = model.get_submodule(name)
+            model.set_submodule(name, plain_layer(tensors, module.convolution, model.dtype))
+        _drop_config(model)
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def plain_layer(tensors: LayerTensors, convolution: bool, dtype: torch.dtype) -> nn.Module:
+    """An ordinary layer with Ŵ = Wq + L·R in the original basis, and the bias without the shift."""
+    weight_OI = tensors.effective_weight()
+    bias_O = tensors.bias_O
+    shift = tensors.transform.shift
+    if bias_O is not None and shift:
+        bias_O = bias_O + shift * weight_OI.double().sum(-1).float()
+    out, width = weight_OI.shape
+    layer: Any
+    if convolution:
+        layer, weight_OI = (
+            nn.Conv2d(width, out, 1, bias=bias_O is not None),
+            weight_OI[..., None, None],
+        )
+    else:
+        layer = nn.Linear(width, out, bias=bias_O is not None)
+    values = {"weight": weight_OI} | ({} if bias_O is None else {"bias": bias_O})
+    layer.load_state_dict(values)
+    return layer.to(weight_OI.device, dtype).requires_grad_(False)
+
+
+def attach(transformer: Any, model: QuantizedModel) -> None:
+    """Tell a diffusers model that it is quantised, so that `save_pretrained` writes it packed."""
+    config = LoRaQConfig.of(model)
+    transformer.hf_quantizer = LoRaQQuantizer(config, pre_quantized=True)
+    transformer.is_quantized, transformer.quantization_method = True, config.quant_method
+    transformer.register_to_config(quantization_config=config)
+
+
+def forget(transformer: Any) -> None:
+    """Undo `attach`."""
+    _drop_config(transformer)
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        transformer.__dict__.pop(name, None)
+
+
+def _drop_config(transformer: Any) -> None:
+    kept = {k: v for k, v in transformer.config.items() if k != "quantization_config"}
+    transformer._internal_dict = FrozenDict(kept)
+
+
+def packed_layers(transformer: nn.Module) -> QuantizedModel:
+    """The packed layers that `transformer` computes with, for their accounting."""
+    found = {n: m.tensors for n, m in transformer.named_modules() if isinstance(m, QuantizedLinear)}
+    if not found:
+        raise LoraqError(f"{type(transformer).__name__} has no quantised layer.")
+    return QuantizedModel(found)
+
+
+def _buffer(name: str) -> str:
+    """LAYER.OPERAND.SUFFIX of the layout as the buffer LAYER.OPERAND_SUFFIX; LAYER.bias stays."""
+    if name.endswith(".bias"):
+        return name
+    layer, operand, suffix = name.rsplit(".", 2)
+    return f"{layer}.{operand}_{suffix}"
+
+
+def _readers(entries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """OWNER.OPERAND -> the layers that compute with these tensors."""
+    found: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        for operand in (*OPERANDS, "transform"):
+            if operand in entry:
+                found.setdefault(entry[operand]["tensors"], []).append(name)
+    return found
+
+
+def _packed(model: nn.Module, name: str) -> QuantizedLinear | None:
+    """The quantised layer that a tensor of this name belongs to."""
+    try:
+        module = model.get_submodule(name.rpartition(".")[0])
+    except AttributeError:
+        return None
+    return module if isinstance(module, QuantizedLinear) else None
+
+
+auto.AUTO_QUANTIZER_MAPPING[NAME] = LoRaQQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LoRaQConfig

@@ -1,0 +1,270 @@
+"""Packed checkpoints: what diffusers saves and loads is the model in memory, to the bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, SanaTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+import loraq
+from loraq.diffusers_quantizer import LoRaQConfig, packed_layers, plain_layer
+from loraq.errors import LoraqError
+
+RANK = "quant.branch.rank=4"
+RECIPES = {
+    "rtn": ("rtn",),
+    "int4 / int8": ("loraq_o2", RANK),
+    "int4 / int4, rotated, balanced": (
+        "loraq_best",
+        RANK,
+        "quant.transform.hadamard=16",
+    ),
+    "int4 / 16 bits, shifted": (
+        "lqer",
+        RANK,
+        "quant.transform.shift=true",
+        "format@quant.branch_weight=fp16",
+        "format@quant.branch_activation=fp16",
+    ),
+    "mxfp4 / mxfp6": (
+        "loraq_o2",
+        RANK,
+        "format@quant.weight=mxfp4_e2m1",
+        "format@quant.activation=mxfp4_e2m1",
+        "format@quant.branch_weight=mxfp6_e2m3",
+        "format@quant.branch_activation=mxfp6_e2m3",
+    ),
+    "nvfp4 / int6, separate": (
+        "loraq_o2",
+        RANK,
+        "quant.branch.share_qkv=false",
+        "format@quant.weight=nvfp4",
+        "format@quant.activation=nvfp4",
+        "format@quant.branch_weight=int6",
+        "format@quant.branch_activation=int6",
+    ),
+}
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def forward(transformer) -> torch.Tensor:
+    g = torch.Generator().manual_seed(0)
+    width = transformer.config.caption_channels
+    extra = {}
+    if isinstance(transformer, PixArtTransformer2DModel):
+        extra = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
+    with torch.no_grad():
+        return transformer(
+            torch.randn(2, 4, 8, 8, generator=g),
+            encoder_hidden_states=torch.randn(2, 5, width, generator=g),
+            timestep=torch.tensor([10.0, 700.0]),
+            encoder_attention_mask=torch.ones(2, 5),
+            return_dict=False,
+            **extra,
+        )[0]
+
+
+@pytest.fixture
+def pipe(tiny_folder):
+    return PixArtSigmaPipeline.from_pretrained(tiny_folder)
+
+
+def quantised(pipe, *recipe: str):
+    return loraq.quantize(pipe, loraq.recipe(*recipe), progress=False)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_saved_and_loaded_is_the_same_model_in_the_stated_bytes(pipe, tmp_path, recipe):
+    made = quantised(pipe, *recipe)
+    before = forward(pipe.transformer)
+    pipe.transformer.save_pretrained(tmp_path / "net")
+    loaded = PixArtTransformer2DModel.from_pretrained(tmp_path / "net")
+    assert torch.equal(forward(loaded), before)
+    again = packed_layers(loaded)
+    assert (again.nbytes, again.ranks) == (made.nbytes, made.ranks)
+    tensors = load_file(tmp_path / "net" / WEIGHTS)
+    packed = {n: t for n, t in tensors.items() if n.rpartition(".")[0] in made.layers}
+    stored = sum(t.nbytes for n, t in packed.items() if not n.endswith(".bias"))
+    assert stored == made.nbytes
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "net" / WEIGHTS).read_bytes()
+
+
+def test_a_pipeline_is_loaded_by_a_process_that_has_no_16_bit_weights(pipe, tmp_path):
+    quantised(pipe, *RECIPES["int4 / int4, rotated, balanced"])
+    pipe.save_pretrained(tmp_path / "pipe")
+    torch.save(forward(pipe.transformer), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, loraq.diffusers_quantizer\n"
+        "from diffusers import PixArtSigmaPipeline\n"
+        "from tests.diffusers.test_checkpoints import forward\n"
+        "pipe = PixArtSigmaPipeline.from_pretrained(sys.argv[1])\n"
+        "same = torch.equal(forward(pipe.transformer), torch.load(sys.argv[2]))\n"
+        "print('same' if same else 'different')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "pipe"), str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "same"
+
+
+def test_shards_device_maps_and_types(pipe, tmp_path):
+    quantised(pipe, *RECIPES["int4 / int8"])
+    before = forward(pipe.transformer)
+    pipe.transformer.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    for settings in ({}, {"device_map": "cpu"}, {"low_cpu_mem_usage": True}):
+        assert torch.equal(
+            forward(PixArtTransformer2DModel.from_pretrained(tmp_path, **settings)), before
+        )
+    half = PixArtTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    layer = half.transformer_blocks[0].attn1.to_q
+    assert (
+        layer.weight_scale.dtype == torch.float16 and half.proj_out.weight.dtype == torch.bfloat16
+    )
+    with pytest.raises(LoraqError, match="disk"):
+        PixArtTransformer2DModel.from_pretrained(
+            tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "off"
+        )
+    with pytest.raises(ValueError, match="Casting a quantized model"):
+        half.to(torch.float16)
+
+
+def test_moving_keeps_types_and_values(pipe):
+    quantised(pipe, *RECIPES["int4 / int4, rotated, balanced"])
+    before = forward(pipe.transformer)
+    layer = pipe.transformer.transformer_blocks[0].ff.net[2]
+    torch.nn.Module.double(pipe.transformer)  # what ModelMixin refuses, to see that codes stay
+    assert layer.weight_scale.dtype == torch.float16 and layer.bias.dtype == torch.float32
+    torch.nn.Module.float(pipe.transformer)
+    assert torch.equal(forward(pipe.transformer), before)
+
+
+def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):
+    chosen = "loraq_o2", RANK
+    quantised(pipe, *chosen)
+    folder = tiny_folder / "transformer"
+    loaded = PixArtTransformer2DModel.from_pretrained(
+        folder, quantization_config=LoRaQConfig(*chosen)
+    )
+    assert torch.equal(forward(loaded), forward(pipe.transformer))
+    with pytest.raises(LoraqError, match="names no method"):
+        PixArtTransformer2DModel.from_pretrained(folder, quantization_config=LoRaQConfig())
+    with pytest.raises(LoraqError, match="reads activations"):
+        PixArtTransformer2DModel.from_pretrained(
+            folder, quantization_config=LoRaQConfig("svdquant")
+        )
+
+
+def test_dequantising_gives_plain_layers_with_the_effective_weights(pipe, tmp_path):
+    sixteen = "format@quant.activation=fp16", "format@quant.branch_activation=fp16"
+    quantised(pipe, "loraq_o2", RANK, *sixteen)
+    before = forward(pipe.transformer)
+    plain = pipe.transformer.dequantize()
+    assert type(plain.transformer_blocks[0].ff.net[2]) is torch.nn.Linear
+    assert (forward(plain) - before).norm() < 5e-3 * before.norm()
+    plain.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(forward(PixArtTransformer2DModel.from_pretrained(tmp_path)), forward(plain))
+
+
+def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
+    made = quantised(pipe, "lqer", RANK, "quant.transform.shift=true")
+    tensors = made.layers["transformer_blocks.1.ff.net.2"]
+    shift, x = tensors.transform.shift, torch.randn(3, 256)
+    expected = (x + shift) @ tensors.effective_weight().T + tensors.bias_O
+    layer = plain_layer(tensors, convolution=False, dtype=torch.float32)
+    assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_revert_forgets(pipe, tmp_path):
+    before = forward(pipe.transformer)
+    made = quantised(pipe, "rtn")
+    made.revert(pipe.transformer)
+    assert torch.equal(forward(pipe.transformer), before)
+    pipe.transformer.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.fixture
+def saved(pipe, tmp_path) -> Path:
+    quantised(pipe, "loraq_o2", RANK)
+    pipe.transformer.save_pretrained(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def edit(folder: Path, change) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rename(layers: dict, old: str, new: str) -> None:
+    layers[new] = layers.pop(old)
+
+
+Q = "transformer_blocks.0.attn1.to_q"
+BAD_CONFIGS = {
+    "version": (lambda c: c.update(version="99"), "layout version '99'"),
+    "entry": (lambda c: c.update(layer={}), "Did you mean 'layers'"),
+    "no formats": (lambda c: c.pop("formats"), "only one of"),
+    "layer": (lambda c: rename(c["layers"], Q, Q + "x"), "does not have"),
+    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "not whole"),
+    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not belong together"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_a_config_that_disagrees_is_refused(saved, change, message):
+    edit(saved, change)
+    with pytest.raises(LoraqError, match=message):
+        PixArtTransformer2DModel.from_pretrained(saved)
+
+
+def test_a_foreign_method_is_refused(saved):
+    with pytest.raises(LoraqError, match="not ours"):
+        LoRaQConfig(quant_method="bitsandbytes")
+    edit(saved, lambda c: c.update(quant_method="lorax"))
+    with pytest.raises(ValueError, match=r"lorax.*loraq"):
+        PixArtTransformer2DModel.from_pretrained(saved)
+
+
+def test_missing_tensors_wrong_types_and_truncated_files_are_refused(saved):
+    tensors = load_file(saved / WEIGHTS)
+    gone = {n: t for n, t in tensors.items() if n != f"{Q}.right_codes"}
+    save_file(gone, saved / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(LoraqError, match=r"no tensor .*to_q.right_codes"):
+        PixArtTransformer2DModel.from_pretrained(saved)
+    wide = tensors | {f"{Q}.weight_scale": tensors[f"{Q}.weight_scale"].float()}
+    save_file(wide, saved / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(LoraqError, match="float32"):
+        PixArtTransformer2DModel.from_pretrained(saved)
+    save_file(tensors, saved / WEIGHTS, metadata={"format": "pt"})
+    whole = (saved / WEIGHTS).read_bytes()
+    (saved / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Exception, match=r"(?i)safetensors|unable|incomplete|metadata"):
+        PixArtTransformer2DModel.from_pretrained(saved)
+
+
+def test_sana_keeps_its_convolutions(tmp_path):
+    torch.manual_seed(0)
+    transformer = SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=5, attention_head_dim=8, num_layers=1,
+        num_cross_attention_heads=5, cross_attention_head_dim=8, cross_attention_dim=40,
+        caption_channels=32, mlp_ratio=2.5, sample_size=8, patch_size=1,
+    ).eval()  # fmt: skip
+    transformer.save_pretrained(tmp_path / "plain")
+    loaded = SanaTransformer2DModel.from_pretrained(
+        tmp_path / "plain", quantization_config=LoRaQConfig("loraq_o2", RANK)
+    )
+    assert loaded.transformer_blocks[0].ff.conv_inverted.convolution
+    loaded.save_pretrained(tmp_path / "packed")
+    again = SanaTransformer2DModel.from_pretrained(tmp_path / "packed")
+    assert torch.equal(forward(again), forward(loaded))
+    loaded.dequantize()
+    assert isinstance(loaded.transformer_blocks[0].ff.conv_inverted, torch.nn.Conv2d)
