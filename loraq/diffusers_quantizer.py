@@ -11,120 +11,19 @@ Importing this module adds two entries to diffusers' mappings and changes nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from loraq.errors import LoraqError, unknown
-from loraq.layers import LayerTensors, QuantizedLinear
-from loraq.layout import describe, planned, rebuild
+from loraq.diffusers_config import NAME, LoRaQConfig
+from loraq.errors import LoraqError
+from loraq.layers import OPERANDS, QuantizedLinear
+from loraq.layout import planned, rebuild
 from loraq.quantizer import QuantizedModel, quantize_model
-
-NAME, VERSION = "loraq", "1"
-OPERANDS = ("weight", "left", "right")
-FORMATS = ("activation", "branch_activation")
-
-
-class Method(StrEnum):
-    """diffusers asks a method for its `value`."""
-
-    LORAQ = NAME
-
-
-class LoRaQConfig(QuantizationConfigMixin):
-    """What to quantise with, or how a saved model was packed.
-
-    method, overrides: a preset of `conf/method/` with overrides as on the command line; for
-        quantising while 16-bit weights are loaded. Data-free methods only.
-    version, recipe, formats, layers: written by `save_pretrained`; `layers` are the entries of
-        `loraq/layout.py`, with formats replaced by their place in `formats`.
-    """
-
-    def __init__(
-        self,
-        method: str | None = None,
-        *overrides: str,
-        quant_method: str = NAME,
-        version: str = VERSION,
-        recipe: Mapping[str, Any] | None = None,
-        formats: Sequence[Mapping[str, Any]] | None = None,
-        layers: Mapping[str, Any] | None = None,
-        **others: Any,
-    ) -> None:
-        if others:
-            known = ("quant_method", "version", "recipe", "formats", "layers")
-            raise unknown("entry of quantization_config", next(iter(others)), known)
-        if str(getattr(quant_method, "value", quant_method)) != NAME:
-            raise LoraqError(f"quant_method={quant_method} is not ours: this reads '{NAME}' only.")
-        if version != VERSION:
-            raise LoraqError(
-                f"This checkpoint has layout version {version!r}; this release reads {VERSION!r}. "
-                "Use the release that wrote it, or quantise the 16-bit model again."
-            )
-        if (formats is None) != (layers is None):
-            raise LoraqError(
-                "quantization_config holds only one of 'formats' and 'layers', so the checkpoint "
-                "is not whole. Restore its config.json."
-            )
-        self.quant_method = Method.LORAQ
-        self.method, self.overrides = method, overrides
-        self.version, self.recipe = version, recipe
-        self.formats, self.layers = formats, layers
-
-    @classmethod
-    def of(cls, model: QuantizedModel) -> LoRaQConfig:
-        """The configuration that a packed model is saved with."""
-        table: list[dict[str, Any]] = []
-
-        def number(fmt: dict[str, Any] | None) -> int | None:
-            if fmt is None:
-                return None
-            if fmt not in table:
-                table.append(fmt)
-            return table.index(fmt)
-
-        entries, _ = describe(model.layers)
-        for entry in entries.values():
-            for name in FORMATS:
-                entry[name] = number(entry[name])
-            for operand in OPERANDS:
-                if operand in entry:
-                    entry[operand]["format"] = number(entry[operand]["format"])
-        recipe = None if model.recipe is None else model.recipe.identity()
-        return cls(recipe=recipe, formats=table, layers=entries)
-
-    def entries(self) -> dict[str, Any]:
-        """The entries of `loraq/layout.py`."""
-        assert self.formats is not None and self.layers is not None
-        formats, found = list(self.formats), {}
-        for name, entry in self.layers.items():
-            found[name] = whole = {**entry}
-            for part in FORMATS:
-                whole[part] = None if entry[part] is None else formats[entry[part]]
-            for operand in OPERANDS:
-                if operand in entry:
-                    whole[operand] = {**entry[operand], "format": formats[entry[operand]["format"]]}
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds."""
-        plain: dict[str, Any] = {"quant_method": NAME, "version": self.version}
-        if self.method is not None:
-            plain |= {"method": self.method, "overrides": list(self.overrides)}
-        for name in ("recipe", "formats", "layers"):
-            if getattr(self, name) is not None:
-                plain[name] = getattr(self, name)
-        return plain
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        return self.to_dict()
 
 
 class LoRaQQuantizer(DiffusersQuantizer):
@@ -266,7 +165,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
         """Plain 16-bit layers with the effective weights (activations are no longer rounded)."""
         for name, tensors in packed_layers(model).layers.items():
             module = model.get_submodule(name)
-            model.set_submodule(name, plain_layer(tensors, module.convolution, model.dtype))
+            model.set_submodule(name, tensors.plain(module.convolution, model.dtype))
         _drop_config(model)
         return model
 
@@ -277,27 +176,6 @@ class LoRaQQuantizer(DiffusersQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-def plain_layer(tensors: LayerTensors, convolution: bool, dtype: torch.dtype) -> nn.Module:
-    """An ordinary layer with Ŵ = Wq + L·R in the original basis, and the bias without the shift."""
-    weight_OI = tensors.effective_weight()
-    bias_O = tensors.bias_O
-    shift = tensors.transform.shift
-    if bias_O is not None and shift:
-        bias_O = bias_O + shift * weight_OI.double().sum(-1).float()
-    out, width = weight_OI.shape
-    layer: Any
-    if convolution:
-        layer, weight_OI = (
-            nn.Conv2d(width, out, 1, bias=bias_O is not None),
-            weight_OI[..., None, None],
-        )
-    else:
-        layer = nn.Linear(width, out, bias=bias_O is not None)
-    values = {"weight": weight_OI} | ({} if bias_O is None else {"bias": bias_O})
-    layer.load_state_dict(values)
-    return layer.to(weight_OI.device, dtype).requires_grad_(False)
 
 
 def attach(transformer: Any, model: QuantizedModel) -> None:
@@ -354,6 +232,8 @@ def _packed(model: nn.Module, name: str) -> QuantizedLinear | None:
         return None
     return module if isinstance(module, QuantizedLinear) else None
 
+
+__all__ = ["LoRaQConfig", "LoRaQQuantizer", "attach", "forget", "packed_layers"]
 
 auto.AUTO_QUANTIZER_MAPPING[NAME] = LoRaQQuantizer
 auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LoRaQConfig

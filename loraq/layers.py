@@ -40,6 +40,19 @@ class LayerTensors:
         """The equation on this layer, dequantised afresh: slow, exact, without a module."""
         return quantized_linear(self.transform.input(x.float()), bias_O=self.bias_O, **self.dense())
 
+    def plain(self, convolution: bool, dtype: torch.dtype) -> nn.Module:
+        """An ordinary layer with the weight Ŵ; its bias takes the transform's shift back."""
+        weight_OI, bias_O = self.effective_weight(), self.bias_O
+        out, width = weight_OI.shape
+        layer: nn.Module = nn.Linear(width, out, bias=bias_O is not None)
+        if convolution:
+            layer = nn.Conv2d(width, out, 1, bias=bias_O is not None)
+        values = {"weight": weight_OI[..., None, None] if convolution else weight_OI}
+        if bias_O is not None:
+            values["bias"] = bias_O + self.transform.shift * weight_OI.double().sum(-1).float()
+        layer.load_state_dict(values)
+        return layer.to(weight_OI.device, dtype).requires_grad_(False)
+
     def dense(self) -> dict:
         """The arguments of `quantized_linear` with weights dequantised to float32.
 

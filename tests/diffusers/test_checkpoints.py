@@ -13,7 +13,7 @@ from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, SanaTransfo
 from safetensors.torch import load_file, save_file
 
 import loraq
-from loraq.diffusers_quantizer import LoRaQConfig, packed_layers, plain_layer
+from loraq.diffusers_quantizer import LoRaQConfig, packed_layers
 from loraq.errors import LoraqError
 
 RANK = "quant.branch.rank=4"
@@ -178,7 +178,7 @@ def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
     tensors = made.layers["transformer_blocks.1.ff.net.2"]
     shift, x = tensors.transform.shift, torch.randn(3, 256)
     expected = (x + shift) @ tensors.effective_weight().T + tensors.bias_O
-    layer = plain_layer(tensors, convolution=False, dtype=torch.float32)
+    layer = tensors.plain(convolution=False, dtype=torch.float32)
     assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
 
 
