@@ -1,4 +1,4 @@
-"""The command `loraq`: run, quantize, generate, evaluate, tables, cache, all over one config.
+"""The command `loraq`: run, quantize, generate, evaluate, score, tables, cache, over one config.
 
 Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
 """
@@ -37,9 +37,22 @@ COMMANDS = {
     "quantize": "only quantise the rows, keep the packed layers",
     "generate": "only make the images (quantises what is missing)",
     "evaluate": "only measure: like run, and the same records",
+    "score": "measure a saved pipeline (it makes its images) or any folder of images",
     "tables": "print and rewrite the tables of the records that are there",
     "cache": "list what lies under the output folder, verify or remove it",
 }
+
+PLANNED = ("run", "quantize", "generate", "evaluate")
+
+SCORE = """\
+examples:
+  loraq score packed_pipeline data.count=32
+  loraq score outputs/images/0123456789abcdef --against outputs/images/fedcba9876543210
+  loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
+      --against my_reference --json scores.json
+An image is called NAME.png after its caption's name. With a pipeline, model.* says how it samples.
+"""
+EPILOGS = dict.fromkeys(PLANNED, OVERRIDES) | {"score": SCORE}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,15 +69,23 @@ def parser() -> argparse.ArgumentParser:
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=OVERRIDES if name not in ("tables", "cache") else None,
+            epilog=EPILOGS.get(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name in ("tables", "cache"):
             command.add_argument("--output", default="outputs", help="folder (default: outputs)")
         else:
+            if name == "score":
+                command.add_argument("target", metavar="FOLDER", help="images, or a saved pipeline")
             command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
-            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
             command.add_argument("--quiet", action="store_true", help="no progress bars")
+        if name in PLANNED:
+            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        if name == "score":
+            command.add_argument(
+                "--against", metavar="FOLDER", help="images of the same captions, pair by pair"
+            )
+            command.add_argument("--json", metavar="FILE", help="write all values there as well")
         if name == "tables":
             command.add_argument("experiments", nargs="*", help="names (default: all there are)")
         if name == "cache":
@@ -84,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tables(Path(options.output), options.experiments)
         elif options.command == "cache":
             cache(Path(options.output), options.verify, options.remove)
+        elif options.command == "score":
+            score(options)
         elif options.dry_run:
             dry_run(options.overrides)
         elif options.command in ("run", "evaluate"):
@@ -151,6 +174,19 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
         stage = "quantised" if command == "quantize" else "images"
         if stage in row.keys:
             print(f"{row.name}: {store.path(stage, row.keys[stage])}")
+
+
+def score(options: argparse.Namespace) -> None:
+    """Metrics of a saved pipeline or of a folder of images."""
+    from loraq import score as scoring
+
+    against = None if options.against is None else Path(options.against)
+    found = scoring.score(
+        Path(options.target), options.overrides, against, progress=not options.quiet
+    )
+    if options.json is not None:
+        scoring.write(found, Path(options.json))
+    print(found.text())
 
 
 def tables(output: Path, experiments: Sequence[str]) -> None:

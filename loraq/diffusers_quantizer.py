@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
-from loraq.layers import OPERANDS, QuantizedLinear
+from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear
 from loraq.layout import planned, rebuild
 from loraq.quantizer import QuantizedModel, quantize_model
 
@@ -117,11 +117,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             self._quantise(model)
             return model
-        entries, found = self.quantization_config.entries(), {}
-        for name in planned(entries):
-            module, _, buffer = _buffer(name).rpartition(".")
-            found[name] = model.get_submodule(module).get_buffer(buffer)
-        for name, tensors in rebuild(entries, found).items():
+        for name, tensors in _held(model, self.quantization_config.entries()).items():
             model.get_submodule(name).hold(tensors)
         return model
 
@@ -198,12 +194,21 @@ def _drop_config(transformer: Any) -> None:
     transformer._internal_dict = FrozenDict(kept)
 
 
-def packed_layers(transformer: nn.Module) -> QuantizedModel:
+def packed_layers(transformer: Any) -> QuantizedModel:
     """The packed layers that `transformer` computes with, for their accounting."""
-    found = {n: m.tensors for n, m in transformer.named_modules() if isinstance(m, QuantizedLinear)}
-    if not found:
-        raise LoraqError(f"{type(transformer).__name__} has no quantised layer.")
-    return QuantizedModel(found)
+    quantizer = getattr(transformer, "hf_quantizer", None)
+    if not isinstance(quantizer, LoRaQQuantizer):
+        raise LoraqError(f"{type(transformer).__name__} has no packed layers of ours.")
+    return QuantizedModel(_held(transformer, quantizer.quantization_config.entries()))
+
+
+def _held(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, LayerTensors]:
+    """The layers of these entries over the buffers of `model`, shared ones as one object."""
+    found = {}
+    for name in planned(entries):
+        module, _, buffer = _buffer(name).rpartition(".")
+        found[name] = model.get_submodule(module).get_buffer(buffer)
+    return rebuild(entries, found)
 
 
 def _buffer(name: str) -> str:

@@ -87,7 +87,7 @@ def _metrics(work: Workshop, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
             config.metrics.names,
             images,
             reference=None if row.recipe is None else reference_set(work.store, row),
-            real=real_images(row) if config.data.real is not None else None,
+            real=real_images(config) if config.data.real is not None else None,
             device=row.device,
             extractor=config.metrics.extractor,
             bootstrap=config.metrics.bootstrap,
@@ -114,21 +114,22 @@ def reference_set(store: Store, row: Row) -> Any:
     return image_set(store, row, "reference")
 
 
-def real_images(row: Row) -> Any:
-    """The real images of the row's prompts: from a folder, or a file of their features."""
+def real_images(config: Config) -> Any:
+    """The real images of the prompts: from a folder, or a file of their features."""
     from loraq.metrics import ImageSet
     from loraq.metrics.features import load_features
+    from loraq.prompts import data_prompts
 
-    assert row.config.data.real is not None
-    path = resolve_asset(row.config.data.real)
+    assert config.data.real is not None
+    path = resolve_asset(config.data.real)
     if path.is_dir():
-        return ImageSet.of_folder(path, [prompt.name for prompt in row.prompts])
+        return ImageSet.of_folder(path, [prompt.name for prompt in data_prompts(config.data)])
     if not path.is_file():
         raise LoraqError(
-            f"data.real={row.config.data.real}: there is no such folder or features file. Give "
+            f"data.real={config.data.real}: there is no such folder or features file. Give "
             "one, or set data.real=null metrics=paired to leave these metrics out."
         )
-    return load_features(path, [prompt.name for prompt in _whole_split(row.config)])
+    return load_features(path, [prompt.name for prompt in _whole_split(config)])
 
 
 def _whole_split(config: Config) -> Sequence[Prompt]:

@@ -237,7 +237,7 @@ def check(rows: Sequence[Row]) -> None:
                     "is null. Set data.real=FOLDER or leave them out (metrics=paired)."
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
-            metrics.check(names, real_images(row) if needing else None, **options)
+            metrics.check(names, real_images(row.config) if needing else None, **options)
     made = [row for row in rows if "quantised" in row.todo]
     if not made:
         return

@@ -163,6 +163,8 @@ def load_pipeline(model: ModelConfig, device: str = "cpu") -> Any:
             "Set model.family to the model's own, or point model.path elsewhere."
         )
     diffusers = _diffusers()
+    import loraq.diffusers_quantizer  # noqa: F401 (a packed transformer loads as well)
+
     try:
         pipe = getattr(diffusers, table.PIPELINE).from_pretrained(
             str(folder),
@@ -209,6 +211,11 @@ def meta_transformer(model: ModelConfig) -> Any:
         raise LoraqError(
             f"'{config}' cannot be read ({error}). Restore the model's folder."
         ) from None
+    if packed := values.get("quantization_config"):
+        raise LoraqError(
+            f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Point "
+            "model.path at the 16-bit model; or measure this one: loraq score FOLDER."
+        )
     diffusers = _diffusers()
     with torch.device("meta"):
         return getattr(diffusers, table.TRANSFORMER).from_config(values)

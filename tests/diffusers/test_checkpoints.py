@@ -136,13 +136,14 @@ def test_shards_device_maps_and_types(pipe, tmp_path):
 
 
 def test_moving_keeps_types_and_values(pipe):
-    quantised(pipe, *RECIPES["int4 / int4, rotated, balanced"])
+    made = quantised(pipe, *RECIPES["int4 / int4, rotated, balanced"])
     before = forward(pipe.transformer)
     layer = pipe.transformer.transformer_blocks[0].ff.net[2]
     torch.nn.Module.double(pipe.transformer)  # what ModelMixin refuses, to see that codes stay
     assert layer.weight_scale.dtype == torch.float16 and layer.bias.dtype == torch.float32
     torch.nn.Module.float(pipe.transformer)
     assert torch.equal(forward(pipe.transformer), before)
+    assert packed_layers(pipe.transformer).nbytes == made.nbytes  # a shared R counts once
 
 
 def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):

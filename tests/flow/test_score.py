@@ -1,0 +1,63 @@
+"""`loraq score`: the metrics of what is there are those of the run that made it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from diffusers import PixArtSigmaPipeline
+
+import loraq
+from loraq.cli import main
+from loraq.metrics import ImageSet
+from loraq.run import run
+
+RECIPE = ("loraq_o2", "quant.branch.rank=4")
+
+
+@pytest.fixture
+def packed(tiny_folder, tmp_path):
+    """A saved pipeline that holds no 16-bit weight of the quantised layers."""
+    pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
+    made = loraq.quantize(pipe, loraq.recipe(*RECIPE), progress=False)
+    pipe.save_pretrained(tmp_path / "packed")
+    return tmp_path / "packed", made
+
+
+def test_a_saved_pipeline_scores_as_the_run_that_quantised_it(packed, overrides, tmp_path, capsys):
+    folder, made = packed
+    outcome = run([f"method={RECIPE[0]}", RECIPE[1], *overrides], progress=False)
+    reference = _images(tmp_path / "outputs", outcome.records[0].images)
+    capsys.readouterr()
+    json_file = tmp_path / "scores.json"
+    arguments = ["score", str(folder), *overrides[1:], "--quiet", "--json", str(json_file)]
+    main([*arguments, "--against", str(reference)])
+    shown = capsys.readouterr().out
+    assert f"{made.bits_per_weight:.3f} bits/weight" in shown and "psnr ↑" in shown
+    found = json.loads(json_file.read_text())
+    assert found["metrics"]["psnr"] == outcome.records[1].metrics["psnr"]
+    assert found["packed"]["nbytes"] == made.nbytes
+    main(arguments)
+    assert "--against FOLDER" in capsys.readouterr().out
+
+
+def _images(output, wanted):
+    """The folder of a record's images."""
+    found = (folder for folder in (output / "images").iterdir() if folder.is_dir())
+    sets = (ImageSet.of_folder(folder, wanted["names"]) for folder in found)
+    return next(held.paths[0].parent for held in sets if held.hash == wanted["hash"])
+
+
+def test_mistakes_are_named(packed, overrides, tmp_path, capsys):
+    folder, _ = packed
+    for arguments, message in (
+        ([str(tmp_path / "nothing")], "no folder"),
+        ([str(tmp_path)], "images are missing"),
+        ([str(folder), "data.cuont=1"], "count"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["score", *arguments, *overrides[1:]])
+        assert caught.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["quantize", "method=rtn", f"model.path={folder}", *overrides[1:]])
+    assert "quantised already (loraq)" in capsys.readouterr().err
