@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
-from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear
+from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear, share_inputs
 from loraq.layout import planned, rebuild
 from loraq.quantizer import QuantizedModel, quantize_model
 
@@ -117,8 +117,11 @@ class LoRaQQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             self._quantise(model)
             return model
+        modules = []
         for name, tensors in _held(model, self.quantization_config.entries()).items():
-            model.get_submodule(name).hold(tensors)
+            modules.append(model.get_submodule(name))
+            modules[-1].hold(tensors)
+        share_inputs(modules)
         return model
 
     def _quantise(self, model: Any) -> None:

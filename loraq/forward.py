@@ -9,9 +9,20 @@ leading axis on all of them it is a batch of layers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from loraq.formats import Format, fake_quantize
+
+
+@dataclass(frozen=True)
+class QuantizedInput:
+    """What a layer multiplies its weights with: Qa(x̃), and the branch's Qba(Qba(x̃)·Rᵀ)."""
+
+    main: Tensor
+    intermediate: Tensor | None
 
 
 def quantized_linear(
@@ -26,17 +37,42 @@ def quantized_linear(
     requantize_intermediate: bool = True,
 ) -> Tensor:
     """y for an already transformed x̃ and dequantised weights; no branch where L, R are None."""
-    main_input = fake_quantize(x, activation).to(weight_OI.dtype)
-    y = main_input @ weight_OI.mT
-    if bias_O is not None:
-        y += bias_O
-    if right_RI is None or left_OR is None or branch_activation is None:
-        return y
-    branch_input = main_input
+    if left_OR is None:
+        right_RI = None
+    held = quantize_input(
+        x, weight_OI.dtype, activation, right_RI, branch_activation, requantize_intermediate
+    )
+    return multiply(held, weight_OI, left_OR, bias_O)
+
+
+def quantize_input(
+    x: Tensor,
+    dtype: torch.dtype,
+    activation: Format,
+    right_RI: Tensor | None = None,
+    branch_activation: Format | None = None,
+    requantize_intermediate: bool = True,
+) -> QuantizedInput:
+    """The input's part of the equation, the same for layers that share x̃, R and formats."""
+    main = fake_quantize(x, activation).to(dtype)
+    if right_RI is None or branch_activation is None:
+        return QuantizedInput(main, None)
+    branch_input = main
     if branch_activation != activation:
-        branch_input = fake_quantize(x, branch_activation).to(weight_OI.dtype)
+        branch_input = fake_quantize(x, branch_activation).to(dtype)
     intermediate = branch_input @ right_RI.mT
     if requantize_intermediate:
-        intermediate = fake_quantize(intermediate, branch_activation).to(weight_OI.dtype)
-    y += intermediate @ left_OR.mT
+        intermediate = fake_quantize(intermediate, branch_activation).to(dtype)
+    return QuantizedInput(main, intermediate)
+
+
+def multiply(
+    held: QuantizedInput, weight_OI: Tensor, left_OR: Tensor | None, bias_O: Tensor | None
+) -> Tensor:
+    """The weights' part: Qa(x̃)·Wqᵀ + bias̃ + (…)·Lᵀ."""
+    y = held.main @ weight_OI.mT
+    if bias_O is not None:
+        y += bias_O
+    if held.intermediate is not None and left_OR is not None:
+        y += held.intermediate @ left_OR.mT
     return y

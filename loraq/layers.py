@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from loraq.formats import Format, QuantizedTensor, dequantize
-from loraq.forward import quantized_linear
+from loraq.forward import QuantizedInput, multiply, quantize_input, quantized_linear
 from loraq.transforms import InputTransform
 
 RANK_MULTIPLE = 16
@@ -73,6 +74,43 @@ class LayerTensors:
         }
 
 
+class SharedInput:
+    """The quantised input that q, k and v read: made for the first, forgotten after the last.
+
+    They are known to read one x where they are called with the very same, unchanged tensor.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self.readers, self.left = readers, 0
+        self.x: Tensor | None = None
+        self.version: int | None = None
+        self.held: QuantizedInput | None = None
+
+    def of(self, x: Tensor, made: Callable[[], QuantizedInput]) -> QuantizedInput:
+        """What `made` gives for x, made once."""
+        version = None if x.is_inference() else x._version
+        if self.held is None or self.x is not x or self.version != version:
+            self.x, self.version, self.held, self.left = x, version, made(), self.readers
+        held = self.held
+        self.left -= 1
+        if not self.left:
+            self.x = self.held = None
+        return held
+
+
+def share_inputs(modules: Sequence[QuantizedLinear]) -> None:
+    """Let layers whose stored transform and R are one object quantise their input once."""
+    alike: dict[tuple, list[QuantizedLinear]] = {}
+    for module in modules:
+        t = module.tensors
+        formats = t.activation, t.branch_activation, t.requantize_intermediate
+        alike.setdefault((id(t.transform), id(t.right), formats), []).append(module)
+    for readers in alike.values():
+        shared = SharedInput(len(readers)) if len(readers) > 1 else None
+        for module in readers:
+            module.shared = shared
+
+
 class QuantizedLinear(nn.Module):
     """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors.
 
@@ -83,7 +121,7 @@ class QuantizedLinear(nn.Module):
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
-        self.convolution = convolution
+        self.convolution, self.shared = convolution, None
         self.out_features, self.in_features = tensors.weight.shape
         self.hold(tensors)
 
@@ -125,9 +163,20 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dense, transform, bias_O = self._dense(x.dtype, x.device)
-        if self.convolution:
-            x = x.movedim(1, -1)
-        y = quantized_linear(transform.input(x), bias_O=bias_O, **dense).to(x.dtype)
+
+        def made() -> QuantizedInput:
+            transformed = transform.input(x.movedim(1, -1) if self.convolution else x)
+            return quantize_input(
+                transformed,
+                x.dtype,
+                dense["activation"],
+                dense["right_RI"],
+                dense["branch_activation"],
+                dense["requantize_intermediate"],
+            )
+
+        held = made() if self.shared is None else self.shared.of(x, made)
+        y = multiply(held, dense["weight_OI"], dense["left_OR"], bias_O).to(x.dtype)
         return y.movedim(-1, 1) if self.convolution else y
 
     def _dense(self, dtype: torch.dtype, device: torch.device):

@@ -18,7 +18,7 @@ from loraq.checkpoint import load_group, save_group
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
-from loraq.layers import LayerTensors, QuantizedLinear
+from loraq.layers import LayerTensors, QuantizedLinear, share_inputs
 from loraq.models import Layer
 from loraq.models.families import family as family_table
 from loraq.models.pointwise import weight_matrix
@@ -41,10 +41,13 @@ class QuantizedModel:
 
     def apply(self, transformer: nn.Module) -> None:
         """Put `QuantizedLinear` in the place of every quantised linear of `transformer`."""
+        modules = []
         for name, tensors in self.layers.items():
             original = self._originals[name] = transformer.get_submodule(name)
-            convolution = isinstance(original, nn.Conv2d)
-            transformer.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
+            module = QuantizedLinear(tensors, isinstance(original, nn.Conv2d))
+            transformer.set_submodule(name, module, strict=True)
+            modules.append(module)
+        share_inputs(modules)
         if hasattr(transformer, "register_to_config"):  # diffusers' models
             from loraq.diffusers_quantizer import attach
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from loraq import layers as layer_module
 from loraq.budget import branch_bits, rank_for_budget
 from loraq.capture import Activations
 from loraq.checkpoint import load_group
@@ -93,6 +94,30 @@ def test_apply_and_revert():
         q.revert(model)
         assert not torch.equal(during, before)
         assert torch.equal(model(x), before)
+
+
+def test_layers_of_one_input_quantise_it_once(monkeypatch):
+    """q, k and v share x̃, its codes and x·Rᵀ; an input that was changed in place is a new one."""
+    toy, layers = Toy(), toy_layers()
+    model = quantize_model(toy, layers, O2, progress=None)
+    model.apply(toy)
+    readers = [toy.get_submodule(f"blocks.0.to_{name}") for name in "qkv"]
+    x = torch.randn(4, 32)
+    alone = [reader.tensors.forward(x) for reader in readers]
+    calls = []
+    made = layer_module.quantize_input
+    monkeypatch.setattr(layer_module, "quantize_input", lambda *a: calls.append(a[0]) or made(*a))
+    for mode in (torch.no_grad, torch.inference_mode):
+        calls.clear()
+        with mode():
+            shared = [reader(x) for reader in readers]
+            assert len(calls) == 1 and readers[0].shared.x is None
+        for one, other in zip(shared, alone, strict=True):
+            assert torch.equal(one, other)
+    with torch.no_grad():
+        readers[0](x)
+        x += 1
+        assert torch.equal(readers[1](x), readers[1].tensors.forward(x))
 
 
 def test_the_budget_is_what_is_stored():
