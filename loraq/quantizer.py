@@ -163,30 +163,43 @@ def quantize_model(
         disable=progress is None,
     ) as bar:
         for group in make_groups(units, shares):
-            path = None if checkpoint_dir is None else checkpoint_dir / f"{group.name}.safetensors"
-            found = None
-            if path is not None:
-                mark = fingerprint(group, transformer, recipe, read)
-                found = _finished(path, mark)
-            if found is None:
-                started = time.perf_counter()
-                tensors, notes = quantize_group(group, transformer, recipe, read)
-                notes["seconds"] = time.perf_counter() - started
-                found = tensors, notes
-                if path is not None:
-                    save_group(path, tensors, notes | {"fingerprint": mark})
-                    if release is not None:
-                        found = load_group(path)[0], notes
-            elif not bar.disable:
-                bar.initial += group.weights  # no work of this call: the pace leaves it out
-            done.update(found[0])
-            info[group.name] = found[1]
+            tensors, notes, resumed = _group(group, transformer, recipe, read, checkpoint_dir)
             if release is not None:
                 release()
-            bar.set_postfix_str(f"{group.name} error {found[1]['losses'][-1]:.4f}")
-            bar.update(group.weights)
+                if checkpoint_dir is not None:
+                    tensors, _ = load_group(checkpoint_dir / group.file)
+            done.update(tensors)
+            info[group.name] = notes
+            bar.set_postfix_str(f"{group.name} error {notes['losses'][-1]:.4f}", refresh=False)
+            if resumed and not bar.disable:  # no work of this call: the pace leaves it out
+                bar.initial, bar.n = bar.initial + group.weights, bar.n + group.weights
+                bar.refresh()
+            else:
+                bar.update(group.weights)
     ordered = {layer.name: done[layer.name] for layer in layers}
     return QuantizedModel(ordered, info, recipe)
+
+
+def _group(
+    group: Group,
+    transformer: nn.Module,
+    recipe: Recipe,
+    read: Activations,
+    checkpoint_dir: Path | None,
+) -> tuple[dict[str, LayerTensors], dict[str, Any], bool]:
+    """The group's layers with their notes, and whether an earlier run had finished them."""
+    path, mark = None, None
+    if checkpoint_dir is not None:
+        path, mark = checkpoint_dir / group.file, fingerprint(group, transformer, recipe, read)
+        found = _finished(path, mark)
+        if found is not None:
+            return *found, True
+    started = time.perf_counter()
+    tensors, notes = quantize_group(group, transformer, recipe, read)
+    notes["seconds"] = time.perf_counter() - started
+    if path is not None:
+        save_group(path, tensors, notes | {"fingerprint": mark})
+    return tensors, notes, False
 
 
 def _known_moments(transformer: nn.Module, family_name: str | None) -> dict[str, Moment]:

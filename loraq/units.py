@@ -87,6 +87,10 @@ class Group:
     share: Share
 
     @property
+    def file(self) -> str:
+        return f"{self.name}.safetensors"
+
+    @property
     def weights(self) -> int:
         return sum(unit.weights for unit in self.units)
 
