@@ -8,9 +8,10 @@ from typing import Any
 
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
+from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
 from loraq.layers import OPERANDS
-from loraq.layout import describe
+from loraq.layout import describe, planned
 from loraq.quantizer import QuantizedModel
 
 NAME, VERSION = "loraq", "1"
@@ -35,7 +36,8 @@ class LoRaQConfig(QuantizationConfigMixin):
     def __init__(
         self,
         method: str | None = None,
-        *overrides: str,
+        *more: str,
+        overrides: Sequence[str] = (),
         quant_method: str = NAME,
         version: str = VERSION,
         recipe: Mapping[str, Any] | None = None,
@@ -44,7 +46,7 @@ class LoRaQConfig(QuantizationConfigMixin):
         **others: Any,
     ) -> None:
         if others:
-            known = ("quant_method", "version", "recipe", "formats", "layers")
+            known = ("method", "overrides", "version", "recipe", "formats", "layers")
             raise unknown("entry of quantization_config", next(iter(others)), known)
         if str(getattr(quant_method, "value", quant_method)) != NAME:
             raise LoraqError(f"quant_method={quant_method} is not ours: this reads '{NAME}' only.")
@@ -59,7 +61,7 @@ class LoRaQConfig(QuantizationConfigMixin):
                 "is not whole. Restore its config.json."
             )
         self.quant_method = Method.LORAQ
-        self.method, self.overrides = method, overrides
+        self.method, self.overrides = method, (*more, *overrides)
         self.version, self.recipe = version, recipe
         self.formats, self.layers = formats, layers
 
@@ -86,17 +88,48 @@ class LoRaQConfig(QuantizationConfigMixin):
         return cls(recipe=recipe, formats=table, layers=entries)
 
     def entries(self) -> dict[str, Any]:
-        """The entries of `loraq/layout.py`."""
-        assert self.formats is not None and self.layers is not None
-        formats, found = list(self.formats), {}
-        for name, entry in self.layers.items():
+        """The entries of `loraq/layout.py`; LoraqError where one is not whole."""
+        formats, found = list(self.formats or ()), {}
+        for name, entry in (self.layers or {}).items():
             found[name] = whole = {**entry}
-            for part in FORMATS:
-                whole[part] = None if entry[part] is None else formats[entry[part]]
-            for operand in OPERANDS:
-                if operand in entry:
-                    whole[operand] = {**entry[operand], "format": formats[entry[operand]["format"]]}
+            try:
+                for part in FORMATS:
+                    whole[part] = None if entry[part] is None else formats[entry[part]]
+                for operand in OPERANDS:
+                    if operand in entry:
+                        fmt = formats[entry[operand]["format"]]
+                        whole[operand] = {**entry[operand], "format": fmt}
+                planned({name: whole})
+            except (KeyError, IndexError, TypeError) as error:
+                raise LoraqError(
+                    f"quantization_config's entry of '{name}' is not whole ({error!r}). Restore "
+                    "the checkpoint's config.json."
+                ) from None
         return found
+
+    def recipe_asked(self) -> Recipe:
+        """The recipe of `method`; LoraqError where there is none, or it reads activations."""
+        from loraq.api import recipe
+
+        if self.method is None:
+            raise LoraqError(
+                "LoRaQConfig() names no method for quantising 16-bit weights, and no packed "
+                "layers. Give a method: LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', "
+                "'quant.branch.rank=16'); or restore the checkpoint's config.json."
+            )
+        chosen = recipe(self.method, *self.overrides)
+        if chosen.needs_calibration:
+            raise LoraqError(
+                f"method {self.method} reads activations, and there are none while weights are "
+                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
+                "take a data-free method such as loraq_best."
+            )
+        return chosen
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LoRaQConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
         """What `config.json` holds."""

@@ -17,12 +17,14 @@ from typing import Any
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
 from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear, share_inputs
 from loraq.layout import planned, rebuild
+from loraq.models.families import family_of, list_layers
 from loraq.quantizer import QuantizedModel, quantize_model
 
 
@@ -31,21 +33,23 @@ class LoRaQQuantizer(DiffusersQuantizer):
 
     quantization_config: LoRaQConfig
 
+    def __init__(self, quantization_config: LoRaQConfig, **kwargs: Any) -> None:
+        kwargs["pre_quantized"] = quantization_config.layers is not None
+        super().__init__(quantization_config, **kwargs)
+
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         places = device_map.values() if isinstance(device_map, dict) else [device_map]
         if "disk" in places:
             raise LoraqError(
                 "device_map puts layers on disk, which packed LoRaQ layers do not support. Give a "
-                "device_map without 'disk' (a packed model takes about a third of its 16-bit size)."
+                "device_map without 'disk'."
             )
-        if not self.pre_quantized and self.quantization_config.method is None:
-            raise LoraqError(
-                "LoRaQConfig() names no method for quantising these 16-bit weights. Give one: "
-                "LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', 'quant.branch.rank=16')."
-            )
+        if not self.pre_quantized:
+            self.quantization_config.recipe_asked()
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
+            list_layers(model, family_of(model), self.quantization_config.recipe_asked().skip)
             return
         entries = self.quantization_config.entries()
         for name, tensors in rebuild(entries, planned(entries)).items():
@@ -117,6 +121,13 @@ class LoRaQQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             self._quantise(model)
             return model
+        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+        if empty:
+            raise LoraqError(
+                f"The checkpoint has no tensor '{empty[0]}'"
+                + (f" ({len(empty)} are missing)" if len(empty) > 1 else "")
+                + ", or its quantization_config does not speak of it. Restore its files."
+            )
         modules = []
         for name, tensors in _held(model, self.quantization_config.entries()).items():
             modules.append(model.get_submodule(name))
@@ -125,22 +136,10 @@ class LoRaQQuantizer(DiffusersQuantizer):
         return model
 
     def _quantise(self, model: Any) -> None:
-        from loraq.api import recipe
-        from loraq.models import list_layers
-        from loraq.models.families import family_of
-
-        config = self.quantization_config
-        assert config.method is not None
-        chosen, family = recipe(config.method, *config.overrides), family_of(model)
-        if chosen.needs_calibration:
-            raise LoraqError(
-                f"method {config.method} reads activations, and there are none while weights are "
-                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
-                "take a data-free method such as loraq_best."
-            )
+        chosen, family = self.quantization_config.recipe_asked(), family_of(model)
         layers = list_layers(model, family, chosen.skip)
-        made = quantize_model(model, layers, chosen, family=family)
-        made.apply(model)
+        bar = "quantise" if logging.is_progress_bar_enabled() else None
+        quantize_model(model, layers, chosen, progress=bar, family=family).apply(model)
         self.quantization_config = model.config.quantization_config
         self.pre_quantized = True
 
@@ -166,6 +165,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
             module = model.get_submodule(name)
             model.set_submodule(name, tensors.plain(module.convolution, model.dtype))
         _drop_config(model)
+        del model.quantization_method
         return model
 
     @property

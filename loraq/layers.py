@@ -77,25 +77,39 @@ class LayerTensors:
 class SharedInput:
     """The quantised input that q, k and v read: made for the first, forgotten after the last.
 
-    They are known to read one x where they are called with the very same, unchanged tensor.
+    They are known to read one x where they are called with the very same tensor, once each.
+    Autograd counts changes in place; inference tensors have no such count, and must not be changed
+    between the calls of q, k and v (diffusers' attention processors do not).
     """
 
     def __init__(self, readers: int) -> None:
-        self.readers, self.left = readers, 0
-        self.x: Tensor | None = None
-        self.version: int | None = None
-        self.held: QuantizedInput | None = None
+        self.readers = readers
+        self._state: tuple[Tensor, int | None, QuantizedInput, set[int]] | None = None
+        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._moves = 0
 
-    def of(self, x: Tensor, made: Callable[[], QuantizedInput]) -> QuantizedInput:
-        """What `made` gives for x, made once."""
+    def of(self, reader: object, x: Tensor, made: Callable[[], QuantizedInput]) -> QuantizedInput:
+        """What `made` gives for x, made once for all readers."""
+        if torch.compiler.is_compiling():
+            return made()
         version = None if x.is_inference() else x._version
-        if self.held is None or self.x is not x or self.version != version:
-            self.x, self.version, self.held, self.left = x, version, made(), self.readers
-        held = self.held
-        self.left -= 1
-        if not self.left:
-            self.x = self.held = None
-        return held
+        state = self._state
+        if state is None or state[0] is not x or state[1] != version or id(reader) in state[3]:
+            state = (x, version, made(), set())
+        state[3].add(id(reader))
+        self._state = None if len(state[3]) == self.readers else state
+        return state[2]
+
+    def move(self, tensors: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """`fn` of each tensor, one result for a tensor that several readers hold."""
+        for tensor in tensors:
+            if id(tensor) not in self._moved:
+                self._moved[id(tensor)] = tensor, fn(tensor)
+        found = [self._moved[id(tensor)][1] for tensor in tensors]
+        self._moves += 1
+        if self._moves == self.readers:
+            self._moved, self._moves = {}, 0
+        return found
 
 
 def share_inputs(modules: Sequence[QuantizedLinear]) -> None:
@@ -116,12 +130,13 @@ class QuantizedLinear(nn.Module):
 
     Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. The dequantised weights that
     emulation multiplies with are a cache made at first use in the input's dtype; they are no
-    buffers and are never saved.
+    buffers, and neither saved nor pickled.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
-        self.convolution, self.shared = convolution, None
+        self.convolution = convolution
+        self.shared: SharedInput | None = None
         self.out_features, self.in_features = tensors.weight.shape
         self.hold(tensors)
 
@@ -144,7 +159,23 @@ class QuantizedLinear(nn.Module):
             other = fn(tensor)
             return other if other.dtype == tensor.dtype else tensor.to(other.device)
 
-        super()._apply(moved, recurse)
+        names = [name for name, tensor in self._buffers.items() if tensor is not None]
+        held = [self.get_buffer(name) for name in names]
+        moves = [moved(t) for t in held] if self.shared is None else self.shared.move(held, moved)
+        for name, tensor in zip(names, moves, strict=True):
+            self.register_buffer(name, tensor)
+        self._read_buffers()
+        return self
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._read_buffers()
+
+    def __getstate__(self):
+        return self.__dict__ | {"_cache": None}
+
+    def _read_buffers(self) -> None:
+        """Compute with the buffers as they are now."""
         held = dict(self.named_buffers())
         operands = {
             part: QuantizedTensor.from_tensors(_named(held, part), packed.shape, packed.format)
@@ -159,7 +190,6 @@ class QuantizedLinear(nn.Module):
             self.tensors, **operands, transform=transform, bias_O=held.get("bias")
         )
         self._cache = None
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         dense, transform, bias_O = self._dense(x.dtype, x.device)
@@ -175,7 +205,7 @@ class QuantizedLinear(nn.Module):
                 dense["requantize_intermediate"],
             )
 
-        held = made() if self.shared is None else self.shared.of(x, made)
+        held = made() if self.shared is None else self.shared.of(self, x, made)
         y = multiply(held, dense["weight_OI"], dense["left_OR"], bias_O).to(x.dtype)
         return y.movedim(-1, 1) if self.convolution else y
 

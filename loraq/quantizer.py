@@ -41,6 +41,11 @@ class QuantizedModel:
 
     def apply(self, transformer: nn.Module) -> None:
         """Put `QuantizedLinear` in the place of every quantised linear of `transformer`."""
+        if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
+            raise LoraqError(
+                f"This {type(transformer).__name__} is quantised already. Put its 16-bit layers "
+                "back with `.revert(transformer)` of what quantised it, or load it anew."
+            )
         modules = []
         for name, tensors in self.layers.items():
             original = self._originals[name] = transformer.get_submodule(name)
@@ -55,6 +60,11 @@ class QuantizedModel:
 
     def revert(self, transformer: nn.Module) -> None:
         """Put the 16-bit linears back that `apply` took out."""
+        if not self._originals:
+            raise LoraqError(
+                "There is nothing to put back: this quantised model was not applied, or was loaded "
+                "without 16-bit layers."
+            )
         for name, original in self._originals.items():
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()

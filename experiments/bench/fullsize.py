@@ -153,10 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
             rows.append(row)
             print(summary(options.model, row), flush=True)
-    if options.output is not None:
-        result = {"model": options.model, "bare_torch_bytes": bare, "rows": rows}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, record.plain(result | record.origin()))
+            if options.output is not None:  # after every row: a later one may fail
+                result = {"model": options.model, "bare_torch_bytes": bare, "rows": rows}
+                options.output.parent.mkdir(parents=True, exist_ok=True)
+                write_json(options.output, record.plain(result | record.origin()))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python -m experiments.bench.make_fullsize pixart_sigma|sana_1_6b FOLDER [--seed 0] [--blocks N]
 
 Only the transformer is written, in the hub's layout (config.json, sharded safetensors, index), with
-the published configuration and type. Its weights are random and belong to no model: a low-rank
-part with a falling spectrum, a heavy-tailed rest, and a hundredth of the input channels larger.
-Errors on them say nothing about quality.
+the published configuration, in 16 bits or, with --float32, in the type that hub files often have.
+Its weights are random and belong to no model: a low-rank part with a falling spectrum, a
+heavy-tailed rest, and a hundredth of the input channels larger. Errors on them say nothing about
+quality.
 
 Expected time: not measured yet. Disk: 1.2 GB and 3.2 GB.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ def meta_model(name: str, blocks: int | None = None) -> nn.Module:
 
 
 def random_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """Float32 values that follow from the seed and the tensor's name alone."""
+    """Float32 values that follow from the seed, the tensor's name and its shape alone."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     g = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     if len(shape) < 2 or min(shape[:2]) < 2:
@@ -105,7 +107,9 @@ def shards(model: nn.Module) -> Iterator[list[tuple[str, torch.Size]]]:
     yield held
 
 
-def write(name: str, folder: Path, seed: int = 0, blocks: int | None = None) -> int:
+def write(
+    name: str, folder: Path, seed: int = 0, blocks: int | None = None, float32: bool = False
+) -> int:
     """Write the snapshot; returns its number of parameters. A folder that is there is refused."""
     from safetensors.torch import save_file
     from tqdm import tqdm
@@ -114,8 +118,10 @@ def write(name: str, folder: Path, seed: int = 0, blocks: int | None = None) -> 
         raise LoraqError(f"'{folder}' is there already. Name another folder, or remove it.")
     model = meta_model(name, blocks)
     pipeline, transformer, dtype = CLASSES[name]
+    dtype = torch.float32 if float32 else dtype
     aside = folder.with_name(f"{folder.name}.partial")
-    (aside / "transformer").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "transformer").mkdir(parents=True)
     model.save_config(aside / "transformer")
     index = {"_class_name": pipeline, "transformer": ["diffusers", transformer]}
     (aside / "model_index.json").write_text(json.dumps(index, indent=2))
@@ -131,7 +137,7 @@ def write(name: str, folder: Path, seed: int = 0, blocks: int | None = None) -> 
                 where[key] = file
                 bar.update(shape.numel())
             save_file(tensors, aside / "transformer" / file, metadata={"format": "pt"})
-    weight_map = {"metadata": {"total_size": 2 * total}, "weight_map": where}
+    weight_map = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": where}
     (aside / "transformer" / f"{STEM}.safetensors.index.json").write_text(json.dumps(weight_map))
     aside.rename(folder)
     return total
@@ -143,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the model has")
+    parser.add_argument("--float32", action="store_true", help="store 32 bits a weight")
     options = parser.parse_args(arguments)
-    total = write(options.model, options.folder, options.seed, options.blocks)
+    total = write(options.model, options.folder, options.seed, options.blocks, options.float32)
     print(f"{options.folder}: {total} random parameters, shapes of {options.model}")
 
 

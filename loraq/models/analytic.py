@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.capture import Moment
+from loraq.models.pointwise import weight_matrix
 
 TIMESTEPS = 32
 
@@ -46,7 +47,7 @@ def modulated(shift_TI: Tensor, scale_TI: Tensor) -> Moments:
 
 def linear(x: Moments, layer: nn.Module) -> Moments:
     """x·Wᵀ + b with independent channels."""
-    w_OI = layer.weight.detach().float()
+    w_OI = weight_matrix(layer).float()
     mean_TO = x.mean_TI @ w_OI.T
     if layer.bias is not None:
         mean_TO = mean_TO + layer.bias.detach().float()

@@ -87,6 +87,11 @@ def list_layers(
     for name, module in transformer.named_modules():
         for pattern, role, group in table.ROLES:
             if re.fullmatch(pattern, name):
+                if not hasattr(module, "weight"):
+                    raise LoraqError(
+                        f"'{name}' is quantised already ({type(module).__name__}). Put the 16-bit "
+                        "layers back with `.revert(transformer)`, or load the 16-bit model."
+                    )
                 out_features, in_features = module.weight.shape[:2]
                 block = ".".join(name.split(".")[:2])
                 shape = (int(out_features), int(in_features))

@@ -224,16 +224,17 @@ def meta_transformer(model: ModelConfig) -> Any:
 def mapped_transformer(model: ModelConfig) -> Any:
     """The 16-bit transformer with its block weights mapped from their files instead of read.
 
-    For quantising without a pipeline: memory is touched as a layer is, in the stored type. All else
-    (timestep embedding, biases, tables …) is in the config's dtype, and so are weights that are
-    stored in a wider one, for those are the values that the pipeline would hold.
+    For quantising without a pipeline: memory is touched as a layer is, in the stored type. Where
+    that is wider than the config's dtype, `weight_matrix` gives the values that the pipeline would
+    hold. All else (timestep embedding, biases, tables …) is read, in the config's dtype.
     """
+    import torch
+
     transformer = meta_transformer(model)
-    names = _mapped_names(transformer, model)
-    dtype, kept = _dtype(model), {}
-    folder = resolve_folder(model) / "transformer"
+    names, dtype = _mapped_names(transformer, model), getattr(torch, model.dtype)
+    folder, kept = resolve_folder(model) / "transformer", {}
     for name, tensor in _stored_tensors(folder):
-        kept[name] = tensor if name in names and _exact(tensor, dtype) else tensor.to(dtype)
+        kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
     try:
         transformer.load_state_dict(kept, strict=True, assign=True)
     except RuntimeError as error:
@@ -241,6 +242,10 @@ def mapped_transformer(model: ModelConfig) -> Any:
             f"'{folder}' does not hold the weights that its config.json describes: "
             f"{str(error).strip()[:300]}\n  Restore the folder, or point model.path at a whole one."
         ) from None
+    for name in names:
+        module = transformer.get_submodule(name.rpartition(".")[0])
+        if torch.promote_types(module.weight.dtype, dtype) != dtype:
+            module.held_as = dtype
     return transformer.eval().requires_grad_(False)
 
 
@@ -248,32 +253,17 @@ def remap(transformer: Any, model: ModelConfig) -> None:
     """Map the weights of a `mapped_transformer` anew, which lets go of the pages read so far."""
     import torch
 
-    names, dtype = _mapped_names(transformer, model), _dtype(model)
     folder = resolve_folder(model) / "transformer"
-    for name, tensor in _stored_tensors(folder, names):
-        if _exact(tensor, dtype):
-            owner, _, attribute = name.rpartition(".")
-            fresh = torch.nn.Parameter(tensor, requires_grad=False)
-            setattr(transformer.get_submodule(owner), attribute, fresh)
+    for name, tensor in _stored_tensors(folder, _mapped_names(transformer, model)):
+        owner, _, attribute = name.rpartition(".")
+        fresh = torch.nn.Parameter(tensor, requires_grad=False)
+        setattr(transformer.get_submodule(owner), attribute, fresh)
 
 
 def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
     from loraq.models.families import list_layers
 
     return {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
-
-
-def _dtype(model: ModelConfig) -> Any:
-    import torch
-
-    return getattr(torch, model.dtype)
-
-
-def _exact(tensor: Any, dtype: Any) -> bool:
-    """Whether `dtype` holds every value of the tensor's own type."""
-    import torch
-
-    return torch.promote_types(tensor.dtype, dtype) == dtype
 
 
 def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Any]]:

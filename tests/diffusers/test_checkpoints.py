@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import loraq
 from loraq.diffusers_quantizer import LoRaQConfig, packed_layers
 from loraq.errors import LoraqError
+from loraq.layers import QuantizedLinear
 
 RANK = "quant.branch.rank=4"
 RECIPES = {
@@ -144,6 +147,9 @@ def test_moving_keeps_types_and_values(pipe):
     torch.nn.Module.float(pipe.transformer)
     assert torch.equal(forward(pipe.transformer), before)
     assert packed_layers(pipe.transformer).nbytes == made.nbytes  # a shared R counts once
+    attention = pipe.transformer.transformer_blocks[0].attn1
+    places = {layer.right_codes.data_ptr() for layer in (attention.to_q, attention.to_k)}
+    assert len(places) == 1  # and is one tensor on the new device as well
 
 
 def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):
@@ -154,6 +160,8 @@ def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):
         folder, quantization_config=LoRaQConfig(*chosen)
     )
     assert torch.equal(forward(loaded), forward(pipe.transformer))
+    given = LoRaQConfig(*chosen)
+    assert LoRaQConfig.from_dict(given.to_dict()) == given != LoRaQConfig("rtn")
     with pytest.raises(LoraqError, match="names no method"):
         PixArtTransformer2DModel.from_pretrained(folder, quantization_config=LoRaQConfig())
     with pytest.raises(LoraqError, match="reads activations"):
@@ -181,6 +189,56 @@ def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
     expected = (x + shift) @ tensors.effective_weight().T + tensors.bias_O
     layer = tensors.plain(convolution=False, dtype=torch.float32)
     assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
+
+
+def test_weights_that_are_loaded_into_a_packed_model_are_computed_with(pipe):
+    """load_state_dict from another model of the same layout, before and after a forward."""
+    chosen = RECIPES["int4 / int4, rotated, balanced"]
+    quantised(pipe, *chosen)
+    net, other = pipe.transformer, copy.deepcopy(pipe.transformer)
+    with torch.no_grad():
+        for module in other.modules():
+            if isinstance(module, QuantizedLinear):
+                module.weight_scale *= 1.5
+                module.transform_signs ^= 255
+    for assign in (False, True):
+        target = copy.deepcopy(net)
+        forward(target)
+        target.load_state_dict(other.state_dict(), assign=assign)
+        assert not torch.equal(forward(target), forward(net))
+        fresh = copy.deepcopy(other)
+        fresh.load_state_dict(other.state_dict())
+        assert torch.equal(forward(target), forward(fresh))
+
+
+def test_pickles_and_copies_hold_no_dequantised_weight(pipe):
+    quantised(pipe, *RECIPES["int4 / int8"])
+    before = len(pickle.dumps(pipe.transformer))
+    values = forward(pipe.transformer)
+    assert len(pickle.dumps(pipe.transformer)) == before
+    assert torch.equal(forward(copy.deepcopy(pipe.transformer)), values)
+
+
+def test_a_quantised_model_is_neither_quantised_nor_reverted_again(pipe, tmp_path):
+    made = quantised(pipe, "rtn")
+    with pytest.raises(LoraqError, match="quantised already"):
+        quantised(pipe, "rtn")
+    with pytest.raises(LoraqError, match="quantised already"):
+        made.apply(pipe.transformer)
+    pipe.transformer.save_pretrained(tmp_path)
+    loaded = PixArtTransformer2DModel.from_pretrained(tmp_path)
+    with pytest.raises(LoraqError, match="nothing to put back"):
+        packed_layers(loaded).revert(loaded)
+    assert loaded.config.quantization_config == pipe.transformer.config.quantization_config
+
+
+def test_the_graph_is_whole_for_compilers(pipe):
+    quantised(pipe, *RECIPES["int4 / int8"])
+    attention = pipe.transformer.transformer_blocks[0].attn1
+    x = torch.randn(2, 6, 64)
+    with torch.no_grad():
+        compiled = torch.compile(attention, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(x), attention(x))
 
 
 def test_revert_forgets(pipe, tmp_path):
@@ -211,6 +269,9 @@ def rename(layers: dict, old: str, new: str) -> None:
 
 Q = "transformer_blocks.0.attn1.to_q"
 BAD_CONFIGS = {
+    "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is not whole"),
+    "gone": (lambda c: c["layers"].pop(Q), "to_q.weight"),
+    "nothing": (lambda c: (c.pop("formats"), c.pop("layers")), "no packed layers"),
     "version": (lambda c: c.update(version="99"), "layout version '99'"),
     "entry": (lambda c: c.update(layer={}), "Did you mean 'layers'"),
     "no formats": (lambda c: c.pop("formats"), "only one of"),
