@@ -61,8 +61,17 @@ def _losses(records: Sequence[Record], folder: Path) -> list[Path]:
         if rounds < 2:
             continue
         last = [[*g, *[g[-1]] * (rounds - len(g))] for g in groups]  # a group that is done stays
-        lines[record.label or record.row] = [sum(v) / len(v) for v in zip(*last, strict=True)]
+        name = (record.label or record.row) + _judged_by(record)
+        lines[name] = [sum(v) / len(v) for v in zip(*last, strict=True)]
     return [convergence_plot(lines, folder / "convergence.png")] if lines else []
+
+
+def _judged_by(record: Record) -> str:
+    """What a row's losses are errors of, where it is not the weights."""
+    branch = (record.config.get("quant") or {}).get("branch", {})
+    if branch.get("select") == "output":
+        return " (of outputs)"
+    return "" if branch.get("weighting", "none") == "none" else " (weighted)"
 
 
 def _allocations(records: Sequence[Record], folder: Path) -> list[Path]:

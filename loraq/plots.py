@@ -147,7 +147,7 @@ def convergence_plot(
     losses: Mapping[str, Sequence[float]],
     path: Path,
     title: str = "",
-    y: str = "mean relative weight error",
+    y: str = "mean relative error of the weights",
 ) -> Path:
     """A PNG of loss per round, both axes logarithmic: one line a run, its last value written."""
     kept = {name: list(values) for name, values in losses.items() if len(values)}
