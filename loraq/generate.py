@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,10 @@ def image_batch(
         ).images
 
 
+Claim = Callable[[str, bool], AbstractContextManager[bool]]
+"""(batch, wait for it) → whether this process may make the batch now (`Store.claim`)."""
+
+
 def generate(
     pipe: Any,
     model: ModelConfig,
@@ -59,12 +64,14 @@ def generate(
     settings: GenerateConfig,
     folder: Path,
     progress: str | None = "images",
+    claim: Claim = lambda _batch, _wait: nullcontext(True),
 ) -> list[Path]:
     """PNGs named by prompt in `folder`, in the order of the prompts.
 
     A batch counts as finished when its file under `batches/` is there and the images it names
     still have the hashes it states; everything else is made. `progress` labels the bar (None: no
-    bar). A full disk raises LoraqError and leaves only whole files behind.
+    bar). A full disk raises LoraqError and leaves only whole files behind. With `claim`, several
+    processes share the batches; when it returns, all are finished, whoever made them.
     """
     from tqdm import tqdm
 
@@ -82,23 +89,43 @@ def generate(
     with tqdm(
         total=len(prompts), initial=finished, desc=progress, unit="image", disable=quiet
     ) as bar:
-        for done_file, batch in todo:
-            started = time.perf_counter()
-            images = image_batch(pipe, model, batch, settings.seed)
-            if len(images) != len(batch):
-                raise LoraqError(
-                    f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "
-                    f"must not change how many images a prompt gets (it is {model.call})."
-                )
-            hashes = {}
-            for prompt, image in zip(batch, images, strict=True):
-                path = image_path(folder, prompt)
-                write_bytes(path, encode_png(image))
-                hashes[prompt.name] = file_hash(path)
-            seconds = time.perf_counter() - started
-            write_json(done_file, {"images": hashes, "seconds": seconds})
-            bar.update(len(batch))
+        for wait in (False, True):  # first what is free, then what others have not finished
+            busy = []
+            for done_file, batch in todo:
+                with claim(done_file.stem, wait) as mine:
+                    if not folder.is_dir():  # another process has finished the whole product
+                        return [image_path(folder, prompt) for prompt in prompts]
+                    if not mine:
+                        busy.append((done_file, batch))
+                        continue
+                    if not batch_finished(folder, done_file, batch):
+                        _make(pipe, model, batch, settings, folder, done_file)
+                    bar.update(len(batch))
+            todo = busy
     return [image_path(folder, prompt) for prompt in prompts]
+
+
+def _make(
+    pipe: Any,
+    model: ModelConfig,
+    batch: Sequence[Prompt],
+    settings: GenerateConfig,
+    folder: Path,
+    done_file: Path,
+) -> None:
+    started = time.perf_counter()
+    images = image_batch(pipe, model, batch, settings.seed)
+    if len(images) != len(batch):
+        raise LoraqError(
+            f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "
+            f"must not change how many images a prompt gets (it is {model.call})."
+        )
+    hashes = {}
+    for prompt, image in zip(batch, images, strict=True):
+        path = image_path(folder, prompt)
+        write_bytes(path, encode_png(image))
+        hashes[prompt.name] = file_hash(path)
+    write_json(done_file, {"images": hashes, "seconds": time.perf_counter() - started})
 
 
 def image_path(folder: Path, prompt: Prompt) -> Path:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,8 @@ def _device(config: Config) -> str:
     import torch
 
     there = torch.cuda.is_available()
+    if there:  # torchrun and accelerate launch number a machine's processes
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if config.device == "cuda" and not there:
         raise LoraqError("device=cuda: PyTorch finds no CUDA device here. Set device=cpu or auto.")
     return "cuda" if there else "cpu"

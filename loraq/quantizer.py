@@ -60,7 +60,7 @@ class QuantizedModel:
 
     def revert(self, transformer: nn.Module) -> None:
         """Put the 16-bit linears back that `apply` took out."""
-        if not self._originals:
+        if self.layers and not self._originals:
             raise LoraqError(
                 "There is nothing to put back: this quantised model was not applied, or was loaded "
                 "without 16-bit layers."

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from loraq.config import BranchConfig, ModelConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.generate import batches, image_batch
-from loraq.layers import QuantizedLinear
 from loraq.models import Layer
 from loraq.models.pointwise import channels_last, weight_matrix
 from loraq.prompts import Prompt
@@ -123,14 +122,8 @@ def applied(
 ) -> Iterator[None]:
     """The layers `names` of `quantised` in their places, taken out again whatever happens."""
     subset = QuantizedModel({name: quantised.layers[name] for name in names})
-    for name in subset.layers:
-        if isinstance(transformer.get_submodule(name), QuantizedLinear):
-            raise LoraqError(
-                f"'{name}' is quantised already, and an error is measured against the 16-bit "
-                "layers. Call QuantizedModel.revert first."
-            )
+    subset.apply(transformer)
     try:
-        subset.apply(transformer)
         yield
     finally:
         subset.revert(transformer)

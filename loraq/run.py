@@ -7,11 +7,13 @@ keys of its products (`plan.py`), made by the stages (`stages.py`) and kept in t
 (`store.py`), so that a finished product is never remade and an interrupted one goes on.
 
 One experiment:  loraq run experiment=demo
+Several GPUs:    torchrun --nproc-per-node 4 -m loraq.cli run experiment=demo
 A Hydra sweep:   python -m loraq.run --multirun method=rtn,svdquant quant.branch.budget=0.32,0.64
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -57,7 +59,11 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
         if progress:
             print(f"  {summary(finished[-1][1])}", file=sys.stderr, flush=True)
 
-    outcome = publish(work, finished, result_folder(rows, overrides), started)
+    folder = result_folder(rows, overrides)
+    if os.environ.get("RANK", "0") == "0":
+        outcome = publish(work, finished, folder, started)
+    else:  # one of several processes (torchrun, accelerate launch): the first one tells
+        outcome = Outcome([record for _, record in finished], folder, "")
     if failed:
         raise LoraqError(
             f"{len(failed)} of {len(rows)} rows failed ({', '.join(failed)}); the reasons stand "

@@ -7,6 +7,7 @@ again whether it is there, and writes it aside before it counts as finished.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,22 +63,21 @@ def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
 
 
 def generate(work: Workshop, row: Row) -> None:
-    """The row's images, batch by batch."""
+    """The row's images, batch by batch; processes that want the same ones share the batches."""
     name = row.keys["images"]
     info: dict[str, Any] = {"kind": stage_kind(row, "images"), "units": len(row.prompts)}
     model = None if row.recipe is None else quantise(work, row)
     pipe = work.pipe(row)
-    with work.store.lock("images", name):
-        if work.store.finished("images", name):
+    with work.store.share("images", name, info) as folder:
+        if folder is None:
             return
-        with (
-            work.timed("model forward"),
-            work.store.write("images", name, info, resume=True) as folder,
-            _applied(model, pipe.transformer),
-        ):
-            bar = work.bar("images")
-            config = row.config
-            generation.generate(pipe, config.model, row.prompts, config.generate, folder, bar)
+        with work.timed("model forward"), _applied(model, pipe.transformer):
+            claim = functools.partial(work.store.claim, "images", name)
+            generation.generate(
+                *(pipe, row.config.model, row.prompts, row.config.generate),
+                *(folder, work.bar("images"), claim),
+            )
+        if folder.is_dir():
             info["seconds"] = generation.generation_seconds(folder)
 
 

@@ -143,6 +143,53 @@ class Store:
             lock.release()
 
     @contextlib.contextmanager
+    def claim(self, stage: str, name: str, part: str, wait: bool) -> Iterator[bool]:
+        """Whether this process may make a part of a product; False where another one does.
+
+        With `wait`, until that one has let go of it. A process that dies lets go.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(str(self.root / stage / f"{name}.{part}.lock"))
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def share(self, stage: str, name: str, info: dict[str, Any]) -> Iterator[Path | None]:
+        """As `write` with `resume`, for processes that fill one folder together, part by part.
+
+        None where the product is finished. The first process whose block ends finishes it.
+        """
+        final = self.path(stage, name)
+        partial = final.with_name(name + PARTIAL)
+        with self.lock(stage, name):
+            there = self.finished(stage, name)
+            if not there:
+                self._make_folder(partial)
+        if there:
+            yield None
+            return
+        started = time.time()
+        try:
+            yield partial
+            with self.lock(stage, name):
+                if not final.is_dir():
+                    for left in partial.rglob(f".*{_TEMPORARY}"):
+                        left.unlink()
+                    self._finish(partial, final, {"seconds": time.time() - started, **info})
+                for lock in final.parent.glob(f"{name}.*.lock"):
+                    lock.unlink(missing_ok=True)
+        except OSError as error:
+            raise disk_error(error, partial) from error
+
+    @contextlib.contextmanager
     def write(
         self, stage: str, name: str, info: dict[str, Any] | None = None, resume: bool = False
     ) -> Iterator[Path]:

@@ -84,7 +84,8 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
             settings = GenerateConfig(batch_size=size)
             generation.generate(pipe, model, PROMPTS, settings, tmp_path / str(size), None)
     finally:
-        packed.revert(pipe.transformer)
+        if quantised:
+            packed.revert(pipe.transformer)
     assert torch.equal(latents[1], latents[3])
     bound = 0 if arithmetic.row_invariant() else 1
     for prompt in PROMPTS:
