@@ -29,6 +29,9 @@ from loraq.transforms.hadamard import largest_block, random_signs
 from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
 from loraq.units import Group
 
+ROUNDING = 1e-5
+"""Below this part of the mean, a negative square is float32 rounding of what is zero."""
+
 
 @torch.no_grad()
 def quantize_group(
@@ -174,7 +177,12 @@ class _GroupStep:
         if self.second_BII is None:
             return None
         mean_BI = self.second_BII.new_zeros(self.second_BII.shape[:2])
-        return replace(transform, shift=0.0).moment(self.second_BII, mean_BI)
+        second_BII = replace(transform, shift=0.0).moment(self.second_BII, mean_BI)
+        squares_BI = second_BII.diagonal(dim1=1, dim2=2)
+        least_BI = -ROUNDING * squares_BI.mean(-1, keepdim=True)
+        rounded_BI = (squares_BI < 0) & (squares_BI >= least_BI)  # of channels that say nothing
+        squares_BI[rounded_BI] = 0.0
+        return second_BII
 
     def problem(
         self,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from loraq import recipe
-from loraq.capture import Activations
+from loraq.capture import Activations, Moment
 from loraq.quantizer import layer_errors, quantize_model
 from tests.embedded import Embedded
 from tests.quantize.test_quantize import Untouchable
@@ -59,3 +59,18 @@ def test_product_keys_tell_the_two_sources_apart():
     known = replace(measured, statistics="weights")
     assert not known.needs_moments and known.identity() != measured.identity()
     assert "statistics" not in measured.identity()
+
+
+def test_inputs_that_are_nearly_constant_can_be_rotated(embedded):
+    """One token's text makes cross_out read one vector: float32 leaves squares just below zero."""
+    layers = embedded.of_roles("cross_out")
+    g = torch.Generator().manual_seed(0)
+    moments = {}
+    for layer in layers:
+        mean_I = torch.randn(384, generator=g).mul_(5)
+        moments[layer.shares_input] = Moment(torch.outer(mean_I, mean_I), mean_I)
+    chosen = recipe("gptq", ROTATED)
+    made = quantize_model(
+        embedded.transformer, layers, chosen, Activations(moments=moments), progress=None
+    )
+    assert len(made.layers) == len(layers)
