@@ -105,7 +105,7 @@ def _keyed(config: Config) -> Row:
     device, threads = _device(config), _threads(config)
     model_hash = weights_hash(config.model)
     prompts = data_prompts(config.data)
-    calibration, measuring = calibration_prompts(config.data, config.calibration)
+    calibration, measuring = calibration_prompts(config.data, config.calibration, config.model)
     row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
 
     machine = {

@@ -5,14 +5,17 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from loraq.config import CalibrationConfig, DataConfig
+from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.errors import LoraqError, unknown
-from loraq.models.loading import resolve_asset
+from loraq.models.loading import resolve_asset, resolve_folder
 
 _MODULUS = 10**9 + 7
+LONGEST_RANDOM = 32  # tokens of a random text
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,46 @@ def data_prompts(data: DataConfig) -> list[Prompt]:
 
 
 def calibration_prompts(
-    data: DataConfig, calibration: CalibrationConfig
+    data: DataConfig, calibration: CalibrationConfig, model: ModelConfig
 ) -> tuple[list[Prompt], list[Prompt]]:
     """(prompts that methods may read, prompts kept for measuring output errors), disjoint."""
     prompts = _split(data.captions, calibration.split, "calibration.split")
-    asked = calibration.prompts + calibration.measure_prompts
+    drawn = calibration.text == "random"
+    asked = calibration.measure_prompts + (0 if drawn else calibration.prompts)
     if asked > len(prompts):
         raise LoraqError(
             f"calibration.prompts={calibration.prompts} and calibration.measure_prompts="
             f"{calibration.measure_prompts} are {asked} together; split '{calibration.split}' has "
             f"{len(prompts)}, and the two must not overlap. Ask for fewer."
         )
-    return prompts[: calibration.prompts], prompts[-calibration.measure_prompts :]
+    measuring = prompts[-calibration.measure_prompts :]
+    if drawn:
+        return random_prompts(calibration.prompts, calibration.seed, model), measuring
+    return prompts[: calibration.prompts], measuring
+
+
+def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
+    """Text that no one wrote: random tokens of the model's own tokenizer, of random length."""
+    tokenizer = _tokenizer(resolve_folder(model) / "tokenizer")
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(len(tokenizer)) if i not in special]
+    longest = max(1, min(LONGEST_RANDOM, model.max_sequence_length) - 2)  # begin, end
+    found = []
+    for number in range(count):
+        draw = random.Random(f"{seed}/{number}")
+        chosen = [draw.choice(ids) for _ in range(draw.randint(1, longest))]
+        found.append(Prompt(f"random_{number}", tokenizer.decode(chosen)))
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise LoraqError(
+            f"calibration.text=random draws from the model's tokenizer, and '{folder}' does not "
+            f"load ({str(error).strip()[:200]}). Restore it, or use calibration.text=captions."
+        ) from error

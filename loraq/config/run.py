@@ -43,6 +43,7 @@ class CalibrationConfig(Checked):
     """Captions whose activations methods may read, and those kept for measuring output errors.
 
     Calibration takes the first `prompts` of the split, measuring the last `measure_prompts`.
+    `text=random`: calibration reads random tokens of the model's own vocabulary instead, no data.
     """
 
     split: str = "calibration"
@@ -50,6 +51,7 @@ class CalibrationConfig(Checked):
     measure_prompts: int = setting(16, at_least=1)
     rows_per_layer: int = setting(2048, at_least=1)
     seed: int = 0
+    text: str = choice("captions", "random", since="0.1")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
-from loraq.config import CalibrationConfig, DataConfig
+from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.errors import LoraqError
-from loraq.prompts import calibration_prompts, data_prompts, seed_of_name
+from loraq.prompts import calibration_prompts, data_prompts, random_prompts, seed_of_name
+from tests.embedded import WORDS
+
+EMBEDDED = ModelConfig(path="asset:tiny_pixart")
 
 
 def test_seed_is_the_protocols_polynomial():
@@ -23,7 +26,7 @@ def test_seed_is_the_protocols_polynomial():
 def test_the_packages_captions_have_disjoint_splits():
     data = DataConfig(count=None)
     test = {prompt.name for prompt in data_prompts(data)}
-    calibration, measuring = calibration_prompts(data, CalibrationConfig())
+    calibration, measuring = calibration_prompts(data, CalibrationConfig(), EMBEDDED)
     names = [{prompt.name for prompt in part} for part in (calibration, measuring)]
     assert not names[0] & names[1] and not test & (names[0] | names[1])
 
@@ -35,7 +38,7 @@ def test_limits_are_named(captions):
     with pytest.raises(LoraqError, match=r"data.split.*tests.*Did you mean 'test'"):
         data_prompts(DataConfig(captions=str(captions), split="tests"))
     with pytest.raises(LoraqError, match="must not overlap"):
-        calibration_prompts(data, CalibrationConfig(prompts=6, measure_prompts=3))
+        calibration_prompts(data, CalibrationConfig(prompts=6, measure_prompts=3), EMBEDDED)
 
 
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "", "t"])
@@ -53,3 +56,21 @@ def test_a_file_that_is_no_captions_file_says_what_one_is(tmp_path):
         data_prompts(DataConfig(captions=str(path)))
     with pytest.raises(LoraqError, match="there is no file"):
         data_prompts(DataConfig(captions=str(tmp_path / "none.json")))
+
+
+def test_random_text_is_of_the_models_vocabulary_and_follows_from_its_seed(
+    captions, tiny_folder, tmp_path
+):
+    """It needs no caption but those kept for measuring; special tokens do not occur."""
+    model = ModelConfig(path=str(tiny_folder), max_sequence_length=8)
+    data = DataConfig(captions=str(captions), count=None)
+    wanted = CalibrationConfig(text="random", prompts=40, measure_prompts=8)
+    drawn, measuring = calibration_prompts(data, wanted, model)
+    words = {word for prompt in drawn for word in prompt.prompt.split()}
+    assert words == set(WORDS) and len(measuring) == 8
+    lengths = {len(prompt.prompt.split()) for prompt in drawn}
+    assert lengths == set(range(1, 7))
+    assert drawn == random_prompts(40, 0, model) != random_prompts(40, 1, model)
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(LoraqError, match="tokenizer"):
+        random_prompts(1, 0, ModelConfig(path=str(tmp_path)))
