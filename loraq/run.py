@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
 
     work = Workshop(store, progress)
     finished: list[tuple[Row, Record]] = []
-    failed: dict[str, LoraqError] = {}
+    failed: dict[str, Exception] = {}
     for number, row in enumerate(rows, 1):
         if progress:
             left = remaining(rows[number - 1 :], store)
@@ -55,6 +56,13 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
                 raise
             failed[row.name] = error
             print(f"loraq: row '{row.name}' failed: {error}", file=sys.stderr)
+            continue
+        except Exception as error:  # a fault of ours: the other rows need not suffer
+            if row.recipe is None:
+                raise
+            failed[row.name] = error
+            print(f"loraq: row '{row.name}' failed, by a fault of ours:", file=sys.stderr)
+            traceback.print_exc()
             continue
         if progress:
             print(f"  {summary(finished[-1][1])}", file=sys.stderr, flush=True)

@@ -53,11 +53,13 @@ class QuantizedTensor:
         count = len(range(*rows.indices(self.shape[0])))
 
         def cut(scale: Tensor | None) -> Tensor | None:
-            return scale[rows] if scale is not None and scale.dim() > 1 else scale
+            if scale is None:
+                return None
+            return scale[rows] if scale.dim() > 1 else scale.clone()  # each part stores its own
 
         return QuantizedTensor(
             self.codes[rows],
-            self.scale if self.format.block == -1 else cut(self.scale),
+            cut(self.scale),
             cut(self.tensor_scale),
             (count, *self.shape[1:]),
             self.format,

@@ -43,14 +43,20 @@ RECIPES = {
         "format@quant.branch_weight=mxfp6_e2m3",
         "format@quant.branch_activation=mxfp6_e2m3",
     ),
-    "nvfp4 / int6, separate": (
+    "nvfp4 / int6": (
         "loraq_o2",
         RANK,
-        "quant.branch.share_qkv=false",
         "format@quant.weight=nvfp4",
         "format@quant.activation=nvfp4",
         "format@quant.branch_weight=int6",
         "format@quant.branch_activation=int6",
+    ),
+    "int8 a tensor, separate": (
+        "loraq_o2",
+        RANK,
+        "quant.branch.share_qkv=false",
+        "format@quant.weight=int8",
+        "quant.weight.block=-1",
     ),
 }
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -92,13 +92,16 @@ def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
         assert path.is_file()
 
 
-def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys):
+@pytest.mark.parametrize("fault", [LoraqError("no luck today"), RuntimeError("no luck today")])
+def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys, fault):
     import loraq.run
 
     original = loraq.run.quantise
 
     def fails(work, row):
-        raise LoraqError("no luck today") if row.name == "rtn" else original(work, row)
+        if row.name == "rtn":
+            raise fault
+        return original(work, row)
 
     monkeypatch.setattr(loraq.run, "quantise", lambda work, row: fails(work, row))
     with pytest.raises(LoraqError, match="1 of 2 rows failed"):

@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from loraq import layers as layer_module
 from loraq.budget import branch_bits, rank_for_budget
 from loraq.capture import Activations
-from loraq.checkpoint import load_group
+from loraq.checkpoint import load_group, save_group
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
@@ -245,7 +245,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [FormatConfig("nvfp4"), FormatConfig("int4", block="tensor")])
-def test_stacked_layers_are_stored_as_they_were_judged(weight):
+def test_stacked_layers_are_stored_as_they_were_judged(weight, tmp_path):
     """One scale per tensor means one for the stack of q, k, v; the stored rows must agree."""
     recipe = replace(O2, weight=weight, branch=BranchConfig(kind="svd", rank=4))
     _, q = quantized(recipe)
@@ -257,6 +257,10 @@ def test_stacked_layers_are_stored_as_they_were_judged(weight):
         estimate = torch.cat([q.layers[n].effective_weight() for n in names])
         errors.append((w - estimate).norm() / w.norm())
     assert sum(errors).item() / 2 == pytest.approx(notes["losses"][-1], rel=1e-4)
+    save_group(tmp_path / "g.safetensors", q.layers, {})
+    loaded, _ = load_group(tmp_path / "g.safetensors")
+    name = "blocks.1.to_k"
+    assert torch.equal(loaded[name].effective_weight(), q.layers[name].effective_weight())
 
 
 def test_a_shifted_layer_keeps_the_block_that_was_asked_for():
