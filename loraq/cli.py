@@ -178,6 +178,7 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Metrics of a saved pipeline or of a folder of images."""
+    from loraq import record
     from loraq import score as scoring
 
     against = None if options.against is None else Path(options.against)
@@ -185,7 +186,7 @@ def score(options: argparse.Namespace) -> None:
         Path(options.target), options.overrides, against, progress=not options.quiet
     )
     if options.json is not None:
-        scoring.write(found, Path(options.json))
+        record.save_findings(found.plain(), Path(options.json))
     print(found.text())
 
 

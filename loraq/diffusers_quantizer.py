@@ -11,6 +11,7 @@ Importing this module adds two entries to diffusers' mappings and changes nothin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import Tensor, nn
 
+from loraq.config import Recipe
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
 from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear, share_inputs
@@ -45,11 +47,15 @@ class LoRaQQuantizer(DiffusersQuantizer):
                 "device_map without 'disk'."
             )
         if not self.pre_quantized:
-            self.quantization_config.recipe_asked()
+            _ = self._recipe  # refused before any weight is read
+
+    @functools.cached_property
+    def _recipe(self) -> Recipe:
+        return self.quantization_config.recipe_asked()
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if not self.pre_quantized:
-            list_layers(model, family_of(model), self.quantization_config.recipe_asked().skip)
+            list_layers(model, family_of(model), self._recipe.skip)
             return
         entries = self.quantization_config.entries()
         for name, tensors in rebuild(entries, planned(entries)).items():
@@ -76,12 +82,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
             return missing_keys
         stored = {_buffer(name) for name in planned(self.quantization_config.entries())}
         lost = sorted(stored.intersection(missing_keys))
-        if lost:
-            raise LoraqError(
-                f"The checkpoint has no tensor '{lost[0]}', which its quantization_config speaks of"
-                + (f" ({len(lost)} are missing)" if len(lost) > 1 else "")
-                + ". Restore its files."
-            )
+        _refuse_missing(lost)
         return [k for k in missing_keys if _packed(model, k) is None]
 
     def check_if_quantized_param(
@@ -121,13 +122,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
         if not self.pre_quantized:
             self._quantise(model)
             return model
-        empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
-        if empty:
-            raise LoraqError(
-                f"The checkpoint has no tensor '{empty[0]}'"
-                + (f" ({len(empty)} are missing)" if len(empty) > 1 else "")
-                + ", or its quantization_config does not speak of it. Restore its files."
-            )
+        _refuse_missing([name for name, held in model.state_dict().items() if held.is_meta])
         modules = []
         for name, tensors in _held(model, self.quantization_config.entries()).items():
             modules.append(model.get_submodule(name))
@@ -136,7 +131,7 @@ class LoRaQQuantizer(DiffusersQuantizer):
         return model
 
     def _quantise(self, model: Any) -> None:
-        chosen, family = self.quantization_config.recipe_asked(), family_of(model)
+        chosen, family = self._recipe, family_of(model)
         layers = list_layers(model, family, chosen.skip)
         bar = "quantise" if logging.is_progress_bar_enabled() else None
         quantize_model(model, layers, chosen, progress=bar, family=family).apply(model)
@@ -220,6 +215,16 @@ def _buffer(name: str) -> str:
         return name
     layer, operand, suffix = name.rsplit(".", 2)
     return f"{layer}.{operand}_{suffix}"
+
+
+def _refuse_missing(names: list[str]) -> None:
+    """LoraqError where a checkpoint lacks tensors, or its configuration does not name a layer's."""
+    if names:
+        raise LoraqError(
+            f"The checkpoint has no tensor '{names[0]}'"
+            + (f" ({len(names)} are missing)" if len(names) > 1 else "")
+            + ", or its quantization_config does not speak of it. Restore its files."
+        )
 
 
 def _readers(entries: Mapping[str, Any]) -> dict[str, list[str]]:

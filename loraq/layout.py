@@ -19,6 +19,8 @@ from loraq.formats import Format, QuantizedTensor, stored_shapes
 from loraq.layers import OPERANDS, LayerTensors
 from loraq.transforms import InputTransform
 
+Parts = dict[str, dict[str, Tensor]]
+
 
 def describe(layers: Mapping[str, LayerTensors]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(entries, tensors) of packed layers."""
@@ -61,10 +63,10 @@ def describe(layers: Mapping[str, LayerTensors]) -> tuple[dict[str, Any], dict[s
 def rebuild(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, LayerTensors]:
     """The inverse of `describe`; KeyError names a tensor that is missing."""
     held: dict[str, Any] = {}
-    layers = {}
+    layers, parts = {}, _by_prefix(tensors)
     for name, entry in entries.items():
         operands = {
-            operand: _operand(entry[operand], tensors, held)
+            operand: _operand(entry[operand], parts, held)
             for operand in OPERANDS
             if operand in entry
         }
@@ -75,7 +77,7 @@ def rebuild(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
             activation=Format(**entry["activation"]),
             branch_activation=None if branch_activation is None else Format(**branch_activation),
             requantize_intermediate=entry["requantize_intermediate"],
-            transform=_transform(entry["transform"], width, tensors, held),
+            transform=_transform(entry["transform"], width, parts, held),
             bias_O=tensors.get(f"{name}.bias"),
         )
     return layers
@@ -105,35 +107,33 @@ def planned(entries: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _operand(entry: dict, tensors: Mapping[str, Tensor], held: dict[str, Any]) -> QuantizedTensor:
+def _operand(entry: dict, parts: Parts, held: dict[str, Any]) -> QuantizedTensor:
     prefix = entry["tensors"]
     if prefix not in held:
         held[prefix] = QuantizedTensor.from_tensors(
-            _below(prefix, tensors), tuple(entry["shape"]), Format(**entry["format"])
+            parts.get(prefix, {}), tuple(entry["shape"]), Format(**entry["format"])
         )
     packed: QuantizedTensor = held[prefix]
     return packed
 
 
-def _transform(
-    entry: dict, width: int, tensors: Mapping[str, Tensor], held: dict[str, Any]
-) -> InputTransform:
+def _transform(entry: dict, width: int, parts: Parts, held: dict[str, Any]) -> InputTransform:
     prefix = entry["tensors"]
     if prefix not in held:
         held[prefix] = InputTransform.from_tensors(
-            _below(prefix, tensors), width, entry["block"], entry["shift"]
+            parts.get(prefix, {}), width, entry["block"], entry["shift"]
         )
     transform: InputTransform = held[prefix]
     return transform
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors named PREFIX.SUFFIX, by suffix."""
-    return {
-        key.rsplit(".", 1)[1]: tensor
-        for key, tensor in tensors.items()
-        if key.rsplit(".", 1)[0] == prefix
-    }
+def _by_prefix(tensors: Mapping[str, Tensor]) -> Parts:
+    """The tensors named PREFIX.SUFFIX: prefix -> suffix -> tensor."""
+    found: Parts = {}
+    for name, tensor in tensors.items():
+        prefix, _, suffix = name.rpartition(".")
+        found.setdefault(prefix, {})[suffix] = tensor
+    return found
 
 
 def _plain(fmt: Format | None) -> dict | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.store import write_bytes
+from loraq.store import write_bytes, write_json
 
 SCHEMA = 1
 VOLATILE = ("created", "timings", "machine")  # what may differ between two equal runs
@@ -67,6 +67,12 @@ class Record:
         for name in VOLATILE:
             del kept[name]
         return kept
+
+
+def save_findings(found: dict[str, Any], path: Path) -> None:
+    """Write what a bench or `loraq score` found, with its origin, as JSON; folders as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, plain(found | origin()))
 
 
 def save(record: Record, path: str | os.PathLike[str]) -> Path:

@@ -6,13 +6,11 @@ of an experiment is needed: neither 16-bit weights nor the run that quantised th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.config import Config
 from loraq.errors import LoraqError
 
@@ -28,9 +26,7 @@ class Scores:
 
     def plain(self) -> dict[str, Any]:
         """For a JSON file."""
-        found = {"metrics": self.metrics, "names": self.names, "packed": self.packed}
-        plain: dict[str, Any] = record.plain(found | record.origin())
-        return plain
+        return {"metrics": self.metrics, "names": self.names, "packed": self.packed}
 
     def text(self) -> str:
         """For a reader."""
@@ -98,14 +94,6 @@ def score(
             if entry["value"] is None:
                 entry["reason"] = "needs the images to compare with: --against FOLDER"
     return Scores(target, found, [prompt.name for prompt in prompts], packed)
-
-
-def write(scores: Scores, path: Path) -> None:
-    """The scores with every image's value, as JSON."""
-    from loraq.store import write_bytes
-
-    text = json.dumps(scores.plain(), indent=1, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, text.encode())
 
 
 def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:

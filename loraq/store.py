@@ -181,8 +181,7 @@ class Store:
             yield partial
             with self.lock(stage, name):
                 if not final.is_dir():
-                    for left in partial.rglob(f".*{_TEMPORARY}"):
-                        left.unlink()
+                    _drop_temporaries(partial)
                     self._finish(partial, final, {"seconds": time.time() - started, **info})
                 for lock in final.parent.glob(f"{name}.*.lock"):
                     lock.unlink(missing_ok=True)
@@ -204,8 +203,7 @@ class Store:
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
         self._make_folder(partial)
-        for left in partial.rglob(f".*{_TEMPORARY}"):
-            left.unlink()
+        _drop_temporaries(partial)
         try:
             yield partial
             self._finish(partial, final, {"seconds": time.time() - started, **(info or {})})
@@ -245,3 +243,9 @@ class Store:
                     yield stage.name, name, ending, size
                 elif (folder / MANIFEST).is_file():
                     yield stage.name, name, "finished", size
+
+
+def _drop_temporaries(folder: Path) -> None:
+    """What processes that were killed have left half-written."""
+    for left in folder.rglob(f".*{_TEMPORARY}"):
+        left.unlink()

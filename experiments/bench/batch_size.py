@@ -110,11 +110,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     if options.output:
         from loraq import record
-        from loraq.store import write_json
 
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         settings = {"images": options.images, "sizes": list(options.sizes), "recipe": RECIPE}
-        write_json(options.output, {"settings": settings, "modes": found} | record.origin())
+        record.save_findings({"settings": settings, "modes": found}, options.output)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from typing import Any
 
 from loraq import record
 from loraq.errors import unknown
-from loraq.store import write_json
 
 METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
 FORMATS = {
@@ -155,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(summary(options.model, row), flush=True)
             if options.output is not None:  # after every row: a later one may fail
                 result = {"model": options.model, "bare_torch_bytes": bare, "rows": rows}
-                options.output.parent.mkdir(parents=True, exist_ok=True)
-                write_json(options.output, record.plain(result | record.origin()))
+                record.save_findings(result, options.output)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from loraq.config.recipe import ANY_BRANCH
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.quantizer import QuantizedModel, quantize_model
-from loraq.store import write_json
 
 METHODS = {
     "rtn": ("rtn",),
@@ -155,8 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = {"repeats": options.repeats, "threads": options.threads}
         model_of = {"name": model.name, "hash": weights_hash(model), "weights": weights}
         result = {"settings": settings, "model": model_of, "methods": found}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.output, record.plain(result | record.origin()))
+        record.save_findings(result, options.output)
     for name, row in found.items():
         ours, theirs = row["weight_error"]["library"], row["weight_error"]["reference"]
         if abs(ours - theirs) > SAME_ERROR * theirs:
