@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/loraq
+# make table1 MODEL=tiny_sana: another model of conf/model/, whose tables have a folder of their own
+MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
@@ -13,17 +15,17 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedded model (≤ 10 min on 2 cores)
-	$(RUN) run experiment=demo
+	$(RUN) run experiment=demo $(MODEL:%=model=%)
 
 table1: $(INSTALLED) ## the comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)
-	$(RUN) run experiment=table1
+	$(RUN) run experiment=table1 $(MODEL:%=model=%)
 
 ABLATIONS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/ablation_*.yaml))
 
 ablations: $(ABLATIONS) ## every ablation_NAME of conf/experiment/, one after the other (hours; resumes)
 
 ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stands in its YAML
-	$(RUN) run experiment=ablation_$*
+	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%)
 
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
 	$(BIN)/python -m loraq.readme

@@ -151,7 +151,8 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
     """The stages up to packed layers (`quantize`) or images (`generate`), without metrics."""
     from loraq.activations import calibrate
     from loraq.compose import load_rows
-    from loraq.plan import ACTIVATIONS, check, make_plan
+    from loraq.keys import ACTIVATIONS
+    from loraq.plan import check, make_plan
     from loraq.stages import generate, quantise
     from loraq.store import Store
     from loraq.workshop import Workshop

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraq.keys import ACTIVATIONS, Row
 from loraq.models import resolve_folder
-from loraq.plan import ACTIVATIONS, Row
 from loraq.store import PARTIAL, Store
 
 
@@ -19,7 +19,7 @@ def describe(rows: Sequence[Row], store: Store) -> str:
     planned: set[tuple[str, str]] = set()
     for row in rows:
         lines.append(f"{row.name}  ({row.label})")
-        for stage in (*ACTIVATIONS, "quantised", "images", "measured", "record"):
+        for stage in (*ACTIVATIONS, "quantised", "embeddings", "images", "measured", "record"):
             if stage not in row.keys:
                 continue
             product = (stage.split(":")[0], row.keys[stage])
@@ -71,6 +71,7 @@ def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
         "moments": len(row.calibration),
         "inputs:measure": len(row.measuring),
         "images": len(row.prompts),
+        "embeddings": len(row.prompts),
     }.get(stage, 1)
     kind = stage_kind(row, stage)
     measured = []
@@ -114,6 +115,7 @@ def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
     pixels = model.height * model.width
     seconds, size = {
         "images": (units * image, units * pixels * 1.5),
+        "embeddings": (units * forward, units * 64 * 1024 * 4),
         "inputs": (units * forward * model.steps, 64 * row.config.calibration.rows_per_layer * 768),
         "moments": (units * forward * model.steps, weights * 4),
         "sensitivity": (100 * forward * units, 1e4),

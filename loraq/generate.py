@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,14 +34,25 @@ def generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
 
 
 def image_batch(
-    pipe: Any, model: ModelConfig, prompts: Sequence[Prompt], seed: int, output_type: str = "pil"
+    pipe: Any,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    seed: int,
+    output_type: str = "pil",
+    embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
-    """The images of one batch (PIL; or whatever other `output_type` the pipeline offers)."""
+    """The images of one batch (PIL; or whatever other `output_type` the pipeline offers).
+
+    `embeddings` of the prompts (`embeddings.encode`) spare the text encoder.
+    """
     import torch
 
+    text: Mapping[str, Any] = {"prompt": [prompt.prompt for prompt in prompts]}
+    if embeddings is not None:
+        text = {"prompt": None, "negative_prompt": None, **embeddings}
     with torch.inference_mode():
         return pipe(
-            prompt=[prompt.prompt for prompt in prompts],
+            **text,
             num_inference_steps=model.steps,
             guidance_scale=model.guidance,
             height=model.height,
@@ -65,6 +76,7 @@ def generate(
     folder: Path,
     progress: str | None = "images",
     claim: Claim = lambda _batch, _wait: nullcontext(True),
+    embeddings: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Path]:
     """PNGs named by prompt in `folder`, in the order of the prompts.
 
@@ -72,6 +84,7 @@ def generate(
     still have the hashes it states; everything else is made. `progress` labels the bar (None: no
     bar). A full disk raises LoraqError and leaves only whole files behind. With `claim`, several
     processes share the batches; when it returns, all are finished, whoever made them.
+    `embeddings` gives those of a batch by its number; without it the pipeline encodes the prompts.
     """
     from tqdm import tqdm
 
@@ -99,7 +112,8 @@ def generate(
                         busy.append((done_file, batch))
                         continue
                     if not batch_finished(folder, done_file, batch):
-                        _make(pipe, model, batch, settings, folder, done_file)
+                        text = None if embeddings is None else embeddings(int(done_file.stem))
+                        _make(pipe, model, batch, settings, folder, done_file, text)
                     bar.update(len(batch))
             todo = busy
     return [image_path(folder, prompt) for prompt in prompts]
@@ -112,9 +126,10 @@ def _make(
     settings: GenerateConfig,
     folder: Path,
     done_file: Path,
+    embeddings: Mapping[str, torch.Tensor] | None,
 ) -> None:
     started = time.perf_counter()
-    images = image_batch(pipe, model, batch, settings.seed)
+    images = image_batch(pipe, model, batch, settings.seed, embeddings=embeddings)
     if len(images) != len(batch):
         raise LoraqError(
             f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "

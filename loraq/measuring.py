@@ -19,8 +19,8 @@ from loraq.config import Config
 from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
+from loraq.keys import ACTIVATIONS, Row
 from loraq.models.loading import resolve_asset
-from loraq.plan import ACTIVATIONS, Row
 from loraq.prompts import Prompt
 from loraq.record import Record
 from loraq.stages import quantise
@@ -148,7 +148,7 @@ def _errors(
 
     layers, inputs = work.layers(row, row.recipe.skip), rows(work, row, "measure")
     with work.timed("metrics"):
-        errors = layer_errors(model, work.pipe(row).transformer, layers, inputs)
+        errors = layer_errors(model, work.pipe(row, text=False).transformer, layers, inputs)
         if row.recipe.allocation.kind != "uniform":
             for entry in errors:
                 tensors = model.layers[entry["layer"]]
@@ -164,7 +164,7 @@ def _errors(
 
 def _analyses(work: Workshop, row: Row, model: QuantizedModel) -> dict[str, Any]:
     """What `metrics.analyses` asks for beside the metrics."""
-    asked, transformer = row.config.metrics.analyses, work.pipe(row).transformer
+    asked, transformer = row.config.metrics.analyses, work.pipe(row, text=False).transformer
     found: dict[str, Any] = {}
     if "limits" in asked:
         from loraq.distortion import limits

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq.plan import Row
+from loraq.keys import Row
 from loraq.record import Record
 from loraq.store import write_json
 

@@ -86,16 +86,15 @@ def _committed(name: str, root: Path) -> Results | None:
     if name in results.names(root):
         return results.read(name, root)
     planned = [path.stem for path in (root / "conf" / "experiment").glob("*.yaml")]
-    if name not in planned:
+    if name.partition("-")[0] not in planned:
         raise unknown("experiment", name, [*planned, *results.names(root)])
     return None
 
 
 def _not_yet(name: str) -> str:
-    return (
-        f"*Not yet measured: no records of `{name}` are committed. "
-        f"`loraq run experiment={name}` makes them.*"
-    )
+    experiment, _, model = name.partition("-")
+    command = f"loraq run experiment={experiment}" + (f" model={model}" if model else "")
+    return f"*Not yet measured: no records of `{name}` are committed. `{command}` makes them.*"
 
 
 def table(name: str, root: Path) -> str:

@@ -24,8 +24,9 @@ from loraq.activations import calibrate
 from loraq.compose import CONF, load_rows
 from loraq.errors import DiskFullError, LoraqError
 from loraq.estimate import duration, remaining
+from loraq.keys import ACTIVATIONS, Row
 from loraq.measuring import load_record, measure
-from loraq.plan import ACTIVATIONS, Row, check, make_plan, result_folder
+from loraq.plan import check, make_plan, result_folder
 from loraq.publish import Outcome, publish, summary
 from loraq.record import Record
 from loraq.stages import generate, quantise

@@ -108,7 +108,7 @@ def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | No
     row = make_plan([config], store, last="images")[0]
     check([row])
     work, packed = Workshop(store, progress), None
-    transformer = work.pipe(row).transformer
+    transformer = work.pipe(row, text=False).transformer
     if isinstance(getattr(transformer, "hf_quantizer", None), LoRaQQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from loraq import generate as generation
 from loraq.activations import activations
 from loraq.estimate import stage_kind
+from loraq.keys import Row
 from loraq.models import Layer
-from loraq.plan import Row
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -62,12 +62,32 @@ def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
     return QuantizedModel({layer.name: found[layer.name] for layer in layers}, info)
 
 
+def embed(work: Workshop, row: Row) -> Path:
+    """The folder with the embeddings of the row's prompts, made where they are missing."""
+    from loraq import embeddings
+
+    name = row.keys["embeddings"]
+    info: dict[str, Any] = {"kind": stage_kind(row, "embeddings"), "units": len(row.prompts)}
+    with work.store.lock("embeddings", name):
+        if not work.store.finished("embeddings", name):
+            pipe, bar = work.text_pipe(row), functools.partial(work.each, text="text", unit="batch")
+            with (
+                work.timed("text encoder"),
+                work.store.write("embeddings", name, info, resume=True) as folder,
+            ):
+                size = row.config.generate.batch_size
+                embeddings.write(pipe, row.config.model, row.prompts, size, folder, bar)
+    return work.store.path("embeddings", name)
+
+
 def generate(work: Workshop, row: Row) -> None:
     """The row's images, batch by batch; processes that want the same ones share the batches."""
-    name = row.keys["images"]
+    from loraq import embeddings
+
+    name, text = row.keys["images"], embed(work, row)
     info: dict[str, Any] = {"kind": stage_kind(row, "images"), "units": len(row.prompts)}
     model = None if row.recipe is None else quantise(work, row)
-    pipe = work.pipe(row)
+    pipe = work.pipe(row, text=False)
     with work.store.share("images", name, info) as folder:
         if folder is None:
             return
@@ -76,6 +96,7 @@ def generate(work: Workshop, row: Row) -> None:
             generation.generate(
                 *(pipe, row.config.model, row.prompts, row.config.generate),
                 *(folder, work.bar("images"), claim),
+                lambda number: embeddings.read(text, number, row.device),
             )
         if folder.is_dir():
             info["seconds"] = generation.generation_seconds(folder)

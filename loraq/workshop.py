@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraq.keys import Row
 from loraq.models import Layer, list_layers, load_pipeline
-from loraq.models.loading import mapped_transformer, remap
-from loraq.plan import Row
+from loraq.models.mapped import mapped_transformer, remap
 from loraq.store import Store, disk_error
+
+TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
 
 
 class Workshop:
@@ -25,21 +27,33 @@ class Workshop:
         self._loaded: tuple[Any, Any] | None = None
         self._mapped: tuple[Any, Any] | None = None
 
-    def pipe(self, row: Row) -> Any:
-        """The row's pipeline; the last one is kept."""
-        wanted = _identity(row)
-        if self._loaded is None or self._loaded[0] != wanted:
-            self._loaded = None
+    def pipe(self, row: Row, text: bool = True) -> Any:
+        """The row's pipeline, the last one is kept; without its text encoder unless `text`."""
+        wanted, loaded = _identity(row), self._loaded
+        if loaded is None or loaded[0] != wanted or (text and loaded[1].text_encoder is None):
+            self._loaded = loaded = None
             with self.timed("load the model"):
-                self._loaded = (wanted, load_pipeline(row.config.model, row.device))
-        return self._loaded[1]
+                loaded = (wanted, self._load(row, () if text else TEXT))
+            self._loaded = loaded
+        if not text:
+            loaded[1].register_modules(**dict.fromkeys(TEXT))
+        return loaded[1]
+
+    def text_pipe(self, row: Row) -> Any:
+        """The row's pipeline as far as it encodes prompts; not kept."""
+        with self.timed("load the model"):
+            return self._load(row, IMAGE)
+
+    def _load(self, row: Row, without: Sequence[str]) -> Any:
+        return load_pipeline(row.config.model, row.device, without)
 
     def transformer(self, row: Row) -> Any:
         """The 16-bit transformer for quantising: a data-free recipe on a CPU needs no pipeline."""
         wanted = _identity(row)
-        calibrated = row.recipe is None or row.recipe.needs_calibration
-        if calibrated or row.device != "cpu" or (self._loaded and self._loaded[0] == wanted):
-            return self.pipe(row).transformer
+        if self._loaded is not None and self._loaded[0] == wanted:
+            return self._loaded[1].transformer
+        if row.recipe is None or row.recipe.needs_calibration or row.device != "cpu":
+            return self.pipe(row, text=False).transformer
         if self._mapped is None or self._mapped[0] != wanted:
             with self.timed("load the model"):
                 self._mapped = (wanted, mapped_transformer(row.config.model))

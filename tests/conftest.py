@@ -1,4 +1,4 @@
-"""A random little PixArt-Σ pipeline and captions, so that the flow is tested in seconds."""
+"""Random little pipelines and captions, so that the flow is tested in seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from loraq import arithmetic
 if TYPE_CHECKING:
     from tests.embedded import Embedded
 
-SEED = 7
 arithmetic.settle()  # before any test multiplies: the library does it only for its own runs
 
 
@@ -28,57 +27,20 @@ def embedded() -> Embedded:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved PixArtSigmaPipeline of random weights: width 64, two blocks, 64 px."""
-    import torch
-    from diffusers import (
-        AutoencoderKL,
-        DPMSolverMultistepScheduler,
-        PixArtSigmaPipeline,
-        PixArtTransformer2DModel,
-    )
-    from transformers import T5Config, T5EncoderModel
+    from tests.little import little_pixart
 
-    from tests.embedded import draw_parameters, word_tokenizer
-
-    torch.manual_seed(SEED)
-    tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    text = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
-    )
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=16,
-        in_channels=4,
-        out_channels=8,
-        num_layers=2,
-        cross_attention_dim=64,
-        sample_size=8,
-        patch_size=2,
-        caption_channels=32,
-        use_additional_conditions=False,
-        attention_bias=True,
-        norm_type="ada_norm_single",
-        norm_elementwise_affine=False,
-        activation_fn="gelu-approximate",
-    )
-    draw_parameters(transformer)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    pipe = PixArtSigmaPipeline(
-        tokenizer=tokenizer,
-        text_encoder=T5EncoderModel(text),
-        vae=vae,
-        transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(),
-    )
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    pipe.save_pretrained(folder, safe_serialization=True)
+    little_pixart().save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved SanaPipeline of random weights: width 40, two blocks, 64 px."""
+    from tests.little import little_sana
+
+    folder = tmp_path_factory.mktemp("model") / "sana"
+    little_sana().save_pretrained(folder, safe_serialization=True)
     return folder
 
 

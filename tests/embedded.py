@@ -1,20 +1,17 @@
-"""The embedded PixArt with rows of its layers' inputs; parts of the little random models."""
+"""The embedded PixArt with rows of its layers' inputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from loraq.capture import InputCapture
 from loraq.compose import load_rows
 from loraq.models import Layer, list_layers, load_pipeline
 
 ROWS = 512
-WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")
 
 
 @dataclass(frozen=True)
@@ -48,19 +45,3 @@ def run_embedded() -> Embedded:
             **config.call,
         )
     return Embedded(pipe.transformer, layers, capture.inputs(), config.family)
-
-
-def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of few words; `special` as `PreTrainedTokenizerFast` names them, ids in order."""
-    words = [*special.values(), *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-
-
-@torch.no_grad()
-def draw_parameters(module: nn.Module) -> None:
-    """Every parameter anew: fresh gates and projections are zero, and ignore their layers."""
-    for parameter in module.parameters():
-        fan = parameter[0].numel() if parameter.dim() > 1 else 16
-        parameter.copy_(torch.randn_like(parameter) * fan**-0.5)

@@ -16,7 +16,7 @@ from loraq.errors import LoraqError, near_matches, unknown
 if TYPE_CHECKING:
     import torch
 
-_NO_FAMILY = ("analytic", "families", "loading", "pointwise")
+_NO_FAMILY = ("analytic", "families", "loading", "mapped", "pointwise")
 
 # A family's ROLES: (pattern of a layer's name below the transformer, role, input group relative to
 # the block). Layers with the same input group read the very same tensor.

@@ -105,11 +105,11 @@ def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_p
     made = []
     original = generation.image_batch
 
-    def counted(pipe, model, prompts, seed, *rest):
+    def counted(pipe, model, prompts, seed, **options):
         made.append([prompt.name for prompt in prompts])
         if len(made) == 2:
             raise KeyboardInterrupt
-        return original(pipe, model, prompts, seed, *rest)
+        return original(pipe, model, prompts, seed, **options)
 
     monkeypatch.setattr(generation, "image_batch", counted)
     settings = GenerateConfig(batch_size=1)

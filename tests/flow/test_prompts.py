@@ -9,7 +9,7 @@ import pytest
 from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.errors import LoraqError
 from loraq.prompts import calibration_prompts, data_prompts, random_prompts, seed_of_name
-from tests.embedded import WORDS
+from tests.little import WORDS
 
 EMBEDDED = ModelConfig(path="asset:tiny_pixart")
 

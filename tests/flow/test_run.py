@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from loraq import generate as generation
 from loraq import record as records
 from loraq.cli import main
+from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.plan import result_folder
 from loraq.run import run
 
 
@@ -129,6 +133,21 @@ def test_what_cannot_work_is_refused_before_anything_is_made(overrides, capsys, 
         assert word in error
     made = [path for path in output(overrides).rglob("*") if path.is_file()]
     assert not made
+
+
+@pytest.mark.parametrize(
+    "overrides, folder",
+    [
+        ([], r"table1"),
+        (["output=elsewhere", "device=cpu", "tracking.mode=disabled"], r"table1"),
+        (["model=tiny_sana"], r"table1-tiny_sana"),
+        (["data.count=16"], r"table1-[0-9a-f]{6}"),
+        (["model=tiny_sana", "data.count=16"], r"table1-tiny_sana-[0-9a-f]{6}"),
+    ],
+)
+def test_other_models_and_settings_have_tables_of_their_own(overrides, folder):
+    row = SimpleNamespace(config=load_rows(["experiment=table1"])[0])
+    assert re.fullmatch(folder, result_folder([row], ["experiment=table1", *overrides]).name)
 
 
 def test_dry_run_tells_and_makes_nothing(overrides, capsys):

@@ -17,7 +17,7 @@ from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.models import list_layers
-from loraq.models.loading import mapped_transformer, remap
+from loraq.models.mapped import mapped_transformer, remap
 from loraq.models.pointwise import weight_matrix
 from loraq.quantizer import quantize_model
 

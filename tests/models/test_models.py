@@ -16,7 +16,7 @@ from loraq.compose import load_rows
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models import family_names, list_layers, load_pipeline, weights_hash
-from loraq.models.loading import mapped_transformer
+from loraq.models.mapped import mapped_transformer
 from loraq.quantizer import quantize_model
 
 

@@ -16,9 +16,6 @@ from loraq.models import list_layers
 from loraq.models.sana import known_inputs
 from loraq.quantizer import layer_errors, quantize_model
 from loraq.run import run
-from tests.embedded import draw_parameters, word_tokenizer
-
-SEED = 11
 
 
 @pytest.mark.parametrize(
@@ -30,77 +27,6 @@ def test_the_published_model_has_the_published_layers(skip, count, weights):
     layers = list_layers(transformer, "sana", skip)
     assert len(layers) == count
     assert sum(o * i for o, i in (layer.shape for layer in layers)) == weights
-
-
-@pytest.fixture(scope="module")
-def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SanaPipeline of random weights: width 40, two blocks, 64 px, in save_pretrained layout.
-
-    40 channels: neither 16 nor 64 divides them, so groups end short everywhere.
-    """
-    from diffusers import (
-        AutoencoderDC,
-        DPMSolverMultistepScheduler,
-        SanaPipeline,
-        SanaTransformer2DModel,
-    )
-    from transformers import Gemma2Config, Gemma2Model
-
-    torch.manual_seed(SEED)
-    tokenizer = word_tokenizer(
-        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
-    text = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
-    )
-    transformer = SanaTransformer2DModel(
-        in_channels=4,
-        out_channels=4,
-        num_attention_heads=5,
-        attention_head_dim=8,
-        num_layers=2,
-        num_cross_attention_heads=5,
-        cross_attention_head_dim=8,
-        cross_attention_dim=40,
-        caption_channels=32,
-        mlp_ratio=2.5,
-        sample_size=8,
-        patch_size=1,
-    )
-    draw_parameters(transformer)
-    vae = AutoencoderDC(
-        latent_channels=4,
-        attention_head_dim=8,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        encoder_layers_per_block=(1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1),
-        encoder_qkv_multiscales=((), (), (), ()),
-        decoder_qkv_multiscales=((), (), (), ()),
-    )
-    pipe = SanaPipeline(
-        tokenizer=tokenizer,
-        text_encoder=Gemma2Model(text),
-        vae=vae,
-        transformer=transformer,
-        scheduler=DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True
-        ),
-    )
-    folder = tmp_path_factory.mktemp("model") / "sana"
-    pipe.save_pretrained(folder, safe_serialization=True)
-    return folder
 
 
 @pytest.fixture

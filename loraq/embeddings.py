@@ -1,0 +1,91 @@
+"""Text embeddings: the pipeline's own, made once for a list of prompts and kept.
+
+    outputs/embeddings/<key>/00000.safetensors    one batch of prompts, as the pipeline returns it
+
+Every row of an experiment, and every method at full size, reads them; none loads the text encoder.
+Tokens behind the last that a mask shows are not stored and come back as zeros: attention gives them
+a weight of exactly zero, so that images keep their bits.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from loraq import generate as generation
+from loraq.config import ModelConfig
+from loraq.prompts import Prompt
+from loraq.store import write_bytes
+
+NAMES = (
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
+"""What `encode_prompt` of every supported pipeline returns, and `__call__` takes for prompts."""
+_LENGTH = "length"
+
+
+def encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """The pipeline's embeddings and masks of a batch, [n, tokens, width] and [n, tokens]."""
+    accepted = inspect.signature(pipe.encode_prompt).parameters
+    options = {name: value for name, value in model.call.items() if name in accepted}
+    with torch.inference_mode():
+        found = pipe.encode_prompt(
+            [prompt.prompt for prompt in prompts],
+            do_classifier_free_guidance=model.guidance > 1.0,
+            device=pipe.text_encoder.device,
+            max_sequence_length=model.max_sequence_length,
+            **options,
+        )
+    pairs = zip(NAMES, found, strict=True)
+    return {name: tensor for name, tensor in pairs if tensor is not None}
+
+
+def write(
+    pipe: Any, model: ModelConfig, prompts: Sequence[Prompt], size: int, folder: Path, bar: Any
+) -> None:
+    """One file a batch of `size` prompts; a file that is there is kept."""
+    for number, batch in enumerate(bar(generation.batches(prompts, size))):
+        path = folder / f"{number:05d}.safetensors"
+        if not path.is_file():
+            write_bytes(path, _packed(encode(pipe, model, batch)))
+
+
+def read(folder: Path, number: int, device: str) -> dict[str, Tensor]:
+    """The embeddings of batch `number`, as `encode` returned them up to tokens without weight."""
+    from safetensors import safe_open
+
+    path = folder / f"{number:05d}.safetensors"
+    with safe_open(path, framework="pt", device=device) as stream:
+        lengths = json.loads(stream.metadata()[_LENGTH])
+        held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    for name, tensor in held.items():
+        missing = lengths[name] - tensor.shape[1]
+        held[name] = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+    return held
+
+
+def _packed(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file of what lies before the last token that any mask of the batch shows."""
+    from safetensors.torch import save
+
+    kept = {}
+    for name in NAMES[::2]:
+        if name not in tensors:
+            continue
+        masked = f"{name.removesuffix('_embeds')}_attention_mask"
+        shown = tensors[masked] > 0
+        last = int(shown.any(0).nonzero().max()) + 1 if shown.any(1).all() else shown.shape[1]
+        for part in (name, masked):
+            kept[part] = tensors[part][:, :last].contiguous().cpu()
+    lengths = {name: tensors[name].shape[1] for name in kept}
+    return save(kept, metadata={_LENGTH: json.dumps(lengths)})

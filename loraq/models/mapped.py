@@ -1,0 +1,74 @@
+"""A transformer whose weights stay in their files, for quantising in little memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from loraq.config import ModelConfig
+from loraq.errors import LoraqError
+from loraq.models.families import list_layers
+from loraq.models.loading import meta_transformer, resolve_folder
+
+
+def mapped_transformer(model: ModelConfig) -> Any:
+    """The 16-bit transformer with its block weights mapped from their files instead of read.
+
+    For quantising without a pipeline: memory is touched as a layer is, in the stored type. Where
+    that is wider than the config's dtype, `weight_matrix` gives the values that the pipeline would
+    hold. All else (timestep embedding, biases, tables …) is read, in the config's dtype.
+    """
+    import torch
+
+    transformer = meta_transformer(model)
+    names, dtype = _mapped_names(transformer, model), getattr(torch, model.dtype)
+    folder, kept = resolve_folder(model) / "transformer", {}
+    for name, tensor in _stored_tensors(folder):
+        kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
+    try:
+        transformer.load_state_dict(kept, strict=True, assign=True)
+    except RuntimeError as error:
+        raise LoraqError(
+            f"'{folder}' does not hold the weights that its config.json describes: "
+            f"{str(error).strip()[:300]}\n  Restore the folder, or point model.path at a whole one."
+        ) from None
+    for name in names:
+        module = transformer.get_submodule(name.rpartition(".")[0])
+        if torch.promote_types(module.weight.dtype, dtype) != dtype:
+            module.held_as = dtype
+    return transformer.eval().requires_grad_(False)
+
+
+def remap(transformer: Any, model: ModelConfig) -> None:
+    """Map the weights of a `mapped_transformer` anew, which lets go of the pages read so far."""
+    import torch
+
+    folder = resolve_folder(model) / "transformer"
+    for name, tensor in _stored_tensors(folder, _mapped_names(transformer, model)):
+        owner, _, attribute = name.rpartition(".")
+        fresh = torch.nn.Parameter(tensor, requires_grad=False)
+        setattr(transformer.get_submodule(owner), attribute, fresh)
+
+
+def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
+    return {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
+
+
+def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """The tensors of a diffusers model folder, mapped: of the one file, or of its shards."""
+    from safetensors import safe_open
+
+    stem = "diffusion_pytorch_model.safetensors"
+    index = folder / f"{stem}.index.json"
+    files = [stem]
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for file in files:
+        if not (folder / file).is_file():
+            raise LoraqError(f"'{folder / file}' is missing. Restore the model's folder.")
+        with safe_open(folder / file, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 (no mapping)
+                if names is None or name in names:
+                    yield name, stream.get_tensor(name)

@@ -1,0 +1,110 @@
+"""Text embeddings: the pipeline's own to the bit, made once, read without a text encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraq import embeddings, workshop
+from loraq.compose import load_rows
+from loraq.generate import image_batch
+from loraq.models import load_pipeline
+from loraq.prompts import Prompt
+from loraq.run import run
+
+PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]
+FAMILIES = {
+    "pixart": ("tiny_folder", "tiny_pixart", "{use_resolution_binning:false,clean_caption:false}"),
+    "sana": (
+        *("sana_folder", "sana_1_6b"),
+        "{use_resolution_binning:false,clean_caption:false,complex_human_instruction:[red cat]}",
+    ),
+}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def model(request):
+    folder, name, call = FAMILIES[request.param]
+    path = f"model.path={request.getfixturevalue(folder)}"
+    size = ("model.height=64", "model.width=64", "model.steps=2", "model.max_sequence_length=24")
+    own = ("model.hub_id=null", "model.dtype=float32", f"model.call={call}")
+    return load_rows([f"model={name}", path, *size, *own])[0].model
+
+
+def each(batches):
+    return batches
+
+
+@pytest.mark.parametrize("guidance", [4.5, 1.0])
+def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_path, guidance):
+    model = replace(model, guidance=guidance)
+    pipe = load_pipeline(model)
+    embeddings.write(pipe, model, PROMPTS, 2, tmp_path, each)
+    for number, batch in enumerate((PROMPTS[:2], PROMPTS[2:])):
+        text = embeddings.read(tmp_path, number, "cpu")
+        wanted = image_batch(pipe, model, batch, 0, "pt")
+        bare = load_pipeline(model, without=workshop.TEXT)
+        assert bare.text_encoder is None
+        assert torch.equal(image_batch(bare, model, batch, 0, "pt", text), wanted)
+        other = {name: tensor.flip(1) for name, tensor in text.items()}
+        assert not torch.equal(image_batch(bare, model, batch, 0, "pt", other), wanted)
+
+
+def test_what_no_mask_shows_is_not_stored(model, tmp_path):
+    pipe = load_pipeline(model, without=workshop.IMAGE)
+    assert pipe.transformer is None and pipe.vae is None
+    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
+    made, held = embeddings.encode(pipe, model, PROMPTS), embeddings.read(tmp_path, 0, "cpu")
+    assert sorted(made) == sorted(held) == sorted(embeddings.NAMES)
+    for name, tensor in made.items():
+        masked = f"{name.removesuffix('_attention_mask').removesuffix('_embeds')}_attention_mask"
+        shown = made[masked] > 0
+        last = int(shown.any(0).nonzero().max()) + 1 if shown.any() else 24
+        assert held[name].shape == tensor.shape and held[name].dtype == tensor.dtype
+        assert torch.equal(held[name][:, :last], tensor[:, :last])
+        assert not held[name][:, last:].any()
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size < 0.8 * sum(tensor.nbytes for tensor in made.values())
+
+
+def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatch):
+    pipe = load_pipeline(model, without=workshop.IMAGE)
+    blind = {
+        n: t * 0 if "mask" in n else t for n, t in embeddings.encode(pipe, model, PROMPTS).items()
+    }
+    monkeypatch.setattr(embeddings, "encode", lambda *_: blind)
+    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
+    held = embeddings.read(tmp_path, 0, "cpu")
+    assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
+
+
+def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
+    pipe = load_pipeline(model, without=workshop.IMAGE)
+    embeddings.write(pipe, model, PROMPTS, 1, tmp_path, each)
+    (tmp_path / "00001.safetensors").unlink()
+    made, original = [], embeddings.encode
+    monkeypatch.setattr(embeddings, "encode", lambda *a: made.append(a[2]) or original(*a))
+    embeddings.write(pipe, model, PROMPTS, 1, tmp_path, each)
+    assert made == [PROMPTS[1:2]]
+
+
+def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides, monkeypatch):
+    loads, original = [], workshop.load_pipeline
+
+    def load(model, device, without):
+        loads.append(tuple(without))
+        return original(model, device, without)
+
+    monkeypatch.setattr(workshop, "load_pipeline", load)
+    run(["method=rtn", *overrides], progress=False)
+    # embeddings, the reference's images, activations for errors
+    assert loads == [workshop.IMAGE, workshop.TEXT, ()]
+    loads.clear()
+    run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
+    assert loads == [workshop.TEXT]
+    folder = Path(overrides[-1].removeprefix("output=")) / "embeddings"
+    run(["method=reference", *overrides, "model.steps=1"], progress=False)
+    assert loads == [workshop.TEXT] * 2 and len([p for p in folder.iterdir() if p.is_dir()]) == 1

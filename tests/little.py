@@ -1,0 +1,139 @@
+"""Random little pipelines: every part of the real ones, small enough to run in a second."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")
+
+
+def little_pixart() -> PixArtSigmaPipeline:
+    """Width 64, two blocks, 64 px."""
+    torch.manual_seed(7)
+    tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    text = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
+    )
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=64,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=32,
+        use_additional_conditions=False,
+        attention_bias=True,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        activation_fn="gelu-approximate",
+    )
+    draw_parameters(transformer)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=T5EncoderModel(text),
+        vae=vae,
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+def little_sana() -> SanaPipeline:
+    """Width 40, two blocks, 64 px: neither 16 nor 64 divides 40, so groups end short everywhere."""
+    torch.manual_seed(11)
+    tokenizer = word_tokenizer(
+        pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+    text = Gemma2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=5,
+        attention_head_dim=8,
+        num_layers=2,
+        num_cross_attention_heads=5,
+        cross_attention_head_dim=8,
+        cross_attention_dim=40,
+        caption_channels=32,
+        mlp_ratio=2.5,
+        sample_size=8,
+        patch_size=1,
+    )
+    draw_parameters(transformer)
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        encoder_layers_per_block=(1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        encoder_qkv_multiscales=((), (), (), ()),
+        decoder_qkv_multiscales=((), (), (), ()),
+    )
+    return SanaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=Gemma2Model(text),
+        vae=vae,
+        transformer=transformer,
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True
+        ),
+    )
+
+
+def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of few words; `special` as `PreTrainedTokenizerFast` names them, ids in order."""
+    words = [*special.values(), *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@torch.no_grad()
+def draw_parameters(module: nn.Module) -> None:
+    """Every parameter anew: fresh gates and projections are zero, and ignore their layers."""
+    for parameter in module.parameters():
+        fan = parameter[0].numel() if parameter.dim() > 1 else 16
+        parameter.copy_(torch.randn_like(parameter) * fan**-0.5)
