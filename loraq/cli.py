@@ -1,4 +1,4 @@
-"""The command `loraq`: run, quantize, generate, evaluate, score, tables, cache, over one config.
+"""The command `loraq`: run, quantize, generate, evaluate, fit, score, tables, cache; one config.
 
 Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
 """
@@ -37,6 +37,7 @@ COMMANDS = {
     "quantize": "only quantise the rows, keep the packed layers",
     "generate": "only make the images (quantises what is missing)",
     "evaluate": "only measure: like run, and the same records",
+    "fit": "try the last row with one and two images, and say which batch fits into memory",
     "score": "measure a saved pipeline (it makes its images) or any folder of images",
     "tables": "print and rewrite the tables of the records that are there",
     "cache": "list what lies under the output folder, verify or remove it",
@@ -52,7 +53,7 @@ examples:
       --against my_reference --json scores.json
 An image is called NAME.png after its caption's name. With a pipeline, model.* says how it samples.
 """
-EPILOGS = dict.fromkeys(PLANNED, OVERRIDES) | {"score": SCORE}
+EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {"score": SCORE}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,6 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache(Path(options.output), options.verify, options.remove)
         elif options.command == "score":
             score(options)
+        elif options.command == "fit":
+            from loraq.fitting import fit
+
+            print(fit(options.overrides, progress=not options.quiet).text())
         elif options.dry_run:
             dry_run(options.overrides)
         elif options.command in ("run", "evaluate"):

@@ -29,6 +29,7 @@ from typing import Any
 
 from loraq import record
 from loraq.errors import unknown
+from loraq.memory import anonymous_bytes
 
 METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
 FORMATS = {
@@ -43,16 +44,6 @@ FORMATS = {
 BRANCH = ("format@quant.branch_weight", "format@quant.branch_activation")
 BASELINE = "import sys, torch; print('ready', flush=True); sys.stdin.readline()"
 BAR = re.compile(r"quantise: +(\d+)%.*?\[([\d:]+)<([\d:?]+)")
-
-
-def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process; 0 once it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"RssAnon:\s+(\d+) kB", text)
-    return 1024 * int(found[1]) if found else 0
 
 
 def bare_torch() -> int:

@@ -1,0 +1,80 @@
+"""A batch size that fits: peak memory of two trial batches, and the line through them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loraq.compose import load_rows
+from loraq.errors import LoraqError
+
+TRIALS = (1, 2)
+STEPS = 2  # a second-order solver holds all it ever holds after two
+SHARE = 0.9
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was measured, in bytes above the loaded model, and the batch that it speaks for."""
+
+    peaks: Mapping[int, int]
+    free: int
+    size: int
+
+    def text(self) -> str:
+        trials = ", ".join(f"{top / GIB:.2f} GiB for {n}" for n, top in self.peaks.items())
+        return (
+            f"Peak above the loaded model: {trials}; {self.free / GIB:.1f} GiB free.\n"
+            f"generate.batch_size={self.size} takes {SHARE:.0%} of that or less. Images depend on "
+            "it only where products are not row-invariant, but keys always do: keep it for all "
+            "rows that are compared."
+        )
+
+
+def largest(peaks: Mapping[int, int], free: int, most: int) -> int:
+    """Batch size whose peak, on the line through two measured ones, is within SHARE of `free`."""
+    (small, low), (large, high) = sorted(peaks.items())
+    each = max((high - low) / (large - small), low / small / 4, 1.0)
+    fixed = max(0.0, low - small * each)
+    room = SHARE * free - fixed
+    if room < each:
+        raise LoraqError(
+            f"One image needs {(fixed + each) / GIB:.2f} GiB beside the model, and "
+            f"{free / GIB:.2f} GiB are free ({SHARE:.0%} of it are used at most). Take a smaller "
+            "picture (model.height, model.width), model.dtype=bfloat16, or another machine."
+        )
+    return min(most, int(room / each))
+
+
+def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
+    """Measure the last row that `overrides` describe; it is quantised first where it is not yet."""
+    from loraq import embeddings
+    from loraq.generate import image_batch
+    from loraq.memory import free_bytes, peak
+    from loraq.plan import check, make_plan
+    from loraq.stages import applied, quantise
+    from loraq.store import Store
+    from loraq.workshop import Workshop
+
+    config = load_rows(overrides)[-1]
+    store = Store(config.output)
+    row = make_plan([config], store, last="quantised")[0]
+    check([row])
+    work, model = Workshop(store, progress), replace(config.model, steps=STEPS)
+    packed = None if row.recipe is None else quantise(work, row)
+    prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
+    with tempfile.TemporaryDirectory() as folder:
+        embeddings.write(work.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list)
+        text = embeddings.read(Path(folder), 0, row.device)
+    pipe, peaks = work.pipe(row, text=False), {}
+    with applied(packed, pipe.transformer):
+        for size in (TRIALS[0], *TRIALS):  # the first fills caches that stay
+            part = {name: tensor[:size] for name, tensor in text.items()}
+            with peak(row.device) as found:
+                image_batch(pipe, model, prompts[:size], 0, embeddings=part)
+            peaks[size] = found.top
+        free = free_bytes(row.device)
+    return Fit(peaks, free, largest(peaks, free, len(row.prompts)))

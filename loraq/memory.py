@@ -1,0 +1,81 @@
+"""Memory as a process really holds it: anonymous pages, their peak, and what is free."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+INTERVAL = 0.005
+
+
+def anonymous_bytes(pid: int | None = None) -> int:
+    """RssAnon of a process (pages of mapped files do not count); 0 once it is gone.
+
+    Where there is no /proc, the resident size.
+    """
+    pid = os.getpid() if pid is None else pid
+    status = Path(f"/proc/{pid}/status")
+    if Path("/proc/self/status").is_file():
+        try:
+            found = re.search(r"RssAnon:\s+(\d+) kB", status.read_text())
+        except OSError:
+            return 0
+        return 1024 * int(found[1]) if found else 0
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+class Peak:
+    """Bytes above those at the start; `top` is final when `peak` ends."""
+
+    top = 0
+
+
+@contextlib.contextmanager
+def peak(device: str) -> Iterator[Peak]:
+    """The most memory that the block took on the device (sampled, on a CPU)."""
+    found = Peak()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        start = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        yield found
+        torch.cuda.synchronize()
+        found.top = torch.cuda.max_memory_allocated() - start
+        return
+    start, ended = anonymous_bytes(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(INTERVAL):
+            found.top = max(found.top, anonymous_bytes() - start)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def free_bytes(device: str) -> int:
+    """What can still be allocated on the device without swapping."""
+    if device == "cuda":
+        import torch
+
+        kept: Any = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info()[0] + kept)
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,67 @@
+"""Batch sizes that fit: the line through two trials, what is measured, and the command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraq.cli import main
+from loraq.errors import LoraqError
+from loraq.fitting import SHARE, largest
+from loraq.memory import anonymous_bytes, free_bytes, peak
+
+MIB = 2**20
+sizes = st.integers(1, 10**6)
+
+
+@given(sizes, sizes, sizes, st.integers(1, 4096))
+def test_the_proposal_fits_and_one_image_more_does_not(fixed, each, free, most):
+    peaks = {1: fixed + each, 2: fixed + 2 * each}
+    each = max(each, peaks[1] / 4)  # a suspiciously flat line is not believed
+    fixed = max(0, peaks[1] - each)
+    if fixed + each > SHARE * free:
+        with pytest.raises(LoraqError, match="One image needs"):
+            largest(peaks, free, most)
+        return
+    size = largest(peaks, free, most)
+    assert 1 <= size <= most
+    assert fixed + size * each <= SHARE * free * (1 + 1e-9)
+    assert size == most or fixed + (size + 1) * each > SHARE * free * (1 - 1e-9)
+
+
+def test_a_trial_without_growth_still_counts_every_image():
+    assert largest({1: 100, 2: 90}, 1000, 10**6) <= 36
+
+
+def test_the_peak_counts_what_was_held_and_not_what_is_mapped(tmp_path):
+    file = tmp_path / "weights"
+    np.zeros(64 * MIB, np.uint8).tofile(file)
+    with peak("cpu") as found:
+        mapped = np.memmap(file, mode="r")
+        assert int(mapped.max()) == 0
+        held = np.ones(100 * MIB, np.uint8)
+        assert held[-1] == 1
+        del held
+    if sys.platform == "linux":
+        assert 95 * MIB < found.top < 130 * MIB
+    assert free_bytes("cpu") > 100 * MIB
+
+
+def test_another_process_and_one_that_is_gone():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert anonymous_bytes(process.pid) > 0
+        process.communicate(b"\n")
+    assert anonymous_bytes(process.pid) == 0
+
+
+@pytest.mark.parametrize("method", ["reference", "loraq_o2"])
+def test_the_command_proposes_a_batch_for_the_row(overrides, capsys, method):
+    main(["fit", f"method={method}", *overrides, "--quiet"])
+    printed = capsys.readouterr().out
+    assert "generate.batch_size=4 takes" in printed  # no more than there are prompts
+    assert "GiB for 1" in printed and "GiB for 2" in printed
