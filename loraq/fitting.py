@@ -53,7 +53,7 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
     """Measure the last row that `overrides` describe; it is quantised first where it is not yet."""
     from loraq import embeddings
     from loraq.generate import image_batch
-    from loraq.memory import free_bytes, peak
+    from loraq.memory import free_bytes, held_bytes, peak
     from loraq.plan import check, make_plan
     from loraq.stages import applied, quantise
     from loraq.store import Store
@@ -71,10 +71,10 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
         text = embeddings.read(Path(folder), 0, row.device)
     pipe, peaks = work.pipe(row, text=False), {}
     with applied(packed, pipe.transformer):
-        for size in (TRIALS[0], *TRIALS):  # the first fills caches that stay
+        before, free = held_bytes(row.device), free_bytes(row.device)
+        for size in TRIALS:
             part = {name: tensor[:size] for name, tensor in text.items()}
             with peak(row.device) as found:
                 image_batch(pipe, model, prompts[:size], 0, embeddings=part)
-            peaks[size] = found.top
-        free = free_bytes(row.device)
+            peaks[size] = found.top - before
     return Fit(peaks, free, largest(peaks, free, len(row.prompts)))

@@ -34,31 +34,44 @@ def anonymous_bytes(pid: int | None = None) -> int:
         return 0
 
 
+def held_bytes(device: str) -> int:
+    """What this process holds on the device now."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+    return anonymous_bytes()
+
+
 class Peak:
-    """Bytes above those at the start; `top` is final when `peak` ends."""
+    """The most that was held; final when `peak` ends."""
 
     top = 0
 
 
 @contextlib.contextmanager
 def peak(device: str) -> Iterator[Peak]:
-    """The most memory that the block took on the device (sampled, on a CPU)."""
+    """The most memory that this process holds on the device while the block runs.
+
+    On a CPU it is sampled, and counts what the allocator keeps for later: compare peaks with what
+    was held before the first of them.
+    """
     found = Peak()
     if device == "cuda":
         import torch
 
         torch.cuda.synchronize()
-        start = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         yield found
         torch.cuda.synchronize()
-        found.top = torch.cuda.max_memory_allocated() - start
+        found.top = torch.cuda.max_memory_allocated()
         return
-    start, ended = anonymous_bytes(), threading.Event()
+    ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(INTERVAL):
-            found.top = max(found.top, anonymous_bytes() - start)
+            found.top = max(found.top, anonymous_bytes())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
