@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LoraqError", "QuantizedModel", "Recipe", "quantize", "recipe"]
+__all__ = ["LoraqError", "QuantizedModel", "Recipe", "quantize", "recipe", "set_compute"]
 
 if TYPE_CHECKING:
     from loraq.api import quantize, recipe
+    from loraq.compute import set_compute
     from loraq.config import Recipe
     from loraq.errors import LoraqError
     from loraq.quantizer import QuantizedModel
@@ -22,6 +23,7 @@ _HOMES = {
     "Recipe": "loraq.config",
     "quantize": "loraq.api",
     "recipe": "loraq.api",
+    "set_compute": "loraq.compute",
 }
 
 

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
-from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear, share_inputs
+from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear
 from loraq.layout import planned, rebuild
 from loraq.models.families import family_of, list_layers
 from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.shared_input import share_inputs
 
 
 class LoRaQQuantizer(DiffusersQuantizer):

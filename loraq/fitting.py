@@ -70,7 +70,7 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
         embeddings.write(work.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list)
         text = embeddings.read(Path(folder), 0, row.device)
     pipe, peaks = work.pipe(row, text=False), {}
-    with applied(packed, pipe.transformer):
+    with applied(packed, pipe.transformer, row.config.compute):
         before, free = held_bytes(row.device), free_bytes(row.device)
         for size in TRIALS:
             part = {name: tensor[:size] for name, tensor in text.items()}

@@ -30,6 +30,7 @@ from loraq.store import file_hash, key
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
+KERNELS_VERSION = 1
 RECORD_VERSION = 1
 ACTIVATIONS = ("inputs:calibrate", "moments", "sensitivity", "inputs:measure")
 """Products of the 16-bit model's activations, in the order in which they are made."""
@@ -111,7 +112,7 @@ def keyed(config: Config) -> Row:
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
-            keys["quantised"],
+            *(keys["quantised"], *_kernels(config, device)),
         )
     judging = _judging(config)
     record = key("record", RECORD_VERSION, keys, judging, _named(config))
@@ -119,6 +120,12 @@ def keyed(config: Config) -> Row:
     keys["record"] = record
     keys["embeddings"] = _embeddings_key(sampler, config.model, prompts)
     return dataclasses.replace(row, keys=keys)
+
+
+def _kernels(config: Config, device: str) -> list[Any]:
+    """What makes images differ from emulated ones: nothing where no kernel runs."""
+    emulated = config.compute == "emulate" or (config.compute == "auto" and device == "cpu")
+    return [] if emulated else ["compute", config.compute, KERNELS_VERSION]
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

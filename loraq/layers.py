@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from loraq.compute import Compute, make_compute, move_transform
 from loraq.formats import Format, QuantizedTensor, dequantize
-from loraq.forward import QuantizedInput, multiply, quantize_input, quantized_linear
+from loraq.forward import quantized_linear
+from loraq.shared_input import SharedInput
 from loraq.transforms import InputTransform
 
 RANK_MULTIPLE = 16
@@ -74,69 +76,19 @@ class LayerTensors:
         }
 
 
-class SharedInput:
-    """The quantised input that q, k and v read: made for the first, forgotten after the last.
-
-    They are known to read one x where they are called with the very same tensor, once each.
-    Autograd counts changes in place; inference tensors have no such count, and must not be changed
-    between the calls of q, k and v (diffusers' attention processors do not).
-    """
-
-    def __init__(self, readers: int) -> None:
-        self.readers = readers
-        self._state: tuple[Tensor, int | None, QuantizedInput, set[int]] | None = None
-        self._moved: dict[int, tuple[Tensor, Tensor]] = {}
-        self._moves = 0
-
-    def of(self, reader: object, x: Tensor, made: Callable[[], QuantizedInput]) -> QuantizedInput:
-        """What `made` gives for x, made once for all readers."""
-        if torch.compiler.is_compiling():
-            return made()
-        version = None if x.is_inference() else x._version
-        state = self._state
-        if state is None or state[0] is not x or state[1] != version or id(reader) in state[3]:
-            state = (x, version, made(), set())
-        state[3].add(id(reader))
-        self._state = None if len(state[3]) == self.readers else state
-        return state[2]
-
-    def move(self, tensors: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`fn` of each tensor, one result for a tensor that several readers hold."""
-        for tensor in tensors:
-            if id(tensor) not in self._moved:
-                self._moved[id(tensor)] = tensor, fn(tensor)
-        found = [self._moved[id(tensor)][1] for tensor in tensors]
-        self._moves += 1
-        if self._moves == self.readers:
-            self._moved, self._moves = {}, 0
-        return found
-
-
-def share_inputs(modules: Sequence[QuantizedLinear]) -> None:
-    """Let layers whose stored transform and R are one object quantise their input once."""
-    alike: dict[tuple, list[QuantizedLinear]] = {}
-    for module in modules:
-        t = module.tensors
-        formats = t.activation, t.branch_activation, t.requantize_intermediate
-        alike.setdefault((id(t.transform), id(t.right), formats), []).append(module)
-    for readers in alike.values():
-        shared = SharedInput(len(readers)) if len(readers) > 1 else None
-        for module in readers:
-            module.shared = shared
-
-
 class QuantizedLinear(nn.Module):
     """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors.
 
-    Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. The dequantised weights that
-    emulation multiplies with are a cache made at first use in the input's dtype; they are no
-    buffers, and neither saved nor pickled.
+    Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. What `compute` multiplies with
+    (dequantised weights, where it emulates) is a cache made at first use in the input's dtype; it
+    is no buffer, and neither saved nor pickled.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
         self.convolution = convolution
         self.shared: SharedInput | None = None
+        self.compute = "emulate"
         self.out_features, self.in_features = tensors.weight.shape
         self.hold(tensors)
 
@@ -150,7 +102,7 @@ class QuantizedLinear(nn.Module):
         for suffix, tensor in tensors.transform.tensors().items():
             self.register_buffer(f"transform_{suffix}", tensor)
         self.register_buffer("bias", tensors.bias_O)
-        self._cache: tuple[torch.dtype, torch.device, dict, InputTransform] | None = None
+        self._cache: tuple[tuple, InputTransform, Compute] | None = None
 
     def _apply(self, fn, recurse=True):
         """Devices change, types never do: packed tensors are what they are in any model's dtype."""
@@ -192,40 +144,26 @@ class QuantizedLinear(nn.Module):
         self._cache = None
 
     def forward(self, x: Tensor) -> Tensor:
-        dense, transform, bias_O = self._dense(x.dtype, x.device)
+        transform, compute = self._ready(x)
 
-        def made() -> QuantizedInput:
-            transformed = transform.input(x.movedim(1, -1) if self.convolution else x)
-            return quantize_input(
-                transformed,
-                x.dtype,
-                dense["activation"],
-                dense["right_RI"],
-                dense["branch_activation"],
-                dense["requantize_intermediate"],
-            )
+        def made() -> Any:
+            return compute.quantize(transform.input(x.movedim(1, -1) if self.convolution else x))
 
         held = made() if self.shared is None else self.shared.of(self, x, made)
-        y = multiply(held, dense["weight_OI"], dense["left_OR"], bias_O).to(x.dtype)
+        y = compute.multiply(held).to(x.dtype)
         return y.movedim(-1, 1) if self.convolution else y
 
-    def _dense(self, dtype: torch.dtype, device: torch.device):
-        if self._cache is None or self._cache[:2] != (dtype, device):
-            dense = {
-                name: value.to(device, dtype) if isinstance(value, Tensor) else value
-                for name, value in self.tensors.dense().items()
-            }
-            t = self.tensors.transform
-            moved = replace(
-                t,
-                smooth_I=None if t.smooth_I is None else t.smooth_I.to(device, dtype),
-                signs_I=None if t.signs_I is None else t.signs_I.to(device),
-            )
-            bias = self.tensors.bias_O
-            dense_bias = None if bias is None else bias.to(device, dtype)
-            self._cache = (dtype, device, {"dense": dense, "bias": dense_bias}, moved)
-        held = self._cache[2]
-        return held["dense"], self._cache[3], held["bias"]
+    def compute_in(self, mode: str) -> None:
+        """Compute in this mode of `loraq.compute` from now on."""
+        self.compute, self._cache = mode, None
+
+    def _ready(self, x: Tensor) -> tuple[InputTransform, Compute]:
+        """Transform and operands for inputs of x's type on x's device; the last are kept."""
+        wanted = (x.dtype, x.device)
+        if self._cache is None or self._cache[0] != wanted:
+            transform = move_transform(self.tensors.transform, *wanted)
+            self._cache = wanted, transform, make_compute(self.compute, self.tensors, *wanted)
+        return self._cache[1:]
 
     def extra_repr(self) -> str:
         t = self.tensors

@@ -60,6 +60,11 @@ def check(rows: Sequence[Row]) -> None:
     from loraq.measuring import real_images
 
     for row in rows:
+        if row.config.compute == "triton" and row.device == "cpu":
+            raise LoraqError(
+                "compute=triton runs on a GPU, and this run is on the CPU. Set compute=emulate "
+                "(the definition, on any device) or compute=auto."
+            )
         if "measured" in row.todo:
             names = row.config.metrics.names
             needing = [name for name in names if metrics.module(name).NEEDS == "real"]

@@ -91,7 +91,7 @@ def generate(work: Workshop, row: Row) -> None:
     with work.store.share("images", name, info) as folder:
         if folder is None:
             return
-        with work.timed("model forward"), applied(model, pipe.transformer):
+        with work.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
             claim = functools.partial(work.store.claim, "images", name)
             generation.generate(
                 *(pipe, row.config.model, row.prompts, row.config.generate),
@@ -103,12 +103,17 @@ def generate(work: Workshop, row: Row) -> None:
 
 
 @contextlib.contextmanager
-def applied(model: QuantizedModel | None, transformer: Any) -> Iterator[None]:
+def applied(
+    model: QuantizedModel | None, transformer: Any, compute: str = "emulate"
+) -> Iterator[None]:
     """The transformer with the packed layers in place of its own while the block runs."""
     if model is None:
         yield
         return
+    from loraq.compute import set_compute
+
     model.apply(transformer)
+    set_compute(transformer, compute)
     try:
         yield
     finally:

@@ -125,4 +125,5 @@ class Config(Checked):
     label: str | None = None
     device: str = choice("auto", "cpu", "cuda")
     threads: int | None = setting(None, at_least=1)
+    compute: str = choice("emulate", "auto", "triton")
     output: str = "outputs"

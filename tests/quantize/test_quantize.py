@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from loraq import layers as layer_module
+from loraq import compute as compute_module
 from loraq.budget import branch_bits, rank_for_budget
 from loraq.capture import Activations
 from loraq.checkpoint import load_group, save_group
@@ -105,8 +105,10 @@ def test_layers_of_one_input_quantise_it_once(monkeypatch):
     x = torch.randn(4, 32)
     alone = [reader.tensors.forward(x) for reader in readers]
     calls = []
-    made = layer_module.quantize_input
-    monkeypatch.setattr(layer_module, "quantize_input", lambda *a: calls.append(a[0]) or made(*a))
+    made = compute_module.quantize_input
+    monkeypatch.setattr(
+        compute_module, "quantize_input", lambda x, *a, **k: calls.append(x) or made(x, *a, **k)
+    )
     for mode in (torch.no_grad, torch.inference_mode):
         calls.clear()
         with mode():

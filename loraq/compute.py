@@ -1,0 +1,105 @@
+"""How a packed layer computes: emulation, which is the definition, or kernels on the packed codes.
+
+emulate   operands dequantised, products in x's type: everywhere, every format
+triton    codes through the GPU's low-bit units (`loraq/kernels/`); a layer that no kernel
+          computes is an error
+auto      triton on a GPU for every layer that it computes, emulation for the others
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from loraq.errors import LoraqError, unknown
+from loraq.forward import QuantizedInput, multiply, quantize_input
+from loraq.transforms import InputTransform
+
+if TYPE_CHECKING:
+    from loraq.layers import LayerTensors
+
+MODES = ("emulate", "auto", "triton")
+
+
+class Compute(Protocol):
+    """The equation in two halves: what q, k and v share, and the rest."""
+
+    def quantize(self, x: Tensor) -> Any:
+        """Of an already transformed x̃ [..., I]: what `multiply` takes."""
+
+    def multiply(self, held: Any) -> Tensor:
+        """y [..., O]."""
+
+
+class Emulated:
+    """Dense copies of the operands in one type, on one device."""
+
+    def __init__(self, tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> None:
+        dense = {
+            name: value.to(device, dtype) if isinstance(value, Tensor) else value
+            for name, value in tensors.dense().items()
+        }
+        self.dtype = dtype
+        self.weight_OI, self.left_OR = dense.pop("weight_OI"), dense.pop("left_OR")
+        self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
+        self.input = dense
+
+    def quantize(self, x: Tensor) -> QuantizedInput:
+        return quantize_input(x, self.dtype, **self.input)
+
+    def multiply(self, held: QuantizedInput) -> Tensor:
+        return multiply(held, self.weight_OI, self.left_OR, self.bias_O)
+
+
+def make_compute(
+    mode: str, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
+) -> Compute:
+    """LoraqError where `triton` is asked for and cannot be had."""
+    if mode == "emulate" or (mode == "auto" and device.type != "cuda"):
+        return Emulated(tensors, dtype, device)
+    try:
+        from loraq.kernels import Unsupported, prepare
+    except ImportError as error:  # PyTorch brings Triton along on Linux alone
+        if mode == "auto":
+            return Emulated(tensors, dtype, device)
+        raise LoraqError(
+            f"compute=triton needs the package triton, which does not import here ({error}). "
+            "Install it, or set compute=emulate."
+        ) from None
+    try:
+        return prepare(tensors, dtype, device)
+    except Unsupported:
+        if mode == "triton":
+            raise
+        return Emulated(tensors, dtype, device)
+
+
+def move_transform(t: InputTransform, dtype: torch.dtype, device: torch.device) -> InputTransform:
+    """The transform where x is; smoothing in x's type."""
+    return replace(
+        t,
+        smooth_I=None if t.smooth_I is None else t.smooth_I.to(device, dtype),
+        signs_I=None if t.signs_I is None else t.signs_I.to(device),
+    )
+
+
+def set_compute(model: nn.Module, mode: str) -> None:
+    """Let every packed layer of `model` compute in this mode: emulate, auto or triton.
+
+    LoraqError for an unknown mode, and for a model without packed layers.
+    """
+    from loraq.layers import QuantizedLinear
+
+    if mode not in MODES:
+        raise unknown("compute", mode, MODES)
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        raise LoraqError(
+            f"compute={mode} needs packed layers, and {type(model).__name__} has none. Quantise "
+            "it first, or load a packed checkpoint."
+        )
+    for layer in layers:
+        layer.compute_in(mode)

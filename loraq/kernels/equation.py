@@ -1,0 +1,138 @@
+"""Kernels 2 and 3, where the layer's equation needs products.
+
+down        h = Qba(x̃)·Rᵀ, quantised again before it leaves the registers
+linear      y = Qa(x̃)·Wqᵀ + Qba(h)·Lᵀ + bias̃, both products in one kernel
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from loraq.kernels.activations import quantise_tile
+from loraq.kernels.products import product
+
+
+@triton.jit
+def down(
+    x_ptr,
+    x_scale_ptr,
+    x_above_ptr,
+    right_ptr,
+    right_scale_ptr,
+    out_ptr,
+    out_scale_ptr,
+    T,
+    I,
+    rank,
+    right_above,
+    x_stride,
+    x_scale_stride,
+    right_stride,
+    right_scale_stride,
+    out_stride,
+    out_scale_stride,
+    X: tl.constexpr,
+    X_BLOCK: tl.constexpr,
+    X_ABOVE: tl.constexpr,
+    RIGHT: tl.constexpr,
+    RIGHT_BLOCK: tl.constexpr,
+    OUT: tl.constexpr,
+    OUT_BLOCK: tl.constexpr,
+    MODE: tl.constexpr,
+    STEP: tl.constexpr,
+    TYPE: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """h of M tokens and all ranks (N of them or fewer); OUT None: stored as it is."""
+    rows, ranks = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, N)
+    inside, known = rows < T, ranks < rank
+    h = product(
+        x_ptr, x_scale_ptr, right_ptr, right_scale_ptr, rows, inside, ranks, known, I,
+        x_stride, x_scale_stride, right_stride, right_scale_stride,
+        X, X_BLOCK, RIGHT, RIGHT_BLOCK, MODE, STEP, TYPE, M, N,
+    )  # fmt: skip
+    h *= right_above
+    if X_ABOVE:
+        h *= tl.load(x_above_ptr + rows, inside, other=1.0)[:, None]
+    if OUT is None:
+        mask = inside[:, None] & known[None, :]
+        tl.store(out_ptr + rows[:, None] * out_stride + ranks[None, :], h, mask)
+    else:
+        one = tl.full((M,), 1.0, tl.float32)
+        quantise_tile(
+            h, out_ptr, out_scale_ptr, one, rows, inside, 0, rank, out_stride, out_scale_stride,
+            OUT, OUT_BLOCK, M, N,
+        )  # fmt: skip
+
+
+@triton.jit
+def linear(
+    x_ptr,
+    x_scale_ptr,
+    x_above_ptr,
+    weight_ptr,
+    weight_scale_ptr,
+    h_ptr,
+    h_scale_ptr,
+    left_ptr,
+    left_scale_ptr,
+    bias_ptr,
+    y_ptr,
+    T,
+    I,
+    O,
+    rank,
+    weight_above,
+    left_above,
+    x_stride,
+    x_scale_stride,
+    weight_stride,
+    weight_scale_stride,
+    h_stride,
+    h_scale_stride,
+    left_stride,
+    left_scale_stride,
+    y_stride,
+    X: tl.constexpr,
+    X_BLOCK: tl.constexpr,
+    X_ABOVE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    WEIGHT_BLOCK: tl.constexpr,
+    H: tl.constexpr,
+    H_BLOCK: tl.constexpr,
+    LEFT: tl.constexpr,
+    LEFT_BLOCK: tl.constexpr,
+    MODE: tl.constexpr,
+    STEP: tl.constexpr,
+    TYPE: tl.constexpr,
+    BRANCH_MODE: tl.constexpr,
+    BRANCH_STEP: tl.constexpr,
+    BRANCH_TYPE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """y of M tokens and N outputs; BRANCH_MODE is None where there is no branch."""
+    rows, outs = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
+    inside, known = rows < T, outs < O
+    y = product(
+        x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, rows, inside, outs, known, I,
+        x_stride, x_scale_stride, weight_stride, weight_scale_stride,
+        X, X_BLOCK, WEIGHT, WEIGHT_BLOCK, MODE, STEP, TYPE, M, N,
+    )  # fmt: skip
+    y *= weight_above
+    if X_ABOVE:
+        y *= tl.load(x_above_ptr + rows, inside, other=1.0)[:, None]
+    if BRANCH_MODE is not None:
+        up = product(
+            h_ptr, h_scale_ptr, left_ptr, left_scale_ptr, rows, inside, outs, known, rank,
+            h_stride, h_scale_stride, left_stride, left_scale_stride,
+            H, H_BLOCK, LEFT, LEFT_BLOCK, BRANCH_MODE, BRANCH_STEP, BRANCH_TYPE, M, N,
+        )  # fmt: skip
+        y += up * left_above
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + outs, known, other=0.0).to(tl.float32)[None, :]
+    mask = inside[:, None] & known[None, :]
+    tl.store(y_ptr + rows[:, None] * y_stride + outs[None, :], y, mask)

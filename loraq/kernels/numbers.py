@@ -1,0 +1,171 @@
+"""Triton device functions for small numbers: rounding, codes and scales of `loraq.formats`.
+
+An element is a tuple of constants (`element_constants`), so that every branch on it is decided when
+the kernel is compiled. Values are fp32 in element units until they are codes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from loraq.formats import Format
+from loraq.formats.elements import ROUNDER, FloatElement
+from loraq.formats.scales import e8m0_offset
+from loraq.formats.table import E4M3
+
+
+class Element(NamedTuple):
+    """What a kernel must know of a format's element and of its stored scale."""
+
+    floating: bool
+    bits: int
+    signed: bool
+    maximum: float
+    rounder: float  # of integers, or per unit of the binade
+    fraction: int  # bits after the point of integers, mantissa bits of floats
+    minimum_exponent: int
+    bias: int
+    scale: str  # fp16 | bf16 | e8m0 | e4m3
+    e8m0_offset: int
+    maximum_exponent: int
+
+
+def element_constants(fmt: Format) -> Element:
+    """The constants of a block format."""
+    element = fmt.element
+    floating = isinstance(element, FloatElement)
+    fraction = element.mantissa_bits if isinstance(element, FloatElement) else element.fraction_bits
+    return Element(
+        floating=floating,
+        bits=element.bits,
+        signed=True if isinstance(element, FloatElement) else element.signed,
+        maximum=element.maximum,
+        rounder=ROUNDER * 2.0**-fraction,
+        fraction=fraction,
+        minimum_exponent=element.minimum_exponent if isinstance(element, FloatElement) else 0,
+        bias=element.bias if isinstance(element, FloatElement) else 0,
+        scale=fmt.scale,
+        e8m0_offset=e8m0_offset(element, fmt.exponent) if fmt.scale == "e8m0" else 0,
+        maximum_exponent=element.maximum_exponent,
+    )
+
+
+_E4M3_MAXIMUM = tl.constexpr(E4M3.maximum)
+_E4M3_ROUNDER = tl.constexpr(ROUNDER * 2.0**-E4M3.mantissa_bits)
+_E4M3_SMALLEST = tl.constexpr(2.0**E4M3.minimum_exponent)
+
+
+@triton.jit
+def round_float(v, maximum: tl.constexpr, rounder: tl.constexpr, smallest: tl.constexpr):
+    """To the nearest value of a float element, ties to even, saturating; smallest: least normal."""
+    v = tl.minimum(tl.maximum(v, -maximum), maximum)
+    bits = v.to(tl.int32, bitcast=True) & 0x7F800000
+    unit = tl.maximum(bits.to(tl.float32, bitcast=True), smallest) * rounder
+    return (v + unit) - unit
+
+
+@triton.jit
+def encode(v, E: tl.constexpr):
+    """fp32 in element units -> int32 codes in the low bits, the nearest ones."""
+    if E.floating:
+        smallest: tl.constexpr = 2.0**E.minimum_exponent
+        r = round_float(v, E.maximum, E.rounder, smallest)
+        bits = r.to(tl.int32, bitcast=True)
+        m: tl.constexpr = E.fraction
+        normal = ((bits & 0x7FFFFFFF) >> (23 - m)) - ((127 - E.bias) << m)
+        subnormal = (tl.abs(r) * (2.0 ** (m - E.minimum_exponent))).to(tl.int32)
+        sign = (bits >> 31) & (1 << (E.bits - 1))
+        codes = tl.where(normal >= (1 << m), normal, subnormal) | sign
+    else:
+        low: tl.constexpr = -E.maximum if E.signed else 0.0
+        v = tl.minimum(tl.maximum(v, low), E.maximum)
+        r = (v + E.rounder) - E.rounder
+        codes = (r * (2.0**E.fraction)).to(tl.int32) & ((1 << E.bits) - 1)
+    return codes
+
+
+@triton.jit
+def integers(codes, E: tl.constexpr):
+    """Codes of an integer element -> int8 (an unsigned one's fit as well)."""
+    if E.signed:
+        half: tl.constexpr = 1 << (E.bits - 1)
+        values = ((codes.to(tl.int32) ^ half) - half).to(tl.int8)
+    else:
+        values = codes.to(tl.int8)
+    return values
+
+
+@triton.jit
+def decode(codes, E: tl.constexpr):
+    """Codes -> fp32 values in element units."""
+    if E.floating:
+        code = codes.to(tl.int32)
+        m: tl.constexpr = E.fraction
+        magnitude = code & ((1 << (E.bits - 1)) - 1)
+        subnormal = magnitude.to(tl.float32) * (2.0 ** (E.minimum_exponent - m))
+        normal = ((magnitude << (23 - m)) + ((127 - E.bias) << 23)).to(tl.float32, bitcast=True)
+        size = tl.where((magnitude >> m) == 0, subnormal, normal)
+        values = tl.where((code >> (E.bits - 1)) > 0, -size, size)
+    else:
+        values = integers(codes, E).to(tl.float32) * (2.0**-E.fraction)
+    return values
+
+
+@triton.jit
+def scale_value(stored, E: tl.constexpr):
+    """Stored scales as loaded -> the fp32 numbers that element values are multiplied with."""
+    if E.scale == "e8m0":
+        bits = stored.to(tl.int32) << 23
+        bits = tl.where(bits == 0x7F800000, 0x7FC00000, tl.maximum(bits, 1 << 22))
+        value = bits.to(tl.float32, bitcast=True)
+    elif E.scale == "e4m3":
+        code = stored.to(tl.int32)
+        subnormal = code.to(tl.float32) * 0.001953125  # 2^-9; scales have no sign
+        normal = ((code << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+        value = tl.where(code == 0x7F, float("nan"), tl.where(code < 8, subnormal, normal))
+    else:
+        value = stored.to(tl.float32)
+    return value
+
+
+@triton.jit
+def find_scale(absmax, tensor_scale, E: tl.constexpr):
+    """fp32 block maxima, fp32 scales above the blocks' -> (what is stored, its fp32 value)."""
+    if E.scale == "e8m0":
+        bits = absmax.to(tl.int32, bitcast=True)
+        field = (tl.minimum(bits, 0x7F800000) + E.e8m0_offset) >> 23
+        field = tl.minimum(tl.maximum(field - E.maximum_exponent, 0), 254)
+        stored = tl.where(bits >= 0x7F800000, 255, field).to(tl.uint8)
+        value = scale_value(stored, E)
+    else:
+        wanted = tl.math.div_rn(absmax, tl.full(absmax.shape, E.maximum, tl.float32))
+        if E.scale == "e4m3":
+            wanted = tl.math.div_rn(wanted, tensor_scale)
+            near = round_float(wanted, _E4M3_MAXIMUM, _E4M3_ROUNDER, _E4M3_SMALLEST)
+            normal = (near.to(tl.int32, bitcast=True) >> 20) - (120 << 3)
+            code = tl.where(normal >= 8, normal, (near * 512.0).to(tl.int32))
+            stored = tl.where(wanted < float("inf"), code, 0x7F).to(tl.uint8)
+            value = scale_value(stored, E) * tensor_scale
+        elif E.scale == "bf16":
+            stored = wanted.to(tl.bfloat16)
+            value = stored.to(tl.float32)
+        else:
+            stored = wanted.to(tl.float16)
+            value = stored.to(tl.float32)
+    return stored, value
+
+
+@triton.jit
+def quantise_blocks(x, tensor_scale, E: tl.constexpr):
+    """fp32 [rows, blocks, block] -> int32 codes of that shape and stored scales [rows, blocks].
+
+    As integers, magnitudes have the same order, with NaN on top: a block with NaN has a scale that
+    is not finite, and so have its products.
+    """
+    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    stored, value = find_scale(tl.max(bits, axis=2).to(tl.float32, bitcast=True), tensor_scale, E)
+    divisor = tl.where(value == 0.0, float("inf"), value)[:, :, None]
+    return encode(tl.math.div_rn(x, tl.broadcast_to(divisor, x.shape)), E), stored
