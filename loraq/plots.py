@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ class Point:
     y: float
     lo: float | None = None
     hi: float | None = None
+
+
+PANEL_TITLE = 36  # characters a line
 
 
 def steps_plot(
@@ -71,7 +75,7 @@ def steps_plot(
                     places = range(len(lines[role])) if steps is None else steps
                     values = [value if value > 0 else math.nan for value in lines[role]]
                     handles[role] = axis.plot(places, values, **looks[role])[0]
-            axis.set_title(row)
+            axis.set_title(textwrap.fill(row, PANEL_TITLE))
             axis.xaxis.get_major_locator().set_params(integer=True)
         log_y(axes[0])
         for number in range(len(series), len(axes)):

@@ -24,6 +24,7 @@ from loraq.table_columns import (
 from loraq.table_text import Cell, Item, Table, to_csv, to_latex, to_markdown
 
 SIGNIFICANCE = 0.05  # of a family of claims, after Holm
+_A_MODEL = "a statement about a model of the weights: no sampling, no interval"
 
 
 def load_records(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
@@ -94,12 +95,33 @@ def paired_table(records: Sequence[Record], baseline: str, samples: int = 2000) 
     return Table(f"Paired differences to {_name(base)}", columns, rows, notes)
 
 
+def limits_table(records: Sequence[Record]) -> Table:
+    """Weight errors beside how small they can get at the same stored bits (`distortion`)."""
+    names = ("gaussian", "shannon", "spectral")
+    rows: list[list[Item]] = []
+    for record in records:
+        if found := record.analyses.get("limits"):
+            cells = [Cell(found[name], digits=4, reason=_A_MODEL) for name in names]
+            error = layer_cell(record, "weight_error")
+            rows.append([record.label or record.row, bits_cell(record, None), error, *cells])
+    columns = ["row", "bits/weight", "weight err", "Gaussian D(R)", "Shannon bound", "spectral"]
+    notes = [
+        "relative to the norm of W, mean over the layers. Gaussian D(R): independent Gaussian "
+        "weights. Shannon bound: independent weights of their own distribution, by its entropy. "
+        "spectral: water-filling over the singular values, whose directions it has for nothing"
+    ]
+    return Table("Weight errors and rate–distortion references", columns, rows, notes)
+
+
 def all_tables(records: Sequence[Record], baseline: str | None = None) -> dict[str, Table]:
-    """name → table: main, splits (where captions of both kinds were used), paired (vs baseline)."""
+    """name → table: main; splits, limits (where there are any); paired (with a baseline)."""
     tables = {"main": main_table(records, baseline)}
     splits = splits_table(records)
     if splits.rows:
         tables["splits"] = splits
+    limits = limits_table(records)
+    if limits.rows:
+        tables["limits"] = limits
     if baseline and len(records) > 1:
         tables["paired"] = paired_table(records, baseline)
     return tables

@@ -135,6 +135,19 @@ def test_seen_and_held_out_apart():
     assert [line[:3] for line in table.rows][:2] == [["RTN", "seen", 32], ["RTN", "held out", 32]]
 
 
+def test_limits_stand_beside_the_errors_of_the_rows_that_have_them():
+    assert "limits" not in tables.all_tables(rows(), "svdquant")
+    with_limits = row(
+        "loraq",
+        31.0,
+        analyses={"limits": {"gaussian": 0.05, "shannon": 0.04, "spectral": 0.03}},
+    )
+    table = tables.all_tables([*rows()[:-1], with_limits], "svdquant")["limits"]
+    text = tables.to_markdown(table)
+    assert len(table.rows) == 1 and "| LORAQ" in text
+    assert [f"{v:.4f}" in text for v in (0.15, 0.05, 0.04, 0.03)] == [True] * 4
+
+
 def test_identical_images_are_reported():
     record = rows()[3]
     record.metrics["psnr"]["details"].update(identical=3, cap=95.05)
