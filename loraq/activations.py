@@ -101,22 +101,25 @@ def forwards(work: Workshop, row: Row) -> list[Forward]:
 
 def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
     """Captured rows; made here where the plan did not foresee that they are needed."""
+    return _load(_path(work, row, f"inputs:{use}"), row.device)
+
+
+def _load(path: Path, device: str) -> dict[str, Tensor]:
+    """On this process's own GPU: safetensors takes "cuda" for the first."""
     from safetensors.torch import load_file
 
-    return load_file(_path(work, row, f"inputs:{use}"), device=row.device)
+    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
 
 
 def activations(work: Workshop, row: Row) -> Activations:
     """What the row's recipe may read: nothing for a data-free one."""
-    from safetensors.torch import load_file
-
     from loraq.capture import Activations, moments_from
 
     recipe = row.recipe
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(load_file(_path(work, row, "moments"), device=row.device))
+        moments = moments_from(_load(_path(work, row, "moments"), row.device))
     if recipe.needs_sensitivity:
         sensitivity = json.loads(_path(work, row, "sensitivity").read_text())
     read = rows(work, row, "calibrate") if recipe.needs_rows else None

@@ -65,12 +65,12 @@ def read(folder: Path, number: int, device: str) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     path = folder / f"{number:05d}.safetensors"
-    with safe_open(path, framework="pt", device=device) as stream:
+    with safe_open(path, framework="pt") as stream:
         lengths = json.loads(stream.metadata()[_LENGTH])
         held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     for name, tensor in held.items():
         missing = lengths[name] - tensor.shape[1]
-        held[name] = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+        held[name] = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing)).to(device)
     return held
 
 

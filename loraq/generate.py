@@ -50,6 +50,7 @@ def image_batch(
     text: Mapping[str, Any] = {"prompt": [prompt.prompt for prompt in prompts]}
     if embeddings is not None:
         text = {"prompt": None, "negative_prompt": None, **embeddings}
+    options = {name: value for name, value in model.call.items() if name not in text}
     with torch.inference_mode():
         return pipe(
             **text,
@@ -60,7 +61,7 @@ def image_batch(
             max_sequence_length=model.max_sequence_length,
             generator=generators(prompts, seed),
             output_type=output_type,
-            **model.call,
+            **options,
         ).images
 
 

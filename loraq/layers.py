@@ -149,7 +149,7 @@ class QuantizedLinear(nn.Module):
         def made() -> Any:
             return compute.quantize(transform.input(x.movedim(1, -1) if self.convolution else x))
 
-        held = made() if self.shared is None else self.shared.of(self, x, made)
+        held = made() if self.shared is None else self.shared.of(self, x, type(compute), made)
         y = compute.multiply(held).to(x.dtype)
         return y.movedim(-1, 1) if self.convolution else y
 

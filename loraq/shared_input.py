@@ -21,31 +21,37 @@ class SharedInput(Generic[Made]):
 
     def __init__(self, readers: int) -> None:
         self.readers = readers
-        self._state: tuple[Tensor, int | None, Made, set[int]] | None = None
+        self._state: tuple[Tensor, tuple, Made, set[int]] | None = None
         self._moved: dict[int, tuple[Tensor, Tensor]] = {}
         self._moves = 0
+        self._mover: Callable[[Tensor], Tensor] | None = None
 
-    def of(self, reader: object, x: Tensor, made: Callable[[], Made]) -> Made:
-        """What `made` gives for x, made once for all readers."""
+    def of(self, reader: object, x: Tensor, kind: type, made: Callable[[], Made]) -> Made:
+        """What `made` gives for x, made once for all readers that compute in one way (`kind`)."""
         if torch.compiler.is_compiling():
             return made()
-        version = None if x.is_inference() else x._version
+        mark = None if x.is_inference() else x._version, kind
         state = self._state
-        if state is None or state[0] is not x or state[1] != version or id(reader) in state[3]:
-            state = (x, version, made(), set())
+        if state is None or state[0] is not x or state[1] != mark or id(reader) in state[3]:
+            state = (x, mark, made(), set())
         state[3].add(id(reader))
         self._state = None if len(state[3]) == self.readers else state
         return state[2]
 
     def move(self, tensors: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`fn` of each tensor, one result for a tensor that several readers hold."""
+        """`fn` of each tensor, one result for a tensor that several readers hold.
+
+        `Module.to` passes one `fn` to all readers; another one means that a move ended early.
+        """
+        if fn is not self._mover:
+            self._moved, self._moves, self._mover = {}, 0, fn
         for tensor in tensors:
             if id(tensor) not in self._moved:
                 self._moved[id(tensor)] = tensor, fn(tensor)
         found = [self._moved[id(tensor)][1] for tensor in tensors]
         self._moves += 1
         if self._moves == self.readers:
-            self._moved, self._moves = {}, 0
+            self._moved, self._moves, self._mover = {}, 0, None
         return found
 
 

@@ -113,8 +113,8 @@ def applied(
     from loraq.compute import set_compute
 
     model.apply(transformer)
-    set_compute(transformer, compute)
     try:
+        set_compute(transformer, compute)
         yield
     finally:
         model.revert(transformer)

@@ -40,7 +40,10 @@ class Workshop:
         return loaded[1]
 
     def text_pipe(self, row: Row) -> Any:
-        """The row's pipeline as far as it encodes prompts; not kept."""
+        """The row's pipeline as far as it encodes prompts; not kept, unless it is loaded whole."""
+        loaded = self._loaded
+        if loaded is not None and loaded[0] == _identity(row) and loaded[1].text_encoder:
+            return loaded[1]
         with self.timed("load the model"):
             return self._load(row, IMAGE)
 

@@ -26,7 +26,7 @@ def block_scales(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None
         return e8m0_from_absmax(absmax, fmt.element, fmt.exponent)
     if fmt.scale == "e4m3":
         return e4m3_bytes(_e4m3_wanted(absmax, fmt, tensor_scale))
-    wanted = absmax / fmt.element.maximum
+    wanted = _divided(absmax, fmt.element.maximum)
     return wanted.to(torch.float16 if fmt.scale == "fp16" else torch.bfloat16)
 
 
@@ -98,7 +98,7 @@ def e4m3_bytes(wanted: Tensor) -> Tensor:
 
 
 def _e4m3_wanted(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Tensor:
-    wanted = absmax / fmt.element.maximum
+    wanted = _divided(absmax, fmt.element.maximum)
     return wanted if tensor_scale is None else wanted.div_(tensor_scale)
 
 
@@ -108,5 +108,10 @@ def _e4m3_round(wanted: Tensor) -> Tensor:
 
 def nvfp4_tensor_scale(absmax: Tensor) -> Tensor:
     """fp32 scale that puts the largest block scale at 448: absmax / (448·6); 1 where that is 0."""
-    scale = absmax / (E4M3.maximum * E2M1.maximum)
+    scale = _divided(absmax, E4M3.maximum * E2M1.maximum)
     return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _divided(x: Tensor, number: float) -> Tensor:
+    """x / number, correctly rounded on every device: CUDA multiplies by a number's reciprocal."""
+    return x / x.new_full((), number)

@@ -85,7 +85,7 @@ def quantise_input(
     C: tl.constexpr,
 ):
     """A tile of R tokens and C channels; BRANCH is None where the branch reads the main codes."""
-    rows, first = tl.program_id(0) * R + tl.arange(0, R), tl.program_id(1) * C
+    rows, first = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64), tl.program_id(1) * C
     inside = rows < T
     at = first + tl.arange(0, C)
     mask = inside[:, None] & (at < I)[None, :]

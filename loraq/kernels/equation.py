@@ -46,7 +46,7 @@ def down(
     N: tl.constexpr,
 ):
     """h of M tokens and all ranks (N of them or fewer); OUT None: stored as it is."""
-    rows, ranks = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, N)
+    rows, ranks = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64), tl.arange(0, N)
     inside, known = rows < T, ranks < rank
     h = product(
         x_ptr, x_scale_ptr, right_ptr, right_scale_ptr, rows, inside, ranks, known, I,
@@ -115,7 +115,8 @@ def linear(
     N: tl.constexpr,
 ):
     """y of M tokens and N outputs; BRANCH_MODE is None where there is no branch."""
-    rows, outs = tl.program_id(0) * M + tl.arange(0, M), tl.program_id(1) * N + tl.arange(0, N)
+    rows = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)
+    outs = (tl.program_id(1) * N + tl.arange(0, N)).to(tl.int64)
     inside, known = rows < T, outs < O
     y = product(
         x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, rows, inside, outs, known, I,

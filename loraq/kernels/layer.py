@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import triton
 from torch import Tensor
 
 from loraq.formats import Format
+from loraq.formats.quantize import FLOATS
 from loraq.kernels.activations import quantise_input
 from loraq.kernels.equation import down, linear
 from loraq.kernels.operands import (
@@ -19,6 +21,7 @@ from loraq.kernels.operands import (
     Product,
     Unsupported,
     check_activation,
+    empty_operand,
     product_of,
     room,
     stored_operand,
@@ -55,8 +58,9 @@ class Prepared:
         x_TI = x.reshape(-1, x.shape[-1])
         x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
         branch = None if self.branch is None else self.branch.activation
-        main, other = quantised_input(x_TI, self.activation, branch)
-        h = None if self.branch is None or other is None else launch_down(self.branch, other)
+        with on_device(x.device):
+            main, other = quantised_input(x_TI, self.activation, branch)
+            h = None if self.branch is None or other is None else launch_down(self.branch, other)
         return Held(main, h, x.shape[:-1], x.dtype)
 
     def multiply(self, held: Held) -> Tensor:
@@ -64,7 +68,8 @@ class Prepared:
         rows, device = held.main.codes.shape[0], held.main.codes.device
         y_TO = torch.empty(rows, self.weight.codes.shape[0], dtype=held.dtype, device=device)
         if y_TO.numel():
-            launch_linear(self, held, y_TO)
+            with on_device(device):
+                launch_linear(self, held, y_TO)
         return y_TO.view(*held.leading, -1) if rows else y_TO.view(*held.leading, y_TO.shape[1])
 
 
@@ -95,11 +100,21 @@ def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> 
     return Prepared(fmt, weight, main, bias, branch)
 
 
+def on_device(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current GPU, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def _branch(tensors: LayerTensors, device: torch.device) -> Branch | None:
     fmt = tensors.branch_activation
     if tensors.right is None or tensors.left is None or fmt is None:
         return None
     check_activation(fmt, tensors.weight.shape[-1])
+    if fmt.tensor_scale == "token":
+        raise Unsupported(
+            f"No kernel quantises a branch's input as '{fmt.label}' (a scale a token above the "
+            "blocks'). Set compute=emulate, or tensor_scale=fixed for the branch."
+        )
     rank = tensors.right.shape[0]
     if rank > MOST_RANKS:
         raise Unsupported(
@@ -143,8 +158,6 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
     R = max(1, min(TOKENS, 8192 // C))
     first, last = parts[0], parts[-1]
     above = first.above
-    if isinstance(last.above, Tensor) and last is not first:
-        raise Unsupported("No kernel quantises the branch's input with a scale a token above.")
     quantise_input[(triton.cdiv(T, R), triton.cdiv(width, C))](
         x_TI,
         first.codes,
@@ -173,15 +186,14 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
     right, how, fmt = branch.right, branch.down, branch.intermediate
     T, rank, width, device = x.codes.shape[0], right.codes.shape[0], right.width, x.codes.device
     if fmt is None or fmt.family == "float":
-        values = torch.empty(T, rank, dtype=branch.left.codes.dtype, device=device)
+        dtype = branch.left.codes.dtype if fmt is None else FLOATS[fmt.name]
+        values = torch.empty(T, rank, dtype=dtype, device=device)
         out = Operand(values, values, 1.0, None, WHOLE, rank)
     else:
-        out = room(torch.empty(T, rank, device=device), fmt)
+        out = empty_operand(T, rank, fmt, device)
     if T == 0:
         return out
     N = max(16, triton.next_power_of_2(rank))
-    if out.element is not None and out.block != WHOLE:
-        N = max(N, out.block)
     above = x.above
     down[(triton.cdiv(T, TOKENS),)](
         x.codes,
@@ -210,6 +222,7 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
         how.type,
         TOKENS,
         N,
+        enable_fp_fusion=True,
     )
     return out
 
@@ -263,4 +276,5 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
         bias is not None,
         TOKENS,
         N,
+        enable_fp_fusion=True,
     )

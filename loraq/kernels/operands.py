@@ -64,6 +64,11 @@ def stored_operand(packed: QuantizedTensor, device: torch.device) -> Operand:
         return Operand(codes, codes, 1.0, None, WHOLE, width)
     if fmt.bits == 6:
         codes = unpack(codes, 6, width).contiguous()
+    if packed.tensor_scale is not None and packed.tensor_scale.numel() > 1:
+        raise Unsupported(
+            f"No kernel reads weights as '{fmt.label}' (a scale a row above the blocks'). "
+            "Set compute=emulate."
+        )
     above = 1.0 if packed.tensor_scale is None else float(packed.tensor_scale)
     assert packed.scale is not None
     scale = packed.scale.to(device)
@@ -104,27 +109,38 @@ def has_fp8(device: torch.device) -> bool:
 def check_activation(fmt: Format, width: int) -> None:
     block = fmt.block
     if fmt.tensor_scale == "tensor" or block == -1:
-        raise Unsupported(f"No kernel quantises activations as '{fmt.label}' (one scale for all).")
+        raise Unsupported(
+            f"No kernel quantises activations as '{fmt.label}' (one scale for all). "
+            "Set compute=emulate."
+        )
     if fmt.clip != "none":
         raise Unsupported(f"No kernel searches scales ('{fmt.label}'). Set compute=emulate.")
     if block is None and fmt.family != "float" and width > LONGEST_TOKEN:
         raise Unsupported(f"No kernel finds one scale for {width} channels. Set compute=emulate.")
     if block is not None and block & (block - 1):
-        raise Unsupported(f"No kernel cuts '{fmt.label}': its block is no power of two.")
+        raise Unsupported(
+            f"No kernel cuts '{fmt.label}': its block is no power of two. Set compute=emulate."
+        )
 
 
 def room(x_TI: Tensor, fmt: Format) -> Operand:
     """Memory for the codes and scales of x̃, scales above the blocks' filled; or x̃ in 16 bits."""
-    T, width = x_TI.shape
     if fmt.family == "float":
         values = x_TI.to(FLOATS[fmt.name])
-        return Operand(values, values, 1.0, None, WHOLE, width)
-    element, block = element_constants(fmt), block_of(fmt)
-    columns = (width + 1) // 2 if element.bits == 4 else width
-    codes = torch.empty(T, columns, dtype=torch.uint8, device=x_TI.device)
-    dtype = FLOATS.get(fmt.scale, torch.uint8)
-    scale = torch.empty(T, -(-width // min(block, width)), dtype=dtype, device=x_TI.device)
+        return Operand(values, values, 1.0, None, WHOLE, x_TI.shape[1])
     above: float | Tensor = 1.0
     if fmt.tensor_scale == "token":
         above = nvfp4_tensor_scale(x_TI.float().abs().amax(-1))
+    return empty_operand(*x_TI.shape, fmt, x_TI.device, above)
+
+
+def empty_operand(
+    rows: int, width: int, fmt: Format, device: torch.device, above: float | Tensor = 1.0
+) -> Operand:
+    """Memory for codes and scales of a block format."""
+    element, block = element_constants(fmt), block_of(fmt)
+    columns = (width + 1) // 2 if element.bits == 4 else width
+    codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
+    dtype = FLOATS.get(fmt.scale, torch.uint8)
+    scale = torch.empty(rows, -(-width // min(block, width)), dtype=dtype, device=device)
     return Operand(codes, scale, above, element, block, width)

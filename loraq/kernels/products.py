@@ -1,7 +1,7 @@
 """Products of packed operands, and how they are formed (MODE).
 
     int      codes through int8 tensor cores, exact in int32; scales a group, in fp32
-    scaled   E2M1, E4M3, E5M2 with E8M0 scales: `tl.dot_scaled`, native where the hardware has it
+    scaled   E2M1, E4M3, E5M2 with E8M0 scales: `tl.dot_scaled`, native where Triton has it
     decode   other values that bf16 holds exactly with their scales (NVFP4, MXINT, MXFP6), and
              16-bit operands, through 16-bit tensor cores; sums in fp32
 

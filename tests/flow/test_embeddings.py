@@ -53,6 +53,16 @@ def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_pa
         assert not torch.equal(image_batch(bare, model, batch, 0, "pt", other), wanted)
 
 
+def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
+    model = replace(model, call={**model.call, "negative_prompt": "green dog"})
+    pipe = load_pipeline(model)
+    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
+    wanted = image_batch(pipe, model, PROMPTS, 0, "pt")
+    assert torch.equal(
+        image_batch(pipe, model, PROMPTS, 0, "pt", embeddings.read(tmp_path, 0, "cpu")), wanted
+    )
+
+
 def test_what_no_mask_shows_is_not_stored(model, tmp_path):
     pipe = load_pipeline(model, without=workshop.IMAGE)
     assert pipe.transformer is None and pipe.vae is None

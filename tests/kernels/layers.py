@@ -27,6 +27,7 @@ RECIPES = {
     "mxint4": ("mxint4", "mxint4", "mxint6", "mxint8"),
     "nvfp4": ("nvfp4", "nvfp4", "mxfp8_e4m3", "mxfp8_e4m3"),
     "nvfp4 with a scale a token": ("nvfp4", "nvfp4 token", "nvfp4", "mxint8"),
+    "mxfp8 branch, bf16 input": ("mxfp4_e2m1", "mxfp4_e2m1", "mxfp8_e4m3", "bf16"),
     "bf16 input of an mx layer": ("mxfp4_e2m1", "bf16", "mxint8", "mxint8"),
 }
 

@@ -41,7 +41,7 @@ def test_the_layer_is_the_definition(recipe, shape):
     x = random_input(rows, width, positive="GELU" in recipe)
     x = x + 1 if rows == 1 else x
     wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
-    bound = BF16_BOUND if "bf16 branch" in recipe else BOUND
+    bound = BF16_BOUND if tensors.branch_activation.name == "bf16" else BOUND
     assert distance(computed(tensors, x), wanted) < bound
 
 
@@ -138,6 +138,8 @@ REFUSED = {
     "groups of 16": (("int4", "int4", "int8", "int8"), {"block": 16}, "powers of two from 32"),
     "16-bit activations of int weights": (("int4", "int4", "int4", "fp16"), {}, "exactly"),
     "searched scales": (("int4", "int4", "int8", "int8"), {"clip": "mse"}, "searches"),
+    "a scale a token in the branch": (("int4", "int4", "nvfp4", "nvfp4 token"), {}, "a branch's"),
+    "a scale a row of a weight": (("nvfp4 token", "nvfp4", "int8", "int8"), {}, "a scale a row"),
 }
 
 
@@ -154,6 +156,30 @@ def test_what_no_kernel_computes_says_so(case):
     with pytest.raises(Unsupported, match="compute=emulate"):
         make_compute("triton", tensors, torch.float32, DEVICE)
     assert isinstance(make_compute("auto", tensors, torch.float32, DEVICE), Emulated)
+
+
+def test_readers_of_one_input_may_compute_differently(model):
+    """q by kernels, k and v emulated; and one that moves alone leaves the others whole."""
+    from copy import deepcopy
+
+    from loraq import recipe
+    from loraq.models import list_layers
+    from loraq.quantizer import quantize_model
+
+    model = deepcopy(model)
+    layers = list_layers(model, "pixart_sigma", ())
+    quantize_model(model, layers, recipe("loraq_o2"), progress=None).apply(model)
+    attention = model.transformer_blocks[0].attn1
+    readers = [attention.to_q, attention.to_k, attention.to_v]
+    x = random_input(6, 64).to(DEVICE)
+    with torch.no_grad():
+        wanted = [reader(x).cpu() for reader in readers]
+        set_compute(attention.to_q, "triton")
+        found = [reader(x).cpu() for reader in readers]
+    assert all(distance(f, w) < BOUND for f, w in zip(found, wanted, strict=True))
+    attention.to_v.to(DEVICE)
+    model.to("meta")
+    assert {reader.right_codes.device.type for reader in readers} == {"meta"}
 
 
 def test_too_high_a_rank_says_so():
