@@ -52,7 +52,9 @@ SAME_ERROR = 0.01
 HEADER = ("method", "library, s", "full SVDs one by one, s", "ratio", "weight error", "theirs")
 
 
-def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def full_svd_each(
+    w_BOI: Tensor, rank: int, _start_BOR: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """`truncated_svd` as the reference implementation does it: a full float64 SVD per unit."""
     lefts, rights = [], []
     for w_OI in w_BOI.double():
