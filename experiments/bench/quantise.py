@@ -10,8 +10,9 @@ alternately and in changing order, so that other load on the machine hits both; 
 the repeats, the ratio is the median of the ratios within a repeat. It ends with an error unless
 both reach the same mean weight error within 1 %: a faster way to a worse result is no gain.
 
-Expected time: not measured yet. Expected outcome: the fewer of its seconds a method spends on SVDs,
-the closer its ratio is to 1 (RTN has none at all).
+Expected time: 3 minutes a repeat on 2 cores. Expected outcome (results/bench/quantise.json, one
+repeat): ratios of 1.8 to 2.6 with branches and 1 without (RTN has no SVD) at equal errors; LQER and
+O1 in a second, O2 in 10, LoftQ, which does float64 SVDs for fifty rounds, in 40.
 """
 
 from __future__ import annotations
