@@ -70,7 +70,7 @@ class Prepared:
         if y_TO.numel():
             with on_device(device):
                 launch_linear(self, held, y_TO)
-        return y_TO.view(*held.leading, -1) if rows else y_TO.view(*held.leading, y_TO.shape[1])
+        return y_TO.view(*held.leading, y_TO.shape[1])
 
 
 @dataclass(frozen=True)
