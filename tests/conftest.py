@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from loraq import arithmetic
 
 if TYPE_CHECKING:
     from tests.embedded import Embedded
 
+# Without a GPU the kernels run in Triton's interpreter, which is chosen when Triton is first imported;
+# packages that other tests import do that, so it is chosen here.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 arithmetic.settle()  # before any test multiplies: the library does it only for its own runs
 
 
