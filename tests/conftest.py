@@ -15,7 +15,7 @@ from loraq import arithmetic
 if TYPE_CHECKING:
     from tests.embedded import Embedded
 
-# Without a GPU the kernels run in Triton's interpreter, which is chosen when Triton is first imported;
+# Without a GPU kernels run in Triton's interpreter, which is chosen when Triton is first imported;
 # packages that other tests import do that, so it is chosen here.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
