@@ -30,7 +30,7 @@ ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stan
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
 	$(BIN)/python -m loraq.readme
 
-test: $(INSTALLED_DEV) ## the whole test suite (≤ 10 min on 2 cores)
+test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
 
 check: $(INSTALLED_DEV) ## lint, formatting and types of the public API

@@ -157,14 +157,13 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
     C = max(*blocks, min(128, triton.next_power_of_2(width)), 32)
     R = max(1, min(TOKENS, 8192 // C))
     first, last = parts[0], parts[-1]
-    above = first.above
     quantise_input[(triton.cdiv(T, R), triton.cdiv(width, C))](
         x_TI,
         first.codes,
         first.scale,
         last.codes,
         last.scale,
-        above if isinstance(above, Tensor) else first.scale,
+        first.above_pointer,
         T,
         width,
         x_TI.stride(0),
@@ -174,7 +173,7 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
         blocks[0],
         last.element if len(parts) > 1 else None,
         blocks[-1],
-        isinstance(above, Tensor),
+        first.above_each,
         R,
         C,
         enable_fp_fusion=False,
@@ -194,11 +193,10 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
     if T == 0:
         return out
     N = max(16, triton.next_power_of_2(rank))
-    above = x.above
     down[(triton.cdiv(T, TOKENS),)](
         x.codes,
         x.scale,
-        above if isinstance(above, Tensor) else x.scale,
+        x.above_pointer,
         right.codes,
         right.scale,
         out.codes,
@@ -212,7 +210,7 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
         *out.strides,
         x.element,
         x.block,
-        isinstance(above, Tensor),
+        x.above_each,
         right.element,
         right.block,
         out.element,
@@ -229,7 +227,7 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
 
 def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
     """Both products and the bias into y."""
-    x, weight, bias, above = held.main, layer.weight, layer.bias_O, held.main.above
+    x, weight, bias = held.main, layer.weight, layer.bias_O
     T, O = y_TO.shape
     h, left, up, rank = x, weight, layer.main, 0  # what no one reads where there is no branch
     if held.h is not None and layer.branch is not None:
@@ -238,7 +236,7 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
     linear[(triton.cdiv(T, TOKENS), triton.cdiv(O, N))](
         x.codes,
         x.scale,
-        above if isinstance(above, Tensor) else x.scale,
+        x.above_pointer,
         weight.codes,
         weight.scale,
         h.codes,
@@ -260,7 +258,7 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
         y_TO.stride(0),
         x.element,
         x.block,
-        isinstance(above, Tensor),
+        x.above_each,
         weight.element,
         weight.block,
         h.element,

@@ -40,6 +40,16 @@ class Operand:
     width: int
 
     @property
+    def above_each(self) -> bool:
+        """Whether every row has its own scale above the blocks'."""
+        return isinstance(self.above, Tensor)
+
+    @property
+    def above_pointer(self) -> Tensor:
+        """Where kernels read those; any tensor where there are none."""
+        return self.above if isinstance(self.above, Tensor) else self.scale
+
+    @property
     def strides(self) -> tuple[int, int]:
         return self.codes.stride(0), self.scale.stride(0) if self.scale.dim() > 1 else 0
 
