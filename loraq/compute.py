@@ -1,6 +1,6 @@
 """How a packed layer computes: emulation, which is the definition, or kernels on the packed codes.
 
-emulate   operands dequantised, products in x's type: everywhere, every format
+emulate   operands dequantised, products in x's type, float32 on a CPU: everywhere, every format
 triton    codes through the GPU's low-bit units (`loraq/kernels/`); a layer that no kernel
           computes is an error
 auto      triton on a GPU for every layer that it computes, emulation for the others
@@ -25,7 +25,9 @@ MODES = ("emulate", "auto", "triton")
 
 
 class Compute(Protocol):
-    """The equation in two halves: what q, k and v share, and the rest."""
+    """The equation in two halves: what q, k and v share, and the rest; x̃ is formed in `dtype`."""
+
+    dtype: torch.dtype
 
     def quantize(self, x: Tensor) -> Any:
         """Of an already transformed x̃ [..., I]: what `multiply` takes."""
@@ -35,9 +37,14 @@ class Compute(Protocol):
 
 
 class Emulated:
-    """Dense copies of the operands in one type, on one device."""
+    """Dense copies of the operands in one type, on one device.
+
+    On a CPU that is float32, whatever the model's type: few have 16-bit units, and without them a
+    product in bfloat16 takes several times as long (results/bench/forward_*.json).
+    """
 
     def __init__(self, tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "cpu" else dtype
         dense = {
             name: value.to(device, dtype) if isinstance(value, Tensor) else value
             for name, value in tensors.dense().items()

@@ -104,11 +104,11 @@ def keyed(config: Config) -> Row:
         keys["inputs:measure"] = key("inputs", drawing, measuring)
         keys |= _calibration_keys(config.quant, drawing, calibration)
         read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
-        kind = config.quant.branch.kind
+        found_by = config.quant.branch.kind, config.quant.branch.select
         keys["quantised"] = key(
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, *(read or [None])),
-            *([BRANCH_VERSIONS[kind]] if kind in BRANCH_VERSIONS else []),
+            *([BRANCH_VERSIONS[found_by]] if found_by in BRANCH_VERSIONS else []),
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),

@@ -80,8 +80,8 @@ class QuantizedLinear(nn.Module):
     """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors.
 
     Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. What `compute` multiplies with
-    (dequantised weights, where it emulates) is a cache made at first use in the input's dtype; it
-    is no buffer, and neither saved nor pickled.
+    (dequantised weights, where it emulates) is a cache made at first use; it is no buffer, and
+    neither saved nor pickled.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
@@ -147,7 +147,8 @@ class QuantizedLinear(nn.Module):
         transform, compute = self._ready(x)
 
         def made() -> Any:
-            return compute.quantize(transform.input(x.movedim(1, -1) if self.convolution else x))
+            last = x.movedim(1, -1) if self.convolution else x
+            return compute.quantize(transform.input(last.to(compute.dtype)))
 
         held = made() if self.shared is None else self.shared.of(self, x, type(compute), made)
         y = compute.multiply(held).to(x.dtype)
@@ -161,8 +162,9 @@ class QuantizedLinear(nn.Module):
         """Transform and operands for inputs of x's type on x's device; the last are kept."""
         wanted = (x.dtype, x.device)
         if self._cache is None or self._cache[0] != wanted:
-            transform = move_transform(self.tensors.transform, *wanted)
-            self._cache = wanted, transform, make_compute(self.compute, self.tensors, *wanted)
+            compute = make_compute(self.compute, self.tensors, *wanted)
+            transform = move_transform(self.tensors.transform, compute.dtype, x.device)
+            self._cache = wanted, transform, compute
         return self._cache[1:]
 
     def extra_repr(self) -> str:

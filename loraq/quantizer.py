@@ -27,8 +27,8 @@ from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of every method change."""
-BRANCH_VERSIONS = {"alternating": 2}
-"""The same for one kind of branch; kinds that are not listed are at their first version."""
+BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 3}
+"""The same for one kind of branch and what it selects by; what is not listed has none."""
 
 
 @dataclass
@@ -247,7 +247,7 @@ def fingerprint(
     group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
     """sha256 of all that a group's packed layers follow from: recipe, weights, activations read."""
-    made_by = VERSION, BRANCH_VERSIONS.get(recipe.branch.kind)
+    made_by = VERSION, BRANCH_VERSIONS.get((recipe.branch.kind, recipe.branch.select))
     digest = hashlib.sha256(repr((made_by, recipe.identity(), group.share)).encode())
 
     def add(tensor: Tensor) -> None:

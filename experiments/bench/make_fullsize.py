@@ -65,15 +65,28 @@ LOW_RANK, LARGER_CHANNELS = 64, 0.01
 STEM = "diffusion_pytorch_model"
 
 
-def meta_model(name: str, blocks: int | None = None) -> nn.Module:
-    """The transformer on the meta device; `blocks`: fewer than the published number."""
+def build(name: str, blocks: int | None = None) -> nn.Module:
+    """The untrained transformer; `blocks`: fewer than the published number."""
     import diffusers
 
     if name not in CONFIGS:
         raise unknown("full-size model", name, CONFIGS)
     config = CONFIGS[name] | ({} if blocks is None else {"num_layers": blocks})
+    return getattr(diffusers, CLASSES[name][1])(**config)
+
+
+def meta_model(name: str, blocks: int | None = None) -> nn.Module:
+    """The same on the meta device."""
     with torch.device("meta"):
-        return getattr(diffusers, CLASSES[name][1])(**config)
+        return build(name, blocks)
+
+
+def synthetic_model(name: str, blocks: int, seed: int = 0) -> nn.Module:
+    """The same with the snapshot's weights, float32."""
+    model = build(name, blocks)
+    for key, tensor in model.state_dict().items():
+        tensor.copy_(random_weight(key, tensor.shape, seed))
+    return model
 
 
 def random_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq import arithmetic, recipe, record
-from loraq.branches.linear_algebra import truncated_svd
+from loraq.branches.linear_algebra import tracked_svd, truncated_svd
 from loraq.compose import load_rows
 from loraq.config import Recipe
 from loraq.config.recipe import ANY_BRANCH
@@ -73,8 +73,9 @@ def reference_way() -> Iterator[None]:
         stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
         for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
-            if getattr(module, "truncated_svd", None) is truncated_svd:
-                stack.enter_context(mock.patch.object(module, "truncated_svd", full_svd_each))
+            for svd in (truncated_svd, tracked_svd):
+                if getattr(module, svd.__name__, None) is svd:
+                    stack.enter_context(mock.patch.object(module, svd.__name__, full_svd_each))
         yield
 
 

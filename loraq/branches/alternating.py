@@ -6,8 +6,11 @@ select=output: best calibration output error; a unit stops at its first round wi
 start=weight: Q₀ = 0, so the first P is SVD_r(W).
 start=zero:   P₀ = 0, a round that may win, then the first P is SVD_r(W − Q(W)) (LoftQ's own start).
 
-P and W − P are formed in float64, as the reference does its SVDs: alternation is chaotic, and one
-scale that float32 puts on the other side becomes another best round ten rounds later.
+select=output forms P and W − P in float64 and takes exact SVDs where they are affordable, as
+SVDQuant's reference does: alternation is chaotic, and one scale that float32 puts on the other side
+becomes another best round ten rounds later. select=weight follows no one's rounds: float32, and
+each round's subspace is iterated for from the last one's, to nearly the same error in a part of the
+time (experiments/bench/quantise.py).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from loraq.branches import Problem, Solution
-from loraq.branches.linear_algebra import truncated_svd
+from loraq.branches.linear_algebra import svd_is_exact, tracked_svd, truncated_svd
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
@@ -48,8 +51,9 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             "the first round is the SVD of the error. Choose start=zero or start=weight."
         )
     by_output = options.select == "output"
-    w_BOI = problem.weight_BOI.double()
+    w_BOI = problem.weight_BOI.double() if by_output else problem.weight_BOI.float()
     b, o, i = w_BOI.shape
+    tracked = not by_output or not svd_is_exact(w_BOI)
     best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
     quantised_BOI = torch.zeros_like(problem.weight_BOI)
     if options.start == "zero":
@@ -61,15 +65,18 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
 
     losses: list[float] = []
     active = torch.arange(b, device=w_BOI.device)
-    start_BOR = None
+    left = None
     for _ in range(options.steps):
         part = problem.subset(active)
         before = best.score_B[active]
         target = w_BOI if len(active) == b else w_BOI[active]
         error = target - quantised_BOI[active]
-        left, right = truncated_svd(error, problem.rank, start_BOR)
+        if tracked and left is not None:
+            left, right = tracked_svd(error, problem.rank, left)
+        else:
+            left, right = truncated_svd(error, problem.rank)
         del error
-        product = problem.round_branch(left).double() @ problem.round_branch(right).double()
+        product = problem.round_branch(left).to(target) @ problem.round_branch(right).to(target)
         main = problem.round_main(product.neg_().add_(target))
         del product, target
         quantised_BOI[active] = main
@@ -78,7 +85,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         losses.append(best.score_B.mean().item())
         least_gain = 0.0 if by_output else options.tolerance
         going = score < before * (1 - least_gain)
-        active, start_BOR = active[going], left[going]
+        active, left = active[going], left[going]
         if not len(active):
             break
     return Solution(best.left, best.right, residual=True, losses=losses)

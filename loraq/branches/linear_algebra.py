@@ -14,29 +14,45 @@ ITERATIONS, MORE_ITERATIONS = 8, 2
 """Subspace iterations from a random start, and from factors of nearly the same matrix."""
 
 
-def truncated_svd(
-    w_BOI: Tensor, rank: int, start_BOR: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def svd_is_exact(w_BOI: Tensor) -> bool:
+    """Whether `truncated_svd` takes full decompositions of matrices of this size."""
+    return min(w_BOI.shape[-2:]) <= EXACT_WIDTH
+
+
+def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), of w's dtype.
 
     Matrices with a shorter side above EXACT_WIDTH get factors whose error is above the best by some
-    tenths of a per cent: a full decomposition takes cubic time, and minutes a model. `start_BOR`,
-    left factors of a matrix close to this one, spares them most of their iterations.
+    tenths of a per cent: a full decomposition takes cubic time, and minutes a model.
     """
-    w = w_BOI.double()
-    exact, tall = min(w.shape[-2:]) <= EXACT_WIDTH, w.shape[-2] >= w.shape[-1]
-    if tall:
-        start = None if exact or start_BOR is None else w.mT @ start_BOR.to(w)
-        v_BIR = _eigenvectors(w.mT, rank) if exact else _leading(w.mT, rank, start)
-        us_BOR = w @ v_BIR
-        s_BR = us_BOR.norm(dim=-2).clamp_min(1e-300)
-        left, right = us_BOR / s_BR.sqrt()[..., None, :], (v_BIR * s_BR.sqrt()[..., None, :]).mT
+    w, find = w_BOI.double(), _eigenvectors if svd_is_exact(w_BOI) else _leading
+    if w.shape[-2] >= w.shape[-1]:
+        left, right = _from_right(w, find(w.mT, rank))
     else:
-        u_BOR = _eigenvectors(w, rank) if exact else _leading(w, rank, start_BOR)
-        sv_BRI = u_BOR.mT @ w
-        s_BR = sv_BRI.norm(dim=-1).clamp_min(1e-300)
-        left, right = u_BOR * s_BR.sqrt()[..., None, :], sv_BRI / s_BR.sqrt()[..., :, None]
+        left, right = _from_left(w, find(w, rank))
     return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
+
+
+def tracked_svd(w_BOI: Tensor, rank: int, start_BOR: Tensor) -> tuple[Tensor, Tensor]:
+    """As `truncated_svd`, nearly: two subspace iterations from the left factors of a matrix that
+    was close to this one, all in w's dtype."""
+    if w_BOI.shape[-2] >= w_BOI.shape[-1]:
+        return _from_right(w_BOI, _leading(w_BOI.mT, rank, w_BOI.mT @ start_BOR).to(w_BOI))
+    return _from_left(w_BOI, _leading(w_BOI, rank, start_BOR).to(w_BOI))
+
+
+def _from_right(w_BOI: Tensor, v_BIR: Tensor) -> tuple[Tensor, Tensor]:
+    """L, R of W's projection on right singular vectors."""
+    us_BOR = w_BOI @ v_BIR
+    s_BR = us_BOR.norm(dim=-2).clamp_min(torch.finfo(w_BOI.dtype).tiny)
+    return us_BOR / s_BR.sqrt()[..., None, :], (v_BIR * s_BR.sqrt()[..., None, :]).mT
+
+
+def _from_left(w_BOI: Tensor, u_BOR: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for left singular vectors."""
+    sv_BRI = u_BOR.mT @ w_BOI
+    s_BR = sv_BRI.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny)
+    return u_BOR * s_BR.sqrt()[..., None, :], sv_BRI / s_BR.sqrt()[..., :, None]
 
 
 def _eigenvectors(a_BMN: Tensor, rank: int) -> Tensor:
@@ -48,7 +64,7 @@ def _eigenvectors(a_BMN: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(a_BMN @ a_BMN.mT).eigenvectors[..., -rank:].flip(-1)
 
 
-def _leading(a_BMN: Tensor, rank: int, start_BMR: Tensor | None) -> Tensor:
+def _leading(a_BMN: Tensor, rank: int, start_BMR: Tensor | None = None) -> Tensor:
     """Nearly those vectors: randomised subspace iteration (Halko et al. 2011, algorithm 4.4).
 
     In float32: the vectors need not be exact to be orthonormal. The random start is the same for

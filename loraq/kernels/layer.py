@@ -47,6 +47,7 @@ class Held:
 class Prepared:
     """One layer's operands and products; how `loraq.compute.Compute` runs on a GPU."""
 
+    dtype: torch.dtype
     activation: Format
     weight: Operand
     main: Product
@@ -97,7 +98,7 @@ def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> 
     main = product_of(fmt, tensors.weight.format, device)
     bias = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
     weight, branch = stored_operand(tensors.weight, device), _branch(tensors, device)
-    return Prepared(fmt, weight, main, bias, branch)
+    return Prepared(dtype, fmt, weight, main, bias, branch)
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

@@ -321,3 +321,15 @@ def test_capture_is_bounded_repeatable_and_of_the_right_layer():
 def test_unknown_rounding_is_answered():
     with pytest.raises(LoraqError, match="nearest"):
         quantized(replace(RTN, rounding=RoundingConfig(kind="neares")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_16_bit_model_is_emulated_in_float32_on_a_cpu(dtype):
+    """As the definition says: rounded once, at the layer's end, transform included."""
+    model, made = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
+    made.apply(model)
+    layer = next(m for m in model.modules() if isinstance(m, QuantizedLinear))
+    x = torch.randn(7, layer.in_features, generator=torch.Generator().manual_seed(3)).to(dtype)
+    found = layer(x)
+    assert found.dtype == dtype
+    assert torch.equal(found, layer.tensors.forward(x).to(dtype))
