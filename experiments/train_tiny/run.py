@@ -24,13 +24,12 @@ QUICK = ROOT / "outputs" / "train_tiny_quick"
 
 # What the committed weights saw: about 2,400 batches of 8 crops, 75,000 pictures at 64 px and then
 # 62,000 at 128 px. The first 600 low steps had batch 64; batch 32 twice as often learned faster.
-VAE_STEPS = 2490
 LOW_STEPS, HIGH_STEPS = 2400, 3800
 
 
 def stages(name: str, quick: bool, downloads: Path | None) -> list[list[str]]:
     """Return the commands in order, each a module of this package with its arguments."""
-    vae_steps = 8 if quick else VAE_STEPS
+    vae_steps = 8 if quick else MODELS[name].vae_steps
     low, high = (4, 4) if quick else (LOW_STEPS, HIGH_STEPS)
     folder = (QUICK if quick else ASSETS) / name
     fetch = ["fetch"] + (["--downloads", str(downloads)] if downloads else [])

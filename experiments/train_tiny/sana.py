@@ -44,7 +44,7 @@ def encoder(settings: Settings) -> Gemma2Model:
 
 
 def autoencoder(settings: Settings) -> AutoencoderDC:
-    """Return an untrained autoencoder of stride 16.
+    """Return an untrained autoencoder of stride 16, resampled as SANA's is.
 
     Without shortcuts around the latent's convolutions, so that its scale can be folded into them.
     """
@@ -61,6 +61,8 @@ def autoencoder(settings: Settings) -> AutoencoderDC:
         decoder_layers_per_block=(1,) * len(channels),
         encoder_qkv_multiscales=none,
         decoder_qkv_multiscales=none,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
         encoder_out_shortcut=False,
         decoder_in_shortcut=False,
         scaling_factor=1.0,

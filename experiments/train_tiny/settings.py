@@ -30,6 +30,8 @@ class Settings:
     stride: int = 8
     vae_channels: tuple[int, ...] = (16, 32, 64, 96)
     latent_channels: int = 4
+    vae_steps: int = 2490
+    vae_rate: float = 2e-3
     caption_dropout: float = 0.1
     inference_steps: int = 16
     guidance: float = 3.0
@@ -44,7 +46,12 @@ class Settings:
 MODELS = {
     "tiny_pixart": Settings(),
     "tiny_sana": Settings(
-        name="tiny_sana", stride=16, vae_channels=(16, 32, 64, 64, 128), latent_channels=8
+        name="tiny_sana",
+        stride=16,
+        vae_channels=(16, 32, 64, 64, 128),
+        latent_channels=16,
+        vae_steps=3000,
+        vae_rate=1e-3,
     ),
 }
 # Which model is trained; an environment variable, so that every stage and worker agrees.

@@ -118,9 +118,9 @@ def preview(vae: torch.nn.Module, images: np.ndarray, path: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--steps", type=int, default=2490)
+    parser.add_argument("--steps", type=int, default=SETTINGS.vae_steps)
     parser.add_argument("--size", type=int, default=8)
-    parser.add_argument("--peak", type=float, default=2e-3)
+    parser.add_argument("--peak", type=float, default=SETTINGS.vae_rate)
     arguments = parser.parse_args()
     parallel.launch(
         train,
