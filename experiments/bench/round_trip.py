@@ -5,10 +5,10 @@
 
 For every main format and branch: LQER (what is stored does not depend on how it was found), one
 forward with fixed inputs here, `save_pretrained`, one forward in a process of its own, whose folder
-holds the packed checkpoint alone. Printed and recorded: whether both outputs have the same bits, the
-bytes of the packed tensors in the file beside the stated bits per weight, seconds to load and to the
-end of the first forward, and anonymous memory that loading took (mapped files do not count), beside
-the 16-bit model's.
+holds the packed checkpoint alone. Printed and recorded: whether both outputs have the same bits,
+the bytes of the packed tensors in the file beside the stated bits per weight, seconds to load and
+to the end of the first forward, and anonymous memory that loading took (mapped files do not count),
+beside the 16-bit model's.
 
 Expected time: 3 minutes on 2 cores. Outcome: results/bench/round_trip_MODEL.json.
 """
