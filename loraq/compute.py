@@ -40,7 +40,7 @@ class Emulated:
     """Dense copies of the operands in one type, on one device.
 
     On a CPU that is float32, whatever the model's type: few have 16-bit units, and without them a
-    product in bfloat16 takes several times as long (results/bench/forward_*.json).
+    product in bfloat16 is the slower one (experiments/bench/forward.py).
     """
 
     def __init__(self, tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> None:

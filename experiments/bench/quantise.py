@@ -12,7 +12,7 @@ both reach the same mean weight error within 1 %: a faster way to a worse result
 
 Expected time: 3 minutes a repeat on 2 cores. Expected outcome (results/bench/quantise.json, one
 repeat): ratios of 1.8 to 2.6 with branches and 1 without (RTN has no SVD) at equal errors; LQER and
-O1 in a second, O2 in 10, LoftQ, which does float64 SVDs for fifty rounds, in 40.
+O1 in a second, O2 in 10, LoftQ in 40. (The record is older than LoftQ's tracked subspace.)
 """
 
 from __future__ import annotations
