@@ -10,7 +10,7 @@ the bytes of the packed tensors in the file beside the stated bits per weight, s
 to the end of the first forward, and anonymous memory that loading took (mapped files do not count),
 beside the 16-bit model's.
 
-Expected time: not measured yet, some minutes on 2 cores. Expected outcome: the same bits everywhere.
+Expected time: not measured yet, some minutes on 2 cores. Expected: the same bits everywhere.
 """
 
 from __future__ import annotations
