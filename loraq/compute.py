@@ -8,6 +8,7 @@ auto      triton on a GPU for every layer that it computes, emulation for the ot
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError, unknown
+from loraq.formats import Format
 from loraq.forward import QuantizedInput, multiply, quantize_input
 from loraq.transforms import InputTransform
 
@@ -61,6 +63,29 @@ class Emulated:
         return multiply(held, self.weight_OI, self.left_OR, self.bias_O)
 
 
+def check_compute(
+    formats: Mapping[str, Format],
+    requantize: bool,
+    rank: int,
+    widths: Iterable[int],
+    device: torch.device,
+) -> None:
+    """LoraqError where kernels are missing for layers yet to be packed with a recipe's formats."""
+    try:
+        from loraq.kernels.support import check, equations
+    except ImportError as error:
+        raise _no_triton(error) from None
+    for equation in equations(formats, requantize, rank, widths):
+        check(equation, device)
+
+
+def _no_triton(error: ImportError) -> LoraqError:
+    return LoraqError(
+        f"compute=triton needs the package triton, which does not import here ({error}). "
+        "Install it, or set compute=emulate."
+    )
+
+
 def make_compute(
     mode: str, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
 ) -> Compute:
@@ -72,10 +97,7 @@ def make_compute(
     except ImportError as error:  # PyTorch brings Triton along on Linux alone
         if mode == "auto":
             return Emulated(tensors, dtype, device)
-        raise LoraqError(
-            f"compute=triton needs the package triton, which does not import here ({error}). "
-            "Install it, or set compute=emulate."
-        ) from None
+        raise _no_triton(error) from None
     try:
         return prepare(tensors, dtype, device)
     except Unsupported:

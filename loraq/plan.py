@@ -78,6 +78,9 @@ def check(rows: Sequence[Row]) -> None:
     made = [row for row in rows if "quantised" in row.todo]
     if not made:
         return
+    import torch
+
+    from loraq.compute import check_compute
     from loraq.models.families import list_layers
     from loraq.models.loading import meta_transformer
     from loraq.quantizer import planned_branch_bits
@@ -87,7 +90,11 @@ def check(rows: Sequence[Row]) -> None:
         assert row.recipe is not None
         try:
             layers = list_layers(transformer, row.config.model.family, row.recipe.skip)
-            planned_branch_bits(layers, row.recipe)
+            rank, _ = planned_branch_bits(layers, row.recipe)
+            if row.config.compute == "triton":
+                formats, requantize = row.recipe.formats(), row.recipe.requantize_intermediate
+                widths = (layer.shape[1] for layer in layers)
+                check_compute(formats, requantize, rank, widths, torch.device(row.device))
         except LoraqError as error:
             raise LoraqError(f"{error}\n  (in row '{row.name}')") from None
 

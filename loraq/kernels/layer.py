@@ -15,20 +15,17 @@ from loraq.formats.quantize import FLOATS
 from loraq.kernels.activations import quantise_input
 from loraq.kernels.equation import down, linear
 from loraq.kernels.operands import (
-    INTERPRETED,
     WHOLE,
     Operand,
     Product,
-    Unsupported,
-    check_activation,
     empty_operand,
     product_of,
     room,
     stored_operand,
 )
+from loraq.kernels.support import Equation, check
 from loraq.layers import LayerTensors
 
-MOST_RANKS = 256
 TOKENS = 32  # of a tile
 OUTPUTS = 128
 
@@ -88,13 +85,8 @@ class Branch:
 
 def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> Prepared:
     """Raises Unsupported where the kernels cannot compute the layer's equation."""
-    if device.type != "cuda" and not INTERPRETED:
-        raise Unsupported(
-            f"compute=triton runs on a GPU, and the layer's input is on '{device}'. Move the model "
-            "(pipe.to('cuda')), or set compute=emulate."
-        )
-    fmt, width = tensors.activation, tensors.weight.shape[-1]
-    check_activation(fmt, width)
+    check(Equation.of(tensors), device)
+    fmt = tensors.activation
     main = product_of(fmt, tensors.weight.format, device)
     bias = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
     weight, branch = stored_operand(tensors.weight, device), _branch(tensors, device)
@@ -110,23 +102,7 @@ def _branch(tensors: LayerTensors, device: torch.device) -> Branch | None:
     fmt = tensors.branch_activation
     if tensors.right is None or tensors.left is None or fmt is None:
         return None
-    check_activation(fmt, tensors.weight.shape[-1])
-    if fmt.tensor_scale == "token":
-        raise Unsupported(
-            f"No kernel quantises a branch's input as '{fmt.label}' (a scale a token above the "
-            "blocks'). Set compute=emulate, or tensor_scale=fixed for the branch."
-        )
-    rank = tensors.right.shape[0]
-    if rank > MOST_RANKS:
-        raise Unsupported(
-            f"No kernel takes a branch of rank {rank}; the largest is {MOST_RANKS}. "
-            "Set compute=emulate."
-        )
     intermediate = fmt if tensors.requantize_intermediate else None
-    if intermediate is None and tensors.left.format.family != "float":
-        raise Unsupported(
-            "No kernel keeps x·Rᵀ in float beside an L of few bits. Set compute=emulate."
-        )
     return Branch(
         fmt,
         stored_operand(tensors.right, device),

@@ -18,7 +18,6 @@ from loraq.formats.scales import nvfp4_tensor_scale
 from loraq.kernels.numbers import Element, element_constants
 
 WHOLE = 1 << 20  # a block that no axis exceeds: one scale for all of it
-LONGEST_TOKEN = 1 << 13
 # Triton's interpreter does not multiply bf16; what bf16 holds exactly, fp32 holds as well.
 INTERPRETED = triton.knobs.runtime.interpret
 DECODED = tl.float32 if INTERPRETED else tl.bfloat16
@@ -74,11 +73,6 @@ def stored_operand(packed: QuantizedTensor, device: torch.device) -> Operand:
         return Operand(codes, codes, 1.0, None, WHOLE, width)
     if fmt.bits == 6:
         codes = unpack(codes, 6, width).contiguous()
-    if packed.tensor_scale is not None and packed.tensor_scale.numel() > 1:
-        raise Unsupported(
-            f"No kernel reads weights as '{fmt.label}' (a scale a row above the blocks'). "
-            "Set compute=emulate."
-        )
     above = 1.0 if packed.tensor_scale is None else float(packed.tensor_scale)
     assert packed.scale is not None
     scale = packed.scale.to(device)
@@ -114,23 +108,6 @@ def has_fp8(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return True
     return torch.cuda.get_device_capability(device) >= (8, 9)
-
-
-def check_activation(fmt: Format, width: int) -> None:
-    block = fmt.block
-    if fmt.tensor_scale == "tensor" or block == -1:
-        raise Unsupported(
-            f"No kernel quantises activations as '{fmt.label}' (one scale for all). "
-            "Set compute=emulate."
-        )
-    if fmt.clip != "none":
-        raise Unsupported(f"No kernel searches scales ('{fmt.label}'). Set compute=emulate.")
-    if block is None and fmt.family != "float" and width > LONGEST_TOKEN:
-        raise Unsupported(f"No kernel finds one scale for {width} channels. Set compute=emulate.")
-    if block is not None and block & (block - 1):
-        raise Unsupported(
-            f"No kernel cuts '{fmt.label}': its block is no power of two. Set compute=emulate."
-        )
 
 
 def room(x_TI: Tensor, fmt: Format) -> Operand:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,10 @@ from loraq import record as records
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.plan import result_folder
+from loraq.keys import Row
+from loraq.plan import check, make_plan, result_folder
 from loraq.run import run
+from loraq.store import Store
 
 
 def output(overrides: list[str]) -> Path:
@@ -49,6 +52,19 @@ def test_a_method_goes_from_config_to_table(overrides, method):
     assert method in outcome.text
     if method != "rtn":
         assert 0 < row.budget["branch_bits_per_weight"] <= 0.64
+
+
+def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
+    """The plan alone, so that it needs no GPU."""
+    asked = ["method=loraq_o2", "compute=triton", *overrides]
+
+    def planned(*more: str) -> list[Row]:
+        rows = make_plan(load_rows([*asked, *more]), Store(str(output(overrides))))
+        return [replace(row, device="cuda") for row in rows]
+
+    check(planned())
+    with pytest.raises(LoraqError, match=r"g16.*compute=emulate(.|\n)*in row 'loraq_o2'"):
+        check(planned("quant.activation.block=16"))
 
 
 def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):

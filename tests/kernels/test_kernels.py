@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraq.compute import Emulated, make_compute, set_compute
+from loraq.compute import Emulated, check_compute, make_compute, set_compute
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format
 from loraq.formats.packing import pack
@@ -156,6 +156,26 @@ def test_what_no_kernel_computes_says_so(case):
     with pytest.raises(Unsupported, match="compute=emulate"):
         make_compute("triton", tensors, torch.float32, DEVICE)
     assert isinstance(make_compute("auto", tensors, torch.float32, DEVICE), Emulated)
+
+
+def test_what_no_kernel_computes_is_known_from_the_recipe():
+    """Before anything is quantised: the same refusals, from formats, rank and widths alone."""
+    from loraq import recipe
+
+    def refused(words: str, *overrides: str, rank: int = 16) -> None:
+        chosen = recipe("loraq_o2", *overrides)
+        asked = chosen.formats(), chosen.requantize_intermediate, rank, (64, 200)
+        with pytest.raises(Unsupported, match=words):
+            check_compute(*asked, DEVICE)
+
+    for name in ("loraq_o2", "loraq_best", "svdquant"):
+        chosen = recipe(name)
+        check_compute(chosen.formats(), chosen.requantize_intermediate, 16, (64, 200), DEVICE)
+    refused("powers of two from 32", "quant.activation.block=16")
+    refused("searches", "quant.activation.clip=mse")
+    refused("keeps x·Rᵀ in float", "quant.requantize_intermediate=false")
+    refused("a branch's", "format@quant.branch_activation=nvfp4", "format@quant.branch_weight=int4")
+    refused("rank 300; the largest is 256", rank=300)
 
 
 def test_readers_of_one_input_may_compute_differently(model):
