@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraq import generate as generation
+from loraq.data import Prompt
 from loraq.estimate import stage_kind
 from loraq.keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row
-from loraq.prompts import Prompt
 from loraq.store import write_json
 from loraq.workshop import Workshop, full_disk_is_ours
 

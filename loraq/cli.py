@@ -1,4 +1,4 @@
-"""The command `loraq`: run, quantize, generate, evaluate, fit, score, tables, cache; one config.
+"""The command `loraq`: run, quantize, generate, evaluate, fit, score, fetch, tables, cache.
 
 Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
 """
@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "only measure: like run, and the same records",
     "fit": "try the last row with one and two images, and say which batch fits into memory",
     "score": "measure a saved pipeline (it makes its images) or any folder of images",
+    "fetch": "download a published set of prompts and images into a folder (resumes)",
     "tables": "print and rewrite the tables of the records that are there",
     "cache": "list what lies under the output folder, verify or remove it",
 }
@@ -53,7 +54,12 @@ examples:
       --against my_reference --json scores.json
 An image is called NAME.png after its caption's name. With a pipeline, model.* says how it samples.
 """
-EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {"score": SCORE}
+FETCH = """\
+A folder that another machine filled serves as well. Then:
+  loraq run model=pixart_sigma data=mjhq data.captions=FOLDER
+Interrupted, the same command goes on where it stopped; run again, it checks every file's sha256.
+"""
+EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {"score": SCORE, "fetch": FETCH}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,9 +82,13 @@ def parser() -> argparse.ArgumentParser:
         if name in ("tables", "cache"):
             command.add_argument("--output", default="outputs", help="folder (default: outputs)")
         else:
-            if name == "score":
+            if name == "fetch":
+                command.add_argument("set", metavar="SET", help="mjhq, sdci, parti or drawbench")
+                command.add_argument("folder", metavar="FOLDER", help="where to put it")
+            elif name == "score":
                 command.add_argument("target", metavar="FOLDER", help="images, or a saved pipeline")
-            command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
+            if name != "fetch":
+                command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
             command.add_argument("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -108,6 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache(Path(options.output), options.verify, options.remove)
         elif options.command == "score":
             score(options)
+        elif options.command == "fetch":
+            from loraq.data.fetch import describe, fetch
+
+            folder = Path(options.folder).expanduser()
+            print(describe(fetch(options.set, folder, progress=not options.quiet), folder))
         elif options.command == "fit":
             from loraq.fitting import fit
 

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from loraq import generate as generation
 from loraq.config import ModelConfig
-from loraq.prompts import Prompt
+from loraq.data import Prompt
 from loraq.store import write_bytes
 
 NAMES = (

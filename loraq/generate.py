@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import GenerateConfig, ModelConfig
+from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
-from loraq.prompts import Prompt, seed_of_name
 from loraq.store import file_hash, write_bytes, write_json
 
 if TYPE_CHECKING:

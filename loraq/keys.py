@@ -22,11 +22,11 @@ from typing import Any
 
 from loraq import arithmetic, generate
 from loraq.config import Config, ModelConfig, Recipe
+from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
 from loraq.errors import LoraqError
 from loraq.models import weights_hash
-from loraq.models.loading import resolve_asset
-from loraq.prompts import Prompt, calibration_prompts, data_prompts
-from loraq.store import file_hash, key
+from loraq.models.loading import cached_hash, resolve_asset
+from loraq.store import key
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
@@ -114,7 +114,7 @@ def keyed(config: Config) -> Row:
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
             *(keys["quantised"], *_kernels(config, device)),
         )
-    judging = _judging(config)
+    judging = _judging(config, prompts)
     record = key("record", RECORD_VERSION, keys, judging, _named(config))
     keys["measured"] = key("measured", RECORD_VERSION, keys, judging)
     keys["record"] = record
@@ -156,19 +156,23 @@ def _calibration_keys(
     return keys
 
 
-def _judging(config: Config) -> dict[str, Any]:
+def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What the metrics of a record depend on."""
     from loraq.metrics import module
     from loraq.metrics.features import choose
 
     real: Any = config.data.real
     extractor = config.metrics.extractor
-    if real is not None:
+    if real == "set":
+        found = set_images(config.data.set, location(config.data), [p.name for p in prompts])
+        real = {image.stem: cached_hash(image) for image in found}
+        extractor = choose(extractor)
+    elif real is not None:
         path = resolve_asset(real)
         if path.is_file():  # features: the file itself says which extractor made them
-            real = file_hash(path)
+            real = cached_hash(path)
         else:  # images, whatever their folder is called; `auto` depends on what weights are there
-            real = {image.name: file_hash(image) for image in sorted(path.glob("*.png"))}
+            real = {image.name: cached_hash(image) for image in sorted(path.glob("*.png"))}
             extractor = choose(extractor)
     judged = {
         "metrics": [(name, module(name).VERSION) for name in config.metrics.names],

@@ -16,12 +16,12 @@ from loraq import generate as generation
 from loraq import record as records
 from loraq.activations import forwards, rows
 from loraq.config import Config
+from loraq.data import Prompt
 from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
 from loraq.models.loading import resolve_asset
-from loraq.prompts import Prompt
 from loraq.record import Record
 from loraq.stages import quantise
 from loraq.store import Store, write_bytes
@@ -116,11 +116,15 @@ def reference_set(store: Store, row: Row) -> Any:
 
 def real_images(config: Config) -> Any:
     """The real images of the prompts: from a folder, or a file of their features."""
+    from loraq.data import data_prompts, location, set_images
     from loraq.metrics import ImageSet
     from loraq.metrics.features import load_features
-    from loraq.prompts import data_prompts
 
     assert config.data.real is not None
+    if config.data.real == "set":
+        names = [prompt.name for prompt in data_prompts(config.data)]
+        found = set_images(config.data.set, location(config.data), names)
+        return ImageSet(tuple(found), tuple(names))
     path = resolve_asset(config.data.real)
     if path.is_dir():
         return ImageSet.of_folder(path, [prompt.name for prompt in data_prompts(config.data)])
@@ -129,11 +133,11 @@ def real_images(config: Config) -> Any:
             f"data.real={config.data.real}: there is no such folder or features file. Give "
             "one, or set data.real=null metrics=paired to leave these metrics out."
         )
-    return load_features(path, [prompt.name for prompt in _whole_split(config)])
+    return load_features(path, [prompt.name for prompt in _whole_set(config)])
 
 
-def _whole_split(config: Config) -> Sequence[Prompt]:
-    from loraq.prompts import data_prompts
+def _whole_set(config: Config) -> Sequence[Prompt]:
+    from loraq.data import data_prompts
 
     return data_prompts(dataclasses.replace(config.data, count=None))
 

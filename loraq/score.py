@@ -55,9 +55,9 @@ def score(
     """
     from loraq import metrics
     from loraq.compose import load_rows
+    from loraq.data import data_prompts
     from loraq.measuring import real_images
     from loraq.metrics import ImageSet
-    from loraq.prompts import data_prompts
 
     for folder in (target, against):
         if folder is not None and not folder.is_dir():

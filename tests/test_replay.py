@@ -7,10 +7,10 @@ import torch
 
 from loraq import replay
 from loraq.config import BranchConfig, FormatConfig, ModelConfig, Recipe
+from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
-from loraq.prompts import Prompt
 from loraq.quantizer import quantize_model
 from loraq.replay import Forward, applied, errors_by_role, output_errors, sensitivity
 from loraq.units import make_units

@@ -36,9 +36,9 @@ def compare(images: int, sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
 
     from loraq import recipe
     from loraq.compose import load_rows
+    from loraq.data import data_prompts
     from loraq.generate import batches, generators, image_batch
     from loraq.models import list_layers, load_pipeline
-    from loraq.prompts import data_prompts
     from loraq.quantizer import quantize_model
 
     config = load_rows(["method=reference"])[0]

@@ -42,7 +42,9 @@ class ModelConfig(Checked):
 class CalibrationConfig(Checked):
     """Captions whose activations methods may read, and those kept for measuring output errors.
 
-    Calibration takes the first `prompts` of the split, measuring the last `measure_prompts`.
+    Calibration takes the first `prompts`, measuring the last `measure_prompts`: of the data's split
+    `split`; of `captions` (read as the set `set`), where that is given; else, for a published set,
+    of what the run leaves of it.
     `text=random`: calibration reads random tokens of the model's own vocabulary instead, no data.
     """
 
@@ -52,17 +54,23 @@ class CalibrationConfig(Checked):
     rows_per_layer: int = setting(2048, at_least=1)
     seed: int = 0
     text: str = choice("captions", "random", since="0.1")
+    captions: str | None = setting(None, since="0.2")
+    set: str = setting("captions", since="0.2")
 
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which prompts are generated: the first `count` of a split of the captions file.
+    """Which prompts are generated: `count` of them, None for all.
 
-    `real`: the real images of these prompts, for Fréchet and kernel distances: a folder of
-    NAME.png, or a file of their features.
+    set: how `captions` is read (`loraq/data/sets.py`): `captions`, our JSON file with splits, of
+        which the first are taken; a published set in its folder, of which the SVDQuant reference's
+        subset is taken (shuffled by `random.Random(0)`, cut, sorted); `file`, a list of your own.
+    real: the real images of these prompts, for Fréchet and kernel distances: a folder of NAME.png,
+        a file of their features, or `set`: the set's own.
     """
 
-    captions: str = "asset:captions.json"
+    set: str = setting("captions", since="0.2")
+    captions: str | None = "asset:captions.json"
     split: str = "test"
     count: int | None = setting(32, at_least=1)
     real: str | None = None

@@ -54,7 +54,8 @@ def resolve_folder(model: ModelConfig) -> Path:
     return folder
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Whether the environment asks hub libraries to stay off the network."""
     truth = ("1", "true", "yes", "on")
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
     return any(os.environ.get(name, "").lower() in truth for name in names)
@@ -72,7 +73,7 @@ def _hub_folder(hub_id: str) -> Path:
     try:
         return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=wanted))
     except Exception:
-        if _offline():
+        if offline():
             raise LoraqError(
                 f"model.hub_id={hub_id}: not in the local hub cache, and the environment says "
                 f"offline (HF_HUB_OFFLINE).\n{remedy}"
@@ -88,12 +89,13 @@ def _hub_folder(hub_id: str) -> Path:
         ) from None
 
 
-def _file_hash(path: Path) -> str:
+def cached_hash(path: Path) -> str:
+    """sha256 of a file, read again only where its size or time has changed."""
     stat = path.stat()
     return _file_hash_at(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=1 << 15)
 def _file_hash_at(path: str, size: int, modified: int) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -116,7 +118,7 @@ def weights_hash(model: ModelConfig) -> str:
     total = hashlib.sha256()
     for path in files:
         name = path.relative_to(folder).as_posix()
-        digest = _file_hash(path)
+        digest = cached_hash(path)
         if name in expected and expected[name] != digest:
             raise LoraqError(
                 f"'{path}' is damaged: sha256 {digest[:16]}… where {CHECKSUMS} says "

@@ -10,9 +10,9 @@ import torch
 
 from loraq import embeddings, workshop
 from loraq.compose import load_rows
+from loraq.data import Prompt
 from loraq.generate import image_batch
 from loraq.models import load_pipeline
-from loraq.prompts import Prompt
 from loraq.run import run
 
 PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]

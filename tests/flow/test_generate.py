@@ -12,9 +12,9 @@ from PIL import Image
 from loraq import arithmetic, recipe
 from loraq import generate as generation
 from loraq.config import GenerateConfig, ModelConfig
+from loraq.data import Prompt, seed_of_name
 from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
-from loraq.prompts import Prompt, seed_of_name
 from loraq.quantizer import quantize_model
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]

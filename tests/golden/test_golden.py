@@ -58,8 +58,8 @@ def test_quantising_again_gives_the_recorded_errors(row, demo, model, pipe):
 def test_the_first_batch_of_16_bit_images_is_the_recorded_one(demo, model, pipe, tmp_path):
     from loraq import metrics
     from loraq.config import GenerateConfig
+    from loraq.data import Prompt
     from loraq.generate import generate
-    from loraq.prompts import Prompt
 
     record = demo["reference"]
     size = record.config["generate"]["batch_size"]

@@ -18,10 +18,10 @@ import torch
 
 from loraq.capture import Activations, InputCapture
 from loraq.compose import load_rows
+from loraq.data import Prompt
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.models.loading import resolve_asset
-from loraq.prompts import Prompt
 from loraq.quantizer import planned_branch_bits, quantize_model
 from loraq.units import make_units
 from tests.quantize.svdquant_restated import Unit, full_svd, leading_svd

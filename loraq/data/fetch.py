@@ -1,0 +1,119 @@
+"""Download a published prompt set with its images into a folder: resumable, verified, unpacked."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from loraq.data.download import download
+from loraq.data.manifest import INCOMPLETE, MANIFEST
+from loraq.data.sets import prompt_set, prompts_of, set_images
+from loraq.errors import LoraqError
+from loraq.models.loading import offline
+from loraq.store import file_hash, write_bytes
+
+
+def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
+    """Fill `folder` from the hub and write its manifest; what is there and whole stays as it is.
+
+    Returns the manifest: set, source, licence, commit, prompts, images; bytes and sha256 of every
+    file. The one thing in `loraq.data` that uses the network.
+    """
+    chosen = prompt_set(name, "fetch")
+    if chosen.hub is None:
+        raise LoraqError(f"Set '{name}' lies on no hub. Get it from {chosen.source}.")
+    if offline():
+        raise LoraqError(
+            f"fetch {name}: the environment says offline (HF_HUB_OFFLINE). Unset it, or copy the "
+            f"folder from a machine that has it; source: {chosen.source}."
+        )
+    if folder.exists() and not folder.is_dir():
+        raise LoraqError(f"'{folder}' is a file. Give a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INCOMPLETE).write_text(name)
+    commit = download(chosen.hub, chosen.files, folder, progress)
+    unpacked = {archive: _unpack(folder, archive, progress) for archive in chosen.archives}
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+        for pattern in chosen.files
+        for path in sorted(folder.glob(pattern))
+    }
+    prompts = prompts_of(name, _the_file(folder, chosen.prompts), "", "fetch")
+    images = 0
+    if chosen.image is not None:
+        images = len(set_images(name, folder, [prompt.name for prompt in prompts]))
+    manifest = {
+        "set": name,
+        "source": chosen.source,
+        "licence": chosen.licence,
+        "commit": commit,
+        "fetched": datetime.date.today().isoformat(),
+        "prompts": len(prompts),
+        "images": images,
+        "unpacked": unpacked,
+        "files": files,
+    }
+    write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    (folder / INCOMPLETE).unlink()
+    return manifest
+
+
+def _the_file(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise LoraqError(f"fetch: {len(found)} files {pattern} arrived in '{folder}', not one.")
+    return found[0]
+
+
+def describe(manifest: dict[str, Any], folder: Path) -> str:
+    """What a folder holds, for a reader."""
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    images = f", {manifest['images']} images" if manifest["images"] else ""
+    return (
+        f"{folder}: {manifest['set']}, {manifest['prompts']} prompts{images}, {size / 1e6:.1f} MB "
+        f"downloaded\n  licence: {manifest['licence']}\n  source:  {manifest['source']}"
+    )
+
+
+def _unpack(folder: Path, archive: str, progress: bool) -> int:
+    """Unpack into a folder of the archive's name, all or nothing; returns how many files it holds.
+
+    Paths that lead outside are refused by the libraries. A single folder inside is the folder.
+    """
+    path, target = folder / archive, folder / archive.split(".")[0]
+    if not target.is_dir():
+        partial = folder / f"{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            _extract(path, partial, progress)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise LoraqError(
+                f"'{path}' does not unpack ({error}). Free disk space, or delete it and fetch "
+                "again."
+            ) from None
+        inside = list(partial.iterdir())
+        single = len(inside) == 1 and inside[0].is_dir()
+        os.replace(inside[0] if single else partial, target)
+        shutil.rmtree(partial, ignore_errors=True)
+    return sum(1 for entry in target.rglob("*") if entry.is_file())
+
+
+def _extract(path: Path, target: Path, progress: bool) -> None:
+    from tqdm import tqdm
+
+    bar = {"desc": f"unpack {path.name}", "unit": "file", "disable": not progress}
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as pack:
+            for member in tqdm(pack.infolist(), **bar):
+                pack.extract(member, target)
+    else:
+        with tarfile.open(path) as pack:
+            for entry in tqdm(pack, **bar):
+                pack.extract(entry, target, filter="data")

@@ -1,0 +1,129 @@
+"""Files of prompts, as their publishers lay them out, read to `Prompt`s in the file's order."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from loraq.data.prompt import Prompt, check_prompts, seed_of_name
+from loraq.errors import LoraqError, unknown
+
+Reader = Callable[[Path, str], list[Prompt]]
+KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
+
+
+def read_prompts(read: Reader, path: Path, split: str) -> list[Prompt]:
+    """What `read` finds in a file, checked; a file that it cannot read is named, with its place."""
+    stat = path.stat()
+    return _read(read, path, split, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _read(read: Reader, path: Path, split: str, size: int, modified: int) -> list[Prompt]:
+    try:
+        prompts = read(path, split)
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise LoraqError(
+            f"'{path}' does not read as a prompt file ({type(error).__name__}: {error}). {_SHAPES}"
+        ) from None
+    check_prompts(prompts, str(path))
+    return prompts
+
+
+_SHAPES = (
+    'A captions file holds {"SPLIT": [{"name": …, "prompt": …, "seen": true|false}, …], …}; a '
+    "YAML file NAME: PROMPT; a text file one prompt a line; a table a column of prompts."
+)
+
+
+def captions(path: Path, split: str) -> list[Prompt]:
+    """Our own JSON: lists of prompts by split."""
+    splits = json.loads(_text(path))
+    lists = {name: entries for name, entries in splits.items() if isinstance(entries, list)}
+    if split not in lists:
+        raise LoraqError(f"{path.name}: {unknown('split', split, lists)}")
+    return [
+        Prompt(str(entry["name"]), str(entry["prompt"]), bool(entry.get("seen", True)))
+        for entry in lists[split]
+    ]
+
+
+def mapping(path: Path, split: str) -> list[Prompt]:
+    """YAML or JSON, NAME: PROMPT (the SVDQuant reference's prompt files, sDCI)."""
+    if path.suffix == ".json":
+        found = json.loads(_text(path))
+    else:
+        import yaml
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        try:
+            found = yaml.load(_text(path), Loader=loader)
+        except yaml.YAMLError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+    return [Prompt(str(name), str(text)) for name, text in _mapping(found).items()]
+
+
+def mjhq(path: Path, split: str) -> list[Prompt]:
+    """MJHQ-30K's meta_data.json: NAME: {category, prompt}."""
+    found = _mapping(json.loads(_text(path)))
+    return [Prompt(name, entry["prompt"]) for name, entry in found.items()]
+
+
+def karpathy(path: Path, split: str) -> list[Prompt]:
+    """COCO's dataset_coco.json (Karpathy's splits): of every image one caption, by its name's hash.
+
+    split: train (with restval), val or test.
+    """
+    if split not in KARPATHY:
+        raise unknown("split of COCO", split, KARPATHY)
+    found = []
+    for image in json.loads(_text(path))["images"]:
+        if image["split"] in KARPATHY[split]:
+            name = image["filename"].removesuffix(".jpg").removesuffix(".png")
+            sentences = [sentence["raw"] for sentence in image["sentences"]]
+            found.append(Prompt(name, sentences[seed_of_name(name) % len(sentences)]))
+    return found
+
+
+def table(*columns: str) -> Reader:
+    """A CSV or TSV file whose prompts stand in the first of these columns that it has."""
+
+    def read(path: Path, split: str) -> list[Prompt]:
+        kind = csv.excel_tab if path.suffix == ".tsv" else csv.excel
+        rows = csv.DictReader(_text(path).splitlines(), dialect=kind)
+        there = [name for name in columns if name in (rows.fieldnames or ())]
+        if not there:
+            raise ValueError(f"no column '{columns[0]}' among {rows.fieldnames}")
+        return _numbered(row[there[0]] for row in rows)
+
+    return read
+
+
+def json_lines(path: Path, split: str) -> list[Prompt]:
+    """A JSON object with a `prompt` on every line (GenEval)."""
+    return _numbered(json.loads(line)["prompt"] for line in _text(path).splitlines())
+
+
+def lines(path: Path, split: str) -> list[Prompt]:
+    """One prompt a line; their names are the lines' numbers, from 0000."""
+    return _numbered(_text(path).splitlines())
+
+
+def _numbered(texts: Iterable[str]) -> list[Prompt]:
+    texts = list(texts)
+    digits = max(4, len(str(len(texts))))
+    return [Prompt(f"{number:0{digits}d}", text) for number, text in enumerate(texts)]
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"a mapping is expected, not {type(found).__name__}")
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

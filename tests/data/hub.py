@@ -1,0 +1,93 @@
+"""A hub on this machine: one data set's files over HTTP, with ranges, and with breaks on demand."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Of a file named in `cut` so many bytes are sent at a time; then the connection breaks."""
+
+    def __init__(self, repository: str, files: Mapping[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repository, self.files = repository, dict(files)
+        self.cut: dict[str, Iterator[int]] = {}
+        self.ranges: list[tuple[str, str]] = []  # (file, Range) of every download
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.split("?")[0]
+        resolved = f"/datasets/{self.server.repository}/resolve/{COMMIT}/"
+        if path.startswith(f"/api/datasets/{self.server.repository}"):
+            about: object = {"id": self.server.repository, "sha": COMMIT}
+            if "/tree/" in path:
+                about = [
+                    {"type": "file", "path": name, "size": len(data), "oid": name}
+                    for name, data in self.server.files.items()
+                ]
+            return self.send(json.dumps(about).encode(), {"Content-Type": "application/json"}, body)
+        name = path.removeprefix(resolved)
+        if not path.startswith(resolved) or name not in self.server.files:
+            return self.send(b"", {}, body, status=404)
+        whole = self.server.files[name]
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(whole)}"'}
+        start, status = 0, 200
+        wanted = self.headers.get("Range", "")
+        if body:
+            self.server.ranges.append((name, wanted))
+        if wanted:
+            start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
+            headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
+        cut = next(self.server.cut.get(name, iter(())), None) if body else None
+        return self.send(whole[start:], headers, body, status, cut)
+
+    def send(self, data: bytes, headers, body: bool, status: int = 200, cut: int | None = None):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if body:
+            self.wfile.write(data[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+
+def etag(data: bytes) -> str:
+    """As the hub's: sha256 of what is stored apart, git's own sha1 of small files."""
+    if len(data) > 5000:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+@contextlib.contextmanager
+def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[Hub]:
+    """The hub while the block runs."""
+    hub = Hub(repository, files)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        hub.server_close()

@@ -1,0 +1,113 @@
+"""Downloads over HTTP from a hub on this machine: whole, interrupted, damaged, refused."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from loraq.config import DataConfig
+from loraq.data import data_prompts, set_images
+from loraq.data.manifest import INCOMPLETE, MANIFEST
+from loraq.errors import LoraqError
+from tests.data.hub import COMMIT, serving
+from tests.data.layouts import mjhq_files, picture, sdci_files
+
+HUBS = {
+    "mjhq": ("playgroundai/MJHQ-30K", mjhq_files(12)),
+    "sdci": ("mit-han-lab/svdquant-datasets", sdci_files(9)),
+}
+
+
+def fetch(name: str, folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own, for hub libraries read their address when imported."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE"))}
+    return subprocess.run(
+        [sys.executable, "-m", "loraq.cli", "fetch", name, str(folder), "--quiet"],
+        env=kept | {"HF_ENDPOINT": url, "HF_HUB_DISABLE_TELEMETRY": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("name", HUBS)
+def test_a_set_arrives_unpacked_with_a_manifest(tmp_path, name):
+    repository, files = HUBS[name]
+    with serving(repository, {**files, "unwanted.bin": b"x" * 100}) as hub:
+        done = fetch(name, tmp_path, hub.url)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    assert manifest["commit"] == COMMIT and set(manifest["files"]) == set(files)
+    assert manifest["images"] == manifest["prompts"] and manifest["licence"] in done.stdout
+    prompts = data_prompts(DataConfig(set=name, captions=str(tmp_path), count=4))
+    paths = set_images(name, tmp_path, [prompt.name for prompt in prompts])
+    assert [p.read_bytes() for p in paths] == [picture(prompt.name) for prompt in prompts]
+    assert not (tmp_path / "unwanted.bin").exists()
+
+
+def test_a_broken_download_is_told_apart_and_goes_on_where_it_stopped(tmp_path):
+    """The archive breaks off again and again; then the rest alone is asked for."""
+    repository, files = HUBS["mjhq"][0], mjhq_files(12, padding=25 << 20)
+    with serving(repository, files) as hub:
+        hub.cut["mjhq30k_imgs.zip"] = itertools.chain([15 << 20], itertools.repeat(0))
+        broken = fetch("mjhq", tmp_path, hub.url)
+        assert broken.returncode == 2 and "goes on where it stopped" in broken.stderr
+        with pytest.raises(LoraqError, match="interrupted"):
+            data_prompts(DataConfig(set="mjhq", captions=str(tmp_path)))
+        assert (tmp_path / INCOMPLETE).is_file() and not (tmp_path / MANIFEST).exists()
+        hub.cut.clear()
+        hub.ranges.clear()
+        done = fetch("mjhq", tmp_path, hub.url)
+        assert done.returncode == 0, done.stderr
+        asked = [wanted for name, wanted in hub.ranges if name == "mjhq30k_imgs.zip"]
+    assert asked == [f"bytes={15 << 20}-"]
+    assert not (tmp_path / INCOMPLETE).exists()
+    assert len(data_prompts(DataConfig(set="mjhq", captions=str(tmp_path), count=12))) == 12
+
+
+def test_a_second_fetch_downloads_only_what_is_damaged(tmp_path):
+    repository, files = HUBS["sdci"]
+    with serving(repository, files) as hub:
+        assert fetch("sdci", tmp_path, hub.url).returncode == 0
+        hub.ranges.clear()
+        assert fetch("sdci", tmp_path, hub.url).returncode == 0
+        assert not hub.ranges
+        damaged = bytearray(files["sDCI.yaml"])
+        damaged[3] ^= 1
+        (tmp_path / "sDCI.yaml").write_bytes(bytes(damaged))
+        assert fetch("sdci", tmp_path, hub.url).returncode == 0
+        assert [name for name, _ in hub.ranges] == ["sDCI.yaml"]
+    assert (tmp_path / "sDCI.yaml").read_bytes() == files["sDCI.yaml"]
+
+
+def test_an_archive_that_leads_outside_is_refused(tmp_path):
+    pack = io.BytesIO()
+    with tarfile.open(fileobj=pack, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("../../escaped.jpg")
+        entry.size = 3
+        archive.addfile(entry, io.BytesIO(b"abc"))
+    repository, files = HUBS["sdci"]
+    folder = tmp_path / "a" / "b"
+    with serving(repository, {**files, "sDCI.gz": pack.getvalue()}) as hub:
+        done = fetch("sdci", folder, hub.url)
+    assert done.returncode == 2 and "does not unpack" in done.stderr
+    assert not list(tmp_path.rglob("escaped.jpg"))
+
+
+def test_without_network_it_says_so_at_once(tmp_path):
+    refused = fetch("mjhq", tmp_path / "a", "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert refused.returncode == 2 and "says offline" in refused.stderr
+    dead = fetch("mjhq", tmp_path / "b", "http://127.0.0.1:9")
+    assert dead.returncode == 2 and "does not arrive" in dead.stderr
+    unknown = fetch("mjqh", tmp_path / "c", "http://127.0.0.1:9")
+    assert unknown.returncode == 2 and "Did you mean 'mjhq'" in unknown.stderr
+    nowhere = fetch("geneval", tmp_path / "d", "http://127.0.0.1:9")
+    assert nowhere.returncode == 2 and "github.com/djghosh13/geneval" in nowhere.stderr
