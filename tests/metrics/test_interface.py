@@ -56,47 +56,6 @@ def test_check_speaks_before_anything_runs(monkeypatch):
         check(["image_reward"])
 
 
-def test_image_reward_refuses_what_it_cannot_trust(tmp_path, monkeypatch, noisy):
-    for name in image_reward.FILES:
-        (tmp_path / name).write_bytes(b"")
-    monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
-    monkeypatch.setitem(sys.modules, "ImageReward", None)  # whether it is installed or not
-    with pytest.raises(LoraqError, match=r"import ImageReward.*fails"):
-        compute("image_reward", noisy)
-
-
-def test_image_reward_scores_every_prompt_with_its_image(tmp_path, monkeypatch, noisy):
-    """The package's interface with a stand-in model: its weights are out of reach here."""
-    import types
-
-    import torch
-
-    class ImageReward(torch.nn.Module):
-        def __init__(self, device, med_config):
-            super().__init__()
-            self.mlp = torch.nn.Linear(1, 1)
-
-        def score(self, prompt, path):
-            return float(self.mlp.weight) * len(prompt)
-
-    package = types.ModuleType("ImageReward")
-    package.ImageReward = types.SimpleNamespace(ImageReward=ImageReward)
-    monkeypatch.setitem(sys.modules, "ImageReward", package)
-    monkeypatch.setattr(image_reward, "versions", lambda *names: {})
-    weights = {"mlp.weight": torch.full((1, 1), 2.0), "mlp.bias": torch.zeros(1)}
-    torch.save(weights, tmp_path / "ImageReward.pt")
-    (tmp_path / "med_config.json").write_text("{}")
-    monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
-    image_reward.load.cache_clear()
-    result = compute("image_reward", noisy)
-    assert result.per_image == [2.0 * len(prompt) for prompt in noisy.prompts]
-    torch.save({"mlp.bias": torch.zeros(1)}, tmp_path / "ImageReward.pt")
-    image_reward.load.cache_clear()
-    with pytest.raises(LoraqError, match=r"lacks 1 weights \(\['mlp.weight'\]"):
-        compute("image_reward", noisy)
-    image_reward.load.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def entries(noisy, reference):
     return measure(["psnr", "frechet", "kid"], noisy, reference, real=reference, bootstrap=500)

@@ -1,0 +1,119 @@
+"""ImageReward on current transformers: the published package's scores, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.parity.image_reward import pairs
+from loraq.errors import LoraqError
+from loraq.metrics import ImageSet, compute, image_reward
+from loraq.metrics import image_reward_model as reward
+from loraq.metrics.result import Options
+
+GOLDEN = json.loads((Path(pairs.__file__).parent / "golden_base.json").read_text())
+BOUND = 1e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files as they are published, with the random weights of the golden scores."""
+    folder = tmp_path_factory.mktemp("image_reward")
+    state = {
+        name: torch.from_numpy(pairs.weight(name, tuple(shape), GOLDEN["seed"]))
+        for name, shape in GOLDEN["shapes"].items()
+        if not name.endswith("position_ids")
+    }
+    torch.save(state, folder / "ImageReward.pt")
+    pairs.write_med_config(folder / "med_config.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = []
+    for number, picture in enumerate(pairs.pictures()):
+        paths.append(folder / f"{number}.png")
+        picture.save(paths[-1])
+    names = tuple(path.stem for path in paths)
+    return ImageSet(tuple(paths), names, prompts=tuple(pairs.prompts()))
+
+
+@pytest.fixture
+def given(folder, monkeypatch):
+    monkeypatch.setenv(image_reward.VARIABLE, str(folder))
+    return folder
+
+
+def test_every_score_is_the_published_packages(given, images):
+    """24 pairs, a third of them longer than the 35 tokens that are read; in batches of any size."""
+    found = compute("image_reward", images, batch_size=5)
+    wanted = np.array(GOLDEN["scores"])
+    assert np.std(wanted) > 0.1  # so that the bound means something
+    assert np.abs(np.array(found.per_image) - wanted).max() < BOUND
+    some = images.subset([20, 3])
+    values = compute("image_reward", some, batch_size=1).per_image
+    assert np.abs(np.array(values) - wanted[[20, 3]]).max() < BOUND
+    assert found.details["weights_sha256"] and found.details["tokens"] == 35
+
+
+def test_the_tokens_are_the_published_packages():
+    made = reward.tokenizer(str(image_reward.vocabulary()))
+    ids, mask = reward.tokens(made, pairs.prompts())
+    assert hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest() == GOLDEN["ids_sha256"]
+    assert ids.shape == (pairs.PAIRS, 35) and int((mask.sum(1) == 35).sum()) >= 8
+    assert made.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [30522, 30523]
+
+
+@pytest.fixture
+def damaged(folder, tmp_path, monkeypatch):
+    """A copy whose weights may be spoilt."""
+    monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
+    (tmp_path / "med_config.json").write_bytes((folder / "med_config.json").read_bytes())
+    image_reward.load.cache_clear()
+    return tmp_path
+
+
+def test_weights_that_are_not_whole_are_refused(folder, damaged, images):
+    state = torch.load(folder / "ImageReward.pt", weights_only=True, mmap=True)
+    file = damaged / "ImageReward.pt"
+    for spoil, words in (
+        (lambda s: s.pop("mlp.layers.7.bias"), r"1 of \d+ weights are missing.*head.4.bias"),
+        (lambda s: s.update(more=torch.zeros(1)), "missing, unknown or of another shape.*more"),
+        (lambda s: s.pop("blip.visual_encoder.pos_embed"), "do not fit"),
+    ):
+        changed = dict(state)
+        spoil(changed)
+        torch.save(changed, file)
+        image_reward.load.cache_clear()
+        with pytest.raises(LoraqError, match=words):
+            compute("image_reward", images.subset([0]))
+    file.write_bytes((folder / "ImageReward.pt").read_bytes()[:100_000])
+    image_reward.load.cache_clear()
+    with pytest.raises(LoraqError, match="do not read"):
+        compute("image_reward", images.subset([0]))
+
+
+def test_a_pickle_with_code_is_not_run(damaged, images, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "written"), "w"))
+
+    (damaged / "ImageReward.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(LoraqError, match="do not read"):
+        compute("image_reward", images.subset([0]))
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_wrong_checksum_is_told_before_anything_runs(damaged):
+    (damaged / "ImageReward.pt").write_bytes(b"x")
+    (damaged / "SHA256SUMS").write_text(f"{'0' * 64}  ImageReward.pt\n")
+    with pytest.raises(LoraqError, match="not what SHA256SUMS says"):
+        image_reward.check(Options())
