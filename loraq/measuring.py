@@ -6,9 +6,7 @@ share is measured once, and each experiment's record is written from it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +14,10 @@ from loraq import generate as generation
 from loraq import record as records
 from loraq.activations import forwards, rows
 from loraq.config import Config
-from loraq.data import Prompt
 from loraq.door import to_plain
-from loraq.errors import LoraqError
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
-from loraq.models.loading import resolve_asset
+from loraq.real_images import real_images, with_features
 from loraq.record import Record
 from loraq.stages import quantise
 from loraq.store import Store, write_bytes
@@ -82,12 +78,14 @@ def _metrics(work: Workshop, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     from loraq import metrics
 
     with work.timed("metrics"):
-        images, config = image_set(work.store, row), row.config
+        images, config, real = image_set(work.store, row), row.config, None
+        if config.data.real is not None:
+            real = with_features(real_images(config), config, work.store, row.device)
         entries = metrics.measure(
             config.metrics.names,
             images,
             reference=None if row.recipe is None else reference_set(work.store, row),
-            real=real_images(config) if config.data.real is not None else None,
+            real=real,
             device=row.device,
             extractor=config.metrics.extractor,
             bootstrap=config.metrics.bootstrap,
@@ -112,34 +110,6 @@ def image_set(store: Store, row: Row, stage: str = "images") -> Any:
 def reference_set(store: Store, row: Row) -> Any:
     """The 16-bit model's images of the same prompts."""
     return image_set(store, row, "reference")
-
-
-def real_images(config: Config) -> Any:
-    """The real images of the prompts: from a folder, or a file of their features."""
-    from loraq.data import data_prompts, location, set_images
-    from loraq.metrics import ImageSet
-    from loraq.metrics.features import load_features
-
-    assert config.data.real is not None
-    if config.data.real == "set":
-        names = [prompt.name for prompt in data_prompts(config.data)]
-        found = set_images(config.data.set, location(config.data), names)
-        return ImageSet(tuple(found), tuple(names))
-    path = resolve_asset(config.data.real)
-    if path.is_dir():
-        return ImageSet.of_folder(path, [prompt.name for prompt in data_prompts(config.data)])
-    if not path.is_file():
-        raise LoraqError(
-            f"data.real={config.data.real}: there is no such folder or features file. Give "
-            "one, or set data.real=null metrics=paired to leave these metrics out."
-        )
-    return load_features(path, [prompt.name for prompt in _whole_set(config)])
-
-
-def _whole_set(config: Config) -> Sequence[Prompt]:
-    from loraq.data import data_prompts
-
-    return data_prompts(dataclasses.replace(config.data, count=None))
 
 
 def _errors(

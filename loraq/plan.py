@@ -57,7 +57,7 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
 def check(rows: Sequence[Row]) -> None:
     """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
     from loraq import metrics
-    from loraq.measuring import real_images
+    from loraq.real_images import real_images
 
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":

@@ -56,8 +56,8 @@ def score(
     from loraq import metrics
     from loraq.compose import load_rows
     from loraq.data import data_prompts
-    from loraq.measuring import real_images
     from loraq.metrics import ImageSet
+    from loraq.real_images import real_images
 
     for folder in (target, against):
         if folder is not None and not folder.is_dir():

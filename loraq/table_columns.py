@@ -32,6 +32,7 @@ COLUMNS = {
     "kid": Column("KID", 2, 1e3),
     "alignment": Column("alignment", 4),
     "image_reward": Column("ImageReward", 3),
+    "clip_score": Column("CLIPScore", 2),
 }
 ARROWS = {"higher": "↑", "lower": "↓"}
 

@@ -16,7 +16,7 @@ from loraq.metrics import ImageSet, check, compute, image_reward, measure, modul
 from loraq.statistics import bootstrap_interval
 from tests.metrics.conftest import NAMES, draw, write
 
-ALL = ["alignment", "frechet", "image_reward", "kid", "lpips", "psnr", "ssim"]
+ALL = ["alignment", "clip_score", "frechet", "image_reward", "kid", "lpips", "psnr", "ssim"]
 
 
 def test_metrics_are_the_modules_and_state_what_they_need():

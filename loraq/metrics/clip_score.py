@@ -1,0 +1,124 @@
+"""CLIPScore (Hessel et al. 2021) as torchmetrics has it: 100 · cos(image, prompt), per image.
+
+CLIP on transformers' own classes; the folder named by LORAQ_CLIP holds it as the hub does
+(openai/clip-vit-large-patch14 in published tables). Nothing is downloaded. torchmetrics cuts a
+prompt of more than 77 tokens without its end token, from which the text's feature is read: such
+prompts score by their start token alone. That is kept, for comparison; `details.cut` counts them.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.metrics.image_set import ImageSet
+from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.models.loading import cached_hash
+
+NAME = "clip_score"
+VERSION = "1"
+DIRECTION = "higher"
+NEEDS = "prompts"
+PER_IMAGE = True
+VARIABLE = "LORAQ_CLIP"
+FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def check(options: Options) -> None:
+    _weights(_folder())
+
+
+def compute(images: ImageSet, options: Options) -> MetricResult:
+    import torch
+
+    check(options)
+    folder = _folder()
+    model, processor = load(folder, options.device)
+    assert images.prompts is not None
+    values: list[float] = []
+    cut = 0
+    with torch.inference_mode():
+        for start, batch in zip(
+            range(0, len(images), options.batch_size),
+            images.batches(options.batch_size),
+            strict=True,
+        ):
+            seen = image_features(model, processor, batch)
+            prompts = images.prompts[start : start + len(batch)]
+            said, more = text_features(model, processor, prompts)
+            cut += more
+            values += (100 * (seen * said).sum(-1)).double().tolist()
+    details = {
+        "packages": versions("transformers", "torch", "torchvision"),
+        "model": str(model.config.name_or_path).rsplit("/", 1)[-1],
+        "weights_sha256": cached_hash(_weights(folder)),
+        "cut": cut,
+    }
+    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+
+
+def image_features(model: Any, processor: Any, batch: Any) -> Any:
+    """uint8 [n, 3, h, w] → unit vectors."""
+    pixels = processor(images=list(batch), return_tensors="pt")["pixel_values"]
+    pooled = model.vision_model(pixels.to(model.device)).pooler_output
+    return _unit(model.visual_projection(pooled))
+
+
+def text_features(model: Any, processor: Any, prompts: Sequence[str]) -> tuple[Any, int]:
+    """Unit vectors, one prompt at a time (no padding), and how many prompts were cut."""
+    import torch
+
+    limit, cut, found = model.config.text_config.max_position_embeddings, 0, []
+    for prompt in prompts:
+        ids = processor(text=[prompt], return_tensors="pt")["input_ids"]
+        cut += ids.shape[-1] > limit
+        pooled = model.text_model(ids[:, :limit].to(model.device)).pooler_output
+        found.append(model.text_projection(pooled))
+    return _unit(torch.cat(found)), cut
+
+
+def _unit(features: Any) -> Any:
+    return features / features.norm(dim=-1, keepdim=True)
+
+
+@functools.lru_cache(maxsize=1)
+def load(folder: Path, device: str) -> tuple[Any, Any]:
+    """CLIP and its processor, from the folder alone."""
+    from transformers import CLIPModel, CLIPProcessor
+
+    given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        model = CLIPModel.from_pretrained(folder, use_safetensors=True, **given)
+        processor = CLIPProcessor.from_pretrained(folder, **given)
+    except Exception as error:
+        raise LoraqError(
+            f"metric clip_score: '{folder}' does not load ({type(error).__name__}: "
+            f"{str(error).strip()[:160]}). Restore it, or leave clip_score out of metrics.names."
+        ) from error
+    return model.float().to(device).eval().requires_grad_(False), processor
+
+
+def _folder() -> Path:
+    given = os.environ.get(VARIABLE, "")
+    missing = [name for name in FILES if not given or not (Path(given) / name).is_file()]
+    if missing:
+        raise LoraqError(
+            f"metric clip_score needs CLIP in the folder {VARIABLE}={given!r}, which lacks "
+            f"{', '.join(missing)}. Fetch openai/clip-vit-large-patch14 from the hub and name its "
+            "folder, or leave clip_score out of metrics.names."
+        )
+    return Path(given)
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights; pickled ones are not read."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise LoraqError(
+            f"metric clip_score: '{folder}' has no model.safetensors. Fetch that file of the model."
+        )
+    return path

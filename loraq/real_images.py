@@ -1,0 +1,59 @@
+"""The real images of a run's prompts, and their features: made once, kept by the images' own hash."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from loraq.config import Config
+from loraq.data import data_prompts, location, set_images
+from loraq.errors import LoraqError
+from loraq.models.loading import cached_hash, resolve_asset
+from loraq.store import Store, key
+
+VERSION = 1
+FILE = "features.safetensors"
+
+
+def real_images(config: Config) -> Any:
+    """The real images of the prompts: the set's own, those of a folder, or a file of features."""
+    from loraq.metrics import ImageSet
+    from loraq.metrics.features import load_features
+
+    assert config.data.real is not None
+    if config.data.real == "set":
+        names = [prompt.name for prompt in data_prompts(config.data)]
+        found = set_images(config.data.set, location(config.data), names)
+        return ImageSet(tuple(found), tuple(names))
+    path = resolve_asset(config.data.real)
+    if path.is_dir():
+        return ImageSet.of_folder(path, [prompt.name for prompt in data_prompts(config.data)])
+    if not path.is_file():
+        raise LoraqError(
+            f"data.real={config.data.real}: there is no such folder or features file. Give "
+            "one, or set data.real=null metrics=paired to leave these metrics out."
+        )
+    whole = data_prompts(dataclasses.replace(config.data, count=None))
+    return load_features(path, [prompt.name for prompt in whole])
+
+
+def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
+    """`real` with the features that the metrics read, so that no row extracts them again."""
+    from loraq.metrics import ImageSet, Options, module
+    from loraq.metrics.features import EXTRACTORS, choose, features_of, load_features, save_features
+
+    if not isinstance(real, ImageSet):
+        return real
+    if not any(module(name).NEEDS == "real" for name in config.metrics.names):
+        return real
+    extractor = choose(config.metrics.extractor, real)
+    weights = cached_hash(EXTRACTORS[extractor].weights())
+    name = key("features", VERSION, real.hash, extractor, weights, device)
+    info: dict[str, Any] = {"kind": f"features/{extractor}", "units": len(real)}
+    with store.lock("features", name):
+        if not store.finished("features", name):
+            made = features_of(real, extractor, Options(device=device))
+            with store.write("features", name, info) as folder:
+                save_features(made, folder / FILE)
+        real.features[extractor] = load_features(store.path("features", name) / FILE)
+    return real

@@ -1,0 +1,113 @@
+"""CLIPScore against torchmetrics, on one random CLIP."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from loraq.errors import LoraqError
+from loraq.metrics import clip_score as metric
+from loraq.metrics import compute
+
+BOUND = 1e-4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A little CLIP of random weights, as the hub lays one out."""
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTextConfig,
+        CLIPTokenizer,
+        CLIPVisionConfig,
+    )
+
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    tokens = CLIPTokenizer(vocab=ids, merges=[])
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 4}
+    text = CLIPTextConfig(
+        vocab_size=len(ids), eos_token_id=ids["<|endoftext|>"], projection_dim=24, **size
+    )
+    vision = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=24, **size)
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    with torch.no_grad():
+        for parameter in model.parameters():  # far from its small start, so that scores differ
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    CLIPProcessor(images, tokens).save_pretrained(folder)
+    if not (folder / "preprocessor_config.json").is_file():  # some releases keep both in one file
+        images.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def given(folder, monkeypatch):
+    monkeypatch.setenv(metric.VARIABLE, str(folder))
+    metric.load.cache_clear()
+    return folder
+
+
+class Restored:
+    """What torchmetrics calls: it wants tensors from `get_*_features`."""
+
+    def __init__(self, model):
+        self.model, self.config = model, model.config
+
+    def to(self, device):
+        return self
+
+    def get_image_features(self, pixels):
+        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+
+    def get_text_features(self, ids, mask):
+        return self.model.text_projection(self.model.text_model(ids, mask).pooler_output)
+
+
+def test_every_score_is_torchmetrics(given, noisy):
+    from torchmetrics.functional.multimodal import clip_score
+
+    prompts = list(noisy.prompts)
+    prompts[1] = "a prompt that goes on and on, " * 5  # more than 77 tokens of one letter each
+    images = type(noisy)(noisy.paths, noisy.names, prompts=tuple(prompts))
+    found = compute("clip_score", images, batch_size=3)
+    model, processor = metric.load(given, "cpu")
+    for place, prompt in enumerate(prompts):
+        picture = torch.from_numpy(images.read(place)).permute(2, 0, 1)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            wanted = clip_score(picture, prompt, lambda: (Restored(model), processor))
+        assert max(found.per_image[place], 0.0) == pytest.approx(float(wanted), abs=BOUND)
+    assert np.std(found.per_image) > 0.5 and found.details["cut"] == 1
+    assert compute("clip_score", images, batch_size=1).per_image == pytest.approx(
+        found.per_image, abs=1e-4
+    )
+
+
+def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch, tmp_path):
+    from loraq.metrics import check
+
+    monkeypatch.delenv(metric.VARIABLE, raising=False)
+    with pytest.raises(LoraqError, match=r"LORAQ_CLIP=''.*clip-vit-large-patch14"):
+        check(["clip_score"])
+    monkeypatch.setenv(metric.VARIABLE, str(tmp_path))
+    for name in metric.FILES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(LoraqError, match=r"has no model.safetensors"):
+        check(["clip_score"])
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    metric.load.cache_clear()
+    with pytest.raises(LoraqError, match="does not load"):
+        metric.load(tmp_path, "cpu")
