@@ -1,4 +1,4 @@
-"""The real images of a run's prompts, and their features: made once, kept by the images' own hash."""
+"""The real images of a run's prompts, and their features, made once, kept by the images' hash."""
 
 from __future__ import annotations
 

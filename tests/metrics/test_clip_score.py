@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.parity.clip import Restored, write_clip
 from loraq.errors import LoraqError
 from loraq.metrics import clip_score as metric
 from loraq.metrics import compute
@@ -17,39 +18,8 @@ BOUND = 1e-4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A little CLIP of random weights, as the hub lays one out."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTextConfig,
-        CLIPTokenizer,
-        CLIPVisionConfig,
-    )
-
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    ids = {token: number for number, token in enumerate(vocabulary)}
-    tokens = CLIPTokenizer(vocab=ids, merges=[])
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    size |= {"num_attention_heads": 4}
-    text = CLIPTextConfig(
-        vocab_size=len(ids), eos_token_id=ids["<|endoftext|>"], projection_dim=24, **size
-    )
-    vision = CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=24, **size)
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-    with torch.no_grad():
-        for parameter in model.parameters():  # far from its small start, so that scores differ
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     folder = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(folder)
-    CLIPProcessor(images, tokens).save_pretrained(folder)
-    if not (folder / "preprocessor_config.json").is_file():  # some releases keep both in one file
-        images.save_pretrained(folder)
+    write_clip(folder)
     return folder
 
 
@@ -58,22 +28,6 @@ def given(folder, monkeypatch):
     monkeypatch.setenv(metric.VARIABLE, str(folder))
     metric.load.cache_clear()
     return folder
-
-
-class Restored:
-    """What torchmetrics calls: it wants tensors from `get_*_features`."""
-
-    def __init__(self, model):
-        self.model, self.config = model, model.config
-
-    def to(self, device):
-        return self
-
-    def get_image_features(self, pixels):
-        return self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
-
-    def get_text_features(self, ids, mask):
-        return self.model.text_projection(self.model.text_model(ids, mask).pooler_output)
 
 
 def test_every_score_is_torchmetrics(given, noisy):
