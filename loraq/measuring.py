@@ -89,6 +89,7 @@ def _metrics(work: Workshop, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
             device=row.device,
             extractor=config.metrics.extractor,
             bootstrap=config.metrics.bootstrap,
+            workers=config.metrics.workers,
         )
     names, seen = list(images.names), list(images.seen or ())
     return {"hash": images.hash, "names": names, "seen": seen}, entries

@@ -88,6 +88,7 @@ def score(
         device="cpu",
         extractor=settings.extractor,
         bootstrap=settings.bootstrap,
+        workers=settings.workers,
     )
     if against is None:
         for entry in found.values():

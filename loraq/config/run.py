@@ -86,7 +86,7 @@ class GenerateConfig(Checked):
 
 @dataclass(frozen=True)
 class MetricsConfig(Checked):
-    """What is measured and with which feature extractor.
+    """What is measured and with which feature extractor; `workers`: processes that read images.
 
     analyses: beside the metrics, `limits` (rate–distortion references of the weights), `steps` (the
         transformer's output error by denoising step and role), `losses` (of every solver's round).
@@ -96,6 +96,7 @@ class MetricsConfig(Checked):
     extractor: str = choice("auto", "efflite0", "inception")
     bootstrap: int = setting(2000, at_least=100)
     analyses: tuple[str, ...] = ()
+    workers: int = setting(0, at_least=0, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()

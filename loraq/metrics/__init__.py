@@ -22,7 +22,7 @@ __all__ = ["ImageSet", "MetricResult", "Options", "check", "compute", "measure",
 
 _PARTS = {
     *("alignment_model", "efficientnet_lite0", "features", "image_reward_model", "image_set"),
-    *("result", "summary"),
+    *("reading", "result", "summary"),
 }  # modules here that are no metrics
 
 

@@ -44,7 +44,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     with torch.inference_mode():
         for start, batch in zip(
             range(0, len(images), options.batch_size),
-            images.batches(options.batch_size),
+            images.batches(options.batch_size, options.workers),
             strict=True,
         ):
             seen = image_features(model, processor, batch)

@@ -22,6 +22,7 @@ import numpy as np
 
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.image_set import ImageSet
+from loraq.metrics.reading import read_batches
 from loraq.metrics.result import Options, versions
 
 INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
@@ -158,13 +159,11 @@ def _extract(images: ImageSet, name: str, options: Options) -> FeatureSet:
 
     extractor = EXTRACTORS[name]
     network = _network(name, options.device)
-    resize = resizer(extractor.side)
     made = []
+    given = (options.batch_size, options.workers, Resize(extractor.side))
     with torch.inference_mode():
-        for start in range(0, len(images), options.batch_size):
-            places = range(start, min(start + options.batch_size, len(images)))
-            batch = np.stack([resize(images.read(place)) for place in places])
-            pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(options.device)
+        for batch in read_batches(images.paths, *given):
+            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(options.device)
             made.append(network(pixels).float().cpu().numpy())
     values = np.concatenate(made)
     if not np.isfinite(values).all():
@@ -189,11 +188,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def resizer(side: int) -> Callable[[np.ndarray], np.ndarray]:
+@dataclass(frozen=True)
+class Resize:
     """clean-fid's resize of uint8 (H, W, 3) to float32 (side, side, 3) in [0, 255]."""
-    from cleanfid.resize import make_resizer
 
-    return make_resizer("PIL", False, "bicubic", (side, side))
+    side: int
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        from cleanfid.resize import make_resizer
+
+        resized: np.ndarray = make_resizer("PIL", False, "bicubic", (self.side, self.side))(image)
+        return resized
 
 
 def save_features(features: FeatureSet, path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
+from loraq.metrics.reading import read_batches
 from loraq.metrics.result import MetricResult, Options, mean, versions
 from loraq.models.loading import CHECKSUMS, cached_hash
 
@@ -56,10 +57,10 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     assert images.prompts is not None
     values: list[float] = []
     with torch.inference_mode():
-        for start in range(0, len(images), options.batch_size):
-            places = range(start, min(start + options.batch_size, len(images)))
-            pictures = [Image.fromarray(images.read(place)) for place in places]
-            ids, mask = reward.tokens(made, [images.prompts[place] for place in places])
+        for batch in read_batches(images.paths, options.batch_size, options.workers):
+            prompts = images.prompts[len(values) : len(values) + len(batch)]
+            ids, mask = reward.tokens(made, prompts)
+            pictures = [Image.fromarray(pixels) for pixels in batch]
             given = (reward.preprocess(pictures, model.side), ids, mask)
             values += model(*(part.to(options.device) for part in given)).double().tolist()
     details = {

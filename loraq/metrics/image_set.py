@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraq.errors import LoraqError
+from loraq.metrics.reading import read_batches, read_bytes, read_image
+from loraq.metrics.result import Options
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +71,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for name, path in zip(self.names, self.paths, strict=True):
             digest.update(f"{name}\0".encode())
-            digest.update(hashlib.sha256(_bytes(path)).digest())
+            digest.update(hashlib.sha256(read_bytes(path)).digest())
         return digest.hexdigest()
 
     def subset(self, places: Sequence[int]) -> ImageSet:
@@ -98,45 +100,26 @@ class ImageSet:
 
     def read(self, place: int) -> np.ndarray:
         """One image as uint8 (H, W, 3)."""
-        import io
+        return read_image(self.paths[place])
 
-        from PIL import Image, UnidentifiedImageError
-
-        path = self.paths[place]
-        try:
-            with Image.open(io.BytesIO(_bytes(path))) as image:
-                image.load()
-                mode, pixels = image.mode, np.array(image)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise LoraqError(
-                f"cannot read the image {path}: {error}; delete it and run again to make it anew"
-            ) from error
-        if mode != "RGB" or pixels.dtype != np.uint8:
-            raise LoraqError(
-                f"{path} is {mode} ({pixels.dtype}); metrics read 8-bit RGB: convert it first"
-            )
-        return pixels
-
-    def batches(self, size: int) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, workers: int = 0) -> Iterator[torch.Tensor]:
         """uint8 tensors (B, 3, H, W) in order; all images of a batch have one size."""
         import torch
 
         if size < 1:
             raise LoraqError(f"batch_size = {size}; it must be at least 1")
-        for start in range(0, len(self), size):
-            places = range(start, min(start + size, len(self)))
-            images = [self.read(place) for place in places]
+        for number, images in enumerate(read_batches(self.paths, size, workers)):
             shapes = {image.shape for image in images}
             if len(shapes) > 1:
                 raise LoraqError(
                     f"images of different sizes in one set: {sorted(shapes)} "
-                    f"({self.paths[start]} …); metrics compare images of one size"
+                    f"({self.paths[number * size]} …); metrics compare images of one size"
                 )
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def paired_batches(
-    images: ImageSet, reference: ImageSet, size: int, smallest: int = 1
+    images: ImageSet, reference: ImageSet, options: Options, smallest: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of two sets side by side: the same names in the same order, images of equal shape."""
     if images.names != reference.names:
@@ -146,7 +129,9 @@ def paired_batches(
             f"the images ({len(images)}) and the reference images ({len(reference)}) are not of "
             f"the same prompts in the same order; {detail}"
         )
-    pairs = zip(images.batches(size), reference.batches(size), strict=True)
+    size = options.batch_size
+    read = [part.batches(size, options.workers) for part in (images, reference)]
+    pairs = zip(*read, strict=True)
     for place, (own, other) in enumerate(pairs):
         if own.shape != other.shape:
             raise LoraqError(
@@ -159,10 +144,3 @@ def paired_batches(
                 f"{smallest} pixels a side"
             )
         yield own, other
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise LoraqError(f"there is no image {path}; run `loraq generate` to make it") from error

@@ -37,7 +37,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     network = load(options.device)
     values: list[float] = []
     with torch.inference_mode():
-        for own, other in paired_batches(images, reference, options.batch_size, SMALLEST):
+        for own, other in paired_batches(images, reference, options, SMALLEST):
             distance = network(_signed(own, options), _signed(other, options))
             values += distance.flatten().double().tolist()
     details = {

@@ -26,7 +26,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     values: list[float] = []
     identical = 0
     limit = 0.0
-    for own, other in paired_batches(images, reference, options.batch_size):
+    for own, other in paired_batches(images, reference, options):
         limit = cap(own[0].numel())
         psnr = peak_signal_noise_ratio(
             own.double() / 255,

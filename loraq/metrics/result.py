@@ -30,13 +30,17 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class Options:
-    """What every metric may be told. `extractor`: auto, efflite0 or inception."""
+    """What every metric may be told.
+
+    extractor: auto, efflite0 or inception; workers: processes that read images beside this one.
+    """
 
     batch_size: int = 16
     device: str = "cpu"
     extractor: str = "auto"
     bootstrap: int = 2000
     seed: int = 0
+    workers: int = 0
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Options:

@@ -21,7 +21,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values: list[float] = []
-    for own, other in paired_batches(images, reference, options.batch_size, smallest=WINDOW):
+    for own, other in paired_batches(images, reference, options, smallest=WINDOW):
         ssim = structural_similarity_index_measure(
             own.float() / 255,
             other.float() / 255,

@@ -125,3 +125,51 @@ def test_looking_up_metrics_needs_no_torch():
         "assert not {'torch', 'torchmetrics', 'lpips', 'cleanfid', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_workers_change_no_bit_and_report_as_one_process(noisy, reference, tmp_path):
+    for name in ("psnr", "frechet"):
+        given = (name, noisy, reference, reference)
+        alone, aided = (
+            compute(
+                *(g if not isinstance(g, ImageSet) else g.subset(range(len(g))) for g in given),
+                batch_size=3,
+                workers=workers,
+            )
+            for workers in (0, 2)
+        )
+        assert (alone.value, alone.per_image) == (aided.value, aided.per_image)
+    path = tmp_path / "broken.png"
+    path.write_bytes(noisy.paths[0].read_bytes()[:200])
+    broken = ImageSet((path,), ("broken",))
+    for workers in (0, 1):
+        with pytest.raises(LoraqError, match=r"^cannot read the image .*broken.png") as caught:
+            list(broken.batches(1, workers))
+        assert "Traceback" not in str(caught.value)
+
+
+WRONG = {
+    "grey": (lambda path: Image.new("L", (64, 64)).save(path), "is L"),
+    "transparent": (lambda path: Image.new("RGBA", (64, 64)).save(path), "is RGBA"),
+    "no picture": (lambda path: path.write_text("x"), "cannot read the image"),
+    "missing": (lambda path: None, "there is no image"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_an_image_is_said(case, reference, tmp_path):
+    make, words = WRONG[case]
+    path = tmp_path / f"{reference.names[0]}.png"
+    make(path)
+    images = ImageSet((path,), reference.names[:1])
+    with pytest.raises(LoraqError, match=words):
+        compute("psnr", images, reference)
+
+
+def test_names_come_once_and_every_image_has_one(reference):
+    with pytest.raises(LoraqError, match="these come twice"):
+        ImageSet(reference.paths[:2], (reference.names[0],) * 2)
+    with pytest.raises(LoraqError, match="2 images but 1 names"):
+        ImageSet(reference.paths[:2], reference.names[:1])
+    with pytest.raises(LoraqError, match=r"have no image in the set"):
+        compute("psnr", reference, reference.subset([0]))
