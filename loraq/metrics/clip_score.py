@@ -17,7 +17,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.result import MetricResult, Options, mean, versions
-from loraq.models.loading import cached_hash
+from loraq.models.loading import cached_hash, check_sums
 
 NAME = "clip_score"
 VERSION = "1"
@@ -29,7 +29,8 @@ FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 def check(options: Options) -> None:
-    _weights(_folder())
+    weights = _weights(_folder())
+    check_sums(weights.parent, (weights.name, *FILES), "metric clip_score")
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:

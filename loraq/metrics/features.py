@@ -24,6 +24,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.reading import read_batches
 from loraq.metrics.result import Options, versions
+from loraq.models.loading import cached_hash, check_sums
 
 INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -86,6 +87,7 @@ def inception_weights() -> Path:
         raise LoraqError(
             f"{INCEPTION_VARIABLE}={given!r}: clean-fid wants the name {INCEPTION_FILE}"
         )
+    check_sums(path.parent, (INCEPTION_FILE,), "metrics.extractor=inception")
     return path
 
 
@@ -170,7 +172,7 @@ def _extract(images: ImageSet, name: str, options: Options) -> FeatureSet:
         raise LoraqError(f"features of {name} are not finite; its weights file is damaged")
     details = {
         "extractor": name,
-        "extractor_sha256": _sha256(extractor.weights()),
+        "extractor_sha256": cached_hash(extractor.weights()),
         "packages": versions("clean-fid", "pillow", "torch", *extractor.packages),
         "resize": f"clean-fid mode clean (PIL bicubic, float) to {extractor.side}",
     }
@@ -180,12 +182,6 @@ def _extract(images: ImageSet, name: str, options: Options) -> FeatureSet:
 @functools.lru_cache(maxsize=4)
 def _network(name: str, device: str) -> Callable[[Any], Any]:
     return EXTRACTORS[name].load(device)
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.reading import read_batches
 from loraq.metrics.result import MetricResult, Options, mean, versions
-from loraq.models.loading import CHECKSUMS, cached_hash
+from loraq.models.loading import cached_hash, check_sums
 
 NAME = "image_reward"
 VERSION = "2"
@@ -33,16 +33,7 @@ REMEDY = "or use the metric alignment instead (a proxy under its own name)"
 
 
 def check(options: Options) -> None:
-    folder = _folder()
-    sums = folder / CHECKSUMS
-    for line in sums.read_text().splitlines() if sums.is_file() else ():
-        wanted, name = line.split(maxsplit=1)
-        path = folder / name.lstrip("*")
-        if path.name in FILES and cached_hash(path) != wanted:
-            raise LoraqError(
-                f"metric image_reward: '{path}' is not what {CHECKSUMS} says (sha256 "
-                f"{cached_hash(path)[:12]}…, {wanted[:12]}… expected). Fetch it anew, {REMEDY}."
-            )
+    check_sums(_folder(), FILES, "metric image_reward")
     vocabulary()
 
 

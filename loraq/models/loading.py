@@ -128,6 +128,20 @@ def weights_hash(model: ModelConfig) -> str:
     return total.hexdigest()
 
 
+def check_sums(folder: Path, names: Sequence[str], what: str) -> None:
+    """LoraqError for a file of `names` that is not what the folder's SHA256SUMS, if any, says.
+
+    what: whose files these are, for the error.
+    """
+    for name, wanted in _checksums(folder).items():
+        path = folder / name
+        if name in names and path.is_file() and (found := cached_hash(path)) != wanted:
+            raise LoraqError(
+                f"{what}: '{path}' is not what {CHECKSUMS} says (sha256 {found[:12]}…, "
+                f"{wanted[:12]}… expected). Fetch it anew, or mend {CHECKSUMS}."
+            )
+
+
 def _checksums(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
     if not path.is_file():

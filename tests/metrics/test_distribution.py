@@ -172,6 +172,9 @@ def test_inception_only_where_its_weights_are(noisy, reference, monkeypatch, tmp
     monkeypatch.setenv(features.INCEPTION_VARIABLE, str(tmp_path))
     assert features.choose("auto") == "inception"
     assert features.inception_weights() == tmp_path / features.INCEPTION_FILE
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {features.INCEPTION_FILE}\n")
+    with pytest.raises(LoraqError, match="not what SHA256SUMS says"):
+        features.inception_weights()
 
 
 def test_inception_path_with_a_stand_in_network(noisy, reference, monkeypatch, tmp_path):
