@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format table1 ablations tables cache clean distclean
+.PHONY: help install demo test check format table1 ablations report tables cache clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -26,6 +26,10 @@ ablations: $(ABLATIONS) ## every ablation_NAME of conf/experiment/, one after th
 
 ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stands in its YAML
 	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%)
+
+NAME ?= demo
+report: $(INSTALLED) ## one HTML page of an experiment that was run: make report NAME=table1 (seconds)
+	$(RUN) report $(NAME)
 
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
 	$(BIN)/python -m loraq.readme

@@ -1,4 +1,4 @@
-"""The command `loraq`: run, quantize, generate, evaluate, fit, score, fetch, tables, cache.
+"""The command `loraq`: run, quantize, generate, evaluate, fit, score, fetch, report, tables, cache.
 
 Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
 """
@@ -40,6 +40,7 @@ COMMANDS = {
     "fit": "try the last row with one and two images, and say which batch fits into memory",
     "score": "measure a saved pipeline (it makes its images) or any folder of images",
     "fetch": "download a published set of prompts and images into a folder (resumes)",
+    "report": "write one HTML page of an experiment: tables, diagrams, images, configurations",
     "tables": "print and rewrite the tables of the records that are there",
     "cache": "list what lies under the output folder, verify or remove it",
 }
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=EPILOGS.get(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name in ("tables", "cache"):
+        if name in ("tables", "cache", "report"):
             command.add_argument("--output", default="outputs", help="folder (default: outputs)")
         else:
             if name == "fetch":
@@ -97,6 +98,10 @@ def parser() -> argparse.ArgumentParser:
                 "--against", metavar="FOLDER", help="images of the same captions, pair by pair"
             )
             command.add_argument("--json", metavar="FILE", help="write all values there as well")
+        if name == "report":
+            command.add_argument("experiment", help="its name: a folder of OUTPUT/results/")
+            command.add_argument("--rows", help="rows whose images are shown, such as rtn,svdquant")
+            command.add_argument("--to", metavar="FILE.html", help="default: beside its tables")
         if name == "tables":
             command.add_argument("experiments", nargs="*", help="names (default: all there are)")
         if name == "cache":
@@ -114,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with answering():
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
+        elif options.command == "report":
+            report(options)
         elif options.command == "cache":
             cache(Path(options.output), options.verify, options.remove)
         elif options.command == "score":
@@ -216,6 +223,17 @@ def tables(output: Path, experiments: Sequence[str]) -> None:
     from loraq.publish import rewrite
 
     print(rewrite(output, experiments))
+
+
+def report(options: argparse.Namespace) -> None:
+    """One page of an experiment that was run."""
+    from loraq.report import write_report
+
+    folder = Path(options.output) / "results" / options.experiment
+    target = folder / "report.html" if options.to is None else Path(options.to)
+    rows = None if options.rows is None else options.rows.split(",")
+    size = write_report(folder, target, rows).stat().st_size
+    print(f"{target} ({size / 1e6:.1f} MB): open it in a browser, it needs nothing else.")
 
 
 def cache(output: Path, verify: bool, remove: str | None) -> None:

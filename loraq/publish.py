@@ -39,7 +39,10 @@ def publish(
     records = [record for _, record in finished]
     config = finished[0][0].config
     baseline = config.baseline if config.baseline in {record.row for record in records} else None
-    listed = [{"row": row.name, "record": row.keys["record"]} for row, _ in finished]
+    listed = [
+        {"row": row.name, "record": row.keys["record"], "images": row.keys["images"]}
+        for row, _ in finished
+    ]
     rows = {"baseline": baseline, "rows": listed}
     changed = _previous(folder) != rows
     with work.timed("tables and pictures"):

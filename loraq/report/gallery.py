@@ -1,0 +1,105 @@
+"""Images of several rows side by side, prompt by prompt, as data that a page carries in itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loraq.errors import LoraqError
+from loraq.pictures import DIFFERENCE_GAIN
+from loraq.record import Record
+
+PROMPTS = 24
+SIDE = 384  # larger images are shown at this size
+BUDGET = 9_000_000  # bytes of all images; fewer prompts where it is not enough
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of one row, and how far it is from the first row's."""
+
+    label: str
+    image: str
+    difference: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """For every prompt its text and the images of the rows; `left_out` prompts did not fit."""
+
+    prompts: list[tuple[str, str, list[Shown]]]
+    left_out: int
+    gain: int = DIFFERENCE_GAIN
+
+
+def gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
+    """The first prompts of rows with their images' folders; the first row is what others are
+    compared with. Prompts whose picture a row lacks are an error."""
+    names, texts = list(columns[0][0].images["names"]), _texts(columns[0][0])
+    made: list[tuple[str, str, list[Shown]]] = []
+    size = 0
+    for place, name in enumerate(names[:PROMPTS]):
+        entry = [_shown(record, folder, name, place, columns[0]) for record, folder in columns]
+        size += sum(len(shown.image) + len(shown.difference or "") for shown in entry)
+        if made and size > BUDGET:
+            break
+        made.append((name, texts.get(name, name.replace("_", " ")), entry))
+    return Gallery(made, len(names) - len(made))
+
+
+def _shown(
+    record: Record, folder: Path, name: str, place: int, first: tuple[Record, Path]
+) -> Shown:
+    pixels = _read(folder / f"{name}.png")
+    difference = None
+    if record is not first[0]:
+        other = _read(first[1] / f"{name}.png")
+        if other.shape != pixels.shape:
+            raise LoraqError(f"'{folder / name}.png' has another size than the first row's image.")
+        gap = np.abs(pixels.astype(np.int16) - other) * DIFFERENCE_GAIN
+        difference = _encoded(np.minimum(gap, 255).astype(np.uint8))
+    values = record.metrics.get("psnr", {}).get("per_image")
+    note = "" if not values else f"{values[place]:.1f} dB"
+    return Shown(record.label or record.row, _encoded(pixels), difference, note)
+
+
+def _texts(record: Record) -> dict[str, str]:
+    """name → prompt, where the file of prompts is still there."""
+    from loraq.config import DataConfig
+    from loraq.data import data_prompts
+    from loraq.door import from_plain
+
+    try:
+        found = data_prompts(from_plain(DataConfig, record.config["data"]))
+    except LoraqError:
+        return {}
+    return {prompt.name: prompt.prompt for prompt in found}
+
+
+def _read(path: Path) -> np.ndarray:
+    from loraq.metrics.reading import read_image
+
+    return read_image(path)
+
+
+def _encoded(pixels: np.ndarray) -> str:
+    """Small images without loss, large ones resampled and compressed."""
+    from PIL import Image
+
+    image, stream = Image.fromarray(pixels), io.BytesIO()
+    if max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.save(stream, "WEBP", quality=85)
+    else:
+        image.save(stream, "WEBP", lossless=True)
+    return picture(stream.getvalue(), "webp")
+
+
+def picture(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
