@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.data.download import download
-from loraq.data.manifest import INCOMPLETE, MANIFEST
+from loraq.data.manifest import INCOMPLETE, MANIFEST, read_manifest
 from loraq.data.sets import prompt_set, prompts_of, set_images
 from loraq.errors import LoraqError
 from loraq.models.loading import offline
@@ -36,8 +36,12 @@ def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise LoraqError(f"'{folder}' is a file. Give a folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    before = (read_manifest(folder) or {}).get("files", {})
     (folder / INCOMPLETE).write_text(name)
     commit = download(chosen.hub, chosen.files, folder, progress)
+    for archive in chosen.archives:
+        if archive in before and before[archive]["sha256"] != file_hash(folder / archive):
+            shutil.rmtree(_unpacked(folder, archive), ignore_errors=True)
     unpacked = {archive: _unpack(folder, archive, progress) for archive in chosen.archives}
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
@@ -81,12 +85,16 @@ def describe(manifest: dict[str, Any], folder: Path) -> str:
     )
 
 
+def _unpacked(folder: Path, archive: str) -> Path:
+    return folder / archive.split(".")[0]
+
+
 def _unpack(folder: Path, archive: str, progress: bool) -> int:
     """Unpack into a folder of the archive's name, all or nothing; returns how many files it holds.
 
     Paths that lead outside are refused by the libraries. A single folder inside is the folder.
     """
-    path, target = folder / archive, folder / archive.split(".")[0]
+    path, target = folder / archive, _unpacked(folder, archive)
     if not target.is_dir():
         partial = folder / f"{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)

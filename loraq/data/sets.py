@@ -56,16 +56,14 @@ class PromptSet:
     first: bool = False
 
 
-def _under(folder: Path, *inner: str) -> Callable[[str], Path]:
-    """Where images lie: in the folder itself, or in one that its archive was unpacked to."""
-    roots = [folder / name for name in inner if (folder / name).is_dir()]
-    root = roots[0] if roots else folder
-    return lambda relative: root / relative
+def _root(folder: Path, inner: str) -> Path:
+    """Where images lie: in the folder that their archive was unpacked to, or in the set's own."""
+    return folder / inner if (folder / inner).is_dir() else folder
 
 
 def mjhq_image(folder: Path, name: str) -> Path:
     category = _mjhq_categories(folder / "meta_data.json")[name]
-    return _under(folder, "mjhq30k_imgs")(f"{category}/{name}.jpg")
+    return _root(folder, "mjhq30k_imgs") / category / f"{name}.jpg"
 
 
 @functools.lru_cache(maxsize=4)
@@ -75,7 +73,7 @@ def _mjhq_categories(path: Path) -> dict[str, str]:
 
 
 def sdci_image(folder: Path, name: str) -> Path:
-    return _under(folder, "sDCI")(f"{name}.jpg")
+    return _root(folder, "sDCI") / f"{name}.jpg"
 
 
 def coco_image(folder: Path, name: str) -> Path:

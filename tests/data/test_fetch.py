@@ -88,6 +88,16 @@ def test_a_second_fetch_downloads_only_what_is_damaged(tmp_path):
     assert (tmp_path / "sDCI.yaml").read_bytes() == files["sDCI.yaml"]
 
 
+def test_an_archive_that_has_changed_is_unpacked_again(tmp_path):
+    repository, files = HUBS["sdci"]
+    with serving(repository, files) as hub:
+        assert fetch("sdci", tmp_path, hub.url).returncode == 0
+        hub.files |= sdci_files(11)
+        assert fetch("sdci", tmp_path, hub.url).returncode == 0
+    assert json.loads((tmp_path / MANIFEST).read_text())["images"] == 11
+    assert (tmp_path / "sDCI" / "sa_10.jpg").read_bytes() == picture("sa_10")
+
+
 def test_an_archive_that_leads_outside_is_refused(tmp_path):
     pack = io.BytesIO()
     with tarfile.open(fileobj=pack, mode="w:gz") as archive:
