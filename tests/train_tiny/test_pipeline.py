@@ -1,37 +1,48 @@
-"""The committed pipeline loads offline, follows the prompt and has weights that were trained."""
+"""The committed pipelines load offline, follow the prompt and have weights that were trained."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import PixArtSigmaPipeline
+from diffusers import DiffusionPipeline
 
 from experiments.train_tiny import inspect_weights, model
-from experiments.train_tiny.settings import ASSETS, MODELS, SETTINGS
+from experiments.train_tiny.settings import ASSETS, MODELS
+from loraq.models import list_layers
+from loraq.models.pointwise import weight_matrix
 
-FOLDER = ASSETS / "tiny_pixart"
+
+@pytest.fixture(scope="module", params=MODELS)
+def settings(request):
+    return MODELS[request.param]
 
 
 @pytest.fixture(scope="module")
-def pipe() -> PixArtSigmaPipeline:
+def pipe(settings) -> DiffusionPipeline:
     """Return the committed pipeline in fp32."""
-    pipe = PixArtSigmaPipeline.from_pretrained(FOLDER, dtype=torch.float32, local_files_only=True)
+    pipe = DiffusionPipeline.from_pretrained(
+        ASSETS / settings.name, dtype=torch.float32, local_files_only=True
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def test_size_and_shape(pipe):
-    """At most 40 MB, width 384, six blocks, 64 tokens, learned-variance channels."""
-    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 40_000_000
+def test_size_and_shape(pipe, settings):
+    """At most 40 MB, width 384, six blocks, 64 tokens; PixArt with learned-variance channels."""
+    folder = ASSETS / settings.name
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 40_000_000
+    assert isinstance(pipe, model.networks(settings).PIPELINE)
     config = pipe.transformer.config
-    assert config.num_layers == 6 and config.out_channels == 2 * config.in_channels
-    assert config.num_attention_heads * config.attention_head_dim == SETTINGS.width
+    outputs = (2 if settings.name == "tiny_pixart" else 1) * config.in_channels
+    assert config.num_layers == settings.blocks and config.out_channels == outputs
+    assert config.num_attention_heads * config.attention_head_dim == settings.width
+    assert (settings.image_size // settings.stride // config.patch_size) ** 2 == 64
 
 
-def test_prompt_changes_the_image(pipe):
+def test_prompt_changes_the_image(pipe, settings):
     """Same seed: the same prompt gives the same image, another prompt a clearly different one."""
     prompts = ["red apple, food fruit", "red apple, food fruit", "automobile, transport ground"]
-    images = model.sample(pipe, prompts, [3, 3, 3], steps=8)
+    images = model.sample(pipe, prompts, [3, 3, 3], steps=8, settings=settings)
     assert images.shape == (3, 3, 128, 128) and images.isfinite().all()
     same = (images[0] - images[1]).abs().mean()
     other = (images[0] - images[2]).abs().mean()
@@ -46,13 +57,10 @@ def test_no_word_is_unknown(pipe):
     assert ids[-1] == pipe.tokenizer.eos_token_id
 
 
-def test_weights_left_their_random_start(pipe):
+def test_weights_left_their_random_start(pipe, settings):
     """The block weights hold clearly more energy in 16 directions than Gaussian matrices."""
-    weights = [
-        m.weight.float()
-        for n, m in pipe.transformer.named_modules()
-        if isinstance(m, torch.nn.Linear) and n.startswith("transformer_blocks.")
-    ]
+    layers = list_layers(pipe.transformer, inspect_weights.FAMILIES[settings.name], ())
+    weights = [weight_matrix(pipe.transformer.get_submodule(layer.name)) for layer in layers]
     energy = [inspect_weights.top_energy(w) for w in weights]
     random = [inspect_weights.top_energy(torch.randn(w.shape)) for w in weights]
     assert sum(energy) / len(energy) > 1.3 * sum(random) / len(random)
