@@ -2,7 +2,7 @@
 
 Command:   python -m experiments.train_tiny.run [--model tiny_sana]   (resumes where it was stopped)
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
-Time:      about 2 to 2.5 hours on 2 cores (fp32): autoencoder 15 minutes, transformer 90, the rest 10;
+Time:      2 to 2.5 hours on 2 cores (fp32): autoencoder 15 to 25 minutes, transformer 90 to 110;
            on an H100 (bf16) minutes, an estimate, not measured
 Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_alexnet}
 Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03);
