@@ -1,4 +1,4 @@
-"""The committed demo remade in part on the embedded model: the code must still say its numbers.
+"""The committed demos remade in part on the embedded models: the code must still say its numbers.
 
 Tolerances: bits and ranks exactly; mean weight errors within 0.1 % (a code on a rounding boundary
 may flip between processors); each remade image within 0.02 of its recorded alignment (a matching
@@ -13,14 +13,15 @@ from loraq import results
 from loraq.config import ModelConfig, Recipe
 from loraq.door import from_plain
 from loraq.models import list_layers, load_pipeline, weights_hash
+from loraq.models.pointwise import weight_matrix
 from loraq.quantizer import quantize_model
 
 DATA_FREE = ("rtn", "loraq_o2_int8", "loraq_o2_w4a8")
 
 
-@pytest.fixture(scope="module")
-def demo():
-    return {record.row: record for record in results.read("demo").records}
+@pytest.fixture(scope="module", params=["demo", "demo-tiny_sana"])
+def demo(request):
+    return {record.row: record for record in results.read(request.param).records}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_quantising_again_gives_the_recorded_errors(row, demo, model, pipe):
     assert record.budget["rank"] == (made.rank or None)
     errors = []
     for entry in record.layers:
-        w_OI = pipe.transformer.get_submodule(entry["layer"]).weight.float()
+        w_OI = weight_matrix(pipe.transformer.get_submodule(entry["layer"])).float()
         estimate = made.layers[entry["layer"]].effective_weight()
         errors.append(((estimate - w_OI).norm() / w_OI.norm()).item())
     recorded = [entry["weight_error"] for entry in record.layers]
