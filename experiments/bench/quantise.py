@@ -11,8 +11,9 @@ the repeats, the ratio is the median of the ratios within a repeat. It ends with
 both reach the same mean weight error within 1 %: a faster way to a worse result is no gain.
 
 Expected time: 3 minutes a repeat on 2 cores. Expected outcome (results/bench/quantise.json, one
-repeat): ratios of 1.8 to 2.6 with branches and 1 without (RTN has no SVD) at equal errors; LQER and
-O1 in a second, O2 in 10, LoftQ in 40. (The record is older than LoftQ's tracked subspace.)
+repeat): ratios of 1.9 to 2.8 with branches, 7.5 for LoftQ, whose subspace is followed from round
+to round, and 1 without (RTN has no SVD) at equal errors; LQER and O1 in a second, O2 in 11, LoftQ
+in 14.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from loraq.kernels import layer as launching
-from loraq.kernels import operands, prepare
+from loraq.kernels import operands, prepare, support
 from tests.kernels.layers import RECIPES, random_layer
 
 TARGETS = {
@@ -60,7 +60,7 @@ def main() -> None:
             setattr(launching, name, Compiler(kernel, target))
         for recipe in CHOSEN:
             tensors = random_layer(RECIPES[recipe], outputs=128, width=512, rank=32)
-            launching.INTERPRETED = True  # to pass without a GPU; nothing is run
+            support.INTERPRETED = True  # to pass without a GPU; nothing is run
             layer = prepare(tensors, torch.float16, cpu)
             layer.multiply(layer.quantize(torch.randn(64, 512, dtype=torch.float16)))
 
