@@ -10,7 +10,8 @@ the bytes of the packed tensors in the file beside the stated bits per weight, s
 to the end of the first forward, and anonymous memory that loading took (mapped files do not count),
 beside the 16-bit model's.
 
-Expected time: not measured yet, some minutes on 2 cores. Expected: the same bits everywhere.
+Expected time: two minutes on 2 cores. Found (results/bench/round_trip_*.json): the same bits in all
+24 cases of both embedded models, the stated bytes, and 2 to 3 MB held against 63.
 """
 
 from __future__ import annotations
