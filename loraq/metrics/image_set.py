@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PIXELS = 1 << 20
+"""Of a batch that metrics compare, in one set: SSIM takes 800 MB for so many."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Image files, their names, and where known their prompts and whether training saw them.
@@ -129,7 +133,8 @@ def paired_batches(
             f"the images ({len(images)}) and the reference images ({len(reference)}) are not of "
             f"the same prompts in the same order; {detail}"
         )
-    size = options.batch_size
+    area = images.read(0)[..., 0].size
+    size = min(options.batch_size, max(1, PIXELS // area))
     read = [part.batches(size, options.workers) for part in (images, reference)]
     pairs = zip(*read, strict=True)
     for place, (own, other) in enumerate(pairs):
