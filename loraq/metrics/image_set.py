@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 PIXELS = 1 << 20
-"""Of a batch that metrics compare, in one set: SSIM takes 800 MB for so many."""
+"""Of a batch that metrics compare, in one set: SSIM takes about a gigabyte for so many."""
 
 
 @dataclass(frozen=True, eq=False)
