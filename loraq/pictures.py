@@ -91,12 +91,18 @@ def grid(
                 first = pixels
                 note = f"difference ×{DIFFERENCE_GAIN} to\n{labels[0]}"
                 draw.multiline_text((GAP, top + step + GAP), note, FAINT, small)
-            elif pixels.shape != first.shape:
-                raise LoraqError(f"{files[row]} has another size than the first column's image")
             else:
-                shown = np.minimum(np.abs(pixels - first) * DIFFERENCE_GAIN, 255).astype(np.uint8)
+                shown = difference(pixels, first, files[row])
                 sheet.paste(_sized(Image.fromarray(shown), side), (place, top + step))
     return _save(sheet, path)
+
+
+def difference(pixels: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
+    """uint8 |pixels − first| × DIFFERENCE_GAIN, cut at 255; `path` is the image's, for errors."""
+    if pixels.shape != first.shape:
+        raise LoraqError(f"{path} has another size than the first column's image")
+    gap = np.abs(pixels.astype(np.int16) - first) * DIFFERENCE_GAIN
+    return np.minimum(gap, 255).astype(np.uint8)
 
 
 def layer_error_map(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraq.errors import LoraqError, unknown
 from loraq.keys import Row
-from loraq.record import Record
+from loraq.record import Record, load
 from loraq.store import write_json
 
 if TYPE_CHECKING:
@@ -151,21 +152,30 @@ def summary(record: Record) -> str:
 
 def rewrite(output: Path, experiments: Sequence[str]) -> str:
     """The tables of experiments that were run, made again from their records; their text."""
-    from loraq import record as records
-    from loraq.errors import LoraqError, unknown
     from loraq.table_text import to_markdown
     from loraq.tables import main_table, write_tables
 
-    there = {path.parent.name: path for path in sorted(output.glob(f"results/*/{ROWS_FILE}"))}
-    if not there:
-        raise LoraqError(f"No experiment has finished under {output}/. Run one: make demo")
     lines = []
-    for name in experiments or there:
-        if name not in there:
-            raise unknown("experiment", name, there)
-        listed = json.loads(there[name].read_text())
-        paths = [output / "record" / row["record"] / "record.json" for row in listed["rows"]]
-        made = [records.load(path) for path in paths]
-        write_tables(made, there[name].parent, listed["baseline"])
+    for name in experiments or finished_experiments(output):
+        listed, made = read_experiment(output, name)
+        write_tables(made, output / "results" / name, listed["baseline"])
         lines += [f"## {name}", "", to_markdown(main_table(made, listed["baseline"]))]
     return "\n".join(lines)
+
+
+def finished_experiments(output: Path) -> list[str]:
+    """Names of the experiments that were published under `output`; LoraqError without any."""
+    found = [path.parent.name for path in sorted(output.glob(f"results/*/{ROWS_FILE}"))]
+    if not found:
+        raise LoraqError(f"No experiment has finished under {output}/. Run one: make demo")
+    return found
+
+
+def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
+    """What `publish` listed of an experiment, and its records; an unknown name raises."""
+    there = finished_experiments(output)
+    if name not in there:
+        raise unknown("experiment", name, there)
+    listed = json.loads((output / "results" / name / ROWS_FILE).read_text())
+    paths = [output / "record" / row["record"] / "record.json" for row in listed["rows"]]
+    return listed, [load(path) for path in paths]

@@ -48,11 +48,13 @@ def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
         return real
     extractor = choose(config.metrics.extractor, real)
     weights = cached_hash(EXTRACTORS[extractor].weights())
-    name = key("features", VERSION, real.hash, extractor, weights, device)
+    images = dict(zip(real.names, map(cached_hash, real.paths), strict=True))
+    name = key("features", VERSION, images, extractor, weights, device)
     info: dict[str, Any] = {"kind": f"features/{extractor}", "units": len(real)}
     with store.lock("features", name):
         if not store.finished("features", name):
-            made = features_of(real, extractor, Options(device=device))
+            options = Options(device=device, workers=config.metrics.workers)
+            made = features_of(real, extractor, options)
             with store.write("features", name, info) as folder:
                 save_features(made, folder / FILE)
         real.features[extractor] = load_features(store.path("features", name) / FILE)

@@ -39,15 +39,15 @@ def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
     before = (read_manifest(folder) or {}).get("files", {})
     (folder / INCOMPLETE).write_text(name)
     commit = download(chosen.hub, chosen.files, folder, progress)
-    for archive in chosen.archives:
-        if archive in before and before[archive]["sha256"] != file_hash(folder / archive):
-            shutil.rmtree(_unpacked(folder, archive), ignore_errors=True)
-    unpacked = {archive: _unpack(folder, archive, progress) for archive in chosen.archives}
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for pattern in chosen.files
         for path in sorted(folder.glob(pattern))
     }
+    for archive in chosen.archives:
+        if archive in before and before[archive] != files[archive]:
+            shutil.rmtree(_unpacked(folder, archive), ignore_errors=True)
+    unpacked = {archive: _unpack(folder, archive, progress) for archive in chosen.archives}
     prompts = prompts_of(name, _the_file(folder, chosen.prompts), "", "fetch")
     images = 0
     if chosen.image is not None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.pictures import DIFFERENCE_GAIN
+from loraq.metrics.reading import read_image
+from loraq.pictures import DIFFERENCE_GAIN, difference
 from loraq.record import Record
 
 PROMPTS = 24
@@ -56,17 +57,13 @@ def gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
 def _shown(
     record: Record, folder: Path, name: str, place: int, first: tuple[Record, Path]
 ) -> Shown:
-    pixels = _read(folder / f"{name}.png")
-    difference = None
+    path, apart = folder / f"{name}.png", None
+    pixels = read_image(path)
     if record is not first[0]:
-        other = _read(first[1] / f"{name}.png")
-        if other.shape != pixels.shape:
-            raise LoraqError(f"'{folder / name}.png' has another size than the first row's image.")
-        gap = np.abs(pixels.astype(np.int16) - other) * DIFFERENCE_GAIN
-        difference = _encoded(np.minimum(gap, 255).astype(np.uint8))
+        apart = _encoded(difference(pixels, read_image(first[1] / f"{name}.png"), path))
     values = record.metrics.get("psnr", {}).get("per_image")
     note = "" if not values else f"{values[place]:.1f} dB"
-    return Shown(record.label or record.row, _encoded(pixels), difference, note)
+    return Shown(record.label or record.row, _encoded(pixels), apart, note)
 
 
 def _texts(record: Record) -> dict[str, str]:
@@ -80,12 +77,6 @@ def _texts(record: Record) -> dict[str, str]:
     except LoraqError:
         return {}
     return {prompt.name: prompt.prompt for prompt in found}
-
-
-def _read(path: Path) -> np.ndarray:
-    from loraq.metrics.reading import read_image
-
-    return read_image(path)
 
 
 def _encoded(pixels: np.ndarray) -> str:

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraq.errors import LoraqError, unknown
-from loraq.record import Record, load
+from loraq.errors import unknown
+from loraq.publish import read_experiment
+from loraq.record import Record
 from loraq.report.gallery import Gallery, gallery, picture
 from loraq.results import REPORTED, ROOT
 from loraq.store import write_bytes
 from loraq.table_text import Cell, Item, Table
 from loraq.tables import all_tables
 
-ROWS_FILE = "rows.json"
 PACKAGES = ("torch", "diffusers", "transformers")
 TITLES = {
     "pareto": "Quality against memory",
@@ -50,9 +50,8 @@ def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) 
 
     rows: those whose images are shown; by default the 16-bit model, the baseline and the best few.
     """
-    listed = _listed(folder)
     output = folder.resolve().parents[1]
-    records = [load(output / "record" / row["record"] / "record.json") for row in listed["rows"]]
+    listed, records = read_experiment(output, folder.name)
     shown = _shown(records, listed["baseline"], rows)
     text = _render(
         title=folder.name,
@@ -81,19 +80,6 @@ def _render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(**values)
-
-
-def _listed(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        beside = [path.parent.name for path in sorted(folder.parent.glob(f"*/{ROWS_FILE}"))]
-        if not beside:
-            raise LoraqError(
-                f"No experiment has finished under {folder.parent.parent}/. Run one: make demo"
-            ) from None
-        raise unknown("experiment", folder.name, beside) from None
-    return found
 
 
 def _about(records: Sequence[Record], baseline: str | None) -> list[tuple[str, str]]:
