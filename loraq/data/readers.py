@@ -13,6 +13,12 @@ from loraq.data.prompt import Prompt, check_prompts, seed_of_name
 from loraq.errors import LoraqError, unknown
 
 Reader = Callable[[Path, str], list[Prompt]]
+
+
+class UnknownSplit(LoraqError):
+    """A split that a file does not have."""
+
+
 KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
@@ -27,8 +33,9 @@ def _read(read: Reader, path: Path, split: str, size: int, modified: int) -> lis
     try:
         prompts = read(path, split)
     except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        kind = "captions" if read is captions else "prompt"
         raise LoraqError(
-            f"'{path}' does not read as a prompt file ({type(error).__name__}: {error}). {_SHAPES}"
+            f"'{path}' is no {kind} file ({type(error).__name__}: {error}). {_SHAPES}"
         ) from None
     check_prompts(prompts, str(path))
     return prompts
@@ -45,7 +52,7 @@ def captions(path: Path, split: str) -> list[Prompt]:
     splits = json.loads(_text(path))
     lists = {name: entries for name, entries in splits.items() if isinstance(entries, list)}
     if split not in lists:
-        raise LoraqError(f"{path.name}: {unknown('split', split, lists)}")
+        raise UnknownSplit(f"{path.name}: {unknown('split', split, lists)}")
     return [
         Prompt(str(entry["name"]), str(entry["prompt"]), bool(entry.get("seen", True)))
         for entry in lists[split]
@@ -79,7 +86,7 @@ def karpathy(path: Path, split: str) -> list[Prompt]:
     split: train (with restval), val or test.
     """
     if split not in KARPATHY:
-        raise unknown("split of COCO", split, KARPATHY)
+        raise UnknownSplit(str(unknown("split of COCO", split, KARPATHY)))
     found = []
     for image in json.loads(_text(path))["images"]:
         if image["split"] in KARPATHY[split]:

@@ -64,8 +64,8 @@ def calibration_prompts(
         read = "" if drawn else f"calibration.prompts={calibration.prompts} and "
         raise LoraqError(
             f"{read}calibration.measure_prompts={calibration.measure_prompts} want {asked} prompts "
-            f"that no image is made of and that do not overlap; there are {len(prompts)} "
-            f"{_whence(data, calibration)}. Ask for fewer, or name a list for them: "
+            f"that no image is made of; there are {len(prompts)} {_whence(data, calibration)}, and "
+            "the two must not overlap. Ask for fewer, or name a list for them: "
             "calibration.captions=FILE (asset:captions.json is at hand)."
         )
     measuring = prompts[-calibration.measure_prompts :]

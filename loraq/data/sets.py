@@ -15,7 +15,7 @@ from pathlib import Path
 from loraq.data import readers
 from loraq.data.manifest import check
 from loraq.data.prompt import Prompt
-from loraq.data.readers import Reader, read_prompts
+from loraq.data.readers import Reader, UnknownSplit, read_prompts
 from loraq.errors import LoraqError, unknown
 
 ImageFile = Callable[[Path, str], Path]  # of a folder and a prompt's name
@@ -171,7 +171,8 @@ def prompts_of(name: str, path: Path, split: str, key: str) -> list[Prompt]:
     try:
         return read_prompts(prompt_set(name, f"{key}.set").read, file, split)
     except LoraqError as error:
-        raise LoraqError(f"{key}: {error}") from None
+        setting = "split" if isinstance(error, UnknownSplit) else "captions"
+        raise LoraqError(f"{key}.{setting}: {error}") from None
 
 
 def prompts_file(name: str, path: Path, key: str) -> Path:

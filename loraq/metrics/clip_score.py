@@ -9,14 +9,13 @@ prompts score by their start token alone. That is kept, for comparison; `details
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
-from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
 from loraq.models.loading import cached_hash, check_sums
 
 NAME = "clip_score"
@@ -25,38 +24,33 @@ DIRECTION = "higher"
 NEEDS = "prompts"
 PER_IMAGE = True
 VARIABLE = "LORAQ_CLIP"
+WEIGHTS = "model.safetensors"
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 def check(options: Options) -> None:
-    weights = _weights(_folder())
-    check_sums(weights.parent, (weights.name, *FILES), "metric clip_score")
+    _folder()
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
 
-    check(options)
     folder = _folder()
     model, processor = load(folder, options.device)
     assert images.prompts is not None
     values: list[float] = []
     cut = 0
     with torch.inference_mode():
-        for start, batch in zip(
-            range(0, len(images), options.batch_size),
-            images.batches(options.batch_size, options.workers),
-            strict=True,
-        ):
+        for batch in images.batches(options.batch_size, options.workers):
             seen = image_features(model, processor, batch)
-            prompts = images.prompts[start : start + len(batch)]
+            prompts = images.prompts[len(values) : len(values) + len(batch)]
             said, more = text_features(model, processor, prompts)
             cut += more
             values += (100 * (seen * said).sum(-1)).double().tolist()
     details = {
         "packages": versions("transformers", "torch", "torchvision"),
         "model": str(model.config.name_or_path).rsplit("/", 1)[-1],
-        "weights_sha256": cached_hash(_weights(folder)),
+        "weights_sha256": cached_hash(folder / WEIGHTS),
         "cut": cut,
     }
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
@@ -104,22 +98,15 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
 
 
 def _folder() -> Path:
-    given = os.environ.get(VARIABLE, "")
-    missing = [name for name in FILES if not given or not (Path(given) / name).is_file()]
-    if missing:
+    """The model's folder; of its weights pickled files are not read."""
+    remedy = (
+        "fetch openai/clip-vit-large-patch14 from the hub and name its folder, or leave clip_score "
+        "out of metrics.names"
+    )
+    folder = named_folder(NAME, VARIABLE, FILES, remedy)
+    if not (folder / WEIGHTS).is_file():
         raise LoraqError(
-            f"metric clip_score needs CLIP in the folder {VARIABLE}={given!r}, which lacks "
-            f"{', '.join(missing)}. Fetch openai/clip-vit-large-patch14 from the hub and name its "
-            "folder, or leave clip_score out of metrics.names."
+            f"metric clip_score: '{folder}' has no {WEIGHTS}. Fetch that file of the model."
         )
-    return Path(given)
-
-
-def _weights(folder: Path) -> Path:
-    """The file of weights; pickled ones are not read."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise LoraqError(
-            f"metric clip_score: '{folder}' has no model.safetensors. Fetch that file of the model."
-        )
-    return path
+    check_sums(folder, (WEIGHTS,), "metric clip_score")
+    return folder

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.reading import read_batches
-from loraq.metrics.result import MetricResult, Options, mean, versions
-from loraq.models.loading import cached_hash, check_sums
+from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
+from loraq.models.loading import cached_hash
 
 NAME = "image_reward"
 VERSION = "2"
@@ -33,7 +32,7 @@ REMEDY = "or use the metric alignment instead (a proxy under its own name)"
 
 
 def check(options: Options) -> None:
-    check_sums(_folder(), FILES, "metric image_reward")
+    _folder()
     vocabulary()
 
 
@@ -43,8 +42,8 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
 
     from loraq.metrics import image_reward_model as reward
 
-    check(options)
-    model, made = load(_folder(), options.device), reward.tokenizer(str(vocabulary()))
+    folder = _folder()
+    model, made = load(folder, options.device), reward.tokenizer(str(vocabulary()))
     assert images.prompts is not None
     values: list[float] = []
     with torch.inference_mode():
@@ -56,7 +55,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
             values += model(*(part.to(options.device) for part in given)).double().tolist()
     details = {
         "packages": versions("transformers", "torch", "torchvision", "pillow"),
-        "weights_sha256": cached_hash(_folder() / FILES[0]),
+        "weights_sha256": cached_hash(folder / FILES[0]),
         "vocabulary_sha256": cached_hash(vocabulary()),
         "tokens": reward.TOKENS,
     }
@@ -98,11 +97,5 @@ def vocabulary() -> Path:
 
 
 def _folder() -> Path:
-    given = os.environ.get(VARIABLE, "")
-    missing = [name for name in FILES if not given or not (Path(given) / name).is_file()]
-    if missing:
-        raise LoraqError(
-            f"metric image_reward needs {' and '.join(missing)} in the folder {VARIABLE}={given!r};"
-            f" fetch them from the hub repository zai-org/ImageReward, {REMEDY}"
-        )
-    return Path(given)
+    source = f"fetch them from the hub repository zai-org/ImageReward, {REMEDY}"
+    return named_folder(NAME, VARIABLE, FILES, source)

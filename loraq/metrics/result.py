@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
+from loraq.models.loading import check_sums
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,22 @@ class Options:
         if options.bootstrap < 100:
             raise LoraqError(f"bootstrap = {options.bootstrap}; at least 100 are needed")
         return options
+
+
+def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) -> Path:
+    """The folder of weights that an environment variable names, its files there and whole.
+
+    remedy: where to fetch them, or what to do without; for the error where one is missing.
+    """
+    given = os.environ.get(variable, "")
+    missing = [name for name in files if not given or not (Path(given) / name).is_file()]
+    if missing:
+        raise LoraqError(
+            f"metric {metric} needs {' and '.join(missing)} in the folder {variable}={given!r}; "
+            f"{remedy}"
+        )
+    check_sums(Path(given), files, f"metric {metric}")
+    return Path(given)
 
 
 def versions(*packages: str) -> dict[str, str]:

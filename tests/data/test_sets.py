@@ -127,9 +127,9 @@ REFUSED = {
     "a blank line": ("list.txt", "a cat\n\na dog\n", "1 prompts are blank, the first is '0001'"),
     "an empty prompt": ("list.yaml", "x: a\ny: ''\n", "blank, the first is 'y'"),
     "no mapping": ("list.yaml", "- a\n- b\n", "mapping is expected, not list"),
-    "broken YAML": ("list.yaml", "a: [\n", "does not read as a prompt file"),
+    "broken YAML": ("list.yaml", "a: [\n", "is no prompt file"),
     "no column of prompts": ("list.csv", "text\na\n", "no column 'prompt' among"),
-    "broken JSON": ("list.jsonl", '{"prompt": \n', "does not read as a prompt file"),
+    "broken JSON": ("list.jsonl", '{"prompt": \n', "is no prompt file"),
     "a name that is a path": ("list.yaml", "../x: a\n", "usable as file names"),
     "an unknown kind": ("list.docx", "a", "Unknown kind of prompt file '.docx'"),
 }
