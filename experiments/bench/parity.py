@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import tempfile
 import warnings
@@ -24,13 +23,13 @@ from PIL import Image
 
 from experiments.parity.clip import Restored, write_clip
 from experiments.parity.image_reward import pairs
+from experiments.parity.twins import golden_scores, torchmetrics_lpips, write_image_reward
 from loraq import record
-from loraq.metrics import ImageSet, clip_score, compute, image_reward, lpips
+from loraq.metrics import ImageSet, clip_score, compute, image_reward
 from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.kid import kernel_distance
 
 SIDE = 128
-GOLDEN = Path(pairs.__file__).parent
 
 
 def image_sets(folder: Path) -> tuple[ImageSet, ImageSet]:
@@ -74,16 +73,8 @@ def of_ssim(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
 
 
 def of_lpips(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
-    from safetensors.torch import load_file
-    from torchmetrics.functional.image import lpips as torchmetrics_lpips
-
-    twin = torchmetrics_lpips._NoTrainLpips(net="alex", pnet_rand=True)
-    weights = load_file(lpips.BACKBONE)
-    for name, parameter in twin.net.named_parameters():
-        _, layer, kind = name.split(".")
-        parameter.data.copy_(weights[f"features.{layer}.{kind}"])
     with torch.no_grad():
-        theirs = twin.eval()(unit(noisy), unit(clean), normalize=True).flatten().tolist()
+        theirs = torchmetrics_lpips()(unit(noisy), unit(clean), normalize=True).flatten().tolist()
     return compute("lpips", noisy, clean).per_image, theirs
 
 
@@ -127,17 +118,10 @@ def of_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
 
 def of_image_reward(size: str) -> Callable[[ImageSet, ImageSet], tuple[Any, Any]]:
     def both(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
-        golden = json.loads((GOLDEN / f"golden_{size}.json").read_text())
+        golden = golden_scores(size)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            state = {
-                key: torch.from_numpy(pairs.weight(key, tuple(shape), golden["seed"]))
-                for key, shape in golden["shapes"].items()
-                if not key.endswith("position_ids")
-            }
-            torch.save(state, folder / "ImageReward.pt")
-            del state
-            pairs.write_med_config(folder / "med_config.json")
+            write_image_reward(folder, golden)
             paths = [folder / f"{number}.png" for number in range(pairs.PAIRS)]
             for path, picture in zip(paths, pairs.pictures(), strict=True):
                 picture.save(path)

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from loraq import cli
 from loraq.config import DataConfig
 from loraq.data import data_prompts, set_images
 from loraq.data.manifest import INCOMPLETE, MANIFEST
+from loraq.data.sets import SETS
 from loraq.errors import LoraqError
 from tests.data.hub import COMMIT, serving
 from tests.data.layouts import mjhq_files, picture, sdci_files
@@ -121,3 +124,11 @@ def test_without_network_it_says_so_at_once(tmp_path):
     assert unknown.returncode == 2 and "Did you mean 'mjhq'" in unknown.stderr
     nowhere = fetch("geneval", tmp_path / "d", "http://127.0.0.1:9")
     assert nowhere.returncode == 2 and "github.com/djghosh13/geneval" in nowhere.stderr
+
+
+def test_help_names_every_set_that_can_be_fetched(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fetch", "--help"])
+    there = {name for name, entry in SETS.items() if entry.hub}
+    named = re.search(r"\n  SET +(.+)", capsys.readouterr().out).group(1)
+    assert set(re.findall(r"\w+", named)) - {"or"} == there

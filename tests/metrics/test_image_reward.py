@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from experiments.parity.image_reward import pairs
+from experiments.parity.twins import golden_scores, write_image_reward
 from loraq.errors import LoraqError
 from loraq.metrics import ImageSet, compute, image_reward
 from loraq.metrics import image_reward_model as reward
 from loraq.metrics.result import Options
 
-GOLDEN = json.loads((Path(pairs.__file__).parent / "golden_base.json").read_text())
+GOLDEN = golden_scores("base")
 BOUND = 1e-4
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The files as they are published, with the random weights of the golden scores."""
     folder = tmp_path_factory.mktemp("image_reward")
-    state = {
-        name: torch.from_numpy(pairs.weight(name, tuple(shape), GOLDEN["seed"]))
-        for name, shape in GOLDEN["shapes"].items()
-        if not name.endswith("position_ids")
-    }
-    torch.save(state, folder / "ImageReward.pt")
-    pairs.write_med_config(folder / "med_config.json")
+    write_image_reward(folder, GOLDEN)
     return folder
 
 

@@ -47,11 +47,9 @@ def build(vit: str, vocabulary: Path) -> torch.nn.Module:
             model.blip = blip_pretrain.BLIP_Pretrain(
                 image_size=224, vit="base", med_config=str(config)
             )
-    state = {
-        name: torch.from_numpy(pairs.weight(name, tuple(value.shape), SEED))
-        for name, value in model.state_dict().items()
-        if not name.endswith("position_ids")
-    }
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    drawn = pairs.weights(shapes, SEED)
+    state = {name: torch.from_numpy(values) for name, values in drawn.items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and all(name.endswith("position_ids") for name in missing)
     return model.eval()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,16 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     fan_in = int(np.prod(shape[1:]))
     scale = 0.1 if fan_in == shape[-1] and "embed" in name else 1.2 / fan_in**0.5
     return (scale * values).astype(np.float32)
+
+
+def weights(shapes: Mapping[str, Iterable[int]], seed: int) -> dict[str, np.ndarray]:
+    """The whole state of a model, from its parameters' names and shapes, without positions."""
+    named = {name: tuple(shape) for name, shape in shapes.items()}
+    return {
+        name: weight(name, shape, seed)
+        for name, shape in named.items()
+        if not name.endswith("position_ids")
+    }
 
 
 def write_med_config(path: Path) -> None:

@@ -1,0 +1,42 @@
+"""The reference packages' models with our weights in them, and files as their publishers do."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.parity.image_reward import pairs
+from loraq.metrics import lpips
+
+
+def torchmetrics_lpips() -> Any:
+    """torchmetrics' LPIPS over AlexNet; takes images in [0, 1] with `normalize=True`."""
+    from safetensors.torch import load_file
+    from torchmetrics.functional.image import lpips as theirs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twin = theirs._NoTrainLpips(net="alex", pnet_rand=True)
+    weights = load_file(lpips.BACKBONE)
+    for name, parameter in twin.net.named_parameters():
+        _, layer, kind = name.split(".")
+        parameter.data.copy_(weights[f"features.{layer}.{kind}"])
+    return twin.eval()
+
+
+def golden_scores(size: str) -> dict[str, Any]:
+    """What the published ImageReward gave; size: base or large."""
+    path = Path(pairs.__file__).parent / f"golden_{size}.json"
+    return json.loads(path.read_text())
+
+
+def write_image_reward(folder: Path, golden: dict[str, Any]) -> None:
+    """The files as they are published, with the random weights of the golden scores."""
+    drawn = pairs.weights(golden["shapes"], golden["seed"])
+    state = {name: torch.from_numpy(values) for name, values in drawn.items()}
+    torch.save(state, folder / "ImageReward.pt")
+    pairs.write_med_config(folder / "med_config.json")
