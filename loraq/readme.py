@@ -6,7 +6,7 @@ A page marks what is generated; everything between the two lines is rewritten:
     <!-- /generated -->
 
 `table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits), `time EXPERIMENT`, `reported FILE`,
-`parity BENCH`.
+`bench RECORD` of results/bench/.
 
     python -m loraq.readme           rewrite every page and the tables under results/
     python -m loraq.readme --check   only look; exit 2 and name what is stale
@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loraq import results
+from loraq import bench_tables, results
 from loraq.errors import LoraqError, unknown
 from loraq.results import ROOT, Results
 from loraq.store import write_bytes
@@ -177,28 +176,16 @@ def reported(name: str, root: Path) -> str:
     return "\n".join(["Published by others, not measured here.", "", *lines])
 
 
-def parity(name: str, root: Path) -> str:
-    """`results/bench/NAME.json` of `experiments/bench/parity.py` as a table."""
-    path = root / "results" / "bench" / f"{name}.json"
-    if not path.is_file():
-        return f"*Not yet measured: there is no `results/bench/{name}.json`.*"
-    found = json.loads(path.read_text(encoding="utf-8"))
-    lines = [
-        "| metric | reference | inputs | largest difference | bound |",
-        "|---|---|---|---:|---:|",
-    ]
-    for row in found["rows"]:
-        kind = " (relative)" if row["relative"] else ""
-        cells = (row["metric"], row["reference"], row["inputs"], f"{row['difference']:.1e}{kind}")
-        lines.append("| " + " | ".join((*cells, f"{row['bound']:.0e}")) + " |")
-    return "\n".join([*lines, "", f"Made by `python -m experiments.bench.{name}`; `{path.name}`."])
+def bench(name: str, root: Path) -> str:
+    """`results/bench/NAME.json` as a table."""
+    return bench_tables.markdown(root / "results" / "bench" / f"{name}.json")
 
 
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "table": table,
     "time": time,
     "reported": reported,
-    "parity": parity,
+    "bench": bench,
 }
 
 

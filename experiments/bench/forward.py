@@ -10,7 +10,7 @@ all run in one process, one after another in changing order, so that other load 
 all. Given are medians, and the median over repeats of each way's time over the first way's; beside
 them the bytes that the block's quantised layers hold. torchao's rows are its eager mode.
 
-Expected time: not measured yet, minutes a model on 2 idle cores. No outcome recorded yet.
+Four minutes a model on 2 idle cores. Outcome: docs/speed.md.
 """
 
 from __future__ import annotations

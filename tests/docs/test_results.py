@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loraq import readme, results
+from loraq import bench_tables, readme, results
 from loraq.errors import LoraqError
 from loraq.record import save
 from loraq.store import write_json
@@ -127,3 +127,35 @@ def test_nothing_heavy_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_benchs_record_makes_a_table(root):
+    (root / "results" / "bench").mkdir(parents=True)
+    names = [path.stem for path in (results.ROOT / "results" / "bench").glob("*.json")]
+    page = root / "README.md"
+    for name in set(names) - {"batch_size"}:
+        page.write_text(PAGE.replace("table demo", f"bench {name}"))
+        readme.refresh(page, root=root)
+        assert f"no `results/bench/{name}.json`" in page.read_text()
+        source = results.ROOT / "results" / "bench" / f"{name}.json"
+        (root / "results" / "bench" / source.name).write_bytes(source.read_bytes())
+        readme.refresh(page, root=root)
+        lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
+        assert len(lines) > 4 and len({line.count("|") for line in lines}) == 1
+    page.write_text(PAGE.replace("table demo", "bench parrity"))
+    with pytest.raises(LoraqError, match=r"parrity.*Did you mean 'parity'"):
+        readme.refresh(page, root=root)
+
+
+def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
+    def way(*seconds):
+        ratio = seconds[0] / 2.0
+        return {"seconds": list(seconds), "median_seconds": seconds[0], "ratio": ratio}
+
+    layer = {"bf16": way(1.0, 4.0, 2.0), "int4": way(0.5, 2.0, 3.0)}
+    modules = {"b": {"bf16": way(2.0), "int4": way(1.0)}, "b.one": layer, "b.two": layer}
+    settings = {"ways": ["bf16", "int4"], "bytes": {"bf16": 100, "int4": 30}}
+    made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
+    path = tmp_path / "forward_x.json"
+    write_json(path, {"settings": settings, "modules": modules} | made)
+    assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench_tables.markdown(path)
