@@ -1,0 +1,49 @@
+"""A folder in MJHQ-30K's layout from the embedded models' own captions and real pictures.
+
+    python -m experiments.train_tiny.mjhq FOLDER
+
+What the protocol's command reads at full size it reads here: `meta_data.json` and
+`mjhq30k_imgs/CATEGORY/NAME.jpg`, 448 captions (test, development and calibration), pictures of 128
+px. The pictures are of the data that `experiments.train_tiny.run` fetches. Seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from .data import Item, picture
+from .settings import ASSETS
+from .split import load
+
+SPLITS = ("test", "development", "calibration")
+
+
+def write(folder: Path, captions: dict[str, list[dict]], items: dict[str, Item]) -> int:
+    """Write meta data and pictures of the captions; how many. A caption ends in its category."""
+    found = {}
+    for split in SPLITS:
+        for entry in captions[split]:
+            category = entry["prompt"].rsplit(", ", 1)[-1].replace(" ", "_")
+            found[entry["name"]] = {"category": category, "prompt": entry["prompt"]}
+            path = folder / "mjhq30k_imgs" / category / f"{entry['name']}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(items[entry["name"]].fluent)).save(path, quality=95)
+    (folder / "meta_data.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return len(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    captions = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
+    count = write(folder, captions, load()[1])
+    print(f"{count} captions and pictures in {folder}")
+
+
+if __name__ == "__main__":
+    main()
