@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format table1 ablations report tables cache clean distclean
+.PHONY: help install demo test test-cluster check format table1 ablations report tables cache clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -37,6 +37,18 @@ tables: $(INSTALLED) ## the committed tables, README and docs again from the com
 test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
 
+# An environment of its own: Hydra's Ray launcher asks for older packages than constraints.txt has.
+CLUSTER := .venv-cluster
+test-cluster: $(CLUSTER)/.installed ## sweeps on a real Slurm and on Ray, started here (root and Debian's slurm packages)
+	$(CLUSTER)/bin/python -m pytest -m cluster tests/cluster
+
+$(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
+	$(PYTHON) -m venv $(CLUSTER)
+	grep -vE "^($$(grep -oE '^[a-z-]+==' constraints-ray.txt | tr -d = | paste -sd '|'))==" constraints.txt \
+		| cat - constraints-ray.txt > $(CLUSTER)/constraints.txt
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
+	@touch $@
+
 check: $(INSTALLED_DEV) ## lint, formatting and types of the public API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,7 +68,7 @@ clean: ## remove build files and tool caches (never images, records or checkpoin
 	find loraq tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## as clean, and the environment as well (outputs/ stays)
-	rm -rf $(VENV) loraq.egg-info
+	rm -rf $(VENV) $(CLUSTER) loraq.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""The command `loraq`: run, quantize, generate, evaluate, fit, score, fetch, report, tables, cache.
+"""The command `loraq` and its parts: run, sweep, quantize, generate, evaluate, score, report, …
 
 Nothing heavy is imported before a command knows that it needs it: `--help` is quick.
 """
@@ -14,53 +14,7 @@ from pathlib import Path
 
 from loraq import __version__
 from loraq.errors import LoraqError
-
-OVERRIDES = """\
-overrides are KEY=VALUE in Hydra's syntax:
-  experiment=demo | table1              a list of rows with a table (conf/experiment/)
-  method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | loraq_best | reference …
-  model=tiny_pixart | tiny_sana | pixart_sigma | sana_1_6b   or model.path=FOLDER, your own
-  format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
-  quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)
-  data.count=16  generate.batch_size=4  metrics=paired  tracking=disabled  output=FOLDER
-All settings with their defaults: conf/config.yaml and its groups.
-
-examples:
-  loraq run experiment=demo
-  loraq run experiment=table1 --dry-run
-  loraq run method=loraq_o2 format@quant.branch_weight=int4 data.count=16
-  loraq quantize method=svdquant quant.transform.hadamard=64 quant.transform.shift=false
-"""
-
-COMMANDS = {
-    "run": "the whole experiment: quantise, generate, measure, table (resumes; cached parts stay)",
-    "quantize": "only quantise the rows, keep the packed layers",
-    "generate": "only make the images (quantises what is missing)",
-    "evaluate": "only measure: like run, and the same records",
-    "fit": "try the last row with one and two images, and say which batch fits into memory",
-    "score": "measure a saved pipeline (it makes its images) or any folder of images",
-    "fetch": "download a published set of prompts and images into a folder (resumes)",
-    "report": "write one HTML page of an experiment: tables, diagrams, images, configurations",
-    "tables": "print and rewrite the tables of the records that are there",
-    "cache": "list what lies under the output folder, verify or remove it",
-}
-
-PLANNED = ("run", "quantize", "generate", "evaluate")
-
-SCORE = """\
-examples:
-  loraq score packed_pipeline data.count=32
-  loraq score outputs/images/0123456789abcdef --against outputs/images/fedcba9876543210
-  loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
-      --against my_reference --json scores.json
-An image is called NAME.png after its caption's name. With a pipeline, model.* says how it samples.
-"""
-FETCH = """\
-A folder that another machine filled serves as well. Then:
-  loraq run model=pixart_sigma data=mjhq data.captions=FOLDER
-Interrupted, the same command goes on where it stopped; run again, it checks every file's sha256.
-"""
-EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {"score": SCORE, "fetch": FETCH}
+from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,9 +44,13 @@ def parser() -> argparse.ArgumentParser:
                 command.add_argument("target", metavar="FOLDER", help="images, or a saved pipeline")
             if name != "fetch":
                 command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
-            command.add_argument("--quiet", action="store_true", help="no progress bars")
+            if name != "sweep":
+                command.add_argument("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        if name == "sweep":
+            command.add_argument("--status", metavar="FOLDER", help="how a sweep's jobs ended")
+            command.add_argument("--again", metavar="FOLDER", help="its unfinished jobs only")
         if name == "score":
             command.add_argument(
                 "--against", metavar="FOLDER", help="images of the same captions, pair by pair"
@@ -125,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cache(Path(options.output), options.verify, options.remove)
         elif options.command == "score":
             score(options)
+        elif options.command == "sweep":
+            sweep(options)
         elif options.command == "fetch":
             from loraq.data.fetch import describe, fetch
 
@@ -216,6 +176,18 @@ def score(options: argparse.Namespace) -> None:
     if options.json is not None:
         record.save_findings(found.plain(), Path(options.json))
     print(found.text())
+
+
+def sweep(options: argparse.Namespace) -> None:
+    """Jobs of a new sweep, or of an old one; or only how they ended."""
+    from loraq.sweep import again, launch, status
+
+    if options.status is not None:
+        print(status(Path(options.status)))
+    elif options.again is not None:
+        print(again(Path(options.again), options.overrides))
+    else:
+        print(launch(options.overrides))
 
 
 def tables(output: Path, experiments: Sequence[str]) -> None:

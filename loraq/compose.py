@@ -38,8 +38,24 @@ def groups() -> dict[str, list[str]]:
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name != "hydra"
     }
+
+
+def swept(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep, as Hydra's own sweeper multiplies them out."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    with _hydra():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        try:
+            parsed = parser.parse_overrides(list(overrides))
+            return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
+        except HydraException as error:
+            raise LoraqError(f"The sweep does not parse: {error}") from None
 
 
 def _single(parsed: dict[str, Any], compose: Any) -> list[Config]:
@@ -65,8 +81,15 @@ def _single(parsed: dict[str, Any], compose: Any) -> list[Config]:
 
 
 def _experiment(rows: Any, chosen: list[str], parsed: dict[str, Any], compose: Any) -> list[Config]:
+    only = [str(entry.value()) for entry in parsed.values() if _key(entry) == "row"]
+    names = [str(row.name) for row in rows]
+    if only and only[0] not in names:
+        raise unknown(f"row of {' '.join(chosen)}", only[0], names)
+    if len(set(names)) < len(names):
+        raise LoraqError(f"{' '.join(chosen)}: two rows have the same name; rename one.")
+    parsed = {override: entry for override, entry in parsed.items() if _key(entry) != "row"}
     for override, entry in parsed.items():
-        if _key(entry) in ("method", "row", "label"):
+        if _key(entry) in ("method", "label"):
             raise LoraqError(
                 f"{override} does not go together with {' '.join(chosen)}: its rows set the "
                 f"{_key(entry)} themselves. Drop one of the two."
@@ -86,12 +109,11 @@ def _experiment(rows: Any, chosen: list[str], parsed: dict[str, Any], compose: A
     useless = [override for override in parsed if override not in used]
     if useless:
         raise LoraqError(f"{useless[0]} has no effect on any row of {' '.join(chosen)}. Drop it.")
-    names = [config.row for config in configs]
-    if len(set(names)) < len(names):
-        raise LoraqError(f"{' '.join(chosen)}: two rows have the same name; rename one.")
     if not any(config.quant is None for config in configs):
         first = replace(configs[0], method="reference", quant=None, row="reference", label="16-bit")
         configs.insert(0, first)
+    if only:
+        configs = [config for config in configs if config.quant is None or config.row == only[0]]
     return sorted(configs, key=lambda config: config.quant is not None)
 
 
@@ -175,8 +197,8 @@ def _check(overrides: Sequence[str], compose: Any) -> dict[str, Any]:
         parsed[override] = entry
         if entry.is_sweep_override():
             raise LoraqError(
-                f"{override} sweeps over several values; `loraq` runs one configuration. Sweep "
-                f"with: python -m loraq.run --multirun {override}"
+                f"{override} sweeps over several values; this command runs one configuration. "
+                f"Sweep with: loraq sweep {override} (or python -m loraq.run --multirun …)"
             )
         if entry.is_add() or entry.is_delete() or entry.key_or_group.startswith("hydra"):
             continue

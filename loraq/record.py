@@ -171,7 +171,7 @@ def origin(device: str = "cpu") -> dict[str, Any]:
             continue
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": versions,
         "machine": {
             "system": platform.system(),
@@ -184,7 +184,7 @@ def origin(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def _commit() -> str:
+def commit() -> str:
     """Commit of the checkout this package lies in, `+` where it has changes, "" outside git."""
     folder = Path(__file__).resolve().parent
     asked = []

@@ -8,7 +8,7 @@ keys of its products (`plan.py`), made by the stages (`stages.py`) and kept in t
 
 One experiment:  loraq run experiment=demo
 Several GPUs:    torchrun --nproc-per-node 4 -m loraq.cli run experiment=demo
-A Hydra sweep:   python -m loraq.run --multirun method=rtn,svdquant quant.branch.budget=0.32,0.64
+A sweep:         loraq sweep method=rtn,svdquant data.count=16,32   (python -m loraq.run --multirun)
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     else:  # one of several processes (torchrun, accelerate launch): the first one tells
         outcome = Outcome([record for _, record in finished], folder, "")
     if failed:
+        reasons = "\n".join(f"  {name}: {error}" for name, error in failed.items())
         raise LoraqError(
-            f"{len(failed)} of {len(rows)} rows failed ({', '.join(failed)}); the reasons stand "
-            f"above. The others are in {outcome.folder}. The same command tries them again."
+            f"{len(failed)} of {len(rows)} rows failed:\n{reasons}\n"
+            f"The others are in {outcome.folder}. The same command tries these again."
         )
     return outcome
 
@@ -96,7 +97,15 @@ def run_row(work: Workshop, row: Row) -> Record:
 
 
 def main() -> None:
-    """Hydra's own entry point, for sweeps and launchers; each job is one experiment."""
+    """Hydra's own entry point; its --multirun is `loraq sweep`."""
+    multirun = {"--multirun", "-m"} & set(sys.argv[1:])
+    if multirun:
+        from loraq.cli import answering
+        from loraq.sweep import launch
+
+        with answering():
+            print(launch([argument for argument in sys.argv[1:] if argument not in multirun]))
+        return
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig

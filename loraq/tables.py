@@ -209,6 +209,8 @@ def _split_sizes(records: Sequence[Record]) -> str:
     if len(sizes) > 1:
         return "rows differ in N: Fréchet distances are not comparable across N"
     total, seen = sizes.pop() if sizes else (0, 0)
+    if seen == total:  # as in published sets, which do not tell
+        return f"N = {total} prompts"
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"
 
 

@@ -7,6 +7,7 @@ import io
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,6 +88,9 @@ def test_main_table_says_value_interval_budget_and_n():
     assert "1.25 [1.00, 1.50]" in lines["LORAQ"]  # KID ×10³
     assert "N = 64 prompts (32 seen in training, 32 held out)" in text
     assert "PSNR ↑" in text and "KID (efflite0) ×10³ ↓" in text
+    flags = [True] * 64
+    told = [replace(r, images={**r.images, "seen": flags}) for r in rows()]
+    assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(told, "svdquant"))
 
 
 def test_a_cell_without_interval_or_value_says_why():

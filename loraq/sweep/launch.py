@@ -1,0 +1,124 @@
+"""Start a sweep's jobs through Hydra's launcher, and tell how they ended."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraq.compose import CONF
+from loraq.errors import LoraqError
+from loraq.sweep import jobs, watch
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PLUGINS = {"slurm": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
+
+
+def launch(overrides: Sequence[str]) -> str:
+    """Plan the jobs, run them all, and return the summary; LoraqError where any did not finish."""
+    plan, folder = jobs.make_plan(overrides)
+    return _launch(plan, folder)
+
+
+def again(folder: Path, overrides: Sequence[str] = ()) -> str:
+    """The jobs of a sweep that failed, were lost or never began, as a sweep of their own."""
+    old, numbers = jobs.read(folder), watch.unfinished(folder)
+    if not numbers:
+        return f"Nothing to do again.\n{watch.summary(folder)}"
+    odd = [o for o in overrides if not o.startswith("hydra")]
+    if odd:
+        raise LoraqError(f"{odd[0]}: with --again only hydra/launcher=… and hydra.… can be given.")
+    chosen = [old.jobs[number] for number in numbers]
+    fresh = [replace(job, config=jobs.fingerprint(jobs.load_rows(job.overrides))) for job in chosen]
+    launcher = list(overrides) or old.launcher
+    plan = replace(old, commit=jobs.commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh)
+    return _launch(plan, jobs.write(plan, folder.resolve().parent.parent))
+
+
+def _launch(plan: jobs.Plan, folder: Path) -> str:
+    _check_launcher(plan.launcher)
+    print(f"{len(plan.jobs)} jobs, {folder}", file=sys.stderr, flush=True)
+    with watch.Watch(folder) as watching:
+        try:
+            if not _hydra(plan, folder):
+                watch.wait(folder)
+        except KeyboardInterrupt:
+            if not watching.interrupted:
+                raise
+    told = watch.summary(folder)
+    if watch.unfinished(folder):
+        raise LoraqError(told)
+    return f"{told}\n{_whole(plan)}".rstrip()
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[2] if override.startswith("hydra/launcher=") else ""
+        plugin = PLUGINS.get(name)
+        if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+            raise LoraqError(
+                f"{override} needs Hydra's plugin {plugin}, which is not installed. Install it: "
+                f"pip install 'loraq[{name}]' (see docs/cluster.md)"
+            )
+        if name == "slurm" and shutil.which("sbatch") is None:
+            raise LoraqError(
+                f"{override} needs Slurm's sbatch, which this machine does not have. Start the "
+                "sweep on a machine that submits jobs, or take hydra/launcher=basic or ray."
+            )
+
+
+def _hydra(plan: jobs.Plan, folder: Path) -> bool:
+    """Hydra's multirun over the numbers of the jobs; a worker reads the rest from the plan.
+
+    False where the launcher gave up, which says nothing about jobs that it had started.
+    """
+    import hydra
+
+    numbers = ",".join(map(str, range(len(plan.jobs))))
+    given = [f"+sweep='{folder}'", f"+job={numbers}", f"hydra.sweep.dir='{folder}/hydra'"]
+    # a sweep over a single value is none for Hydra, and a job all the same
+    mode = ["--multirun"] if len(plan.jobs) > 1 or plan.launcher else ["hydra.mode=MULTIRUN"]
+    before = sys.argv
+    sys.argv = ["loraq", *mode, *given, *plan.launcher]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(
+            one_job
+        )()
+    except SystemExit as stop:
+        if stop.code not in (0, None):
+            print("loraq: Hydra's launcher ended with an error (above).", file=sys.stderr)
+            return False
+    finally:
+        sys.argv = before
+    return True
+
+
+def one_job(config: DictConfig) -> None:
+    """What a launcher calls, here or far away."""
+    from loraq.sweep.worker import work
+
+    work(Path(config.sweep), int(config.job))
+
+
+def _whole(plan: jobs.Plan) -> str:
+    """The experiment's tables, where its rows were the jobs and this machine finds them all."""
+    if plan.whole is None:
+        return ""
+    from loraq.compose import load_rows
+    from loraq.plan import make_plan
+    from loraq.run import run
+    from loraq.store import Store
+
+    configs = load_rows(plan.whole)
+    if any(row.todo for row in make_plan(configs, Store(configs[0].output))):
+        return (
+            "The tables of the whole experiment: give the same command to `loraq run` on a machine "
+            f"like the workers': loraq run {' '.join(plan.whole)}"
+        )
+    return run(plan.whole, progress=False).text

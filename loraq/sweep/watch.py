@@ -1,0 +1,146 @@
+"""What became of a sweep's jobs, read from the files that they leave."""
+
+from __future__ import annotations
+
+import _thread
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraq.estimate import duration
+from loraq.sweep import jobs
+from loraq.sweep.worker import lock_file, status_file
+
+ENDED = ("done", "skipped", "failed", "lost")
+ORDER = ("done", "skipped", "failed", "lost", "running", "queued")
+PATIENCE = 30.0  # seconds in which a queued job may start once a launcher has given up
+GRACE = 20.0  # seconds in which a launcher may notice that all jobs have ended
+
+
+@dataclass(frozen=True)
+class State:
+    """name: queued, running, done, skipped (all was there), failed, or lost: its process died."""
+
+    name: str
+    text: str = ""
+    seconds: float = 0.0
+
+
+def state(folder: Path, number: int) -> State:
+    try:
+        found = json.loads(status_file(folder, number).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return State("queued")
+    if found["state"] != "running":
+        text = found.get("error") or found.get("summary", "")
+        return State(found["state"], text, found["seconds"])
+    if _held(lock_file(folder, number)):
+        return State("running", f"on {found['host']}")
+    if (again := json.loads(status_file(folder, number).read_text())) != found:
+        return State(again["state"])  # it ended in between
+    return State("lost", f"its process ({found['pid']} on {found['host']}) ended without a word")
+
+
+def states(folder: Path) -> list[State]:
+    return [state(folder, number) for number in range(len(jobs.read(folder).jobs))]
+
+
+def _held(lock: Path) -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(str(lock), timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+class Watch:
+    """A line for every job that ends, while a launcher runs them; use as a context manager.
+
+    A launcher may wait forever for a job that was killed (Submitit does where Slurm keeps no
+    accounts). Once all jobs have ended and it still waits, the main thread is interrupted.
+    """
+
+    def __init__(self, folder: Path, every: float = 1.0) -> None:
+        self.folder, self.every = folder, every
+        self.plan = jobs.read(folder)
+        self.told: set[int] = set()
+        self.interrupted = False
+        self.started = time.monotonic()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.look()
+
+    def _loop(self) -> None:
+        ended: float | None = None
+        while not self._stop.wait(self.every):
+            self.look()
+            if len(self.told) < len(self.plan.jobs) or self.interrupted:
+                continue
+            ended = ended or time.monotonic()
+            if time.monotonic() - ended > GRACE:
+                self.interrupted = True
+                _thread.interrupt_main()
+
+    def look(self) -> None:
+        """Tell of jobs that have ended since the last look."""
+        count = len(self.plan.jobs)
+        for number in range(count):
+            if number in self.told:
+                continue
+            found = state(self.folder, number)
+            if found.name not in ENDED:
+                continue
+            self.told.add(number)
+            left = ""
+            if len(self.told) < count:
+                spent = time.monotonic() - self.started
+                rest = spent / len(self.told) * (count - len(self.told))
+                left = f", about {duration(rest)} left"
+            line = f"[{len(self.told)}/{count}{left}] {found.name}: {self.plan.title(number)}"
+            print(f"{line}\n  {found.text}", file=sys.stderr, flush=True)
+
+
+def wait(folder: Path) -> None:
+    """Until no job runs any more, and none has begun for a while: a launcher that fails leaves
+    jobs behind that go on without it. Where none ever began there is nothing to wait for."""
+    quiet = time.monotonic()
+    if all(found.name == "queued" for found in states(folder)):
+        return
+    while any(found.name in ("running", "queued") for found in states(folder)):
+        if any(found.name == "running" for found in states(folder)):
+            quiet = time.monotonic()
+        elif time.monotonic() - quiet > PATIENCE:
+            return
+        time.sleep(0.5)
+
+
+def unfinished(folder: Path) -> list[int]:
+    return [n for n, found in enumerate(states(folder)) if found.name not in ("done", "skipped")]
+
+
+def summary(folder: Path) -> str:
+    """How many jobs ended how, each with its outcome, and what to do about those that failed."""
+    plan, found = jobs.read(folder), states(folder)
+    counts = Counter(one.name for one in found)
+    parts = [f"{counts[name]} {name}" for name in ORDER if counts[name]]
+    lines = [f"{len(found)} jobs: {', '.join(parts)}"]
+    for number, one in enumerate(found):
+        lines.append(f"  {one.name:7}  {plan.title(number)}  {one.text}".rstrip())
+    if any(one.name in ("failed", "lost", "queued") for one in found):
+        lines.append(f"Only these again: loraq sweep --again {folder}")
+    lines.append(f"Look again: loraq sweep --status {folder}")
+    return "\n".join(lines)

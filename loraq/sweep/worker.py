@@ -1,0 +1,81 @@
+"""One job of a sweep, in the process that a launcher started for it.
+
+It never raises: a failed job must not take others along. How it went stands in `job_N.json`,
+written when it starts and when it ends; while it runs it holds `job_N.lock`, so that a job whose
+process died is told apart from one that still works.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.store import write_json
+from loraq.sweep import jobs
+
+
+def status_file(folder: Path, number: int) -> Path:
+    return folder / f"job_{number}.json"
+
+
+def lock_file(folder: Path, number: int) -> Path:
+    return folder / f"job_{number}.lock"
+
+
+def work(folder: Path, number: int) -> None:
+    """Run job `number` of the plan in `folder`: done, skipped (all was there) or failed."""
+    from filelock import FileLock
+
+    started = time.time()
+    status: dict[str, Any] = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+    with FileLock(str(lock_file(folder, number))):
+        write_json(status_file(folder, number), status)
+        try:
+            status |= _run(jobs.read(folder), number)
+        except LoraqError as error:
+            status |= {"state": "failed", "error": str(error)}
+        except Exception as error:
+            traceback.print_exc()
+            status |= {"state": "failed", "error": f"a fault of ours: {error!r}"}
+        status["seconds"] = time.time() - started
+        write_json(status_file(folder, number), status)
+    if "error" in status:
+        print(f"loraq: job {number} failed: {status['error']}", file=sys.stderr, flush=True)
+
+
+def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:
+    """The job's work, once it is the job that was submitted."""
+    from loraq.compose import load_rows
+    from loraq.publish import summary
+    from loraq.run import run
+
+    os.chdir(plan.folder)
+    job = plan.jobs[number]
+    if jobs.code_hash() != plan.code:
+        now = jobs.commit() or "no commit"
+        raise LoraqError(
+            f"this job was submitted with other code (commit {plan.commit or 'unknown'}, source "
+            f"{plan.code}) than it finds now ({now}, source {jobs.code_hash()}). Check the old "
+            "code out and run the sweep's failed jobs again, or start a new sweep."
+        )
+    if jobs.fingerprint(load_rows(job.overrides)) != job.config:
+        raise LoraqError(
+            "this job was submitted with another configuration than its overrides compose now. "
+            "Start a new sweep."
+        )
+    begun = datetime.datetime.now(datetime.UTC).isoformat()
+    outcome = run(job.overrides, progress=sys.stderr.isatty())
+    made = any(record.created >= begun[:19] for record in outcome.records)
+    return {
+        "state": "done" if made else "skipped",
+        "summary": summary(outcome.records[-1]),
+        "records": [record.key for record in outcome.records],
+        "results": str(outcome.folder),
+    }

@@ -1,0 +1,134 @@
+"""Sweeps on the basic launcher: what is planned, skipped, refused, lost, run again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from loraq.compose import load_rows, swept
+from loraq.errors import LoraqError
+from loraq.sweep import jobs, launch, watch, worker
+
+
+@pytest.fixture
+def planned(overrides):
+    """Two jobs that have not begun."""
+    return jobs.make_plan(["method=rtn,lqer", *overrides])
+
+
+def by_name(folder: Path) -> list[str]:
+    return [found.name for found in watch.states(folder)]
+
+
+def test_jobs_are_the_product_of_what_is_swept_over(planned):
+    plan, folder = planned
+    assert [plan.title(number) for number in (0, 1)] == ["method=rtn", "method=lqer"]
+    assert by_name(folder) == ["queued", "queued"]
+    assert jobs.read(folder) == plan
+    assert len(swept(["method=rtn,lqer,loftq", "quant.seed=range(0,3)"])) == 9
+    assert [job[0] for job in swept(["method=glob(loraq_o*)"])] == [
+        "method=loraq_o1", "method=loraq_o2",
+    ]  # fmt: skip
+    with pytest.raises(LoraqError, match="INTERVAL_SWEEP"):
+        jobs.make_plan(["method=rtn", "quant.seed=interval(0,3)"])
+
+
+def test_an_experiments_rows_are_its_jobs(overrides):
+    plan, _ = jobs.make_plan(["experiment=demo", *overrides])
+    assert [plan.title(number) for number in range(4)] == [
+        "row=rtn", "row=svdquant", "row=loraq_o2_int8", "row=loraq_o2_w4a8",
+    ]  # fmt: skip
+    assert plan.whole is not None and "experiment=demo" in plan.whole
+    rows = load_rows(plan.jobs[1].overrides)
+    assert [row.row for row in rows] == ["reference", "svdquant"]
+    with pytest.raises(LoraqError, match=r"row of experiment=demo.*Did you mean 'rtn'"):
+        load_rows(["experiment=demo", "row=rtm"])
+
+
+def test_a_mistake_in_one_job_stops_all_before_they_begin(overrides, tmp_path):
+    with pytest.raises(LoraqError, match="Did you mean 'lqer'"):
+        jobs.make_plan(["method=rtn,lqr", *overrides])
+    assert not (tmp_path / "outputs" / "sweeps").exists()
+
+
+def test_done_then_skipped_and_the_failed_ones_again(overrides, tmp_path, capsys, monkeypatch):
+    """In processes of their own, for Hydra keeps what it was given."""
+
+    def sweep(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "loraq.cli", "sweep", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return done.returncode, done.stdout + done.stderr
+
+    asked = ["method=lqer", "quant.branch.rank=4,100000", *overrides]
+    code, told = sweep(*asked)
+    assert code == 2 and "2 jobs: 1 done, 1 failed" in told
+    assert "done: quant.branch.rank=4" in told and "quant.branch.rank=100000" in told
+    (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert f"loraq sweep --again {folder}" in told
+    code, told = sweep("--again", str(folder))
+    assert code == 2 and "1 jobs: 1 failed" in told
+    code, told = sweep(*asked)
+    assert code == 2 and "2 jobs: 1 skipped, 1 failed" in told
+    code, told = sweep("--status", str(folder))
+    assert code == 0 and "1 done, 1 failed" in told
+
+
+def test_other_code_or_another_configuration_is_refused(planned, capsys):
+    plan, folder = planned
+    for odd, words in (
+        (replace(plan, code="0" * 16), "other code"),
+        (replace(plan, jobs=[replace(plan.jobs[0], config="0" * 16)]), "another configuration"),
+    ):
+        other = jobs.write(odd, folder.parent.parent)
+        worker.work(other, 0)
+        assert watch.states(other)[0].name == "failed"
+        assert words in watch.states(other)[0].text and words in capsys.readouterr().err
+
+
+def test_a_job_whose_process_died_is_lost_and_one_that_works_is_not(planned):
+    _, folder = planned
+    running = {"state": "running", "host": "here", "pid": 1}
+    worker.status_file(folder, 0).write_text(json.dumps(running))
+    assert by_name(folder) == ["lost", "queued"]
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with FileLock(str(worker.lock_file(folder, 0))):
+            holding.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait(30)
+    assert by_name(folder) == ["running", "queued"]
+    done.set()
+    thread.join()
+    assert watch.unfinished(folder) == [0, 1]
+    told = watch.summary(folder)
+    assert "1 lost, 1 queued" in told and "ended without a word" in told
+
+
+def test_a_launcher_that_waits_forever_is_interrupted(planned, monkeypatch):
+    """As Submitit does for a killed job where Slurm keeps no accounts."""
+    _, folder = planned
+    for number in range(2):
+        text = json.dumps({"state": "done", "summary": "", "seconds": 1.0})
+        worker.status_file(folder, number).write_text(text)
+    monkeypatch.setattr(watch, "GRACE", 0.1)
+    with pytest.raises(KeyboardInterrupt), watch.Watch(folder, every=0.05) as watching:
+        threading.Event().wait(20)
+    assert watching.interrupted
+
+
+@pytest.mark.parametrize("name", ["slurm", "ray"])
+def test_a_launcher_that_is_not_there_is_named(name, overrides, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *given: None)
+    with pytest.raises(LoraqError, match=rf"pip install 'loraq\[{name}\]'"):
+        launch(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
