@@ -94,7 +94,7 @@ def test_one_killed_and_one_failing_leave_the_rest(launcher, environment, expect
     ranks = "quant.branch.rank=4,5,6,7,8,9,100000"
     own = ["method=lqer", ranks, *EMBEDDED, f"output={output}", *LAUNCHERS[launcher]]
     if launcher == "ray":
-        own.append("hydra.launcher.ray.remote.max_retries=0")
+        own.append("+hydra.launcher.ray.remote.max_retries=0")
     process = sweep(output, environment, *own)
     kill_a_worker(output)
     assert process.wait(900) == 2
