@@ -44,7 +44,8 @@ test-cluster: $(CLUSTER)/.installed ## sweeps on a real Slurm and on Ray, starte
 
 $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 	$(PYTHON) -m venv $(CLUSTER)
-	grep -vE "^($$(grep -oE '^[a-z-]+==' constraints-ray.txt | tr -d = | paste -sd '|'))==" constraints.txt \
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25'
+	grep -vE "^($$(grep -oE '^[a-z0-9-]+==' constraints-ray.txt | tr -d = | paste -sd '|'))==" constraints.txt \
 		| cat - constraints-ray.txt > $(CLUSTER)/constraints.txt
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
 	@touch $@
