@@ -43,7 +43,7 @@ def again(folder: Path, overrides: Sequence[str] = ()) -> str:
 
 def _launch(plan: jobs.Plan, folder: Path) -> str:
     _check_launcher(plan.launcher)
-    print(f"{len(plan.jobs)} jobs, {folder}", file=sys.stderr, flush=True)
+    print(f"{watch.counted(plan)}, {folder}", file=sys.stderr, flush=True)
     with watch.Watch(folder) as watching:
         try:
             if not _hydra(plan, folder):
@@ -82,10 +82,8 @@ def _hydra(plan: jobs.Plan, folder: Path) -> bool:
 
     numbers = ",".join(map(str, range(len(plan.jobs))))
     given = [f"+sweep='{folder}'", f"+job={numbers}", f"hydra.sweep.dir='{folder}/hydra'"]
-    # a sweep over a single value is none for Hydra, and a job all the same
-    mode = ["--multirun"] if len(plan.jobs) > 1 or plan.launcher else ["hydra.mode=MULTIRUN"]
     before = sys.argv
-    sys.argv = ["loraq", *mode, *given, *plan.launcher]
+    sys.argv = ["loraq", "--multirun", *given, *plan.launcher]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")(
             one_job

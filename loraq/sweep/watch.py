@@ -132,12 +132,16 @@ def unfinished(folder: Path) -> list[int]:
     return [n for n, found in enumerate(states(folder)) if found.name not in ("done", "skipped")]
 
 
+def counted(plan: jobs.Plan) -> str:
+    return f"{len(plan.jobs)} job{'s' if len(plan.jobs) != 1 else ''}"
+
+
 def summary(folder: Path) -> str:
     """How many jobs ended how, each with its outcome, and what to do about those that failed."""
     plan, found = jobs.read(folder), states(folder)
     counts = Counter(one.name for one in found)
     parts = [f"{counts[name]} {name}" for name in ORDER if counts[name]]
-    lines = [f"{len(found)} jobs: {', '.join(parts)}"]
+    lines = [f"{counted(plan)}: {', '.join(parts)}"]
     for number, one in enumerate(found):
         lines.append(f"  {one.name:7}  {plan.title(number)}  {one.text}".rstrip())
     if any(one.name in ("failed", "lost", "queued") for one in found):

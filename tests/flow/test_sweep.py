@@ -73,7 +73,7 @@ def test_done_then_skipped_and_the_failed_ones_again(overrides, tmp_path, capsys
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
     assert f"loraq sweep --again {folder}" in told
     code, told = sweep("--again", str(folder))
-    assert code == 2 and "1 jobs: 1 failed" in told
+    assert code == 2 and "1 job: 1 failed" in told
     code, told = sweep(*asked)
     assert code == 2 and "2 jobs: 1 skipped, 1 failed" in told
     code, told = sweep("--status", str(folder))
