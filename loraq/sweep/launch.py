@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from loraq.sweep import jobs, watch
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PLUGINS = {"slurm": "hydra_submitit_launcher", "ray": "hydra_ray_launcher"}
+PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 
 
 def launch(overrides: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
     for override in overrides:
         name = override.partition("=")[2] if override.startswith("hydra/launcher=") else ""
         plugin = PLUGINS.get(name)
-        if plugin and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        if plugin and not _installed(plugin):
             raise LoraqError(
                 f"{override} needs Hydra's plugin {plugin}, which is not installed. Install it: "
                 f"pip install 'loraq[{name}]' (see docs/cluster.md)"
@@ -71,6 +71,14 @@ def _check_launcher(overrides: Sequence[str]) -> None:
                 f"{override} needs Slurm's sbatch, which this machine does not have. Start the "
                 "sweep on a machine that submits jobs, or take hydra/launcher=basic or ray."
             )
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _hydra(plan: jobs.Plan, folder: Path) -> bool:

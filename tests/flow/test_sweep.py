@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -129,6 +130,9 @@ def test_a_launcher_that_waits_forever_is_interrupted(planned, monkeypatch):
 
 @pytest.mark.parametrize("name", ["slurm", "ray"])
 def test_a_launcher_that_is_not_there_is_named(name, overrides, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda *given: None)
+    def missing(package: str):
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(LoraqError, match=rf"pip install 'loraq\[{name}\]'"):
         launch(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
