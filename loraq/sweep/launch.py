@@ -22,6 +22,7 @@ PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 
 def launch(overrides: Sequence[str]) -> str:
     """Plan the jobs, run them all, and return the summary; LoraqError where any did not finish."""
+    _check_launcher(overrides)
     plan, folder = jobs.make_plan(overrides)
     return _launch(plan, folder)
 
@@ -37,12 +38,12 @@ def again(folder: Path, overrides: Sequence[str] = ()) -> str:
     chosen = [old.jobs[number] for number in numbers]
     fresh = [replace(job, config=jobs.fingerprint(jobs.load_rows(job.overrides))) for job in chosen]
     launcher = list(overrides) or old.launcher
+    _check_launcher(launcher)
     plan = replace(old, commit=jobs.commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh)
     return _launch(plan, jobs.write(plan, folder.resolve().parent.parent))
 
 
 def _launch(plan: jobs.Plan, folder: Path) -> str:
-    _check_launcher(plan.launcher)
     print(f"{watch.counted(plan)}, {folder}", file=sys.stderr, flush=True)
     with watch.Watch(folder) as watching:
         try:
