@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 import sys
@@ -45,13 +46,9 @@ def again(folder: Path, overrides: Sequence[str] = ()) -> str:
 
 def _launch(plan: jobs.Plan, folder: Path) -> str:
     print(f"{watch.counted(plan)}, {folder}", file=sys.stderr, flush=True)
-    with watch.Watch(folder) as watching:
-        try:
-            if not _hydra(plan, folder):
-                watch.wait(folder)
-        except KeyboardInterrupt:
-            if not watching.interrupted:
-                raise
+    with contextlib.suppress(watch.AllEnded), watch.Watch(folder):
+        if not _hydra(plan, folder):
+            watch.wait(folder)
     told = watch.summary(folder)
     if watch.unfinished(folder):
         raise LoraqError(told)

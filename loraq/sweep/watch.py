@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import json
+import signal
 import sys
 import threading
 import time
@@ -19,6 +19,7 @@ ENDED = ("done", "skipped", "failed", "lost")
 ORDER = ("done", "skipped", "failed", "lost", "running", "queued")
 PATIENCE = 30.0  # seconds in which a queued job may start once a launcher has given up
 GRACE = 20.0  # seconds in which a launcher may notice that all jobs have ended
+SIGNAL = signal.SIGUSR2  # SIGINT is ignored by what a shell runs in its background
 
 
 @dataclass(frozen=True)
@@ -59,41 +60,50 @@ def _held(lock: Path) -> bool:
         return True
 
 
+class AllEnded(BaseException):
+    """Every job has ended, and the launcher has not noticed. No Exception, so that it passes."""
+
+
+def _all_ended(*_given: object) -> None:
+    raise AllEnded
+
+
 class Watch:
     """A line for every job that ends, while a launcher runs them; use as a context manager.
 
     A launcher may wait forever for a job that was killed (Submitit does where Slurm keeps no
-    accounts). Once all jobs have ended and it still waits, the main thread is interrupted.
+    accounts). Once all jobs have ended and it still waits, the main thread gets `AllEnded`.
     """
 
     def __init__(self, folder: Path, every: float = 1.0) -> None:
         self.folder, self.every = folder, every
         self.plan = jobs.read(folder)
         self.told: set[int] = set()
-        self.interrupted = False
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def __enter__(self) -> Watch:
+        self._before = signal.signal(SIGNAL, _all_ended)
         self._thread.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._stop.set()
         self._thread.join()
+        signal.signal(SIGNAL, self._before)
         self.look()
 
     def _loop(self) -> None:
         ended: float | None = None
         while not self._stop.wait(self.every):
             self.look()
-            if len(self.told) < len(self.plan.jobs) or self.interrupted:
+            if len(self.told) < len(self.plan.jobs):
                 continue
             ended = ended or time.monotonic()
             if time.monotonic() - ended > GRACE:
-                self.interrupted = True
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL)
+                return
 
     def look(self) -> None:
         """Tell of jobs that have ended since the last look."""
