@@ -7,7 +7,7 @@ Seconds are medians, ratios are of runs side by side in one process.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,10 +31,27 @@ def markdown(record: Path) -> str:
     return "\n".join([*TABLES[bench](found), "", f"{origin}; torch {found['versions']['torch']}."])
 
 
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> list[str]:
+Columns = dict[str, Callable[[Any], str]]
+"""A table's titles, each with what a row has under it."""
+
+
+def _table(columns: Columns, rows: Iterable[Any], text: int = 1) -> list[str]:
     """`text`: how many columns, from the left, hold words."""
-    rule = ["---" if place < text else "---:" for place in range(len(titles))]
-    return ["| " + " | ".join(cells) + " |" for cells in (titles, rule, *rows)]
+    rule = ["---" if place < text else "---:" for place in range(len(columns))]
+    cells = ([cell(row) for cell in columns.values()] for row in rows)
+    return ["| " + " | ".join(line) + " |" for line in (columns, rule, *cells)]
+
+
+def _plain(columns: Columns, where: str, text: int = 1) -> Callable[[Found], list[str]]:
+    """A table of what lies under `where`: a list of rows, or rows by name."""
+
+    def table(found: Found) -> list[str]:
+        rows = found[where]
+        if isinstance(rows, dict):
+            rows = [{"name": name, **row} for name, row in rows.items()]
+        return _table(columns, rows, text)
+
+    return table
 
 
 def _forward(found: Found) -> list[str]:
@@ -47,90 +64,63 @@ def _forward(found: Found) -> list[str]:
         way: [sum(repeat) for repeat in zip(*(one[way]["seconds"] for one in layers), strict=True)]
         for way in settings["ways"]
     }
-    rows = [
-        (
-            way,
-            f"{1000 * block[way]['median_seconds']:.0f}",
-            f"{block[way]['ratio']:.2f}",
-            f"{1000 * median(sums[way]):.0f}",
-            f"{median(a / b for a, b in zip(sums[way], sums[first], strict=True)):.2f}",
-            "–" if size[way] is None else f"{size[way] / size[first]:.3f}",
-        )
-        for way in settings["ways"]
-    ]
-    over = f"over {first}"
-    titles = ("way", "block, ms", over, "its layers, ms", over, "stored bytes")
-    return _table(titles, rows)
+    columns: Columns = {
+        "way": str,
+        "block, ms": lambda way: f"{1000 * block[way]['median_seconds']:.0f}",
+        f"over {first}": lambda way: f"{block[way]['ratio']:.2f}",
+        "its layers, ms": lambda way: f"{1000 * median(sums[way]):.0f}",
+        f"layers over {first}": lambda way: (
+            f"{median(a / b for a, b in zip(sums[way], sums[first], strict=True)):.2f}"
+        ),
+        "stored bytes": lambda way: "–" if size[way] is None else f"{size[way] / size[first]:.3f}",
+    }
+    return _table(columns, settings["ways"])
 
 
-def _quantise(found: Found) -> list[str]:
-    rows = [
-        (
-            name,
-            f"{row['bits_per_weight']:.3f}",
-            f"{row['median_seconds']['library']:.1f}",
-            f"{row['median_seconds']['reference']:.1f}",
-            f"{row['ratio']:.1f}",
-            f"{row['weight_error']['library']:.5f}",
-            f"{row['weight_error']['reference']:.5f}",
-        )
-        for name, row in found["methods"].items()
-    ]
-    titles = ("method", "bits/weight", "seconds", "one by one", "ratio", "error", "one by one")
-    return _table(titles, rows)
+QUANTISE: Columns = {
+    "method": lambda row: row["name"],
+    "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
+    "seconds": lambda row: f"{row['median_seconds']['library']:.1f}",
+    "seconds, one by one": lambda row: f"{row['median_seconds']['reference']:.1f}",
+    "ratio": lambda row: f"{row['ratio']:.1f}",
+    "error": lambda row: f"{row['weight_error']['library']:.5f}",
+    "error, one by one": lambda row: f"{row['weight_error']['reference']:.5f}",
+}
 
+ROUND_TRIP: Columns = {
+    "main": lambda row: row["main"],
+    "branch bits": lambda row: str(row["branch_bits"]),
+    "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
+    "same bits": lambda row: "yes" if row["identical"] else "**no**",
+    "bytes over budget": lambda row: (
+        f"{100 * (row['stored_bytes'] / row['stated_bytes'] - 1):+.2f} %"
+    ),
+    "load, s": lambda row: f"{row['load_seconds']:.2f}",
+    "held, MB": lambda row: f"{row['anonymous_bytes'] / 1e6:.1f}",
+}
 
-def _round_trip(found: Found) -> list[str]:
-    rows = [
-        (
-            row["main"],
-            str(row["branch_bits"]),
-            f"{row['bits_per_weight']:.3f}",
-            "yes" if row["identical"] else "**no**",
-            f"{100 * (row['stored_bytes'] / row['stated_bytes'] - 1):+.2f} %",
-            f"{row['load_seconds']:.2f}",
-            f"{row['anonymous_bytes'] / 1e6:.1f}",
-        )
-        for row in found["rows"]
-    ]
-    titles = (
-        *("main", "branch bits", "bits/weight", "same bits"),
-        *("bytes over budget", "load, s", "held, MB"),
-    )
-    return _table(titles, rows)
+METRICS: Columns = {
+    "metric": lambda row: row["name"],
+    "images/s": lambda row: f"{row['images_per_second']:.1f}",
+    "hours for 5000": lambda row: f"{row['hours_for_5000']:.1f}",
+    "peak, GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
+    "peak over a quarter's": lambda row: f"{row['peak_growth']:.2f}",
+}
 
-
-def _metrics(found: Found) -> list[str]:
-    rows = [
-        (
-            name,
-            f"{row['images_per_second']:.1f}",
-            f"{row['hours_for_5000']:.1f}",
-            f"{row['peak_bytes'] / 1e9:.2f}",
-            f"{row['peak_growth']:.2f}",
-        )
-        for name, row in found["metrics"].items()
-    ]
-    titles = ("metric", "images/s", "hours for 5000", "peak, GB", "peak over a quarter's")
-    return _table(titles, rows)
-
-
-def _parity(found: Found) -> list[str]:
-    rows = [
-        (
-            *(row["metric"], row["reference"], row["inputs"]),
-            f"{row['difference']:.1e}{' (relative)' if row['relative'] else ''}",
-            f"{row['bound']:.0e}",
-        )
-        for row in found["rows"]
-    ]
-    return _table(("metric", "reference", "inputs", "largest difference", "bound"), rows, text=3)
-
+PARITY: Columns = {
+    "metric": lambda row: row["metric"],
+    "reference": lambda row: row["reference"],
+    "inputs": lambda row: row["inputs"],
+    "largest difference": lambda row: (
+        f"{row['difference']:.1e}{' (relative)' if row['relative'] else ''}"
+    ),
+    "bound": lambda row: f"{row['bound']:.0e}",
+}
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "forward": _forward,
-    "metrics": _metrics,
-    "parity": _parity,
-    "quantise": _quantise,
-    "round_trip": _round_trip,
+    "metrics": _plain(METRICS, "metrics"),
+    "parity": _plain(PARITY, "rows", text=3),
+    "quantise": _plain(QUANTISE, "methods"),
+    "round_trip": _plain(ROUND_TRIP, "rows"),
 }

@@ -59,12 +59,15 @@ def make_plan(overrides: Sequence[str]) -> tuple[Plan, Path]:
     """
     launcher = [o for o in overrides if o.lstrip("+~").startswith("hydra")]
     plain = [o for o in overrides if o not in launcher]
-    lists, whole = swept(plain), None
-    if len(lists) == 1 and any(o.startswith("experiment=") for o in plain):
-        rows = [row for row in load_rows(plain) if row.quant is not None]
-        if not any(o.startswith("row=") for o in plain):
-            lists, whole = [[*plain, f"row={row.row}"] for row in rows], plain
-    composed = [load_rows(one) for one in lists]
+    lists = swept(plain)
+    composed, whole = [load_rows(one) for one in lists], None
+    named = {o.split("=")[0] for o in plain}
+    if len(composed) == 1 and "experiment" in named and "row" not in named:
+        reference = [row for row in composed[0] if row.quant is None]
+        rows = [row for row in composed[0] if row.quant is not None]
+        # what `row=NAME` composes; composing the experiment again for every row takes minutes
+        lists, composed = [[*plain, f"row={r.row}"] for r in rows], [[*reference, r] for r in rows]
+        whole = plain
     jobs = [Job(one, fingerprint(rows)) for one, rows in zip(lists, composed, strict=True)]
     plan = Plan(str(Path.cwd()), commit(), code_hash(), launcher, jobs, whole)
     return plan, write(plan, Path(composed[0][0].output))

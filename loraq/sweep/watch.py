@@ -28,7 +28,6 @@ class State:
 
     name: str
     text: str = ""
-    seconds: float = 0.0
 
 
 def state(folder: Path, number: int) -> State:
@@ -38,7 +37,7 @@ def state(folder: Path, number: int) -> State:
         return State("queued")
     if found["state"] != "running":
         text = found.get("error") or found.get("summary", "")
-        return State(found["state"], text, found["seconds"])
+        return State(found["state"], text)
     if _held(lock_file(folder, number)):
         return State("running", f"on {found['host']}")
     if (again := json.loads(status_file(folder, number).read_text())) != found:
@@ -130,8 +129,8 @@ def wait(folder: Path) -> None:
     quiet = time.monotonic()
     if all(found.name == "queued" for found in states(folder)):
         return
-    while any(found.name in ("running", "queued") for found in states(folder)):
-        if any(found.name == "running" for found in states(folder)):
+    while names := {found.name for found in states(folder)} & {"running", "queued"}:
+        if "running" in names:
             quiet = time.monotonic()
         elif time.monotonic() - quiet > PATIENCE:
             return

@@ -58,11 +58,11 @@ def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:
 
     os.chdir(plan.folder)
     job = plan.jobs[number]
-    if jobs.code_hash() != plan.code:
+    if (code := jobs.code_hash()) != plan.code:
         now = jobs.commit() or "no commit"
         raise LoraqError(
             f"this job was submitted with other code (commit {plan.commit or 'unknown'}, source "
-            f"{plan.code}) than it finds now ({now}, source {jobs.code_hash()}). Check the old "
+            f"{plan.code}) than it finds now ({now}, source {code}). Check the old "
             "code out and run the sweep's failed jobs again, or start a new sweep."
         )
     if jobs.fingerprint(load_rows(job.overrides)) != job.config:
