@@ -15,6 +15,7 @@ from loraq.record import Record, load
 from loraq.store import write_json
 
 if TYPE_CHECKING:
+    from loraq.tracking import TrackedImage
     from loraq.workshop import Workshop
 
 ROWS_FILE = "rows.json"
@@ -51,14 +52,14 @@ def publish(
         write_tables(records, folder, baseline)
         pictures = _pictures(work, finished, folder, changed)
     with work.timed("W&B"):
-        runs = [run for run in (_track(work, row, record) for row, record in finished) if run]
+        runs, mode = _track(work, finished, pictures)
     write_json(folder / ROWS_FILE, rows)
     lines = [
         to_markdown(main_table(records, baseline)),
         f"Tables:  {folder}/main.md (also .tex, .csv, and {_others(folder)})",
         *(f"Picture: {path}" for path in pictures),
         f"Records: {work.store.path('record', '*')}/record.json",
-        *([f"W&B:     {run} ({config.tracking.mode})" for run in runs]),
+        *([f"W&B:     {run} ({mode})" for run in runs]),
         time_shares(work, started),
     ]
     return Outcome(records, folder, "\n".join(lines))
@@ -109,27 +110,38 @@ def _psnr(record: Record) -> str:
     return "" if value is None else f"{value:.1f} dB"
 
 
-def _track(work: Workshop, row: Row, record: Record) -> Path | None:
-    """The record's W&B run; one that was written before is only looked up."""
-    from loraq import tracking
-    from loraq.measuring import image_set, reference_set
+def _track(
+    work: Workshop, finished: Sequence[tuple[Row, Record]], pictures: Sequence[Path]
+) -> tuple[list[Path], str]:
+    """The W&B runs of all rows, and of all of them together where there is something to compare;
+    and the mode in which they were written."""
+    from loraq.tracking import Tracker
 
-    settings = row.config.tracking
+    settings = finished[0][0].config.tracking
     if settings.mode == "disabled":
-        return None
+        return [], settings.mode
+    tracker = Tracker(work.store.root, settings.mode, settings.project)
+    runs = [tracker.record(record, _tracked_images(work, row)) for row, record in finished]
+    if len(finished) > 2:
+        runs.append(tracker.overview([record for _, record in finished], pictures))
+    return [run for run in runs if run], tracker.mode
+
+
+def _tracked_images(work: Workshop, row: Row) -> list[TrackedImage]:
+    from loraq.measuring import image_set, reference_set
+    from loraq.tracking import IMAGES, TrackedImage
+
     images = image_set(work.store, row)
     reference = None if row.recipe is None else reference_set(work.store, row)
-    shown = [
-        tracking.TrackedImage(
+    return [
+        TrackedImage(
             images.names[place],
             images.prompts[place],
             images.paths[place],
             None if reference is None else reference.paths[place],
         )
-        for place in range(min(tracking.IMAGES, len(images)))
+        for place in range(min(IMAGES, len(images)))
     ]
-    folder = work.store.root
-    return tracking.track(record, folder, settings.mode, settings.project, shown)
 
 
 def time_shares(work: Workshop, started: float) -> str:

@@ -2,7 +2,7 @@
 
 Numbers are plain floats. JSON has no infinity and no NaN, so those are written as
 `{"float": "inf" | "-inf" | "nan"}` and read back as floats; anything else that JSON cannot say is
-refused. `tables.py`, `pictures.py` and `tracking.py` read records and nothing else.
+refused. `tables.py`, `pictures.py` and `tracking/` read records and nothing else.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import loraq
 from loraq.errors import LoraqError
 from loraq.record import Record
-from loraq.tracking import TrackedImage, summary_of, track, tracked
+from loraq.tracking import TrackedImage, Tracker
+from loraq.tracking.contents import summary_of
+from loraq.tracking.tracker import PATIENCE, written
 
 RECORD = Record(
     key="0123456789abcdef",
@@ -80,7 +85,7 @@ def test_an_offline_run_holds_config_metrics_errors_and_images(tmp_path: Path, c
         TrackedImage("x", "a red x", paths[0], paths[1]),
         TrackedImage("y", "a y", paths[1], None),
     ]
-    folder = track(RECORD, tmp_path, images=images)
+    folder = Tracker(tmp_path).record(RECORD, images)
     assert folder is not None and folder.name.startswith("offline-run-")
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")  # quiet console
@@ -113,9 +118,51 @@ def test_an_offline_run_holds_config_metrics_errors_and_images(tmp_path: Path, c
     assert "WANDB_DATA_DIR" not in os.environ
     assert any(record.WhichOneof("record_type") == "exit" for record in found)
 
-    assert tracked(RECORD.key, tmp_path) == folder
-    assert track(RECORD, tmp_path) == folder  # not written twice
+    assert written(RECORD.key, tmp_path, "offline") == folder
+    assert Tracker(tmp_path).record(RECORD) == folder  # not written twice
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_an_overview_has_all_rows_and_the_trade_of_quality_against_memory(tmp_path: Path):
+    other = replace(RECORD, key="fedcba9876543210", row="rtn", label="RTN", budget={})
+    picture = tmp_path / "grid.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
+    folder = Tracker(tmp_path).overview([RECORD, other], [picture])
+    assert folder is not None
+    found = list(log_records(next(folder.glob("*.wandb"))))
+    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type) == ("demo", "overview")
+    rows = json.loads(next(folder.rglob("rows_*.table.json")).read_text())
+    values = [dict(zip(rows["columns"], line, strict=True)) for line in rows["data"]]
+    assert [line["bits_per_weight"] for line in values] == [4.89, None]
+    assert values[0]["psnr"] == 30.5 and values[0]["psnr/hi"] == 31.0
+    logged = {
+        ".".join(item.nested_key): json.loads(item.value_json)
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+        for item in record.history.item
+    }
+    assert logged["pareto_psnr_table.path"] == logged["rows.path"]
+    assert next(folder.rglob("grid_*.png")).read_bytes() == picture.read_bytes()
+    assert Tracker(tmp_path).overview([RECORD, other]) == folder
+
+
+def test_where_wandb_does_not_answer_runs_are_written_offline(tmp_path: Path, monkeypatch):
+    """A closed port of this machine stands for a network that is away."""
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr("loraq.tracking.tracker.PATIENCE", 2.0)
+    tracker = Tracker(tmp_path, "online")
+    with pytest.warns(UserWarning, match=r"does not answer.*wandb sync"):
+        folder = tracker.record(RECORD)
+    assert folder is not None and folder.name.startswith("offline-run-")
+    assert not list(tmp_path.glob("wandb/run-*"))  # nothing half-written
+    began = time.monotonic()
+    other = tracker.record(replace(RECORD, key="fedcba9876543210"))
+    assert other is not None and other.name.startswith("offline-run-")
+    assert time.monotonic() - began < PATIENCE  # it did not try again
+    with pytest.warns(UserWarning, match="does not answer"):
+        assert Tracker(tmp_path, "online").record(RECORD) == folder
 
 
 def test_a_failure_is_a_warning(tmp_path: Path, monkeypatch):
@@ -126,17 +173,17 @@ def test_a_failure_is_a_warning(tmp_path: Path, monkeypatch):
 
     monkeypatch.setattr(wandb, "init", broken)
     with pytest.warns(UserWarning, match="no W&B today.*record is safe"):
-        assert track(RECORD, tmp_path) is None
+        assert Tracker(tmp_path).record(RECORD) is None
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="record is safe"):
-        assert track(RECORD, tmp_path / "file") is None
+        assert Tracker(tmp_path / "file").record(RECORD) is None
 
 
 def test_disabled_does_nothing_and_unknown_modes_are_answered(tmp_path: Path):
-    assert track(RECORD, tmp_path / "none", mode="disabled") is None
+    assert Tracker(tmp_path / "none", "disabled").record(RECORD) is None
     assert not (tmp_path / "none").exists()
     with pytest.raises(LoraqError, match="offline"):
-        track(RECORD, tmp_path, mode="offlin")
+        Tracker(tmp_path, "offlin")
 
 
 def test_summary_is_flat_and_finite():
@@ -146,8 +193,8 @@ def test_summary_is_flat_and_finite():
 
 
 def test_wandb_is_imported_here_alone_and_only_when_used():
-    package = Path(sys.modules["loraq.tracking"].__file__).parent
+    package = Path(loraq.__file__).parent
     users = [path.name for path in package.rglob("*.py") if "import wandb" in path.read_text()]
-    assert users == ["tracking.py"]
+    assert users == ["tracker.py"]
     code = "import sys, loraq.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

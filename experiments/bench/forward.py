@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from loraq.models import Layer, list_layers
 from loraq.quantizer import quantize_model
 
 from .make_fullsize import CONFIGS, synthetic_model
+from .timing import alternate
 
 FAMILIES = {"pixart_sigma": "pixart_sigma", "sana_1_6b": "sana"}
 TEXT_TOKENS = 300
@@ -133,40 +133,6 @@ def make(
     return model, round(made.bits_per_weight * weights / 8)
 
 
-def seconds(module: nn.Module, call: tuple[tuple, dict], device: torch.device) -> float:
-    """Of one call, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    module(*call[0], **call[1])
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def measure(
-    modules: dict[str, nn.Module], calls: dict[str, Any], repeats: int, device: torch.device
-) -> dict[str, dict[str, Any]]:
-    """Per way: seconds of every repeat, their median, and the ratio to the first way."""
-    times: dict[str, list[float]] = {way: [] for way in modules}
-    for way, module in modules.items():  # kernels are compiled and weights unpacked before
-        seconds(module, calls[way], device)
-    order = list(modules)
-    for _ in range(repeats):
-        for way in order:
-            times[way].append(seconds(modules[way], calls[way], device))
-        order = order[1:] + order[:1]
-    first = times[next(iter(modules))]
-    return {
-        way: {
-            "seconds": found,
-            "median_seconds": median(found),
-            "ratio": median(own / base for own, base in zip(found, first, strict=True)),
-        }
-        for way, found in times.items()
-    }
-
-
 def table(title: str, found: dict[str, dict[str, Any]], size: dict[str, int | None]) -> str:
     """The ways as Markdown, milliseconds."""
     lines = [f"| {title} | ms | ratio | MB |", "|---|---:|---:|---:|"]
@@ -209,9 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         models[way].to(device)
     found = {}
     for name in ("transformer_blocks.0", *layers):
-        modules = {way: model.get_submodule(name) for way, model in models.items()}
-        calls = {way: moved(inputs[name], device, types[way]) for way in models}
-        found[name] = measure(modules, calls, options.repeats, device)
+        calls = {}
+        for way, model in models.items():
+            given, named = moved(inputs[name], device, types[way])
+            calls[way] = functools.partial(model.get_submodule(name), *given, **named)
+        found[name] = alternate(calls, options.repeats, device)
         print(f"{table(name, found[name], size)}\n", flush=True)
     if options.output is not None:
         settings = {**vars(options), "output": None, "recipes": RECIPES, "bytes": size}

@@ -3,30 +3,60 @@
     python -m experiments.bench.metrics --output results/bench/metrics.json
 
 Pictures of 1024 px, their noisy copies and prompts; each metric in a process of its own, over a
-quarter of them and over all. Six minutes on 2 cores. Found (results/bench/metrics.json): SSIM's
-1.2 to alignment's 10.5 images a second, 5000 images in 0.1 to 1.2 hours a metric, and a peak that
-hardly grows.
+quarter of them and over all. FID, CLIPScore and ImageReward run on random weights in networks of
+the published sizes: their files are not to be had here, and time does not depend on values.
+Ten minutes on 2 cores. Found: results/bench/metrics.json, docs/speed.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from experiments.parity.clip import LARGE, write_clip
+from experiments.parity.twins import golden_scores, write_image_reward, write_inception
 from loraq import record
 from loraq.errors import LoraqError, unknown
+from loraq.metrics import clip_score, features, image_reward
 
-METRICS = ("psnr", "ssim", "lpips", "frechet", "kid", "alignment")
+METRICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "psnr": ("psnr", {}),
+    "ssim": ("ssim", {}),
+    "lpips": ("lpips", {}),
+    "fd_efflite0": ("frechet", {"extractor": "efflite0"}),
+    "fid": ("frechet", {"extractor": "inception"}),
+    "kid": ("kid", {"extractor": "inception"}),
+    "alignment": ("alignment", {}),
+    "clip_score": ("clip_score", {}),
+    "image_reward": ("image_reward", {}),
+}
+"""Row → the metric and its options."""
 WHOLE = 5000
+
+
+def write_weights(folder: Path) -> None:
+    """Networks of the published sizes, and the variables that name them."""
+    made = {
+        features.INCEPTION_VARIABLE: write_inception,
+        clip_score.VARIABLE: lambda place: write_clip(place, LARGE),
+        image_reward.VARIABLE: lambda place: write_image_reward(place, golden_scores("large")),
+    }
+    for variable, write in made.items():
+        place = folder / variable
+        place.mkdir()
+        write(place)
+        os.environ[variable] = str(place)
 
 
 def write_pictures(folder: Path, count: int, side: int) -> None:
@@ -43,46 +73,38 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
             Image.fromarray(pixels).save(folder / kind / f"{number:05d}.png", compress_level=1)
 
 
-def run(folder: str, name: str, count: int, threads: int, workers: int, answer: Any) -> None:
-    """One metric over the first `count` pictures: (seconds without the start, peak bytes)."""
+def run(folder: Path, row: str, count: int, threads: int, workers: int) -> tuple[float, int]:
+    """One row over the first `count` pictures: (seconds without the start, peak bytes)."""
     import torch
 
     from loraq.metrics import ImageSet, compute
 
     torch.set_num_threads(threads)
+    metric, options = METRICS[row]
     names = [f"{number:05d}" for number in range(count)]
     prompts = tuple(f"picture number {name}" for name in names)
 
     def images(kind: str, first: int) -> ImageSet:
-        found = ImageSet.of_folder(Path(folder) / kind, names[:first])
+        found = ImageSet.of_folder(folder / kind, names[:first])
         return ImageSet(found.paths, found.names, prompts[:first])
 
     def measured(first: int) -> None:
-        compute(
-            name,
-            images("noisy", first),
-            images("clean", first),
-            images("clean", first),
-            workers=workers,
-        )
+        clean = images("clean", first)
+        compute(metric, images("noisy", first), clean, clean, workers=workers, **options)
 
     measured(2)  # loads networks
     began = time.perf_counter()
     measured(count)
     seconds = time.perf_counter() - began
-    answer.put((seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    return seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure(folder: Path, name: str, count: int, threads: int, workers: int) -> dict[str, Any]:
+def measure(folder: Path, row: str, count: int, threads: int, workers: int) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     found = {}
     for first in (count // 4, count):
-        answer = context.Queue()
-        job = (str(folder), name, first, threads, workers, answer)
-        process = context.Process(target=run, args=job)
-        process.start()
-        found[first] = answer.get()
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            found[first] = process.submit(run, folder, row, first, threads, workers).result()
     seconds, peak = found[count]
     return {
         "images_per_second": count / seconds,
@@ -104,16 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.count < 16:
         raise LoraqError(f"--count {options.count} is below the limit 16. Give 16 or more.")
+    for name in options.metrics:
+        if name not in METRICS:
+            raise unknown("row", name, METRICS)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder), options.count, options.side)
+        write_weights(Path(folder))
         for name in options.metrics:
-            if name not in METRICS:
-                raise unknown("metric without files of its own", name, METRICS)
             given = (options.count, options.threads, options.workers)
             found[name] = row = measure(Path(folder), name, *given)
             print(
-                f"{name:10} {row['images_per_second']:7.2f} images/s, 5000 in "
+                f"{name:12} {row['images_per_second']:7.2f} images/s, 5000 in "
                 f"{row['hours_for_5000']:.2f} h, peak {row['peak_bytes'] / 2**20:.0f} MiB "
                 f"({row['peak_growth']:.2f} of a quarter's)",
                 flush=True,

@@ -1,4 +1,4 @@
-"""A little CLIP of random weights, laid out as the hub does, and what torchmetrics wants of one."""
+"""A CLIP of random weights, laid out as the hub does, and what torchmetrics wants of one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,27 @@ from typing import Any
 
 import torch
 
-SIDE = 32
+LITTLE: dict[str, Any] = {
+    "text": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+    "heads": (4, 4),
+    "side": 32,
+    "patch": 8,
+    "projection": 24,
+}
+LARGE: dict[str, Any] = {
+    "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24},
+    "heads": (12, 16),
+    "side": 224,
+    "patch": 14,
+    "projection": 768,
+}
+"""openai/clip-vit-large-patch14's."""
 
 
-def write_clip(folder: Path) -> None:
-    """Two layers of width 32, a vocabulary of single letters, patches of 8 pixels."""
+def write_clip(folder: Path, size: dict[str, Any] = LITTLE) -> None:
+    """Random weights of this size; the vocabulary is single letters."""
     from transformers import (
         CLIPConfig,
         CLIPImageProcessor,
@@ -26,22 +42,23 @@ def write_clip(folder: Path) -> None:
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: number for number, token in enumerate(vocabulary)}
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    size |= {"num_attention_heads": 4, "projection_dim": 24}
+    out, (heads, looks), side = size["projection"], size["heads"], size["side"]
     ends = {
         "bos_token_id": len(ids) - 2,
         "eos_token_id": len(ids) - 1,
         "pad_token_id": len(ids) - 1,
     }
-    text = CLIPTextConfig(vocab_size=len(ids), **ends, **size)
-    vision = CLIPVisionConfig(image_size=SIDE, patch_size=8, **size)
+    more = {"num_attention_heads": heads, "projection_dim": out, **ends}
+    text = CLIPTextConfig(vocab_size=len(ids), **more, **size["text"])
+    more = {"num_attention_heads": looks, "projection_dim": out, "patch_size": size["patch"]}
+    vision = CLIPVisionConfig(image_size=side, **more, **size["vision"])
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=out))
     with torch.no_grad():
         for parameter in model.parameters():  # far from its small start, so that scores differ
             parameter.add_(0.1 * torch.randn_like(parameter))
     images = CLIPImageProcessor(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     model.save_pretrained(folder)
     CLIPProcessor(images, CLIPTokenizer(vocab=ids, merges=[])).save_pretrained(folder)

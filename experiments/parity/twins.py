@@ -40,3 +40,29 @@ def write_image_reward(folder: Path, golden: dict[str, Any]) -> None:
     state = {name: torch.from_numpy(values) for name, values in drawn.items()}
     torch.save(state, folder / "ImageReward.pt")
     pairs.write_med_config(folder / "med_config.json")
+
+
+def write_inception(folder: Path) -> None:
+    """TorchScript with the interface of FID's Inception: torchvision's network, random weights.
+
+    The two differ in the pooling of a few branches, so in no cost worth the name.
+    """
+    from torchvision.models import inception_v3
+
+    from loraq.metrics.features import INCEPTION_FILE
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            network = inception_v3(weights=None, aux_logits=False, init_weights=False)
+            network.fc, network.dropout = torch.nn.Identity(), torch.nn.Identity()
+            self.layers = network.eval()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated; FID's weights are in it
+        traced = torch.jit.trace(Network().eval(), torch.zeros(1, 3, 299, 299))
+        traced.save(str(folder / INCEPTION_FILE))

@@ -1,0 +1,97 @@
+"""Images per minute from embeddings to pixels: 16 bits, emulated, or by kernels.
+
+    python -m experiments.bench.generation tiny_pixart|tiny_sana [--ways float32 int4 …]
+                                           [--compute emulate|auto|triton] [--batch 16]
+                                           [--repeats 5] [--device cpu|cuda] [--output FILE.json]
+
+The pipeline makes one batch of the first test captions' images with the model's own sampler and
+steps; the text is encoded before. Every way has a pipeline of its own, all run in one process, one
+after another in changing order. `float32` and `bf16` are the unquantised model in these types;
+the others are the quantised model in the first way's type. Emulation rounds the operands and
+multiplies in float32: it cannot be faster than float32, only than a slow bf16.
+
+Five minutes a model on 2 idle cores. Outcome: docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loraq import arithmetic, recipe, record, set_compute
+from loraq.compose import load_rows
+from loraq.data import data_prompts
+from loraq.embeddings import encode
+from loraq.errors import LoraqError, unknown
+from loraq.generate import image_batch
+from loraq.models import list_layers, load_pipeline
+from loraq.quantizer import quantize_model
+
+from .forward import RECIPES
+from .timing import alternate
+
+TYPES = {"float32": "float32", "bf16": "bfloat16"}
+WAYS = (*TYPES, *RECIPES)
+
+
+def make(way: str, first: str, options: argparse.Namespace) -> functools.partial[Any]:
+    """A call that makes the images of one batch."""
+    dtype = TYPES.get(way, TYPES.get(first, "float32"))
+    config = load_rows([f"model={options.model}", f"model.dtype={dtype}", "method=reference"])[0]
+    pipe, model = load_pipeline(config.model, options.device), config.model
+    pipe.set_progress_bar_config(disable=True)
+    if way in RECIPES:
+        layers = list_layers(pipe.transformer, model.family)
+        made = quantize_model(pipe.transformer, layers, recipe(*RECIPES[way]), progress=None)
+        made.apply(pipe.transformer)
+        set_compute(pipe.transformer, options.compute)
+    prompts = data_prompts(config.data)[: options.batch]
+    embeddings = encode(pipe, model, prompts)
+    return functools.partial(image_batch, pipe, model, prompts, 0, embeddings=embeddings)
+
+
+def line(way: str, row: dict[str, Any]) -> str:
+    """One way for a reader who waits."""
+    return (
+        f"{way:20} {row['images_per_minute']:7.1f} images a minute, time ratio {row['ratio']:.2f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints, writes the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="an embedded model of conf/model/")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
+    parser.add_argument("--compute", default="emulate")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    for way in options.ways:
+        if way not in WAYS:
+            raise unknown("way", way, WAYS)
+    for name in ("batch", "repeats"):
+        if (value := getattr(options, name)) < 1:
+            raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
+    arithmetic.settle()
+    torch.set_num_threads(options.threads)
+    calls = {way: make(way, options.ways[0], options) for way in options.ways}
+    found = alternate(calls, options.repeats, torch.device(options.device))
+    for way, row in found.items():
+        row["images_per_minute"] = 60 * options.batch / row["median_seconds"]
+        print(line(way, row), flush=True)
+    if options.output is not None:
+        settings = {**vars(options), "output": None, "recipes": RECIPES}
+        record.save_findings({"settings": settings, "ways": found}, options.output)
+        print(f"written to {options.output}")
+
+
+if __name__ == "__main__":
+    main()
