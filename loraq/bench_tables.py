@@ -77,6 +77,12 @@ def _forward(found: Found) -> list[str]:
     return _table(columns, settings["ways"])
 
 
+GENERATION: Columns = {
+    "way": lambda row: row["name"],
+    "images a minute": lambda row: f"{row['images_per_minute']:.1f}",
+    "time over the first": lambda row: f"{row['ratio']:.2f}",
+}
+
 QUANTISE: Columns = {
     "method": lambda row: row["name"],
     "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
@@ -119,6 +125,7 @@ PARITY: Columns = {
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "forward": _forward,
+    "generation": _plain(GENERATION, "ways"),
     "metrics": _plain(METRICS, "metrics"),
     "parity": _plain(PARITY, "rows", text=3),
     "quantise": _plain(QUANTISE, "methods"),
