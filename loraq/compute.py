@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from loraq import arithmetic
 from loraq.errors import LoraqError, unknown
 from loraq.formats import Format
-from loraq.forward import QuantizedInput, multiply, quantize_input
+from loraq.forward import QuantizedInput, matmul, multiply, quantize_input
 from loraq.transforms import InputTransform
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ class Compute(Protocol):
         """y [..., O]."""
 
 
+@torch.compiler.assume_constant_result
+def _by_onednn(device: str) -> bool:
+    """A compiler takes the answer as it is and does not trace the probes."""
+    return arithmetic.by_onednn(device)
+
+
 class Emulated:
     """Dense copies of the operands in one type, on one device.
 
@@ -54,13 +61,14 @@ class Emulated:
         self.dtype = dtype
         self.weight_OI, self.left_OR = dense.pop("weight_OI"), dense.pop("left_OR")
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
-        self.input = dense
+        self.product = arithmetic.onednn_product if _by_onednn(device.type) else matmul
+        self.input = dense | {"product": self.product}
 
     def quantize(self, x: Tensor) -> QuantizedInput:
         return quantize_input(x, self.dtype, **self.input)
 
     def multiply(self, held: QuantizedInput) -> Tensor:
-        return multiply(held, self.weight_OI, self.left_OR, self.bias_O)
+        return multiply(held, self.weight_OI, self.left_OR, self.bias_O, self.product)
 
 
 def check_compute(

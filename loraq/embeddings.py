@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from loraq import arithmetic
 from loraq import generate as generation
 from loraq.config import ModelConfig
 from loraq.data import Prompt
@@ -36,6 +37,12 @@ _LENGTH = "length"
 
 def encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """The pipeline's embeddings and masks of a batch, [n, tokens, width] and [n, tokens]."""
+    at_once = arithmetic.at_once(len(prompts), pipe.text_encoder.device.type)
+    parts = [_encode(pipe, model, part) for part in generation.batches(prompts, at_once)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     accepted = inspect.signature(pipe.encode_prompt).parameters
     options = {name: value for name, value in model.call.items() if name in accepted}
     with torch.inference_mode():

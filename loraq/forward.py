@@ -9,12 +9,18 @@ leading axis on all of them it is a batch of layers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from loraq.formats import Format, fake_quantize
+
+
+def matmul(x: Tensor, w: Tensor) -> Tensor:
+    """x·Wᵀ as PyTorch forms it (`loraq.arithmetic` knows processors with a quicker way)."""
+    return x @ w.mT
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ def quantize_input(
     right_RI: Tensor | None = None,
     branch_activation: Format | None = None,
     requantize_intermediate: bool = True,
+    product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> QuantizedInput:
     """The input's part of the equation, the same for layers that share x̃, R and formats."""
     main = fake_quantize(x, activation).to(dtype)
@@ -60,19 +67,23 @@ def quantize_input(
     branch_input = main
     if branch_activation != activation:
         branch_input = fake_quantize(x, branch_activation).to(dtype)
-    intermediate = branch_input @ right_RI.mT
+    intermediate = product(branch_input, right_RI)
     if requantize_intermediate:
         intermediate = fake_quantize(intermediate, branch_activation).to(dtype)
     return QuantizedInput(main, intermediate)
 
 
 def multiply(
-    held: QuantizedInput, weight_OI: Tensor, left_OR: Tensor | None, bias_O: Tensor | None
+    held: QuantizedInput,
+    weight_OI: Tensor,
+    left_OR: Tensor | None,
+    bias_O: Tensor | None,
+    product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> Tensor:
     """The weights' part: Qa(x̃)·Wqᵀ + bias̃ + (…)·Lᵀ."""
-    y = held.main @ weight_OI.mT
+    y = product(held.main, weight_OI)
     if bias_O is not None:
         y += bias_O
     if held.intermediate is not None and left_OR is not None:
-        y += held.intermediate @ left_OR.mT
+        y += product(held.intermediate, left_OR)
     return y

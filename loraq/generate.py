@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraq import arithmetic
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
@@ -63,6 +64,23 @@ def image_batch(
             output_type=output_type,
             **options,
         ).images
+
+
+def batch_images(
+    pipe: Any,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    seed: int,
+    embeddings: Mapping[str, torch.Tensor] | None = None,
+) -> list[Any]:
+    """The PIL images of one batch, the same bits in whatever batch (`arithmetic.at_once`)."""
+    size = arithmetic.at_once(len(prompts), pipe.transformer.device.type)
+    images: list[Any] = []
+    for start in range(0, len(prompts), size):
+        part = slice(start, start + size)
+        text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
+        images += image_batch(pipe, model, prompts[part], seed, embeddings=text)
+    return images
 
 
 Claim = Callable[[str, bool], AbstractContextManager[bool]]
@@ -130,7 +148,7 @@ def _make(
     embeddings: Mapping[str, torch.Tensor] | None,
 ) -> None:
     started = time.perf_counter()
-    images = image_batch(pipe, model, batch, settings.seed, embeddings=embeddings)
+    images = batch_images(pipe, model, batch, settings.seed, embeddings)
     if len(images) != len(batch):
         raise LoraqError(
             f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "

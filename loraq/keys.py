@@ -75,7 +75,7 @@ def keyed(config: Config) -> Row:
     machine = {
         "device": device,
         "torch": importlib.metadata.version("torch"),
-        "row_invariant": arithmetic.row_invariant(),
+        "row_invariant": arithmetic.row_invariant() or "image by image",
     }
     sampler = {
         "weights": model_hash,

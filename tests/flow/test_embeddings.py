@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraq import embeddings, workshop
+from loraq import arithmetic, embeddings, workshop
 from loraq.compose import load_rows
 from loraq.data import Prompt
 from loraq.generate import image_batch
@@ -32,6 +32,12 @@ def model(request):
     size = ("model.height=64", "model.width=64", "model.steps=2", "model.max_sequence_length=24")
     own = ("model.hub_id=null", "model.dtype=float32", f"model.call={call}")
     return load_rows([f"model={name}", path, *size, *own])[0].model
+
+
+@pytest.fixture(autouse=True)
+def together(monkeypatch):
+    """The pipeline encodes a batch as one, so what is compared with it does (`arithmetic`)."""
+    monkeypatch.setattr(arithmetic, "at_once", lambda images, _device: images)
 
 
 def each(batches):

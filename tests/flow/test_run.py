@@ -79,13 +79,13 @@ def test_reference_images_serve_every_method(overrides, monkeypatch):
     made = []
     original = generation.image_batch
     monkeypatch.setattr(
-        generation, "image_batch", lambda *a, **k: made.append(a[2]) or original(*a, **k)
+        generation, "image_batch", lambda *a, **k: made.extend(a[2]) or original(*a, **k)
     )
     run(["method=rtn", *overrides], progress=False)
     first = len(made)
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
-    assert first == 2 + 1 + 2  # reference, activations for errors, rtn
-    assert len(made) - first == 2
+    assert first == 4 + 2 + 4  # reference, activations for errors, rtn
+    assert len(made) - first == 4
 
 
 def test_the_same_config_from_empty_caches_gives_the_same_record(overrides, tmp_path):
