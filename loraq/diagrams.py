@@ -12,14 +12,14 @@ MEMORY_SPREAD = 0.2
 """Bits per weight between rows from which quality against memory is worth a picture."""
 
 
-def draw(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write every diagram for which the records hold something; the files written."""
-    kinds: list[Callable[[Sequence[Record], Path], list[Path]]]
+def draw(records: Sequence[Record], folder: Path, suffix: str = ".png") -> list[Path]:
+    """Write every diagram for which the records hold something, as .png or .svg; the files."""
+    kinds: list[Callable[[Sequence[Record], Path, str], list[Path]]]
     kinds = [_pareto, _steps, _losses, _allocations]
-    return [path for kind in kinds for path in kind(records, folder)]
+    return [path for kind in kinds for path in kind(records, folder, suffix)]
 
 
-def _pareto(records: Sequence[Record], folder: Path) -> list[Path]:
+def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
     from loraq.plots import Point, pareto_plot
     from loraq.table_columns import column
@@ -38,19 +38,19 @@ def _pareto(records: Sequence[Record], folder: Path) -> list[Path]:
             points.append(Point(record.label or record.row, family, *place))
         higher = measured[0].metrics[name].get("direction") == "higher"
         title = column(name).title
-        path = folder / "pareto.png"
+        path = folder / f"pareto{suffix}"
         return [pareto_plot(points, path, y=title, higher_is_better=higher)]
     return []
 
 
-def _steps(records: Sequence[Record], folder: Path) -> list[Path]:
+def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     from loraq.plots import steps_plot
 
     series = {r.label or r.row: r.analyses["steps"] for r in records if r.analyses.get("steps")}
-    return [steps_plot(series, folder / "error_steps.png")] if series else []
+    return [steps_plot(series, folder / f"error_steps{suffix}")] if series else []
 
 
-def _losses(records: Sequence[Record], folder: Path) -> list[Path]:
+def _losses(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Each row's loss by round, the mean over its groups of layers."""
     from loraq.plots import convergence_plot
 
@@ -63,7 +63,7 @@ def _losses(records: Sequence[Record], folder: Path) -> list[Path]:
         last = [[*g, *[g[-1]] * (rounds - len(g))] for g in groups]  # a group that is done stays
         name = (record.label or record.row) + _judged_by(record)
         lines[name] = [sum(v) / len(v) for v in zip(*last, strict=True)]
-    return [convergence_plot(lines, folder / "convergence.png")] if lines else []
+    return [convergence_plot(lines, folder / f"convergence{suffix}")] if lines else []
 
 
 def _judged_by(record: Record) -> str:
@@ -74,7 +74,7 @@ def _judged_by(record: Record) -> str:
     return "" if branch.get("weighting", "none") == "none" else " (weighted)"
 
 
-def _allocations(records: Sequence[Record], folder: Path) -> list[Path]:
+def _allocations(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Who got which rank and bits, for every row that gave them out."""
     from loraq.plots import allocation_map
 
@@ -87,6 +87,6 @@ def _allocations(records: Sequence[Record], folder: Path) -> list[Path]:
                 place = layer["role"], int(number[1]) if number else 0
                 choice[layer["layer"]] = (*place, layer["rank"], layer["bits"])
         if choice:
-            path = folder / f"allocation_{record.row}.png"
+            path = folder / f"allocation_{record.row}{suffix}"
             drawn.append(allocation_map(choice, path, record.label))
     return drawn

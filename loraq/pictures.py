@@ -120,7 +120,7 @@ def layer_error_map(
     shown = [record for record in records if any(layer.get(error) for layer in record.layers)]
     if not shown:
         raise LoraqError(f"no record has a layer with a {error} above 0: nothing to draw")
-    fields = {record.row: _role_by_depth(record, error) for record in shown}
+    fields = {record.row: role_by_depth(record, error) for record in shown}
     values = np.concatenate([field[2].ravel() for field in fields.values()])
     values = values[np.isfinite(values) & (values > 0)]
     norm = LogNorm(values.min(), max(values.max(), values.min() * 1.01))
@@ -159,7 +159,7 @@ def layer_error_map(
     return _written(stream.getvalue(), path)
 
 
-def _role_by_depth(record: Record, error: str) -> tuple[list[str], list[int], np.ndarray]:
+def role_by_depth(record: Record, error: str) -> tuple[list[str], list[int], np.ndarray]:
     """Roles, depths and the errors between them (NaN where there is no such layer)."""
     found: dict[tuple[str, int], list[float]] = {}
     for layer in record.layers:

@@ -43,7 +43,9 @@ PLACES = (
 
 @contextmanager
 def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure of `size` inches, written to `path` as a PNG when the block ends without an error.
+    """A figure of `size` inches, written to `path` when the block ends without an error.
+
+    A PNG, or an SVG with letters as outlines where the path says so.
 
     The user's own matplotlib settings have no effect inside, and no window system is touched.
     """
@@ -55,11 +57,15 @@ def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams["svg.hashsalt"] = path.stem  # names inside are the same each time
         figure = Figure(figsize=size, dpi=110, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         yield figure
         stream = io.BytesIO()
-        canvas.print_png(stream, metadata={"Software": None})
+        if path.suffix == ".svg":
+            figure.savefig(stream, format="svg", metadata={"Date": None})
+        else:
+            canvas.print_png(stream, metadata={"Software": None})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, stream.getvalue())
 

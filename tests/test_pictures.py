@@ -99,7 +99,7 @@ def test_layer_error_map_is_drawn_for_the_rows_that_have_layers(tmp_path: Path):
 
 
 def test_roles_and_depths_come_from_the_layers_names():
-    roles, depths, field = pictures._role_by_depth(record("rtn", 1.0), "output_error")
+    roles, depths, field = pictures.role_by_depth(record("rtn", 1.0), "output_error")
     assert roles == ["self_q", "ff_up", "ff_down"] and depths == [0, 1, 2, 3]
     assert field[1] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
