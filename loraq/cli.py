@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--json", metavar="FILE", help="write all values there as well")
         if name == "report":
-            command.add_argument("experiment", help="its name: a folder of OUTPUT/results/")
+            command.add_argument("experiment", help="its name: of OUTPUT/results/, or of results/")
             command.add_argument("--rows", help="rows whose images are shown, such as rtn,svdquant")
             command.add_argument("--to", metavar="FILE.html", help="default: beside its tables")
         if name == "tables":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,9 +88,11 @@ def test_the_table_says_what_the_records_say(page, finished):
     heads = [text for _, text in page.of("th", scope="row")]
     assert [heads[0], heads[1]] == [record.label for record in records]
     psnr = records[1].metrics["psnr"]
-    shown = f"{psnr['value']:.2f} [{psnr['lo']:.2f}, {psnr['hi']:.2f}]"
-    cells = [(a["data-value"], text) for a, text in page.of("td")]
+    cells = [(a["data-value"], text) for a, text in page.of("td") if "data-value" in a]
+    shown = f"{psnr['value']:.2f}"
     assert [float(value) for value, text in cells if text == shown] == [psnr["value"]]
+    intervals = [text for _, text in page.of("span", class_="interval")]
+    assert f"[{psnr['lo']:.2f}, {psnr['hi']:.2f}]" in intervals
 
 
 def test_the_images_are_the_rows_and_their_differences_are_exact(page, finished):
@@ -98,7 +100,7 @@ def test_the_images_are_the_rows_and_their_differences_are_exact(page, finished)
     names = records[0].images["names"]
     prompts = page.of("div", class_="prompt")
     assert [a["data-name"] for a, _ in prompts] == names
-    assert [text for _, text in page.of("h3")] == [f"a {w}" for w in _words(len(names))]
+    assert [a["data-text"] for a, _ in prompts] == [f"a {w}" for w in _words(len(names))]
     plain = [_pixels(a["src"]) for a, _ in page.of("img", class_="plain")]
     apart = [_pixels(a["src"]) for a, _ in page.of("img", class_="difference")]
     assert len(plain) == 2 * len(names) and len(apart) == len(names)
@@ -123,8 +125,12 @@ def _pixels(source: str) -> np.ndarray:
 
 def test_every_row_has_its_configuration(page, finished):
     texts = [text for _, text in page.of("pre")]
-    for record, text in zip(finished[0].records, texts, strict=True):
-        assert f'"{record.config["method"]}"' in text
+    for place, record in enumerate(finished[0].records):
+        command, settings = texts[2 * place : 2 * place + 2]
+        assert command.startswith(f"loraq run method={record.config['method']} ")
+        assert "data.count=4" in command and 'model.path="…/tiny"' in command
+        assert json.loads(settings) == record.config
+    assert len(texts) == 2 * len(finished[0].records)
     assert any("Published by others" in text for _, text in page.of("strong"))
 
 
@@ -146,5 +152,5 @@ def test_the_command_and_its_refusals(finished, tmp_path, capsys):
         write_report(finished[1], target, ["rtm"])
     with pytest.raises(LoraqError, match="Unknown experiment"):
         write_report(finished[1].parent / "demp", target)
-    with pytest.raises(LoraqError, match="No experiment has finished"):
-        write_report(Path(tmp_path / "none" / "results" / "demo"), target)
+    with pytest.raises(LoraqError, match="Did you mean 'demo'"):
+        write_report(tmp_path / "none" / "results" / "demp", target)

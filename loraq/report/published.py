@@ -1,0 +1,36 @@
+"""Numbers that others have published of the same family: beside ours, never among them."""
+
+from __future__ import annotations
+
+import csv
+
+from loraq.record import Record
+from loraq.report.views import CellView, cell_view
+from loraq.results import REPORTED, ROOT
+
+TITLES = {
+    **{"model": "model", "dataset": "prompts", "method": "method", "format": "format"},
+    **{"fid": "FID ↓", "image_reward": "ImageReward ↑", "lpips": "LPIPS ↓", "psnr": "PSNR ↑"},
+    **{"clip": "CLIP score ↑", "source": "source"},
+}
+
+
+def published(record: Record) -> tuple[list[str], list[list[CellView]]]:
+    """Columns and rows of every file of `results/reported/`; the source comes last."""
+    family = record.config["model"]["family"]
+    header: list[str] = []
+    lines: list[dict[str, str]] = []
+    for path in sorted((ROOT / "results" / REPORTED).glob("*.csv")):
+        with open(path, encoding="utf-8", newline="") as stream:
+            for line in csv.DictReader(stream):
+                if line["model"].startswith(family):
+                    lines.append(line)
+                    header += [name for name in line if name not in header]
+    known = [name for name in TITLES if name in header and name != "source"]
+    names = [*known, *(name for name in header if name not in TITLES), *["source"] * bool(header)]
+    rows = [[cell_view(_dash(line.get(name))) for name in names] for line in lines]
+    return [TITLES.get(name, name) for name in names], rows
+
+
+def _dash(text: str | None) -> str:
+    return "–" if text in (None, "", "-") else str(text)

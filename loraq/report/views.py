@@ -1,0 +1,106 @@
+"""Tables as the page shows them: each cell's number, interval, place in its column, sort value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraq.table_text import Cell, Item, Table
+
+HEADINGS = {
+    "main": "Results",
+    "paired": "Paired differences",
+    "splits": "Seen and held out",
+    "limits": "Weight errors and what is possible",
+}
+
+
+@dataclass(frozen=True)
+class CellView:
+    """What a cell says; `track`: its interval's (start, end, value, zero) in % of the column."""
+
+    text: str
+    value: float | str
+    number: bool
+    interval: str = ""
+    claim: str = ""
+    track: tuple[float, float, float, float | None] | None = None
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table for the template."""
+
+    key: str
+    heading: str
+    title: str
+    columns: list[str]
+    rows: list[list[CellView]]
+    notes: list[str]
+
+
+def table_view(key: str, table: Table) -> TableView:
+    spans = [_span(column) for column in zip(*table.rows, strict=True)]
+    rows = [
+        [cell_view(item, span) for item, span in zip(row, spans, strict=True)] for row in table.rows
+    ]
+    notes = [note.replace("`", "") for note in table.notes] + _reasons(table)
+    columns = [column.replace(" ↑", "\u00a0↑").replace(" ↓", "\u00a0↓") for column in table.columns]
+    return TableView(key, HEADINGS.get(key, key), table.title, columns, rows, notes)
+
+
+def _reasons(table: Table) -> list[str]:
+    """Why cells have no interval or no value, each with the columns in which that is so."""
+    found: dict[str, list[str]] = {}
+    for title, column in zip(table.columns, zip(*table.rows, strict=True), strict=True):
+        reasons = [item.reason for item in column if isinstance(item, Cell) and item.bare]
+        for reason in filter(None, dict.fromkeys(reasons)):
+            found.setdefault(reason, []).append(title.rstrip(" ↑↓"))
+    return [f"{', '.join(columns)}: {reason}" for reason, columns in found.items()]
+
+
+def cell_view(item: Item, span: tuple[float, float] | None = None) -> CellView:
+    if isinstance(item, Cell):
+        return _measured(item, span)
+    if isinstance(item, int):
+        return CellView(f"{item:,}", item, True)
+    try:
+        return CellView(item, float(item), True)
+    except ValueError:
+        return CellView(item, "" if item == "–" else item, item == "–")
+
+
+def _measured(cell: Cell, span: tuple[float, float] | None) -> CellView:
+    value = "" if cell.value is None else cell.value
+    whole = cell.text()
+    number, bracket, rest = whole.partition(" [")
+    if not bracket:
+        return CellView(whole, value, True)
+    interval, _, claim = rest.partition("]")
+    return CellView(number, value, True, f"[{interval}]", claim.strip(), _track(cell, span))
+
+
+def _span(column: Sequence[Any]) -> tuple[float, float] | None:
+    """From the lowest to the highest end of a column's intervals."""
+    ends = [
+        float(end)
+        for item in column
+        if isinstance(item, Cell) and not item.bare
+        for end in (item.lo, item.hi, item.value)
+        if end is not None and math.isfinite(end)
+    ]
+    return (min(ends), max(ends)) if ends and max(ends) > min(ends) else None
+
+
+def _track(
+    cell: Cell, span: tuple[float, float] | None
+) -> tuple[float, float, float, float | None] | None:
+    parts = (cell.lo, cell.hi, cell.value)
+    if span is None or any(part is None or not math.isfinite(part) for part in parts):
+        return None
+    low, high = span
+    start, end, place = (round(100 * (float(part or 0) - low) / (high - low), 1) for part in parts)
+    zero = round(-100 * low / (high - low), 1) if cell.sign and low < 0 < high else None
+    return start, end, place, zero
