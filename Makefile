@@ -7,9 +7,10 @@ RUN := $(BIN)/loraq
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_REPORT := $(VENV)/.installed-report
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster check format table1 ablations report tables cache clean distclean
+.PHONY: help install demo test test-cluster test-report check format table1 ablations report tables cache clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,7 +29,7 @@ ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stan
 	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%)
 
 NAME ?= demo
-report: $(INSTALLED) ## one HTML page of an experiment that was run: make report NAME=table1 (seconds)
+report: $(INSTALLED) ## one HTML page of an experiment, run or committed: make report NAME=table1 (seconds)
 	$(RUN) report $(NAME)
 
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
@@ -49,6 +50,9 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 		| cat - constraints-ray.txt > $(CLUSTER)/constraints.txt
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
 	@touch $@
+
+test-report: $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
+	$(BIN)/python -m pytest -m browser tests/report
 
 check: $(INSTALLED_DEV) ## lint, formatting and types of the public API
 	$(BIN)/ruff check .
@@ -80,4 +84,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_REPORT): $(INSTALLED_DEV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report-test]'
 	@touch $@

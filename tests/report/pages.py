@@ -1,0 +1,48 @@
+"""Pages for the browser, of committed records: one with small images made here, two without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from loraq import results
+from loraq.publish import ROWS_FILE
+from loraq.record import save
+from loraq.report import write_report
+from loraq.store import write_json
+
+WITH_IMAGES = "demo"
+NAMES = (WITH_IMAGES, "table1", "ablation_error_source")
+SIDE = 128
+
+
+def write_pages(folder: Path) -> dict[str, Path]:
+    """name → page; the first is of a run whose rows have an image for every prompt."""
+    make_run(WITH_IMAGES, folder)
+    pages = {}
+    for name in NAMES:
+        pages[name] = write_report(folder / "results" / name, folder / f"{name}.html")
+    return pages
+
+
+def make_run(name: str, output: Path) -> None:
+    """The committed records as if they had been run here: a picture a prompt, and its copy with
+    a little noise for every further row."""
+    found = results.read(name)
+    rows = []
+    for number, record in enumerate(found.records):
+        save(record, output / "record" / record.key / "record.json")
+        rows.append({"row": record.row, "record": record.key, "images": record.key})
+        folder = output / "images" / record.key
+        folder.mkdir(parents=True)
+        for place, prompt in enumerate(record.images["names"]):
+            generator = np.random.default_rng(place)
+            low = Image.fromarray(generator.integers(0, 255, (5, 5, 3), dtype=np.uint8))
+            smooth = np.asarray(low.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=int)
+            noise = np.random.default_rng((place, number)).normal(0, 3 * number, smooth.shape)
+            pixels = np.clip(smooth + noise.round().astype(int), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{prompt}.png")
+    (output / "results" / name).mkdir(parents=True)
+    write_json(output / "results" / name / ROWS_FILE, {"baseline": found.baseline, "rows": rows})
