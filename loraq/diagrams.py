@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraq.record import Record
+
+if TYPE_CHECKING:
+    from loraq.plots import Point
 
 MEMORY_SPREAD = 0.2
 """Bits per weight between rows from which quality against memory is worth a picture."""
 
 
-def draw(records: Sequence[Record], folder: Path, suffix: str = ".png") -> list[Path]:
-    """Write every diagram for which the records hold something, as .png or .svg; the files."""
+def draw(
+    records: Sequence[Record], folder: Path, suffix: str = ".png", pareto: bool = True
+) -> list[Path]:
+    """Write every diagram for which the records hold something, as .png or .svg; the files.
+
+    pareto: quality against memory among them.
+    """
     kinds: list[Callable[[Sequence[Record], Path, str], list[Path]]]
-    kinds = [_pareto, _steps, _losses, _allocations]
+    kinds = [*[_pareto] * pareto, _steps, _losses, _allocations]
     return [path for kind in kinds for path in kind(records, folder, suffix)]
 
 
-def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
+@dataclass(frozen=True)
+class Tradeoff:
+    """The rows that have a memory and a metric: what quality against memory is drawn from."""
+
+    points: list[Point]
+    metric: str
+    higher_is_better: bool
+
+
+def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
     """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
-    from loraq.plots import Point, pareto_plot
+    from loraq.plots import Point
     from loraq.table_columns import column
 
     rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
@@ -37,10 +56,18 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
             place = record.budget["bits_per_weight"], entry["value"], entry["lo"], entry["hi"]
             points.append(Point(record.label or record.row, family, *place))
         higher = measured[0].metrics[name].get("direction") == "higher"
-        title = column(name).title
-        path = folder / f"pareto{suffix}"
-        return [pareto_plot(points, path, y=title, higher_is_better=higher)]
-    return []
+        return Tradeoff(points, column(name).title, higher)
+    return None
+
+
+def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
+    from loraq.plots import pareto_plot
+
+    found = tradeoff(records)
+    if found is None:
+        return []
+    path, higher = folder / f"pareto{suffix}", found.higher_is_better
+    return [pareto_plot(found.points, path, y=found.metric, higher_is_better=higher)]
 
 
 def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:

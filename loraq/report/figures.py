@@ -12,7 +12,6 @@ from loraq.record import Record
 from loraq.report.gallery import picture
 
 TITLES = {
-    "pareto": "Quality against memory",
     "error_steps": "Output error over the denoising steps",
     "convergence": "Loss by round",
 }
@@ -22,9 +21,9 @@ _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 
 
 def figures(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(title, data URI) of every diagram that the records allow."""
+    """(title, data URI) of every diagram that the records allow, but for `pareto`."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = draw(records, Path(folder), ".svg")
+        paths = draw(records, Path(folder), ".svg", pareto=False)
         drawn = [(path.stem, both_schemes(path.read_text(encoding="utf-8"))) for path in paths]
     return [(_title(stem, records), picture(text.encode(), "svg+xml")) for stem, text in drawn]
 

@@ -13,6 +13,7 @@ from loraq.report.commands import experiment_command, row_commands
 from loraq.report.figures import figures
 from loraq.report.gallery import gallery
 from loraq.report.heat import LEVELS, heat_maps
+from loraq.report.pareto import pareto
 from loraq.report.published import published
 from loraq.report.source import Source, find
 from loraq.report.views import table_view
@@ -38,6 +39,7 @@ def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) 
         lead=_lead(source),
         about=_about(source),
         tables=[table_view(k, t) for k, t in all_tables(records, source.baseline).items()],
+        pareto=pareto(records, shown),
         figures=figures(records),
         heat=heat_maps(records, shown),
         levels=LEVELS,

@@ -47,8 +47,15 @@ def table_view(key: str, table: Table) -> TableView:
         [cell_view(item, span) for item, span in zip(row, spans, strict=True)] for row in table.rows
     ]
     notes = [note.replace("`", "") for note in table.notes] + _reasons(table)
-    columns = [column.replace(" ↑", "\u00a0↑").replace(" ↓", "\u00a0↓") for column in table.columns]
+    columns = [_unbroken(column) for column in table.columns]
     return TableView(key, HEADINGS.get(key, key), table.title, columns, rows, notes)
+
+
+def _unbroken(title: str) -> str:
+    """A column's title that is not broken beside its signs."""
+    for sign in (" ↑", " ↓", "Δ "):
+        title = title.replace(sign, sign.replace(" ", "\u00a0"))
+    return title
 
 
 def _reasons(table: Table) -> list[str]:

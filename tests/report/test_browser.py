@@ -156,6 +156,20 @@ def test_diagrams_enlarge_without_steps(visit):
     assert not page.evaluate(OPEN)
 
 
+def test_marks_are_read_by_mouse_and_keys(visit):
+    page = visit("table1")
+    marks, reading = page.locator(".pareto .mark"), page.locator("#reading")
+    assert marks.count() == 25
+    marks.nth(2).focus()
+    second = reading.inner_text()
+    assert second == marks.nth(2).get_attribute("aria-label")
+    page.keyboard.press("Tab")
+    assert reading.inner_text() == marks.nth(3).get_attribute("aria-label") != second
+    marks.first.locator(".shape").hover(force=True)
+    assert "bits per weight, LPIPS" in reading.inner_text()
+    assert reading.inner_text() != marks.nth(3).get_attribute("aria-label")
+
+
 def test_sections_are_marked_while_reading(visit):
     page = visit(WITH_IMAGES)
     for link in page.locator("nav.sections a").all():

@@ -15,6 +15,7 @@ from loraq.report import page, write_report
 from loraq.report.commands import experiment_command, row_commands
 from loraq.report.figures import INK, both_schemes, figures
 from loraq.report.heat import LEVELS, heat_maps
+from loraq.report.pareto import HEIGHT, WIDTH, pareto
 from loraq.report.views import cell_view, table_view
 from loraq.table_text import Cell, Table
 
@@ -90,6 +91,23 @@ def test_heat_maps_share_a_scale():
     assert heat_maps(records[:1], records[:1]) is None
 
 
+def test_quality_against_memory_has_every_row_once_and_labels_that_keep_apart():
+    records = results.read("table1").records
+    plot = pareto(records, records[:2])
+    assert plot.better == "lower is better" and plot.x.logarithmic and plot.y.logarithmic
+    assert [mark.label for mark in plot.marks] == [r.label for r in records if r.layers]
+    by_label = {mark.label: mark for mark in plot.marks}
+    rtn = records[3]
+    assert f"LPIPS {rtn.metrics['lpips']['value']:.4g} [" in by_label["RTN"].reading
+    for mark in plot.marks:
+        assert 0 < mark.x < WIDTH and mark.bar[1] < mark.y < mark.bar[0] < HEIGHT
+    heights = sorted(mark.text[1] for mark in plot.marks if mark.text and mark.text[2] == "start")
+    assert len(heights) >= 5
+    best = min(plot.marks, key=lambda mark: -mark.y)
+    assert best.text and plot.edge.endswith(f",{best.y}")  # the best row ends the edge, labelled
+    assert pareto(records[:2], []) is None
+
+
 def test_cells_know_their_place_in_the_column():
     cells = [Cell(2.0, 1.0, 3.0, sign=True, mark="better"), Cell(-1.0, -2.0, 0.0, sign=True)]
     table = Table("t", ["row", "Δ PSNR ↑"], [["a", cells[0]], ["b", cells[1]]], ["`=`: equal"])
@@ -97,7 +115,7 @@ def test_cells_know_their_place_in_the_column():
     first, second = (row[1] for row in view.rows)
     assert (first.text, first.interval, first.claim) == ("+2.00", "[1.00, 3.00]", "better")
     assert first.track == (60.0, 100.0, 80.0, 40.0) and second.track == (0.0, 40.0, 20.0, 40.0)
-    assert view.notes == ["=: equal"] and view.columns[1] == "Δ PSNR\u00a0↑"
+    assert view.notes == ["=: equal"] and view.columns[1] == "Δ\u00a0PSNR\u00a0↑"
     endless = table_view("main", Table("t", ["x"], [[Cell(math.inf, math.inf, math.inf)]], []))
     assert endless.rows[0][0].track is None
     assert cell_view("–").value == "" and cell_view(1234).text == "1,234"
@@ -106,10 +124,7 @@ def test_cells_know_their_place_in_the_column():
 def test_diagrams_have_two_colour_schemes_and_are_the_same_each_time():
     records = results.read("ablation_error_source").records
     drawn = figures(records)
-    assert [title for title, _ in drawn] == [
-        "Quality against memory",
-        "Output error over the denoising steps",
-    ]
+    assert [title for title, _ in drawn] == ["Output error over the denoising steps"]
     assert drawn == figures(records)
     svg = '<svg width="1"><path style="fill: #ffffff; stroke: #000000"/></svg>'
     text = both_schemes(svg)

@@ -1,0 +1,9 @@
+// Quality against memory: what a mark is stands above the diagram while one points at it.
+for (const mark of document.querySelectorAll(".pareto .mark")) {
+  const read = () => {
+    const [name, numbers] = [document.createElement("strong"), mark.dataset.reading];
+    name.textContent = mark.dataset.label;
+    document.getElementById("reading").replaceChildren(name, `: ${numbers}`);
+  };
+  for (const event of ["pointerenter", "focus", "click"]) mark.addEventListener(event, read);
+}
