@@ -198,13 +198,15 @@ def tables(output: Path, experiments: Sequence[str]) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """One page of an experiment that was run."""
+    """One page of an experiment that was run, or is committed."""
     from loraq.report import write_report
 
     folder = Path(options.output) / "results" / options.experiment
     target = folder / "report.html" if options.to is None else Path(options.to)
     rows = None if options.rows is None else options.rows.split(",")
     size = write_report(folder, target, rows).stat().st_size
+    if not (folder / "rows.json").is_file():
+        print(f"'{folder.name}' was not run here: these are the committed records.")
     print(f"{target} ({size / 1e6:.1f} MB): open it in a browser, it needs nothing else.")
 
 

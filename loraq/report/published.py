@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 
 from loraq.record import Record
-from loraq.report.views import CellView, cell_view
+from loraq.report.views import CellView, aligned, cell_view
 from loraq.results import REPORTED, ROOT
 
 TITLES = {
@@ -29,7 +29,7 @@ def published(record: Record) -> tuple[list[str], list[list[CellView]]]:
     known = [name for name in TITLES if name in header and name != "source"]
     names = [*known, *(name for name in header if name not in TITLES), *["source"] * bool(header)]
     rows = [[cell_view(_dash(line.get(name))) for name in names] for line in lines]
-    return [TITLES.get(name, name) for name in names], rows
+    return [TITLES.get(name, name) for name in names], aligned(rows)
 
 
 def _dash(text: str | None) -> str:

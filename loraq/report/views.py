@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loraq.table_text import Cell, Item, Table
@@ -48,7 +48,7 @@ def table_view(key: str, table: Table) -> TableView:
     ]
     notes = [note.replace("`", "") for note in table.notes] + _reasons(table)
     columns = [_unbroken(column) for column in table.columns]
-    return TableView(key, HEADINGS.get(key, key), table.title, columns, rows, notes)
+    return TableView(key, HEADINGS.get(key, key), table.title, columns, aligned(rows), notes)
 
 
 def _unbroken(title: str) -> str:
@@ -66,6 +66,15 @@ def _reasons(table: Table) -> list[str]:
         for reason in filter(None, dict.fromkeys(reasons)):
             found.setdefault(reason, []).append(title.rstrip(" ↑↓"))
     return [f"{', '.join(columns)}: {reason}" for reason, columns in found.items()]
+
+
+def aligned(rows: list[list[CellView]]) -> list[list[CellView]]:
+    """The same cells; those of a column that holds text as well as numbers or dashes are text."""
+    numbers = [all(cell.number for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        [replace(cell, number=number) for cell, number in zip(row, numbers, strict=True)]
+        for row in rows
+    ]
 
 
 def cell_view(item: Item, span: tuple[float, float] | None = None) -> CellView:

@@ -8,6 +8,7 @@ import shlex
 import pytest
 
 from loraq import results
+from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.door import to_plain
 from loraq.errors import LoraqError
@@ -27,6 +28,12 @@ def test_committed_records_give_a_page_that_says_where_pictures_come_from(tmp_pa
     assert "results/demo, committed" in text
     assert 'http-equiv="Content-Security-Policy" content="default-src' in text
     assert [line for line in text.splitlines() if "http" in line and "http-equiv" not in line] == []
+
+
+def test_the_command_says_that_records_are_committed_ones(tmp_path, capsys):
+    main(["report", "demo", "--output", str(tmp_path)])
+    assert "'demo' was not run here" in capsys.readouterr().out
+    assert (tmp_path / "results" / "demo" / "report.html").is_file()
 
 
 def test_a_page_over_the_limit_is_refused(tmp_path, monkeypatch):
@@ -118,6 +125,8 @@ def test_cells_know_their_place_in_the_column():
     assert view.notes == ["=: equal"] and view.columns[1] == "Δ\u00a0PSNR\u00a0↑"
     endless = table_view("main", Table("t", ["x"], [[Cell(math.inf, math.inf, math.inf)]], []))
     assert endless.rows[0][0].track is None
+    mixed = table_view("main", Table("t", ["row", "captions"], [["a", "–"], ["b", "seen"]], []))
+    assert [row[1].number for row in mixed.rows] == [False, False]
     assert cell_view("–").value == "" and cell_view(1234).text == "1,234"
 
 
