@@ -22,12 +22,13 @@ BUDGET = 9_000_000  # bytes of all images; fewer prompts where it is not enough
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of one row, and how far it is from the first row's."""
+    """One image of one row, and how far it is from the first row's; size: (width, height)."""
 
     label: str
     image: str
     difference: str | None
     note: str
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _shown(
         apart = _encoded(difference(pixels, read_image(first[1] / f"{name}.png"), path))
     values = record.metrics.get("psnr", {}).get("per_image")
     note = "" if not values else f"{values[place]:.1f} dB"
-    return Shown(record.label or record.row, _encoded(pixels), apart, note)
+    return Shown(record.label or record.row, _encoded(pixels), apart, note, pixels.shape[1::-1])
 
 
 def _texts(record: Record) -> dict[str, str]:

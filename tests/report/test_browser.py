@@ -24,7 +24,6 @@ SHOWN = "document.getElementById('large-image').src"
 def test_every_picture_is_drawn_and_the_page_itself_never_scrolls_sideways(visit, name, size):
     page = visit(name, size)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    page.evaluate("document.querySelectorAll('img').forEach((one) => { one.loading = 'eager'; })")
     page.wait_for_function("[...document.images].every((one) => one.complete)")
     broken = "[...document.images].filter((one) => !one.naturalWidth).length"
     assert page.evaluate(broken) == 0
@@ -109,6 +108,13 @@ def test_images_by_mouse(visit):
     assert not page.evaluate(OPEN)
     page.uncheck("#differences")
     assert page.locator(".difference:visible").count() == 0
+
+
+def test_images_have_their_place_before_one_scrolls_to_them(visit):
+    page = visit(WITH_IMAGES, PHONE)
+    boxes = [box.bounding_box() for box in page.locator(".prompt.current .enlarge").all()]
+    assert len(boxes) == 7 and all(box["height"] == box["width"] > 100 for box in boxes)
+    assert boxes[0]["y"] > PHONE[1]
 
 
 def test_images_by_keys(visit):
