@@ -110,13 +110,6 @@ def test_images_by_mouse(visit):
     assert page.locator(".difference:visible").count() == 0
 
 
-def test_images_have_their_place_before_one_scrolls_to_them(visit):
-    page = visit(WITH_IMAGES, (PHONE[0], 200))  # so low that images are far below
-    boxes = [box.bounding_box() for box in page.locator(".prompt.current .enlarge").all()]
-    assert len(boxes) == 7 and all(box["height"] == box["width"] > 100 for box in boxes)
-    assert boxes[0]["y"] > 1500
-
-
 def test_images_by_keys(visit):
     page = visit(WITH_IMAGES)
     position = page.locator("#position")

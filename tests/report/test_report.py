@@ -101,6 +101,10 @@ def test_the_images_are_the_rows_and_their_differences_are_exact(page, finished)
     prompts = page.of("div", class_="prompt")
     assert [a["data-name"] for a, _ in prompts] == names
     assert [a["data-text"] for a, _ in prompts] == [f"a {w}" for w in _words(len(names))]
+    for attributes, _ in page.of("img"):  # they have their place before one scrolls to them
+        if attributes.get("class") in ("plain", "difference"):
+            assert (attributes["width"], attributes["height"]) == ("64", "64")
+            assert "loading" not in attributes
     plain = [_pixels(a["src"]) for a, _ in page.of("img", class_="plain")]
     apart = [_pixels(a["src"]) for a, _ in page.of("img", class_="difference")]
     assert len(plain) == 2 * len(names) and len(apart) == len(names)
