@@ -65,9 +65,9 @@ def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.stack(lefts).to(w_BOI.dtype), torch.stack(rights).to(w_BOI.dtype)
 
 
-def full_svd_again(w_BOI: Tensor, rank: int, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def full_svd_again(w_BOI: Tensor, rank: int, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`tracked_svd`, following nothing."""
-    return *full_svd_each(w_BOI, rank), basis
+    return *full_svd_each(w_BOI, rank), image
 
 
 FULL = {truncated_svd: full_svd_each, tracked_svd: full_svd_again}

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from loraq.branches import Problem, Solution
 from loraq.branches.linear_algebra import (
-    first_basis,
+    first_image,
     svd_is_exact,
+    thin_product,
     tracked_svd,
     truncated_svd,
 )
@@ -60,7 +61,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     b, o, i = w_BOI.shape
     tracked = not by_output or not svd_is_exact(w_BOI)
     best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
-    active, part, target, basis = torch.arange(b, device=w_BOI.device), problem, w_BOI, None
+    active, part, target, image = torch.arange(b, device=w_BOI.device), problem, w_BOI, None
     error = w_BOI.clone()
     if options.start == "zero":
         main = problem.round_main(w_BOI)
@@ -70,12 +71,13 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     losses: list[float] = []
     for _ in range(options.steps):
         before = best.score_B[active]
-        if basis is not None:
-            left, right, basis = tracked_svd(error, problem.rank, basis)
+        if image is not None:
+            left, right, image = tracked_svd(error, problem.rank, image)
         else:
             left, right = truncated_svd(error, problem.rank)
-            basis = first_basis(left, right) if tracked else None
-        product = problem.round_branch(left).to(target) @ problem.round_branch(right).to(target)
+            image = first_image(error, left, right) if tracked else None
+        factors = [problem.round_branch(factor).to(target) for factor in (left, right)]
+        product = thin_product(*factors)
         rest = product.neg_().add_(target)
         main = problem.round_main(rest)
         score = _score(part, main, rest.sub_(main), left, right, by_output)
@@ -87,7 +89,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             break
         if not going.all():
             active, target, main = active[going], target[going], main[going]
-            part, basis = problem.subset(active), None if basis is None else basis[going]
+            part, image = problem.subset(active), None if image is None else image[going]
         error = torch.sub(target, main, out=error if error.shape == target.shape else None)
     return Solution(best.left, best.right, residual=True, losses=losses)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loraq import arithmetic
+
 EXACT_WIDTH = 768
 """Up to this shorter side an SVD is exact; above it the leading subspace is iterated for."""
 ITERATIONS = 8
@@ -33,31 +35,41 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
 
 
-def tracked_svd(w_BOI: Tensor, rank: int, basis_BMK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tracked_svd(w_BOI: Tensor, rank: int, image_BKN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `truncated_svd`, nearly, of a matrix that changes little from call to call, in w's dtype.
 
-    One subspace iteration from the last call's basis of the shorter side (before any,
-    `first_basis`): the rounds of an alternation iterate together. Returns L, R, the next basis.
+    One subspace iteration from what the last call's matrix made of its basis (before any,
+    `first_image`): the rounds of an alternation iterate together. Returns L, R, the next image.
+    N is the longer side, M the shorter, K a little more than the rank.
     """
     tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
     a_BNM = w_BOI if tall else w_BOI.mT
-    basis_BMK = torch.linalg.qr(a_BNM.mT @ (a_BNM @ basis_BMK)).Q
-    image_BNK = a_BNM @ basis_BMK
-    turn_BKR = torch.linalg.eigh((image_BNK.mT @ image_BNK).double()).eigenvectors
-    turn_BKR = turn_BKR[..., -rank:].flip(-1).to(w_BOI)
-    us_BNR, v_BMR = image_BNK @ turn_BKR, basis_BMK @ turn_BKR
-    root_BR = us_BNR.norm(dim=-2).clamp_min(torch.finfo(w_BOI.dtype).tiny).sqrt()[..., None, :]
-    left, right = us_BNR / root_BR, v_BMR * root_BR
-    return (left, right.mT, basis_BMK) if tall else (right, left.mT, basis_BMK)
+    v_BKM = torch.linalg.qr(thin_product(image_BKN, a_BNM).mT).Q.mT
+    image_BKN = thin_product(v_BKM, a_BNM.mT)
+    turn_BKR = torch.linalg.eigh((image_BKN @ image_BKN.mT).double()).eigenvectors
+    turn_BRK = turn_BKR[..., -rank:].flip(-1).mT.to(w_BOI)
+    us_BRN, v_BRM = turn_BRK @ image_BKN, turn_BRK @ v_BKM
+    root_BR = us_BRN.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny).sqrt()[..., None]
+    long, short = us_BRN / root_BR, v_BRM * root_BR
+    return (long.mT, short, image_BKN) if tall else (short.mT, long, image_BKN)
 
 
-def first_basis(left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
-    """What `tracked_svd` starts from: factors of the shorter side, and some random directions."""
+def first_image(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+    """What `tracked_svd` starts from: the image of w's factors and of some random directions."""
     tall = left_BOR.shape[-2] >= right_BRI.shape[-1]
     start_BMR = right_BRI.mT if tall else left_BOR
     (height, rank), whole = start_BMR.shape[-2:], left_BOR.shape[-2] + right_BRI.shape[-1]
     more = _block(height, whole - height, rank) - rank
-    return torch.linalg.qr(torch.cat([start_BMR, _random(start_BMR, more)], dim=-1)).Q
+    basis_BMK = torch.linalg.qr(torch.cat([start_BMR, _random(start_BMR, more)], dim=-1)).Q
+    return thin_product(basis_BMK.mT, w_BOI.mT if tall else w_BOI)
+
+
+def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
+    """X·W of few rows, or few columns between them, by whichever library is fit for it."""
+    if x_BKN.dtype != torch.float32 or not arithmetic.by_onednn(x_BKN.device.type):
+        return x_BKN @ w_BNM
+    pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
+    return torch.stack([arithmetic.onednn_product(x, w) for x, w in pairs])
 
 
 def _from_right(w_BOI: Tensor, v_BIR: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from loraq.branches import Problem, Solution, alternating, find, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
-    first_basis,
+    first_image,
     random_rotation,
     solve_left,
     solve_right,
@@ -91,10 +91,10 @@ def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
 def test_a_tracked_svd_follows_a_changing_matrix(shape):
     """Within 1 % of the best, three small changes on."""
     w, moved = weights(2, *shape), weights(2, *shape, seed=9)
-    basis = first_basis(*truncated_svd(w, 8))
+    image = first_image(w, *truncated_svd(w, 8))
     for _ in range(3):
         w = w + 0.02 * moved
-        left, right, basis = tracked_svd(w, 8, basis)
+        left, right, image = tracked_svd(w, 8, image)
     found, least = (
         (w - a @ b).flatten(1).norm(dim=1) for a, b in ((left, right), truncated_svd(w, 8))
     )
