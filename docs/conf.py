@@ -20,6 +20,7 @@ root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "experiments/*.md", "results/*.md"]
 include_patterns += ["results/reported/*.md", "loraq/assets/NOTICE.md"]
 
+myst_enable_extensions = ["html_image"]
 myst_heading_anchors = 4  # as on GitHub: a heading's words, in small letters, with dashes
 highlight_language = "none"  # an indented block is an equation or a drawing
 default_role = "code"  # docstrings write `name`

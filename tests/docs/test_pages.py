@@ -31,7 +31,7 @@ def test_numbers_in_the_pages_are_those_of_the_records():
     assert not stale, f"rewrite with `python -m loraq.readme`: {stale}"
 
 
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|<img src=\")([^)\"\s]+)[)\"]")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
