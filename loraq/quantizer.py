@@ -27,7 +27,7 @@ from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of every method change."""
-BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 3}
+BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 4}
 """The same for one kind of branch and what it selects by; what is not listed has none."""
 
 

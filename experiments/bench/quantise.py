@@ -54,9 +54,7 @@ SAME_ERROR = 0.01
 HEADER = ("method", "library, s", "full SVDs one by one, s", "ratio", "weight error", "theirs")
 
 
-def full_svd_each(
-    w_BOI: Tensor, rank: int, _start_BOR: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """`truncated_svd` as the reference implementation does it: a full float64 SVD per unit."""
     lefts, rights = [], []
     for w_OI in w_BOI.double():
@@ -67,6 +65,14 @@ def full_svd_each(
     return torch.stack(lefts).to(w_BOI.dtype), torch.stack(rights).to(w_BOI.dtype)
 
 
+def full_svd_again(w_BOI: Tensor, rank: int, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`tracked_svd`, following nothing."""
+    return *full_svd_each(w_BOI, rank), basis
+
+
+FULL = {truncated_svd: full_svd_each, tracked_svd: full_svd_again}
+
+
 @contextlib.contextmanager
 def reference_way() -> Iterator[None]:
     """Within it, every group is one unit and every SVD of a branch finder a full one."""
@@ -74,9 +80,9 @@ def reference_way() -> Iterator[None]:
         stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
         for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
-            for svd in (truncated_svd, tracked_svd):
+            for svd, full in FULL.items():
                 if getattr(module, svd.__name__, None) is svd:
-                    stack.enter_context(mock.patch.object(module, svd.__name__, full_svd_each))
+                    stack.enter_context(mock.patch.object(module, svd.__name__, full))
         yield
 
 

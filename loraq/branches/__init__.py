@@ -7,6 +7,7 @@ simply a taller weight. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,10 +85,13 @@ class Problem:
 
     def relative_error(self, estimate_BOI: Tensor) -> Tensor:
         """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F where S weighs."""
-        error_BOI = self.weighted(self.weight_BOI - estimate_BOI)
-        return error_BOI.flatten(1).norm(dim=1) / self.weight_norm
+        return self.relative(self.weight_BOI - estimate_BOI)
 
-    @property
+    def relative(self, missed_BOI: Tensor) -> Tensor:
+        """The same of W − Ŵ, for those who have it at hand."""
+        return self.weighted(missed_BOI).flatten(1).norm(dim=1) / self.weight_norm
+
+    @functools.cached_property
     def weight_norm(self) -> Tensor:
         return self.weighted(self.weight_BOI).flatten(1).norm(dim=1).clamp_min(1e-30)
 
