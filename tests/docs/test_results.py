@@ -113,6 +113,9 @@ def test_a_shared_product_counts_once(root, finished):
     text = readme.time("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 00 s" in text
     assert "cpu, 2 processors" in text
+    line = readme.times("all", root).splitlines()[2]
+    assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
+    assert "| 1 min 30 s | 0 min 30 s |" in line
 
 
 def test_a_foreign_record_is_refused(root, finished):
