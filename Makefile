@@ -7,12 +7,13 @@ RUN := $(BIN)/loraq
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster check format table1 ablations report tables cache clean distclean
+.PHONY: help install demo test test-cluster check format table1 ablations report tables docs cache clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
@@ -33,6 +34,10 @@ report: $(INSTALLED) ## one HTML page of an experiment that was run: make report
 
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
 	$(BIN)/python -m loraq.readme
+
+# A broken link, a missing anchor or a page that the index leaves out is a warning, and -W fails on it.
+docs: $(INSTALLED_DOCS) ## the pages as HTML: build/docs/docs/index.html (half a minute)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
 
 test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
@@ -80,4 +85,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -105,11 +105,13 @@ class QuantizedModel:
 
     @property
     def branch_nbytes(self) -> int:
+        """Those of the branches alone."""
         packed = [getattr(t, part) for t in self.layers.values() for part in ("left", "right")]
         return sum({id(p): p.nbytes for p in packed if p is not None}.values())
 
     @property
     def bits_per_weight(self) -> float:
+        """Of the quantised set, everything stored."""
         return 8 * self.nbytes / self.weights
 
     @property
