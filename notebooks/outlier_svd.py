@@ -15,7 +15,7 @@ import torch
 
 from loraq.branches import Problem, Solution
 from loraq.branches.alternating import Best
-from loraq.branches.linear_algebra import truncated_svd
+from loraq.branches.linear_algebra import first_basis, tracked_svd, truncated_svd
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
@@ -30,6 +30,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     w_BOI = problem.weight_BOI
     units = torch.arange(len(w_BOI), device=w_BOI.device)
     left, right = truncated_svd(w_BOI, problem.rank)
+    basis = first_basis(left, right)
     best, losses = Best(left, right), []
     for _ in range(min(options.steps, ROUNDS)):
         product = problem.product(left, right)
@@ -39,5 +40,5 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         losses.append(best.score_B.mean().item())
         limit = THRESHOLD * rest.std(dim=-1, keepdim=True)
         outliers = rest - rest.clamp(-limit, limit)
-        left, right = truncated_svd(w_BOI - main + outliers, problem.rank)
+        left, right, basis = tracked_svd(w_BOI - main + outliers, problem.rank, basis)
     return Solution(best.left, best.right, residual=True, losses=losses)
