@@ -7,12 +7,13 @@ RUN := $(BIN)/loraq
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster check format table1 ablations report tables cache clean distclean
+.PHONY: help install demo test test-notebooks test-cluster check format table1 ablations report tables cache clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
@@ -36,6 +37,9 @@ tables: $(INSTALLED) ## the committed tables, README and docs again from the com
 
 test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
+
+test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute the notebooks, each timed (about 2 min on 2 cores)
+	$(BIN)/python -m notebooks.execute
 
 # An environment of its own: Hydra's Ray launcher asks for older packages than constraints.txt has.
 CLUSTER := .venv-cluster
@@ -80,4 +84,8 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(INSTALLED_NOTEBOOKS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	@touch $@
