@@ -7,13 +7,14 @@ RUN := $(BIN)/loraq
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster check format table1 ablations report tables docs cache clean distclean
+.PHONY: help install demo test test-notebooks test-cluster check format table1 ablations report tables docs cache clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
@@ -41,6 +42,9 @@ docs: $(INSTALLED_DOCS) ## the pages as HTML: build/docs/docs/index.html (half a
 
 test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
+
+test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute the notebooks, each timed (about 2 min on 2 cores)
+	$(BIN)/python -m notebooks.execute
 
 # An environment of its own: Hydra's Ray launcher asks for older packages than constraints.txt has.
 CLUSTER := .venv-cluster
@@ -89,4 +93,8 @@ $(INSTALLED_DEV): $(INSTALLED)
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(INSTALLED_NOTEBOOKS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	@touch $@

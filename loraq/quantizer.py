@@ -183,7 +183,8 @@ def quantize_model(
                     tensors, _ = load_group(checkpoint_dir / group.file)
             done.update(tensors)
             info[group.name] = notes
-            bar.set_postfix_str(f"{group.name} error {notes['losses'][-1]:.4f}", refresh=False)
+            error = f" error {notes['losses'][-1]:.4f}" if notes["losses"] else ""
+            bar.set_postfix_str(group.name + error, refresh=False)
             if resumed and not bar.disable:  # no work of this call: the pace leaves it out
                 bar.initial, bar.n = bar.initial + group.weights, bar.n + group.weights
                 bar.refresh()

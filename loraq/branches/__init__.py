@@ -17,6 +17,7 @@ from torch import Tensor
 
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
+from loraq.own_file import is_own_file, load
 
 OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖ / ‖Y‖ per unit, on calibration."""
@@ -111,7 +112,10 @@ class Solution:
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
-    """Run the finder named by `options.kind`."""
-    module = importlib.import_module(f"loraq.branches.{options.kind}")
+    """Run the finder named by `options.kind`, or the one in the file of that path."""
+    if is_own_file(options.kind):
+        module = load(options.kind, "find")
+    else:
+        module = importlib.import_module(f"loraq.branches.{options.kind}")
     solution: Solution = module.find(problem, options)
     return solution
