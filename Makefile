@@ -8,12 +8,14 @@ MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_REPORT := $(VENV)/.installed-report
+INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
+INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-cluster test-report check format table1 ablations report tables cache clean distclean
+.PHONY: help install demo test test-notebooks test-cluster test-report check format table1 ablations report tables docs cache clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
@@ -35,8 +37,15 @@ report: $(INSTALLED) ## one HTML page of an experiment, run or committed: make r
 tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
 	$(BIN)/python -m loraq.readme
 
+# A broken link, a missing anchor or a page that the index leaves out is a warning, and -W fails on it.
+docs: $(INSTALLED_DOCS) ## the pages as HTML: build/docs/docs/index.html (half a minute)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
+
 test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
+
+test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute the notebooks, each timed (about 2 min on 2 cores)
+	$(BIN)/python -m notebooks.execute
 
 # An environment of its own: Hydra's Ray launcher asks for older packages than constraints.txt has.
 CLUSTER := .venv-cluster
@@ -88,4 +97,12 @@ $(INSTALLED_DEV): $(INSTALLED)
 
 $(INSTALLED_REPORT): $(INSTALLED_DEV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report-test]'
+	@touch $@
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(INSTALLED_NOTEBOOKS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
 	@touch $@

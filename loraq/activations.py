@@ -11,7 +11,8 @@ data-free recipe has none of these in its plan.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,11 +29,7 @@ if TYPE_CHECKING:
     from loraq.capture import Activations
     from loraq.replay import Forward
 
-FILES = {
-    "inputs": "inputs.safetensors",
-    "moments": "moments.safetensors",
-    "sensitivity": "sensitivity.json",
-}
+SENSITIVITY = "sensitivity.json"
 
 
 def calibrate(work: Workshop, row: Row, stage: str) -> None:
@@ -44,16 +41,21 @@ def calibrate(work: Workshop, row: Row, stage: str) -> None:
         if work.store.finished(product, name):
             return
         work.pipe(row)
-        with work.store.write(product, name, info) as folder, work.timed("model forward"):
-            path = folder / FILES[product]
-            with full_disk_is_ours(path):
-                if product == "sensitivity":
-                    write_json(path, _sensitivity(work, row))
-                else:
-                    _capture(work, row, product, prompts, path)
+        with (
+            work.store.write(product, name, info) as folder,
+            work.timed("model forward"),
+            full_disk_is_ours(folder),
+        ):
+            if product == "sensitivity":
+                write_json(folder / SENSITIVITY, _sensitivity(work, row))
+            else:
+                _capture(work, row, product, prompts, folder)
 
 
-def _capture(work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], path: Path) -> None:
+def _capture(
+    work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], folder: Path
+) -> None:
+    """One file an input; until then they are gathered in mapped files beside them."""
     from safetensors.torch import save_file
 
     from loraq.capture import InputCapture, MomentCapture, moment_tensors
@@ -62,18 +64,24 @@ def _capture(work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], 
     layers = work.layers(row, skip=())
     batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
+    scratch, transformer = folder / "scratch", pipe.transformer
     capture: InputCapture | MomentCapture
     if product == "inputs":
-        capture = InputCapture(pipe.transformer, layers, settings.rows_per_layer, forwards, seed)
+        rows = settings.rows_per_layer
+        capture = InputCapture(transformer, layers, rows, forwards, seed, scratch)
     else:
-        capture = MomentCapture(pipe.transformer, layers)
+        capture = MomentCapture(transformer, layers, scratch)
     with capture:
         for batch in work.each(batches, f"{product} of the 16-bit model", "batch"):
             generation.image_batch(pipe, model, batch, seed, output_type="latent")
+    found: Iterable[dict[str, Tensor]]
     if isinstance(capture, InputCapture):
-        save_file(capture.inputs(), path)
+        found = ({name: rows} for name, rows in capture.inputs().items())
     else:
-        save_file(moment_tensors(capture.moments()), path)
+        found = moment_tensors(capture.moments())
+    for number, tensors in enumerate(found):
+        save_file(tensors, folder / f"{number:05d}.safetensors")
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
@@ -101,14 +109,15 @@ def forwards(work: Workshop, row: Row) -> list[Forward]:
 
 def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
     """Captured rows; made here where the plan did not foresee that they are needed."""
-    return _load(_path(work, row, f"inputs:{use}"), row.device)
+    return _load(_folder(work, row, f"inputs:{use}"), row.device)
 
 
-def _load(path: Path, device: str) -> dict[str, Tensor]:
-    """On this process's own GPU: safetensors takes "cuda" for the first."""
+def _load(folder: Path, device: str) -> dict[str, Tensor]:
+    """Mapped, or on this process's own GPU: safetensors takes "cuda" for the first."""
     from safetensors.torch import load_file
 
-    return {name: tensor.to(device) for name, tensor in load_file(path).items()}
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: x.to(device) for path in files for name, x in load_file(path).items()}
 
 
 def activations(work: Workshop, row: Row) -> Activations:
@@ -119,16 +128,16 @@ def activations(work: Workshop, row: Row) -> Activations:
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(_load(_path(work, row, "moments"), row.device))
+        moments = moments_from(_load(_folder(work, row, "moments"), row.device))
     if recipe.needs_sensitivity:
-        sensitivity = json.loads(_path(work, row, "sensitivity").read_text())
+        sensitivity = json.loads((_folder(work, row, "sensitivity") / SENSITIVITY).read_text())
     read = rows(work, row, "calibrate") if recipe.needs_rows else None
     return Activations(rows=read, moments=moments, sensitivity=sensitivity)
 
 
-def _path(work: Workshop, row: Row, stage: str) -> Path:
+def _folder(work: Workshop, row: Row, stage: str) -> Path:
     product = stage.split(":")[0]
-    path = work.store.path(product, row.keys[stage]) / FILES[product]
-    if not path.is_file():
+    folder = work.store.path(product, row.keys[stage])
+    if not folder.is_dir():
         calibrate(work, row, stage)
-    return path
+    return folder

@@ -123,11 +123,37 @@ PARITY: Columns = {
     "bound": lambda row: f"{row['bound']:.0e}",
 }
 
+SWEEP: Columns = {
+    "launcher": lambda row: row["name"],
+    "workers": lambda row: str(row["workers"]),
+    "wall, s": lambda row: f"{row['wall_seconds']:.0f}",
+    "in jobs, s": lambda row: f"{row['job_seconds']:.0f}",
+    "before the first, s": lambda row: f"{row['before_seconds']:.1f}",
+    "after the last, s": lambda row: f"{row['after_seconds']:.1f}",
+    "overhead": lambda row: f"{100 * row['overhead']:.1f} %",
+    "same records": lambda row: "yes" if row["same_records"] else "**no**",
+}
+
+FULLSIZE: Columns = {
+    "main": lambda row: row["format"],
+    "method": lambda row: row["method"],
+    "seconds": lambda row: f"{row['wall_seconds']:.0f}",
+    "GiB above torch": lambda row: f"{row['peak_above_torch_bytes'] / 2**30:.2f}",
+    "foreseen after a tenth": lambda row: (
+        "–"
+        if not row["estimated_seconds"]
+        else f"{100 * (row['estimated_seconds'] / row['bar_seconds'] - 1):+.0f} %"
+    ),
+    "bytes": lambda row: f"{row['file_bytes']:,}",
+}
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "forward": _forward,
+    "fullsize": _plain(FULLSIZE, "rows", text=2),
     "generation": _plain(GENERATION, "ways"),
     "metrics": _plain(METRICS, "metrics"),
     "parity": _plain(PARITY, "rows", text=3),
     "quantise": _plain(QUANTISE, "methods"),
     "round_trip": _plain(ROUND_TRIP, "rows"),
+    "sweep": _plain(SWEEP, "launchers"),
 }

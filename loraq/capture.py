@@ -1,9 +1,15 @@
-"""Capture what layers read while the 16-bit model runs: a draw of token rows, or second moments."""
+"""Capture what layers read while the 16-bit model runs: a draw of token rows, or second moments.
+
+At full size either is gigabytes. With a `scratch` folder they are gathered in mapped files, whose
+pages are the disk's and not the process's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +25,10 @@ from loraq.models.pointwise import channels_last
 class _Capture:
     """Context manager: a forward hook on one layer of each distinct input."""
 
-    def __init__(self, transformer: nn.Module, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, transformer: nn.Module, layers: Sequence[Layer], scratch: Path | None = None
+    ) -> None:
+        self._scratch = scratch
         names = {layer.shares_input: layer.name for layer in reversed(layers)}
         self._modules = {
             input_id: transformer.get_submodule(name) for input_id, name in sorted(names.items())
@@ -50,6 +59,17 @@ class _Capture:
     def _read(self, number: int, input_id: str, x_TI: Tensor) -> None:
         raise NotImplementedError
 
+    def _room(self, number: int, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A CPU tensor to fill: in memory, or in a mapped file of the scratch folder."""
+        if self._scratch is None:
+            return torch.empty(*shape, dtype=dtype)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        count = torch.Size(shape).numel()
+        path = self._scratch / f"{number:05d}-{count}"
+        with path.open("xb") as file:  # a full disk is an error here, not a signal at a later write
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
+
 
 class InputCapture(_Capture):
     """Keeps `rows` token rows of each distinct layer input.
@@ -60,24 +80,39 @@ class InputCapture(_Capture):
     """
 
     def __init__(
-        self, transformer: nn.Module, layers: Sequence[Layer], rows: int, forwards: int, seed: int
+        self,
+        transformer: nn.Module,
+        layers: Sequence[Layer],
+        rows: int,
+        forwards: int,
+        seed: int,
+        scratch: Path | None = None,
     ) -> None:
-        super().__init__(transformer, layers)
+        super().__init__(transformer, layers, scratch)
         self._share = max(1, -(-rows // forwards))
-        self._seed = seed
-        self._kept: dict[str, list[Tensor]] = {name: [] for name in self._modules}
+        self._forwards, self._seed = forwards, seed
+        self._kept: dict[str, Tensor] = {}
+        self._drawn: dict[str, list[int]] = {name: [] for name in self._modules}
 
     def _read(self, number: int, input_id: str, x_TI: Tensor) -> None:
-        kept = self._kept[input_id]
+        drawn = self._drawn[input_id]
         generator = torch.Generator().manual_seed(
-            (self._seed * 1_000_003 + number * 10_007 + len(kept)) % (1 << 62)
+            (self._seed * 1_000_003 + number * 10_007 + len(drawn)) % (1 << 62)
         )
         rows = torch.randperm(x_TI.shape[0], generator=generator)[: self._share]
-        kept.append(x_TI[rows.to(x_TI.device)].to("cpu", torch.float16))
+        if len(drawn) % self._forwards == 0:  # more forwards than announced: as much room again
+            most, width = self._share * (len(drawn) + self._forwards), x_TI.shape[1]
+            room = self._room(number, most, width, dtype=torch.float16)
+            if drawn:
+                room[: sum(drawn)] = self._kept[input_id][: sum(drawn)]
+            self._kept[input_id] = room
+        start = sum(drawn)
+        self._kept[input_id][start : start + len(rows)] = x_TI[rows.to(x_TI.device)]
+        drawn.append(len(rows))
 
     def inputs(self) -> dict[str, Tensor]:
         """input id → (rows, in) float16, in the order in which the model ran."""
-        return {name: torch.cat(kept) for name, kept in self._kept.items() if kept}
+        return {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
 
 
 @dataclass(frozen=True)
@@ -92,11 +127,13 @@ class MomentCapture(_Capture):
     """Second moments of each distinct layer input, over all tokens of all forwards.
 
     Running means (each forward weighs by its tokens), so memory is in² × 4 bytes an input however
-    long the model runs.
+    long the model runs; they stay on a GPU if the model is there.
     """
 
-    def __init__(self, transformer: nn.Module, layers: Sequence[Layer]) -> None:
-        super().__init__(transformer, layers)
+    def __init__(
+        self, transformer: nn.Module, layers: Sequence[Layer], scratch: Path | None = None
+    ) -> None:
+        super().__init__(transformer, layers, scratch)
         self._tokens: dict[str, int] = {}
         self._moments: dict[str, Moment] = {}
 
@@ -107,6 +144,9 @@ class MomentCapture(_Capture):
         before = self._tokens.get(input_id, 0)
         self._tokens[input_id] = before + tokens
         if not before:
+            if self._scratch is not None and second_II.device.type == "cpu":
+                room = self._room(number, *second_II.shape, dtype=torch.float32)
+                second_II = room.copy_(second_II)
             self._moments[input_id] = Moment(second_II, mean_I)
             return
         held, share = self._moments[input_id], tokens / (before + tokens)
@@ -118,16 +158,14 @@ class MomentCapture(_Capture):
         return {name: self._moments[name] for name in self._modules if name in self._moments}
 
 
-def moment_tensors(moments: dict[str, Moment]) -> dict[str, Tensor]:
-    """Moments as named tensors, for a file."""
-    named = {}
+def moment_tensors(moments: Mapping[str, Moment]) -> Iterator[dict[str, Tensor]]:
+    """Moments as named tensors, those of one input at a time, for files."""
     for input_id, moment in moments.items():
-        named[f"{input_id}.second"] = moment.second_II.contiguous()
-        named[f"{input_id}.mean"] = moment.mean_I.contiguous()
-    return named
+        second_II = moment.second_II.contiguous()
+        yield {f"{input_id}.second": second_II, f"{input_id}.mean": moment.mean_I.contiguous()}
 
 
-def moments_from(tensors: dict[str, Tensor]) -> dict[str, Moment]:
+def moments_from(tensors: Mapping[str, Tensor]) -> dict[str, Moment]:
     """Inverse of `moment_tensors`."""
     ids = [name.removesuffix(".second") for name in tensors if name.endswith(".second")]
     return {i: Moment(tensors[f"{i}.second"], tensors[f"{i}.mean"]) for i in ids}

@@ -13,6 +13,7 @@ from typing import Any
 
 from loraq.config import Config
 from loraq.errors import LoraqError, near_matches
+from loraq.own_file import is_own_file, label
 
 
 def to_plain(config: Any) -> Any:
@@ -96,6 +97,8 @@ def from_hydra(composed: Any) -> Config:
     config: Config = from_plain(Config, plain)
     if config.quant is not None:
         config.quant.formats()
+        if is_own_file(config.quant.branch.kind):
+            label(config.quant.branch.kind)  # a file that is not there is answered here
         if config.quant.skip is None:
             from loraq.models.families import family
 

@@ -17,6 +17,7 @@ from loraq.config import Config
 from loraq.door import to_plain
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
+from loraq.own_file import is_own_file, label
 from loraq.real_images import real_images, with_features
 from loraq.record import Record
 from loraq.stages import quantise
@@ -183,4 +184,6 @@ def _portable(config: Config) -> dict[str, Any]:
     path = config.model.path
     if path is not None and not path.startswith("asset:"):
         plain["model"]["path"] = Path(path).name
+    if config.quant is not None and is_own_file(config.quant.branch.kind):
+        plain["quant"]["branch"]["kind"] = label(config.quant.branch.kind)
     return plain

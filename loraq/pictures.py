@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def layer_error_map(
     columns = min(columns, math.ceil(math.sqrt(len(shown))))
     lines = -(-len(shown) // columns)
     roles, depths, _ = fields[shown[0].row]
-    size = (columns * (1.6 + 0.55 * len(depths)) + 1, lines * (0.9 + 0.33 * len(roles)) + 0.3)
+    panel = 1.6 + 0.55 * len(depths)  # inches
+    size = (columns * panel + 1, lines * (0.9 + 0.33 * len(roles)) + 0.3)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(lines, columns, squeeze=False)
@@ -140,7 +142,9 @@ def layer_error_map(
         record = shown[place]
         roles, depths, field = fields[record.row]
         drawn = axis.imshow(field, norm=norm, cmap="viridis", aspect="auto")
-        axis.set_title(f"{record.label or record.row}  (mean {np.nanmean(field):.3f})", fontsize=9)
+        axis.grid(False)
+        title = f"{record.label or record.row}  (mean {np.nanmean(field):.3f})"
+        axis.set_title(textwrap.fill(title, int(11 * panel)), fontsize=9)
         axis.set_yticks(range(len(roles)), roles, fontsize=8)
         axis.set_xticks(range(len(depths)), depths, fontsize=8)
         if place // columns == lines - 1 or place + columns >= len(shown):

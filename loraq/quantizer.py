@@ -27,7 +27,7 @@ from loraq.units import Group, Share, Unit, make_groups, make_units
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of every method change."""
-BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 3}
+BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 4}
 """The same for one kind of branch and what it selects by; what is not listed has none."""
 
 
@@ -105,11 +105,13 @@ class QuantizedModel:
 
     @property
     def branch_nbytes(self) -> int:
+        """Those of the branches alone."""
         packed = [getattr(t, part) for t in self.layers.values() for part in ("left", "right")]
         return sum({id(p): p.nbytes for p in packed if p is not None}.values())
 
     @property
     def bits_per_weight(self) -> float:
+        """Of the quantised set, everything stored."""
         return 8 * self.nbytes / self.weights
 
     @property
@@ -181,7 +183,8 @@ def quantize_model(
                     tensors, _ = load_group(checkpoint_dir / group.file)
             done.update(tensors)
             info[group.name] = notes
-            bar.set_postfix_str(f"{group.name} error {notes['losses'][-1]:.4f}", refresh=False)
+            error = f" error {notes['losses'][-1]:.4f}" if notes["losses"] else ""
+            bar.set_postfix_str(group.name + error, refresh=False)
             if resumed and not bar.disable:  # no work of this call: the pace leaves it out
                 bar.initial, bar.n = bar.initial + group.weights, bar.n + group.weights
                 bar.refresh()

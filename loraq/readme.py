@@ -5,8 +5,8 @@ A page marks what is generated; everything between the two lines is rewritten:
     <!-- generated: table demo -->
     <!-- /generated -->
 
-`table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits), `time EXPERIMENT`, `reported FILE`,
-`bench RECORD` of results/bench/.
+`table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits), `brief EXPERIMENT`, `time EXPERIMENT`,
+`times all` (a table of all experiments'), `reported FILE`, `bench RECORD` of results/bench/.
 
     python -m loraq.readme           rewrite every page and the tables under results/
     python -m loraq.readme --check   only look; exit 2 and name what is stale
@@ -26,7 +26,7 @@ from loraq import bench_tables, results
 from loraq.errors import LoraqError, unknown
 from loraq.results import ROOT, Results
 from loraq.store import write_bytes
-from loraq.table_text import to_markdown
+from loraq.table_text import Cell, Item, Table, to_markdown
 from loraq.tables import all_tables
 
 PAGES = (
@@ -110,6 +110,29 @@ def table(name: str, root: Path) -> str:
     return f"{to_markdown(tables[part or 'main'])}\n{_origin(found)}"
 
 
+BRIEF = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
+BRIEF_PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
+
+
+def brief(name: str, root: Path) -> str:
+    """The main table's few columns that are read first, and the paired differences beside them."""
+    found = _committed(name, root)
+    if found is None:
+        return _not_yet(name)
+    tables = all_tables(found.records, found.baseline)
+    main, paired = tables["main"], tables["paired"]
+    differences = {row[0]: _chosen(paired, BRIEF_PAIRED, row) for row in paired.rows}
+    itself: list[Item] = [Cell(reason="what the other rows are compared with")] * len(BRIEF_PAIRED)
+    rows = [[*_chosen(main, BRIEF, row), *differences.get(row[0], itself)] for row in main.rows]
+    notes = list(dict.fromkeys([*main.notes, *paired.notes]))
+    title = f"Results, and {paired.title[0].lower()}{paired.title[1:]}"
+    return f"{to_markdown(Table(title, [*BRIEF, *BRIEF_PAIRED], rows, notes))}\n{_origin(found)}"
+
+
+def _chosen(table: Table, columns: Sequence[str], row: Sequence[Item]) -> list[Item]:
+    return [row[table.columns.index(column)] for column in columns]
+
+
 def _origin(found: Results) -> str:
     """Where the numbers come from: records, commits, versions, machine."""
     first = found.records[0]
@@ -141,24 +164,52 @@ def _machine(found: Results) -> str:
 
 
 def time(name: str, root: Path) -> str:
-    """How long an experiment's products took; one that several rows share counts once."""
+    """How long an experiment's products took."""
     from loraq.estimate import duration
 
     found = _committed(name, root)
     if found is None:
         return _not_yet(name)
+    spent = _spent(found)
+    parts = [f"{STAGES.get(stage, stage)} {duration(seconds)}" for stage, seconds in spent.items()]
+    return (
+        f"`{name}`, {len(found.records)} rows of {_prompts(found)} prompts: "
+        f"{duration(sum(spent.values()))} ({', '.join(parts)}; metrics not counted) on "
+        f"{_machine(found) or 'a machine that the records do not describe'}."
+    )
+
+
+STAGES = {"inputs": "activations", "quantised": "quantising"}
+
+
+def _spent(found: Results) -> dict[str, float]:
+    """Stage → seconds; a product that several rows share counts once."""
     spent: dict[str, set[float]] = {}
     for record in found.records:
         for stage, seconds in record.timings.items():
             spent.setdefault(stage.split(":")[0], set()).add(seconds)
-    titles = {"inputs": "activations", "quantised": "quantising", "images": "images"}
-    parts = [f"{titles.get(s, s)} {duration(sum(seconds))}" for s, seconds in spent.items()]
-    total = sum(sum(seconds) for seconds in spent.values())
-    return (
-        f"`{name}`, {len(found.records)} rows of {len(found.records[0].images.get('names', ()))} "
-        f"prompts: {duration(total)} ({', '.join(parts)}; metrics not counted) on "
-        f"{_machine(found) or 'a machine that the records do not describe'}."
-    )
+    return {stage: sum(seconds) for stage, seconds in spent.items()}
+
+
+def _prompts(found: Results) -> int:
+    return len(found.records[0].images.get("names", ()))
+
+
+def times(name: str, root: Path) -> str:
+    """`all`: how long the products of every committed experiment took."""
+    from loraq.estimate import duration
+
+    if name != "all":
+        raise unknown("list of times", name, ["all"])
+    lines = ["| experiment | rows | prompts | time | images | quantising | machine |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    for experiment in results.names(root):
+        found = results.read(experiment, root)
+        spent = _spent(found)
+        seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
+        cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
+        lines.append(f"| {' | '.join(map(str, [*cells, _machine(found)]))} |")
+    return "\n".join(lines)
 
 
 def reported(name: str, root: Path) -> str:
@@ -183,7 +234,9 @@ def bench(name: str, root: Path) -> str:
 
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "table": table,
+    "brief": brief,
     "time": time,
+    "times": times,
     "reported": reported,
     "bench": bench,
 }

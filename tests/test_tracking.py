@@ -1,17 +1,13 @@
-"""W&B: what an offline run holds, read back from its own log; failures cost a warning only."""
+"""W&B: what runs hold, read and sent by wandb itself; failures cost a warning only."""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +15,11 @@ from PIL import Image
 
 import loraq
 from loraq.errors import LoraqError
-from loraq.record import Record
+from loraq.record import Record, from_json
 from loraq.tracking import TrackedImage, Tracker
 from loraq.tracking.contents import summary_of
 from loraq.tracking.tracker import PATIENCE, written
+from tests.wandb_server import Arrived, serve
 
 RECORD = Record(
     key="0123456789abcdef",
@@ -51,99 +48,141 @@ RECORD = Record(
 )
 
 
-def log_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: a 7-byte head, then LevelDB's log format in 32 KiB blocks."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()
-    assert data[:4] == b":W&B"
-    place, whole = 7, b""
-    while place + 7 <= len(data):
-        left = 32768 - place % 32768
-        if left < 7:
-            place += left
-            continue
-        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or last part
-            yield wandb_internal_pb2.Record.FromString(whole)
-            whole = b""
+@pytest.fixture
+def server():
+    with serve() as arrived:
+        yield arrived
 
 
-def items(entries) -> dict[str, Any]:
-    named = {".".join(entry.nested_key) or entry.key: entry.value_json for entry in entries}
-    return {name: json.loads(value) for name, value in named.items()}
+@pytest.fixture
+def online(server, monkeypatch):
+    """W&B is the server here. wandb reads its surroundings once a process, hence the teardowns."""
+    import wandb
+
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()
+    yield server
+    wandb.teardown()
 
 
-def test_an_offline_run_holds_config_metrics_errors_and_images(tmp_path: Path, capfd):
-    paths = []
-    for i in range(2):
-        paths.append(tmp_path / f"{i}.png")
-        Image.fromarray(np.full((16, 16, 3), 100 * i, np.uint8)).save(paths[-1])
-    images = [
-        TrackedImage("x", "a red x", paths[0], paths[1]),
-        TrackedImage("y", "a y", paths[1], None),
+def shown(folder: Path) -> list[TrackedImage]:
+    """Two prompts' images; the second has none of the 16-bit model's."""
+    paths = [folder / f"{i}.png" for i in range(2)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.full((16, 16, 3), 100 * i, np.uint8)).save(path)
+    return [TrackedImage("x", "a red x", *paths), TrackedImage("y", "a y", paths[1])]
+
+
+def runs(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("wandb/*run-*") if not path.is_symlink())
+
+
+def holds_the_record(server: Arrived, images: list[TrackedImage]) -> None:
+    run = server.runs[RECORD.key]
+    assert (run["groupName"], run["jobType"]) == ("demo", "loraq_o2")
+    assert (run["displayName"], run["project"]) == ("LoRaQ O2", "loraq")
+    config = server.config(RECORD.key)
+    assert {name: config[name] for name in RECORD.config} == RECORD.config
+    assert config["record"]["model_hash"] == "ab"
+    summary = server.summary(RECORD.key)
+    assert {name: summary[name] for name in summary_of(RECORD)} == summary_of(RECORD)
+    assert "fd_efflite0/lo" not in summary
+    layers = server.table(RECORD.key, "layers")
+    rows = [dict(zip(layers["columns"], line, strict=True)) for line in layers["data"]]
+    assert rows == RECORD.layers
+    table = server.table(RECORD.key, "images")
+    assert table["columns"] == ["name", "prompt", "image", "reference", "psnr"]
+    assert [line[:2] + line[4:] for line in table["data"]] == [
+        ["x", "a red x", 30.0],
+        ["y", "a y", 31.0],
     ]
+    first, second = ([cell and cell["path"] for cell in line[2:4]] for line in table["data"])
+    assert second[1] is None
+    sent = [server.file(path) for path in (*first, second[0])]
+    assert sent == [i.read_bytes() for i in (images[0].path, images[0].reference, images[1].path)]
+    assert from_json(server.file(f"{RECORD.key}/record.json").decode()) == RECORD
+    assert server.finished[RECORD.key] == 0
+
+
+def test_an_offline_run_read_by_wandb_itself_holds_what_the_record_holds(
+    tmp_path: Path, server: Arrived, capfd
+):
+    images = shown(tmp_path)
     folder = Tracker(tmp_path).record(RECORD, images)
     assert folder is not None and folder.name.startswith("offline-run-")
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")  # quiet console
-
-    found = list(log_records(folder / f"run-{RECORD.key}.wandb"))
-    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
-    assert (run.run_id, run.run_group, run.job_type) == (RECORD.key, "demo", "loraq_o2")
-    assert (run.display_name, run.project) == ("LoRaQ O2", "loraq")
-    config = items(run.config.update)
-    assert config["quant"] == {"branch": {"rank": None, "budget": 0.64}}
-    assert config["record"]["model_hash"] == "ab"
-    summary: dict[str, Any] = {}
-    for record in found:
-        if record.WhichOneof("record_type") == "summary":
-            summary.update(items(record.summary.update))
-    assert summary["psnr"] == 30.5 and summary["psnr/lo"] == 30.0 and summary["psnr/seen"] == 30.0
-    assert summary["budget/rank"] == 19 and summary["output_error"] == pytest.approx(0.05)
-    assert "fd_efflite0/lo" not in summary
-    tables = {
-        path.name.split("_")[0]: json.loads(path.read_text())
-        for path in folder.rglob("*.table.json")
-    }
-    assert tables["layers"]["data"][1] == ["blocks.0.b", "ff_down", 0.2, 0.06]
-    assert tables["images"]["columns"] == ["name", "prompt", "image", "reference", "psnr"]
-    assert tables["images"]["data"][1] == ["y", "a y", "Image", None, 31.0]
-    staged = [
-        path.read_bytes() for path in (tmp_path / "wandb" / "data").rglob("*") if path.is_file()
-    ]
-    assert all(path.read_bytes() in staged for path in paths)  # the pictures, for a later sync
     assert "WANDB_DATA_DIR" not in os.environ
-    assert any(record.WhichOneof("record_type") == "exit" for record in found)
 
     assert written(RECORD.key, tmp_path, "offline") == folder
     assert Tracker(tmp_path).record(RECORD) == folder  # not written twice
-    assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 1
+    assert runs(tmp_path) == [folder.name]
+    assert not server.runs
+
+    server.sync(folder)
+    holds_the_record(server, images)
+    server.sync(folder)
+    assert server.begun == [RECORD.key]
 
 
-def test_an_overview_has_all_rows_and_the_trade_of_quality_against_memory(tmp_path: Path):
+def test_an_online_run_holds_the_same_and_is_sent_once(tmp_path: Path, online: Arrived):
+    images = shown(tmp_path)
+    folder = Tracker(tmp_path, "online").record(RECORD, images)
+    assert folder is not None and folder.name.startswith("run-")
+    holds_the_record(online, images)
+    assert Tracker(tmp_path, "online").record(RECORD, images) == folder
+    assert Tracker(tmp_path, "offline").record(RECORD, images) == folder
+    assert online.begun == [RECORD.key] and runs(tmp_path) == [folder.name]
+
+
+def test_what_wandb_did_not_take_to_the_end_is_written_offline(
+    tmp_path: Path, online: Arrived, monkeypatch
+):
+    monkeypatch.setattr("loraq.tracking.tracker.UPLOAD", 2.0)
+    images = shown(tmp_path)
+    online.breaking = True
+    with pytest.warns(UserWarning, match=r"does not answer.*wandb sync"):
+        folder = Tracker(tmp_path, "online").record(RECORD, images)
+    assert folder is not None and folder.name.startswith("offline-run-")
+    assert runs(tmp_path) == [folder.name]
+    online.breaking = False
+    online.sync(folder)
+    holds_the_record(online, images)
+
+
+def test_a_run_that_was_broken_off_is_written_anew_not_twice(tmp_path: Path):
+    images = shown(tmp_path)
+    picture = images[1].path.read_bytes()
+    images[1].path.write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="record is safe"):
+        assert Tracker(tmp_path).record(RECORD, images) is None
+    (begun,) = runs(tmp_path)
+    images[1].path.write_bytes(picture)
+    (tmp_path / "wandb" / begun).rename(tmp_path / "wandb" / f"offline-run-0-{RECORD.key}")
+    folder = Tracker(tmp_path).record(RECORD, images)
+    assert folder is not None and runs(tmp_path) == [folder.name]
+
+
+def test_an_overview_has_all_rows_and_the_trade_of_quality_against_memory(
+    tmp_path: Path, server: Arrived
+):
     other = replace(RECORD, key="fedcba9876543210", row="rtn", label="RTN", budget={})
     picture = tmp_path / "grid.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
     folder = Tracker(tmp_path).overview([RECORD, other], [picture])
     assert folder is not None
-    found = list(log_records(next(folder.glob("*.wandb"))))
-    run = next(record.run for record in found if record.WhichOneof("record_type") == "run")
-    assert (run.run_group, run.job_type) == ("demo", "overview")
-    rows = json.loads(next(folder.rglob("rows_*.table.json")).read_text())
+    server.sync(folder)
+    (run,) = server.runs
+    assert server.runs[run]["groupName"] == "demo"
+    assert server.runs[run]["jobType"] == "overview"
+    rows = server.table(run, "rows")
     values = [dict(zip(rows["columns"], line, strict=True)) for line in rows["data"]]
     assert [line["bits_per_weight"] for line in values] == [4.89, None]
     assert values[0]["psnr"] == 30.5 and values[0]["psnr/hi"] == 31.0
-    logged = {
-        ".".join(item.nested_key): json.loads(item.value_json)
-        for record in found
-        if record.WhichOneof("record_type") == "history"
-        for item in record.history.item
-    }
-    assert logged["pareto_psnr_table.path"] == logged["rows.path"]
-    assert next(folder.rglob("grid_*.png")).read_bytes() == picture.read_bytes()
+    assert '"pareto_psnr"' in server.runs[run]["config"]
+    assert server.summary(run)["pareto_psnr_table"]["path"] == server.summary(run)["rows"]["path"]
+    assert server.file(server.summary(run)["grid"]["path"]) == picture.read_bytes()
     assert Tracker(tmp_path).overview([RECORD, other]) == folder
 
 

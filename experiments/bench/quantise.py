@@ -1,7 +1,11 @@
 """Seconds to quantise the embedded model's whole set, beside the reference implementation's way.
 
     python -m experiments.bench.quantise [--repeats 5] [--threads 2] [--methods rtn lqer …]
+                                         [--block pixart_sigma|sana_1_6b] [--rounds N]
                                          [--output FILE.json]
+
+With `--block`, one block of a full-size model's shapes instead, with synthetic weights
+(`make_fullsize`): minutes for every round of the reference's way, hence `--rounds` for both.
 
 Every data-free method twice: as the library does it (equal layers in one batch, the leading
 eigenvectors of a float64 Gram matrix), and the reference's way: one layer at a time, each SVD a
@@ -38,7 +42,10 @@ from loraq.config import Recipe
 from loraq.config.recipe import ANY_BRANCH
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
+from loraq.models.pointwise import weight_matrix
 from loraq.quantizer import QuantizedModel, quantize_model
+
+from . import make_fullsize
 
 METHODS = {
     "rtn": ("rtn",),
@@ -54,9 +61,7 @@ SAME_ERROR = 0.01
 HEADER = ("method", "library, s", "full SVDs one by one, s", "ratio", "weight error", "theirs")
 
 
-def full_svd_each(
-    w_BOI: Tensor, rank: int, _start_BOR: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """`truncated_svd` as the reference implementation does it: a full float64 SVD per unit."""
     lefts, rights = [], []
     for w_OI in w_BOI.double():
@@ -67,6 +72,14 @@ def full_svd_each(
     return torch.stack(lefts).to(w_BOI.dtype), torch.stack(rights).to(w_BOI.dtype)
 
 
+def full_svd_again(w_BOI: Tensor, rank: int, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`tracked_svd`, following nothing."""
+    return *full_svd_each(w_BOI, rank), image
+
+
+FULL = {truncated_svd: full_svd_each, tracked_svd: full_svd_again}
+
+
 @contextlib.contextmanager
 def reference_way() -> Iterator[None]:
     """Within it, every group is one unit and every SVD of a branch finder a full one."""
@@ -74,9 +87,9 @@ def reference_way() -> Iterator[None]:
         stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
         for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
-            for svd in (truncated_svd, tracked_svd):
+            for svd, full in FULL.items():
                 if getattr(module, svd.__name__, None) is svd:
-                    stack.enter_context(mock.patch.object(module, svd.__name__, full_svd_each))
+                    stack.enter_context(mock.patch.object(module, svd.__name__, full))
         yield
 
 
@@ -87,7 +100,7 @@ def weight_error(made: QuantizedModel, transformer: nn.Module) -> float:
     """Mean over layers of ‖W − Ŵ‖_F / ‖W‖_F."""
     errors = []
     for name, tensors in made.layers.items():
-        w_OI = transformer.get_submodule(name).weight.detach().float()
+        w_OI = weight_matrix(transformer.get_submodule(name)).float()
         errors.append(((tensors.effective_weight() - w_OI).norm() / w_OI.norm()).item())
     return sum(errors) / len(errors)
 
@@ -135,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--block", choices=make_fullsize.CONFIGS)
+    parser.add_argument("--rounds", type=int, help="quant.branch.steps, where it means something")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     for name in options.methods:
@@ -144,9 +159,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
     arithmetic.settle()
     torch.set_num_threads(options.threads)
-    recipes = {name: recipe(*METHODS[name]) for name in options.methods}
-    model = load_rows(["method=rtn"])[-1].model
-    transformer = load_pipeline(model, "cpu").transformer
+    rounds = [] if options.rounds is None else [f"quant.branch.steps={options.rounds}"]
+    recipes = {
+        name: recipe(*METHODS[name], *(rounds if name not in ("rtn", "lqer") else []))
+        for name in options.methods
+    }
+    model = load_rows(["method=rtn", f"model={options.block or 'tiny_pixart'}"])[-1].model
+    if options.block:
+        transformer, model_hash = make_fullsize.synthetic_model(options.block, 1), "synthetic"
+    else:
+        transformer, model_hash = load_pipeline(model, "cpu").transformer, weights_hash(model)
     layers = list_layers(transformer, model.family)
     weights = sum(out * width for out, width in (layer.shape for layer in layers))
     print(f"{len(layers)} layers, {weights} weights, {options.threads} threads")
@@ -156,8 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found[name] = measure(transformer, layers, chosen, options.repeats)
     print(table(found))
     if options.output is not None:
-        settings = {"repeats": options.repeats, "threads": options.threads}
-        model_of = {"name": model.name, "hash": weights_hash(model), "weights": weights}
+        settings = {n: getattr(options, n) for n in ("repeats", "threads", "block", "rounds")}
+        model_of = {"name": model.name, "hash": model_hash, "weights": weights}
         result = {"settings": settings, "model": model_of, "methods": found}
         record.save_findings(result, options.output)
     for name, row in found.items():

@@ -7,6 +7,7 @@ simply a taller weight. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
+from loraq.own_file import is_own_file, load
 
 OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖ / ‖Y‖ per unit, on calibration."""
@@ -84,10 +86,13 @@ class Problem:
 
     def relative_error(self, estimate_BOI: Tensor) -> Tensor:
         """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F where S weighs."""
-        error_BOI = self.weighted(self.weight_BOI - estimate_BOI)
-        return error_BOI.flatten(1).norm(dim=1) / self.weight_norm
+        return self.relative(self.weight_BOI - estimate_BOI)
 
-    @property
+    def relative(self, missed_BOI: Tensor) -> Tensor:
+        """The same of W − Ŵ, for those who have it at hand."""
+        return self.weighted(missed_BOI).flatten(1).norm(dim=1) / self.weight_norm
+
+    @functools.cached_property
     def weight_norm(self) -> Tensor:
         return self.weighted(self.weight_BOI).flatten(1).norm(dim=1).clamp_min(1e-30)
 
@@ -107,7 +112,10 @@ class Solution:
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
-    """Run the finder named by `options.kind`."""
-    module = importlib.import_module(f"loraq.branches.{options.kind}")
+    """Run the finder named by `options.kind`, or the one in the file of that path."""
+    if is_own_file(options.kind):
+        module = load(options.kind, "find")
+    else:
+        module = importlib.import_module(f"loraq.branches.{options.kind}")
     solution: Solution = module.find(problem, options)
     return solution

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from loraq.branches import Problem, Solution
-from loraq.branches.linear_algebra import svd_is_exact, tracked_svd, truncated_svd
+from loraq.branches.linear_algebra import (
+    first_image,
+    svd_is_exact,
+    thin_product,
+    tracked_svd,
+    truncated_svd,
+)
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
@@ -55,43 +61,43 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     b, o, i = w_BOI.shape
     tracked = not by_output or not svd_is_exact(w_BOI)
     best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
-    quantised_BOI = torch.zeros_like(problem.weight_BOI)
+    active, part, target, image = torch.arange(b, device=w_BOI.device), problem, w_BOI, None
+    error = w_BOI.clone()
     if options.start == "zero":
-        quantised_BOI = problem.round_main(w_BOI)
-        score_B = _score(problem, quantised_BOI, best.left, best.right, by_output)
-        best.offer(
-            torch.arange(b, device=w_BOI.device), score_B, best.left.clone(), best.right.clone()
-        )
+        main = problem.round_main(w_BOI)
+        error, nothing = w_BOI - main, (best.left.clone(), best.right.clone())
+        best.offer(active, _score(part, main, error, *nothing, by_output), *nothing)
 
     losses: list[float] = []
-    active = torch.arange(b, device=w_BOI.device)
-    left = None
     for _ in range(options.steps):
-        part = problem.subset(active)
         before = best.score_B[active]
-        target = w_BOI if len(active) == b else w_BOI[active]
-        error = target - quantised_BOI[active]
-        if tracked and left is not None:
-            left, right = tracked_svd(error, problem.rank, left)
+        if image is not None:
+            left, right, image = tracked_svd(error, problem.rank, image)
         else:
             left, right = truncated_svd(error, problem.rank)
-        del error
-        product = problem.round_branch(left).to(target) @ problem.round_branch(right).to(target)
-        main = problem.round_main(product.neg_().add_(target))
-        del product, target
-        quantised_BOI[active] = main
-        score = _score(part, main, left, right, by_output)
+            image = first_image(error, left, right) if tracked else None
+        factors = [problem.round_branch(factor).to(target) for factor in (left, right)]
+        product = thin_product(*factors)
+        rest = product.neg_().add_(target)
+        main = problem.round_main(rest)
+        score = _score(part, main, rest.sub_(main), left, right, by_output)
+        del product, rest
         best.offer(active, score, left, right)
         losses.append(best.score_B.mean().item())
-        least_gain = 0.0 if by_output else options.tolerance
-        going = score < before * (1 - least_gain)
-        active, left = active[going], left[going]
-        if not len(active):
+        going = score < before * (1 - (0.0 if by_output else options.tolerance))
+        if not going.any():
             break
+        if not going.all():
+            active, target, main = active[going], target[going], main[going]
+            part, image = problem.subset(active), None if image is None else image[going]
+        error = torch.sub(target, main, out=error if error.shape == target.shape else None)
     return Solution(best.left, best.right, residual=True, losses=losses)
 
 
-def _score(problem: Problem, main: Tensor, left: Tensor, right: Tensor, by_output: bool) -> Tensor:
+def _score(
+    part: Problem, main: Tensor, missed: Tensor, left: Tensor, right: Tensor, by_output: bool
+) -> Tensor:
+    """Relative error of each unit (B,), of the outputs or of the weights; `missed` is W − Ŵ."""
     if by_output:
-        return problem.measured_error(main, left, right)
-    return problem.relative_error(main + problem.product(left, right))
+        return part.measured_error(main, left, right)
+    return part.relative(missed)

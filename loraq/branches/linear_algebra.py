@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from loraq import arithmetic
+
 EXACT_WIDTH = 768
 """Up to this shorter side an SVD is exact; above it the leading subspace is iterated for."""
-ITERATIONS, MORE_ITERATIONS = 8, 2
-"""Subspace iterations from a random start, and from factors of nearly the same matrix."""
+ITERATIONS = 8
+"""Subspace iterations from a random start."""
 
 
 def svd_is_exact(w_BOI: Tensor) -> bool:
@@ -33,12 +35,41 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
 
 
-def tracked_svd(w_BOI: Tensor, rank: int, start_BOR: Tensor) -> tuple[Tensor, Tensor]:
-    """As `truncated_svd`, nearly: two subspace iterations from the left factors of a matrix that
-    was close to this one, all in w's dtype."""
-    if w_BOI.shape[-2] >= w_BOI.shape[-1]:
-        return _from_right(w_BOI, _leading(w_BOI.mT, rank, w_BOI.mT @ start_BOR).to(w_BOI))
-    return _from_left(w_BOI, _leading(w_BOI, rank, start_BOR).to(w_BOI))
+def tracked_svd(w_BOI: Tensor, rank: int, image_BKN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `truncated_svd`, nearly, of a matrix that changes little from call to call, in w's dtype.
+
+    One subspace iteration from what the last call's matrix made of its basis (before any,
+    `first_image`): the rounds of an alternation iterate together. Returns L, R, the next image.
+    N is the longer side, M the shorter, K a little more than the rank.
+    """
+    tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
+    a_BNM = w_BOI if tall else w_BOI.mT
+    v_BKM = torch.linalg.qr(thin_product(image_BKN, a_BNM).mT).Q.mT
+    image_BKN = thin_product(v_BKM, a_BNM.mT)
+    turn_BKR = torch.linalg.eigh((image_BKN @ image_BKN.mT).double()).eigenvectors
+    turn_BRK = turn_BKR[..., -rank:].flip(-1).mT.to(w_BOI)
+    us_BRN, v_BRM = turn_BRK @ image_BKN, turn_BRK @ v_BKM
+    root_BR = us_BRN.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny).sqrt()[..., None]
+    long, short = us_BRN / root_BR, v_BRM * root_BR
+    return (long.mT, short, image_BKN) if tall else (short.mT, long, image_BKN)
+
+
+def first_image(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+    """What `tracked_svd` starts from: the image of w's factors and of some random directions."""
+    tall = left_BOR.shape[-2] >= right_BRI.shape[-1]
+    start_BMR = right_BRI.mT if tall else left_BOR
+    (height, rank), whole = start_BMR.shape[-2:], left_BOR.shape[-2] + right_BRI.shape[-1]
+    more = _block(height, whole - height, rank) - rank
+    basis_BMK = torch.linalg.qr(torch.cat([start_BMR, _random(start_BMR, more)], dim=-1)).Q
+    return thin_product(basis_BMK.mT, w_BOI.mT if tall else w_BOI)
+
+
+def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
+    """X·W of few rows, or few columns between them, by whichever library is fit for it."""
+    if x_BKN.dtype != torch.float32 or not arithmetic.by_onednn(x_BKN.device.type):
+        return x_BKN @ w_BNM
+    pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
+    return torch.stack([arithmetic.onednn_product(x, w) for x, w in pairs])
 
 
 def _from_right(w_BOI: Tensor, v_BIR: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,23 +95,29 @@ def _eigenvectors(a_BMN: Tensor, rank: int) -> Tensor:
     return torch.linalg.eigh(a_BMN @ a_BMN.mT).eigenvectors[..., -rank:].flip(-1)
 
 
-def _leading(a_BMN: Tensor, rank: int, start_BMR: Tensor | None = None) -> Tensor:
+def _leading(a_BMN: Tensor, rank: int) -> Tensor:
     """Nearly those vectors: randomised subspace iteration (Halko et al. 2011, algorithm 4.4).
 
-    In float32: the vectors need not be exact to be orthonormal. The random start is the same for
-    every matrix, so that a unit does not depend on its batch.
+    In float32: the vectors need not be exact to be orthonormal.
     """
-    a, (height, width) = a_BMN.float(), a_BMN.shape[-2:]
-    block = min(height, width, rank + max(8, rank // 4))
-    u_BMK = torch.randn(height, block, generator=torch.Generator().manual_seed(0)).to(a)
-    u_BMK = u_BMK.expand(*a.shape[:-2], -1, -1)
-    if start_BMR is not None:
-        u_BMK = torch.cat([start_BMR.to(a), u_BMK[..., start_BMR.shape[-1] :]], dim=-1)
-    u_BMK = torch.linalg.qr(u_BMK).Q
-    for _ in range(ITERATIONS if start_BMR is None else MORE_ITERATIONS):
+    a = a_BMN.float()
+    u_BMK = torch.linalg.qr(_random(a, _block(*a.shape[-2:], rank))).Q
+    for _ in range(ITERATIONS):
         u_BMK = torch.linalg.qr(a @ (a.mT @ u_BMK)).Q
     turn_BKR = _eigenvectors((u_BMK.mT @ a).double(), rank)
     return torch.linalg.qr(u_BMK.double() @ turn_BKR).Q
+
+
+def _block(height: int, width: int, rank: int) -> int:
+    """Columns to iterate with: some more than the rank, which the leading ones converge by."""
+    return min(height, width, rank + max(8, rank // 4))
+
+
+def _random(like_BMN: Tensor, columns: int) -> Tensor:
+    """(B, M, columns), the same for every matrix, so that a unit does not depend on its batch."""
+    g = torch.Generator().manual_seed(0)
+    start_MK = torch.randn(like_BMN.shape[-2], columns, generator=g).to(like_BMN)
+    return start_MK.expand(*like_BMN.shape[:-2], -1, -1)
 
 
 def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:

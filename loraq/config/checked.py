@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
+from loraq.own_file import is_own_file
 
 
 def setting(
@@ -29,9 +30,14 @@ def setting(
     return field(default=default, metadata={**limits, "only_for": only_for, "since": since})
 
 
-def choice(*options: str, only_for: tuple[str, ...] = (), since: str = "") -> Any:
-    """A field with one of these values; the first is the default."""
-    metadata = {"choices": options, "only_for": only_for, "since": since}
+def choice(
+    *options: str, only_for: tuple[str, ...] = (), since: str = "", own_file: bool = False
+) -> Any:
+    """A field with one of these values; the first is the default.
+
+    own_file: or the path of a Python file of the user's own, which may read every setting.
+    """
+    metadata = {"choices": options, "only_for": only_for, "since": since, "own_file": own_file}
     return field(default=options[0], metadata=metadata)
 
 
@@ -41,7 +47,8 @@ class Checked:
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             value, limits = getattr(self, entry.name), entry.metadata
-            if "choices" in limits and value not in limits["choices"]:
+            own = limits.get("own_file") and is_own_file(value)
+            if "choices" in limits and value not in limits["choices"] and not own:
                 problem = unknown(entry.name, str(value), limits["choices"])
                 raise LoraqError(f"{entry.name}: {problem}")
             if value is None:
@@ -62,6 +69,8 @@ class Checked:
     def refuse_idle(self, main: str, group: str) -> None:
         """LoraqError for a setting that the group's main choice does not read."""
         chosen = getattr(self, main)
+        if is_own_file(chosen):
+            return
         for entry in dataclasses.fields(self):  # type: ignore[arg-type]
             readers = entry.metadata.get("only_for", ())
             value = getattr(self, entry.name)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.config.checked import Checked, choice, setting, without_new_defaults
 from loraq.errors import LoraqError
+from loraq.own_file import is_own_file, label
 
 if TYPE_CHECKING:
     from loraq.formats import Format
@@ -91,6 +92,7 @@ class TransformConfig(Checked):
 class BranchConfig(Checked):
     """How the low-rank factors are found, and how large they may be (rank, or else budget).
 
+    kind: a module of `loraq/branches/`, or the path of a file with a `find` of the user's own.
     weighting: errors are measured in the weight (`none`), or scaled by each input channel's mean
         |x| (`magnitude`: L²QER) or rms (`diagonal`: QERA-approx), or by the inputs' second moment
         (`full`: QERA-exact, CALDERA).
@@ -98,7 +100,7 @@ class BranchConfig(Checked):
     gradient: how Adam sees Q(W − P): held constant (`stop`), or through a soft rounding (`soft`).
     """
 
-    kind: str = choice("none", *ANY_BRANCH)
+    kind: str = choice("none", *ANY_BRANCH, own_file=True)
     objective: str = choice("shape", "compensate", only_for=ANY_BRANCH)
     start: str = choice("weight", "error", "zero", only_for=ANY_BRANCH)
     rank: int | None = setting(None, at_least=1, only_for=ANY_BRANCH)
@@ -300,4 +302,6 @@ class Recipe(Checked):
                 plain.pop(name)
         elif self.branch.rank is not None:
             plain["branch"]["budget"] = None
+        if is_own_file(self.branch.kind):
+            plain["branch"]["kind"] = label(self.branch.kind)
         return plain

@@ -62,7 +62,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
         if plugin and not _installed(plugin):
             raise LoraqError(
                 f"{override} needs Hydra's plugin {plugin}, which is not installed. Install it: "
-                f"pip install 'loraq[{name}]' (see docs/cluster.md)"
+                f"pip install -e '.[{name}]' in the checkout (see docs/cluster.md)"
             )
         if name == "slurm" and shutil.which("sbatch") is None:
             raise LoraqError(

@@ -35,6 +35,7 @@ def work(folder: Path, number: int) -> None:
 
     started = time.time()
     status: dict[str, Any] = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+    status["started"] = started
     with FileLock(str(lock_file(folder, number))):
         write_json(status_file(folder, number), status)
         try:

@@ -1,7 +1,8 @@
 """Writes W&B runs; the only file that imports wandb.
 
-Where online is asked for and W&B does not answer, this run and those after it are written offline,
-whole, for `wandb sync` to send: waiting again for every row would cost an hour.
+Where online is asked for and W&B does not answer, or falls silent before all has arrived, this run
+and those after it are written offline, whole, for `wandb sync` to send: waiting again for every row
+would cost an hour.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from loraq.errors import unknown
-from loraq.record import Record
+from loraq.record import Record, to_json
 from loraq.store import key
 from loraq.tracking import contents
 from loraq.tracking.contents import TrackedImage
@@ -25,13 +26,17 @@ from loraq.tracking.contents import TrackedImage
 MODES = ("offline", "online", "disabled")
 DONE = "complete.txt"
 PATIENCE = 30.0  # seconds for W&B to answer
+UPLOAD = 600.0  # seconds for a run to arrive
 FOLDERS = {"offline": ("offline-run", "run"), "online": ("run",)}
 """Mode → W&B's names for folders of runs that need not be written again."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What identifies and describes a run; `logged` makes its tables with wandb's types."""
+    """What identifies and describes a run; `logged` makes its tables with wandb's types.
+
+    files: name → text, kept with the run as they are.
+    """
 
     id: str
     name: str
@@ -40,6 +45,7 @@ class Run:
     logged: Callable[[Any], dict[str, Any]]
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -56,7 +62,7 @@ class Tracker:
         self.folder, self.mode, self.project = Path(folder), mode, project
 
     def record(self, record: Record, images: Sequence[TrackedImage] = ()) -> Path | None:
-        """One row: its configuration, numbers, errors per layer, and some of its images."""
+        """One row: configuration, numbers, errors per layer, some images, and the whole record."""
 
         def logged(wandb: Any) -> dict[str, Any]:
             tables: dict[str, Any] = {}
@@ -75,6 +81,7 @@ class Tracker:
                 job_type=str(record.config.get("method") or record.row),
                 config=contents.config_of(record),
                 summary=contents.summary_of(record),
+                files={"record.json": to_json(record)},
                 logged=logged,
             )
         )
@@ -125,15 +132,14 @@ class Tracker:
             return None
 
     def _write(self, run: Run) -> Path:
+        _clear(run.id, self.folder)
         if self.mode == "online":
             try:
                 return _write(run, self.folder, self.mode, self.project)
             except Exception as error:
                 self.mode = "offline"
                 _forget()
-                for begun in self.folder.glob(f"wandb/run-*-{run.id}"):
-                    if not (begun / DONE).is_file():
-                        shutil.rmtree(begun, ignore_errors=True)
+                _clear(run.id, self.folder)
                 warnings.warn(
                     f"W&B does not answer ({type(error).__name__}: "
                     f"{str(error).strip().splitlines()[0]}); this run and the next are written "
@@ -149,6 +155,14 @@ def written(run_id: str, folder: Path, mode: str) -> Path | None:
     """The folder of a complete run of this identity that serves the mode, if there is one."""
     found = [p for name in FOLDERS[mode] for p in folder.glob(f"wandb/{name}-*-{run_id}/{DONE}")]
     return max(found).parent if found else None
+
+
+def _clear(run_id: str, folder: Path) -> None:
+    """Remove what a killed or failed process left of this run, which a sync would send as well."""
+    for name in FOLDERS["offline"]:
+        for begun in folder.glob(f"wandb/{name}-*-{run_id}"):
+            if not (begun / DONE).is_file():
+                shutil.rmtree(begun, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -178,6 +192,8 @@ def _write(run: Run, folder: Path, mode: str, project: str) -> Path:
         x_disable_meta=True,
         disable_git=True,
         init_timeout=PATIENCE,
+        finish_timeout=UPLOAD,
+        finish_timeout_raises=True,
     )
     session = wandb.init(
         project=project,
@@ -193,6 +209,9 @@ def _write(run: Run, folder: Path, mode: str, project: str) -> Path:
     )
     failed = 1
     try:
+        for name, text in run.files.items():
+            (Path(session.dir) / name).write_text(text, encoding="utf-8")
+            session.save(str(Path(session.dir) / name), base_path=session.dir, policy="end")
         session.summary.update(run.summary)
         if tables := run.logged(wandb):
             session.log(tables)

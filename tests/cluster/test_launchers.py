@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cluster import slurm
 from loraq.record import load
-from tests.cluster import slurm
 
 pytestmark = pytest.mark.cluster
 TWO_WORKERS = "hydra.launcher.array_parallelism=2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -30,15 +31,42 @@ def test_numbers_in_the_pages_are_those_of_the_records():
     assert not stale, f"rewrite with `python -m loraq.readme`: {stale}"
 
 
+LINK = re.compile(r"(?:\]\(|<img src=\")([^)\"\s]+)[)\"]")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link can point to: a heading's words in small letters, with dashes."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_links_and_paths_lead_somewhere(name):
     text = re.sub(r"<!--.*?-->", "", TEXTS[name], flags=re.DOTALL)
     folder = (ROOT / name).parent
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text)]
-    missing = [x for x in links if x and "://" not in x and not (folder / x).exists()]
+    links = [link.partition("#") for link in LINK.findall(text) if "://" not in link]
+    missing = [path for path, _, _ in links if path and not (folder / path).exists()]
+    for path, _, anchor in links:
+        page = (folder / path).resolve() if path else ROOT / name
+        if anchor and page.suffix == ".md" and page.exists() and anchor not in anchors(page):
+            missing.append(f"{path}#{anchor}")
     named = re.findall(r"`((?:loraq|conf|tests|docs|experiments|\.ci)/[\w./]+\.\w+)`", text)
     missing += [path for path in named if "NAME" not in path and not known(path)]
     assert not missing
+
+
+def test_a_page_has_the_anchors_of_its_headings(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# What *is* `x`, then?\n\n```sh\n# no heading\n```\n\n## At full-size\n")
+    assert anchors(page) == {"what-is-x-then", "at-full-size"}
+
+
+def test_the_index_leads_to_every_page():
+    listed = {(ROOT / "docs" / link).resolve() for link in LINK.findall(TEXTS["docs/index.md"])}
+    pages = {*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")} - {ROOT / "docs" / "index.md"}
+    assert {path.name for path in pages - listed} == set()
 
 
 def known(path: str) -> bool:

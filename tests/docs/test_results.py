@@ -83,6 +83,25 @@ def test_uncommitted_code_is_said(root, finished):
     assert "uncommitted changes (`+`): rtn" in readme.table("demo", root)
 
 
+def cells(text):
+    """Row → title → cell of a Markdown table, without the footnotes' letters."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    title, _, *rows = [[cell.strip(" ᵃᵇᶜᵈᵉᶠ") for cell in line] for line in lines]
+    return {row[0]: dict(zip(title, row, strict=True)) for row in rows}
+
+
+def test_the_brief_table_has_a_few_columns_of_both(root, finished):
+    assert "Not yet measured" in readme.brief("demo", root)
+    results.take(finished, root)
+    text = readme.brief("demo", root)
+    both = {part: cells(readme.table(f"demo{part}", root)) for part in ("", "/paired")}
+    for label, row in cells(text).items():
+        assert list(row) == [*readme.BRIEF, *readme.BRIEF_PAIRED]
+        differences = both["/paired"].get(label, dict.fromkeys(readme.BRIEF_PAIRED, "–"))
+        assert row.items() <= (both[""][label] | differences).items()
+    assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
+
+
 def test_a_shared_product_counts_once(root, finished):
     for number, own in enumerate((10.0, 20.0)):
         path = root / "outputs" / "record" / f"k{number}" / "record.json"
@@ -94,6 +113,9 @@ def test_a_shared_product_counts_once(root, finished):
     text = readme.time("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 00 s" in text
     assert "cpu, 2 processors" in text
+    line = readme.times("all", root).splitlines()[2]
+    assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
+    assert "| 1 min 30 s | 0 min 30 s |" in line
 
 
 def test_a_foreign_record_is_refused(root, finished):

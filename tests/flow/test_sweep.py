@@ -138,5 +138,5 @@ def test_a_launcher_that_is_not_there_is_named(name, overrides, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
-    with pytest.raises(LoraqError, match=rf"pip install 'loraq\[{name}\]'"):
+    with pytest.raises(LoraqError, match=rf"pip install -e '\.\[{name}\]'"):
         launch(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])

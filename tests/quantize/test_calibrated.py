@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from loraq.capture import Activations, MomentCapture, moment_tensors, moments_from
+from loraq.capture import Activations, InputCapture, MomentCapture, moment_tensors, moments_from
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
 from loraq.quantizer import layer_errors, quantize_model
@@ -43,8 +44,32 @@ def test_moments_are_those_of_every_token_seen():
     held = moments["blocks.0.up"]
     assert torch.allclose(held.second_II, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
     assert torch.allclose(held.mean_I, x.mean(0), rtol=1e-4, atol=1e-5)
-    again = moments_from(moment_tensors(moments))
+    named = {name: x for part in moment_tensors(moments) for name, x in part.items()}
+    again = moments_from(named)
     assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
+
+
+def test_what_is_gathered_in_mapped_files_is_what_memory_would_hold(tmp_path):
+    """At full size moments are gigabytes: with a scratch folder no page of them is anonymous."""
+    model, layers = Toy(), toy_layers()
+    for folder in (None, tmp_path / "scratch"):
+        g = torch.Generator().manual_seed(0)
+        # two forwards announced, three made: there is room for them as well
+        with (
+            torch.no_grad(),
+            InputCapture(model, layers, 8, 2, 0, folder and folder / "rows") as rows,
+            MomentCapture(model, layers, folder and folder / "moments") as moments,
+        ):
+            for _ in range(3):
+                model(torch.randn(4, 6, 32, generator=g))
+        if folder is None:
+            plain = rows.inputs(), moments.moments()
+    assert rows.inputs()["blocks.0.up"].shape == (3 * 4, 32)
+    assert all(torch.equal(x, plain[0][name]) for name, x in rows.inputs().items())
+    for name, moment in moments.moments().items():
+        assert torch.equal(moment.second_II, plain[1][name].second_II)
+    held = Path("/proc/self/maps").read_text().count(str(folder / "moments"))
+    assert held == len(plain[1])
 
 
 def test_a_transforms_moment_is_the_moment_of_what_it_gives():

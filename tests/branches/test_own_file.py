@@ -1,0 +1,95 @@
+"""A branch finder in a file of the user's own: the library needs no edit for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from loraq import api
+from loraq.branches import find
+from loraq.config import BranchConfig, Recipe
+from loraq.errors import LoraqError
+from loraq.quantizer import quantize_model
+from loraq.results import ROOT
+from tests.branches.test_branches import final_error, problem, weights
+from tests.quantize.toy import Toy, toy_layers
+
+EXAMPLE = str(ROOT / "notebooks" / "outlier_svd.py")
+OWN = """
+from loraq.branches import svd
+from loraq.branches import Solution
+
+def find(problem, options):
+    left, right = svd.start_factors(problem, options)
+    return Solution({factor} * left, right, residual=True)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.format(factor=1))
+    return path
+
+
+def test_it_is_found_by_its_path_and_quantises(own):
+    recipe = api.recipe("loraq_o2", f"quant.branch.kind={own}", "quant.branch.rank=4")
+    model, layers = Toy(), toy_layers()
+    mine = quantize_model(model, layers, replace(recipe, skip=None), progress=None)
+    built_in = replace(recipe, branch=BranchConfig(kind="svd", rank=4))
+    theirs = quantize_model(model, layers, built_in, progress=None)
+    for name, tensors in mine.layers.items():
+        assert torch.equal(tensors.effective_weight(), theirs.layers[name].effective_weight())
+
+
+def test_its_contents_are_in_the_key_and_its_folder_is_not(own, tmp_path):
+    def identity(path):
+        return Recipe(branch=BranchConfig(kind=str(path))).identity()
+
+    before = identity(own)
+    assert before["branch"]["kind"].startswith("mine.py@") and str(tmp_path) not in str(before)
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "mine.py"
+    copy.write_bytes(own.read_bytes())
+    assert identity(copy) == before
+    p = problem(weights())
+    first = find(p, BranchConfig(kind=str(own)))
+    own.write_text(OWN.format(factor=0))
+    assert identity(own) != before
+    assert find(p, BranchConfig(kind=str(own))).left_BOR.norm() == 0 < first.left_BOR.norm()
+
+
+def test_a_records_config_names_no_folder(own, tmp_path):
+    from loraq.compose import load_rows
+    from loraq.measuring import _portable
+
+    row = load_rows(["method=loraq_o2", f"quant.branch.kind={own}"])[-1]
+    assert str(tmp_path) not in str(_portable(row))
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("mein.py", None, "Beside it: mine.py"),
+        ("mine.py", "def fnid(): ...", "no function 'find'"),
+        ("mine.py", "import no_such_module", "ModuleNotFoundError"),
+    ],
+)
+def test_a_mistake_is_answered(own, name, text, words):
+    path = own.with_name(name)
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(LoraqError, match=words):
+        api.recipe("loraq_o2", f"quant.branch.kind={path}")
+        find(problem(weights()), BranchConfig(kind=str(path)))
+
+
+def test_the_example_of_the_notebooks_beats_one_svd():
+    p = problem(weights())
+    one = find(p, BranchConfig(kind="svd"))
+    example = find(p, BranchConfig(kind=EXAMPLE))
+    assert (final_error(p, example) < final_error(p, one)).all()
+    with pytest.raises(LoraqError, match="start=weight"):
+        find(p, BranchConfig(kind=EXAMPLE, start="error"))
