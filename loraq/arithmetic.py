@@ -21,8 +21,13 @@ MODE = "AUTO,STRICT"
 
 
 def settle() -> None:
-    """Ask for row-invariant products; MKL listens until the process's first product."""
+    """Ask for row-invariant products; MKL listens until the process's first product.
+
+    And that threads sleep while they wait, which OpenMP hears before torch is imported: two runs
+    on one machine otherwise take ten times as long, each spinning where the other would work.
+    """
     os.environ.setdefault("MKL_CBWR", MODE)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def at_once(images: int, device: str) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loraq import __version__
+from loraq import __version__, arithmetic
 from loraq.errors import LoraqError
 from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
 
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
+    arithmetic.settle()  # before anything imports torch
     with answering():
         if options.command == "tables":
             tables(Path(options.output), options.experiments)

@@ -18,8 +18,8 @@ from loraq.models import Layer
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Formats of a family that differ in their bits alone; others stay as the recipe says."""
-MAX_GROUP_ELEMENTS = 1 << 24
-"""Weights in one group at most (64 MiB in float32): bounds memory at full size."""
+MAX_GROUP_ELEMENTS = 5 << 20
+"""Weights in one group at most: what a processor's cache holds of them is soon done, at full size."""
 
 
 @dataclass(frozen=True)

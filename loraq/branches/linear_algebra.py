@@ -46,9 +46,9 @@ def tracked_svd(w_BOI: Tensor, rank: int, image_BKN: Tensor) -> tuple[Tensor, Te
     a_BNM = w_BOI if tall else w_BOI.mT
     v_BKM = torch.linalg.qr(thin_product(image_BKN, a_BNM).mT).Q.mT
     image_BKN = thin_product(v_BKM, a_BNM.mT)
-    turn_BKR = torch.linalg.eigh((image_BKN @ image_BKN.mT).double()).eigenvectors
-    turn_BRK = turn_BKR[..., -rank:].flip(-1).mT.to(w_BOI)
-    us_BRN, v_BRM = turn_BRK @ image_BKN, turn_BRK @ v_BKM
+    gram_BKK = thin_product(image_BKN, image_BKN.mT).double()
+    turn_BRK = torch.linalg.eigh(gram_BKK).eigenvectors[..., -rank:].flip(-1).mT.to(w_BOI)
+    us_BRN, v_BRM = thin_product(turn_BRK, image_BKN), thin_product(turn_BRK, v_BKM)
     root_BR = us_BRN.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny).sqrt()[..., None]
     long, short = us_BRN / root_BR, v_BRM * root_BR
     return (long.mT, short, image_BKN) if tall else (short.mT, long, image_BKN)
@@ -65,7 +65,10 @@ def first_image(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
 
 
 def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
-    """X·W of few rows, or few columns between them, by whichever library is fit for it."""
+    """X·W of few rows, or few columns between them, by whichever library is fit for it.
+
+    Matrix by matrix where that is oneDNN: a unit depends on its batch no more than elsewhere.
+    """
     if x_BKN.dtype != torch.float32 or not arithmetic.by_onednn(x_BKN.device.type):
         return x_BKN @ w_BNM
     pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
