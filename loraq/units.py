@@ -19,7 +19,7 @@ from loraq.models import Layer
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Formats of a family that differ in their bits alone; others stay as the recipe says."""
 MAX_GROUP_ELEMENTS = 5 << 20
-"""Weights in one group at most: what a processor's cache holds of them is soon done, at full size."""
+"""Weights in one group at most: the rounds of an alternation then stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
