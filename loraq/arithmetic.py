@@ -51,6 +51,15 @@ def onednn_product(x: Tensor, w_OI: Tensor) -> Tensor:
 
 
 @functools.cache
+def bfloat16_units() -> bool:
+    """Whether this processor multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's BF16)."""
+    import torch
+
+    tell = getattr(torch.cpu, "get_capabilities", dict)
+    return any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@functools.cache
 def _has_onednn() -> bool:
     """Whether it is there and multiplies, also nothing (a probe)."""
     import torch

@@ -3,7 +3,9 @@
 emulate   operands dequantised, products in x's type, float32 on a CPU: everywhere, every format
 triton    codes through the GPU's low-bit units (`loraq/kernels/`); a layer that no kernel
           computes is an error
-auto      triton on a GPU for every layer that it computes, emulation for the others
+auto      triton on a GPU for every layer that it computes, emulation for the others; on a CPU that
+          multiplies bfloat16 by itself, for a model in that type, emulation with such products:
+          operands of MX and NVFP4 are exact in it, integers with 16-bit scales lose their last bits
 """
 
 from __future__ import annotations
@@ -45,27 +47,41 @@ def _by_onednn(device: str) -> bool:
     return arithmetic.by_onednn(device)
 
 
+@torch.compiler.assume_constant_result
+def by_bfloat16_units(device: str, dtype: torch.dtype) -> bool:
+    """Whether compute=auto multiplies a model of this type in bfloat16 on this machine's CPU."""
+    return device == "cpu" and dtype == torch.bfloat16 and arithmetic.bfloat16_units()
+
+
 class Emulated:
     """Dense copies of the operands in one type, on one device.
 
-    On a CPU that is float32, whatever the model's type: few have 16-bit units, and without them a
-    product in bfloat16 is the slower one (experiments/bench/forward.py).
+    On a CPU that is float32, whatever the model's type, unless `operands` says otherwise: few have
+    16-bit units, and without them a product in bfloat16 is the slower one
+    (experiments/bench/forward.py). x̃ is formed in float32 there in any case.
     """
 
-    def __init__(self, tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> None:
-        dtype = torch.float32 if device.type == "cpu" else dtype
+    def __init__(
+        self,
+        tensors: LayerTensors,
+        dtype: torch.dtype,
+        device: torch.device,
+        operands: torch.dtype | None = None,
+    ) -> None:
+        self.dtype = torch.float32 if device.type == "cpu" else dtype
+        self.operands = dtype = operands or self.dtype
         dense = {
             name: value.to(device, dtype) if isinstance(value, Tensor) else value
             for name, value in tensors.dense().items()
         }
-        self.dtype = dtype
         self.weight_OI, self.left_OR = dense.pop("weight_OI"), dense.pop("left_OR")
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
-        self.product = arithmetic.onednn_product if _by_onednn(device.type) else matmul
+        by_onednn = dtype == torch.float32 and _by_onednn(device.type)
+        self.product = arithmetic.onednn_product if by_onednn else matmul
         self.input = dense | {"product": self.product}
 
     def quantize(self, x: Tensor) -> QuantizedInput:
-        return quantize_input(x, self.dtype, **self.input)
+        return quantize_input(x, self.operands, **self.input)
 
     def multiply(self, held: QuantizedInput) -> Tensor:
         return multiply(held, self.weight_OI, self.left_OR, self.bias_O, self.product)
@@ -98,6 +114,8 @@ def make_compute(
     mode: str, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
 ) -> Compute:
     """LoraqError where `triton` is asked for and cannot be had."""
+    if mode == "auto" and by_bfloat16_units(device.type, dtype):
+        return Emulated(tensors, dtype, device, operands=torch.bfloat16)
     if mode == "emulate" or (mode == "auto" and device.type != "cuda"):
         return Emulated(tensors, dtype, device)
     try:

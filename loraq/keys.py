@@ -124,8 +124,12 @@ def keyed(config: Config) -> Row:
 
 def _kernels(config: Config, device: str) -> list[Any]:
     """What makes images differ from emulated ones: nothing where no kernel runs."""
-    emulated = config.compute == "emulate" or (config.compute == "auto" and device == "cpu")
-    return [] if emulated else ["compute", config.compute, KERNELS_VERSION]
+    if config.compute == "emulate":
+        return []
+    if device != "cpu" or config.compute != "auto":
+        return ["compute", config.compute, KERNELS_VERSION]
+    in_bfloat16 = config.model.dtype == "bfloat16" and arithmetic.bfloat16_units()
+    return ["compute", "bfloat16 products", KERNELS_VERSION] if in_bfloat16 else []
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

@@ -252,3 +252,34 @@ def test_a_whole_model_computes_and_q_k_v_read_their_input_once(model, monkeypat
             set_compute(model, "tritn")
     finally:
         packed.revert(model)
+
+
+@pytest.mark.parametrize(
+    "shape", [(37, 200, 40, 10), (1, 33, 7, 3), (5, 64, 130, 0), (0, 64, 8, 4)]
+)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_products_in_bfloat16_on_a_cpu_stay_near_the_definition(recipe, shape):
+    rows, width, outputs, rank = shape
+    tensors = random_layer(RECIPES[recipe], outputs, width, rank)
+    x = random_input(rows, width, positive="GELU" in recipe)
+    x = x + 1 if rows == 1 else x
+    layer = Emulated(tensors, torch.bfloat16, torch.device("cpu"), operands=torch.bfloat16)
+    found = layer.multiply(layer.quantize(x))
+    assert found.dtype == torch.bfloat16 and found.shape == (rows, outputs)
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    # a bf16 h between two codes may take the other, and of 4 bits that is a large step
+    bound = 2 * BF16_BOUND if named(RECIPES[recipe][3]).bits == 4 else BF16_BOUND
+    assert not rows or distance(found, wanted) < bound
+
+
+def test_auto_multiplies_in_bfloat16_where_model_and_processor_do(monkeypatch):
+    tensors, cpu = random_layer(RECIPES["int4, int8 branch"]), torch.device("cpu")
+    for units, mode, dtype, wanted in (
+        (True, "auto", torch.bfloat16, torch.bfloat16),
+        (False, "auto", torch.bfloat16, torch.float32),
+        (True, "auto", torch.float32, torch.float32),
+        (True, "emulate", torch.bfloat16, torch.float32),
+    ):
+        monkeypatch.setattr("loraq.arithmetic.bfloat16_units", lambda there=units: there)
+        made = make_compute(mode, tensors, dtype, cpu)
+        assert made.operands == wanted and made.dtype == torch.float32
