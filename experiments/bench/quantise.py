@@ -15,8 +15,8 @@ the repeats, the ratio is the median of the ratios within a repeat. It ends with
 both reach the same mean weight error within 1 %: a faster way to a worse result is no gain.
 
 Expected time: one to three minutes a repeat on 2 cores; the block of PixArt-Σ, one. Outcome:
-results/bench/quantise.json, docs/speed.md. LoftQ, whose subspace is followed from round to round, is
-over twenty times as fast, the other branches about twice, at equal errors; RTN has no SVD.
+results/bench/quantise.json, docs/speed.md. LoftQ, whose subspace is followed from round to round,
+is over twenty times as fast, the other branches about twice, at equal errors; RTN has no SVD.
 """
 
 from __future__ import annotations
