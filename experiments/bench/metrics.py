@@ -5,7 +5,7 @@
 Pictures of 1024 px, their noisy copies and prompts; each metric in a process of its own, over a
 quarter of them and over all. FID, CLIPScore and ImageReward run on random weights in networks of
 the published sizes: their files are not to be had here, and time does not depend on values.
-Ten minutes on 2 cores. Found: results/bench/metrics.json, docs/speed.md.
+Four to ten minutes on 2 cores (`--count 32`, 64). Found: results/bench/metrics.json, docs/speed.md.
 """
 
 from __future__ import annotations
