@@ -56,10 +56,11 @@ def publish(
     write_json(folder / ROWS_FILE, rows)
     lines = [
         to_markdown(main_table(records, baseline)),
-        f"Tables:  {folder}/main.md (also .tex, .csv, and {_others(folder)})",
+        f"Tables:  {folder}/main.md (also {', '.join(['.tex', '.csv', *_others(folder)])})",
         *(f"Picture: {path}" for path in pictures),
-        f"Records: {work.store.path('record', '*')}/record.json",
-        *([f"W&B:     {run} ({mode})" for run in runs]),
+        f"Images:  {work.store.path('images', finished[-1][0].keys['images'])} (of the last row)",
+        *([f"Report:  {_report(folder)}"] if folder.parent.name == "results" else []),
+        *([f"W&B:     {len(runs)} runs in {runs[0].parent} ({mode})"] if runs else []),
         time_shares(work, started),
     ]
     return Outcome(records, folder, "\n".join(lines))
@@ -73,8 +74,14 @@ def _previous(folder: Path) -> Any:
         return None
 
 
-def _others(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.glob("*.md") if path.name != "main.md"))
+def _others(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.md") if path.name != "main.md")
+
+
+def _report(folder: Path) -> str:
+    output = folder.parent.parent
+    elsewhere = "" if output == Path("outputs") else f" --output {output}"
+    return f"loraq report {folder.name}{elsewhere}"
 
 
 def _pictures(

@@ -117,5 +117,22 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         module = load(options.kind, "find")
     else:
         module = importlib.import_module(f"loraq.branches.{options.kind}")
-    solution: Solution = module.find(problem, options)
+    return _checked(module.find(problem, options), problem, options.kind)
+
+
+def _checked(solution: Solution, problem: Problem, kind: str) -> Solution:
+    """What a finder returned; LoraqError where it is no Solution or its factors do not fit."""
+    if not isinstance(solution, Solution):
+        raise LoraqError(
+            f"{kind}: find() returned a {type(solution).__name__}. Return "
+            "Solution(left_BOR, right_BRI, residual=…) of loraq.branches."
+        )
+    b, o, i = problem.weight_BOI.shape
+    found = tuple(solution.left_BOR.shape), tuple(solution.right_BRI.shape)
+    wanted = (b, o, problem.rank), (b, problem.rank, i)
+    if found != wanted:
+        raise LoraqError(
+            f"{kind}: find() returned factors of shapes {found[0]} and {found[1]}; units × out × "
+            f"rank and units × rank × in are {wanted[0]} and {wanted[1]}. Mend the shapes."
+        )
     return solution

@@ -117,7 +117,7 @@ def json_lines(path: Path, split: str) -> list[Prompt]:
 
 def lines(path: Path, split: str) -> list[Prompt]:
     """One prompt a line; their names are the lines' numbers, from 0000."""
-    return _numbered(_text(path).splitlines())
+    return _numbered(_text(path).rstrip().splitlines())
 
 
 def _numbered(texts: Iterable[str]) -> list[Prompt]:

@@ -6,8 +6,10 @@ command = experiment and row (or method)  +  every setting in which the record d
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
@@ -15,6 +17,7 @@ from loraq.record import Record
 
 ELSEWHERE = "…/"
 """Stands before the name of a folder whose place a record does not hold."""
+_OWN_FILE = re.compile(r"(.+\.py)@[0-9a-f]{16}$")
 _NAMES = ("row", "label", "experiment", "baseline", "method")
 _OPERANDS = ("weight", "activation", "branch_weight", "branch_activation")
 
@@ -75,6 +78,10 @@ def _changed(record: Record, base: Mapping[str, Any]) -> list[str]:
     for key, value in own.items():
         if key in plain and plain[key] == value:
             continue
+        if own_file := _OWN_FILE.match(str(value)):  # a record knows its name and its hash
+            value = own_file[1]
+            if Path(str(plain.get(key))).name == value:
+                continue
         if key.split(".")[0] in (*_NAMES, "tracking"):
             continue
         if key == "model.path" and value and not str(value).startswith("asset:"):

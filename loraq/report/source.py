@@ -55,7 +55,7 @@ def find(folder: Path) -> Source:
         records, baseline = found.records, found.baseline
         listed = json.loads((found.folder / ROWS_FILE).read_text(encoding="utf-8"))
     else:
-        raise unknown("experiment", name, [*_finished(output), *results.names()])
+        raise unknown("experiment", name, dict.fromkeys([*_finished(output), *results.names()]))
     keys = {row["row"]: row.get("images") for row in listed["rows"]}
     images = {row: output / "images" / key for row, key in keys.items() if key}
     return Source(name, records, baseline, images, committed)

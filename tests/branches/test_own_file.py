@@ -93,3 +93,17 @@ def test_the_example_of_the_notebooks_beats_one_svd():
     assert (final_error(p, example) < final_error(p, one)).all()
     with pytest.raises(LoraqError, match="start=weight"):
         find(p, BranchConfig(kind=EXAMPLE, start="error"))
+
+
+@pytest.mark.parametrize(
+    "returned, words",
+    [
+        ("(left, right)", r"mine\.py: find\(\) returned a tuple. Return Solution"),
+        ("Solution(left, right.mT, residual=True)", r"shapes .* are .*, 4\).*4, "),
+    ],
+)
+def test_what_a_finder_may_not_return_is_said(own, returned, words):
+    text = own.read_text()
+    own.write_text(text[: text.index("    return")] + f"    return {returned}\n")
+    with pytest.raises(LoraqError, match=words):
+        find(problem(weights(2, 32, 48), rank=4), BranchConfig(kind=str(own), rank=4))

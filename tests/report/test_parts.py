@@ -77,6 +77,15 @@ def test_changed_settings_are_written_as_overrides():
     assert experiment_command([record], commands) == "loraq run experiment=demo data.count=6"
 
 
+def test_the_command_of_a_finder_in_a_file_can_be_given():
+    """A record knows the file's name and hash; the command names the file."""
+    record = results.read("demo").records[-1]
+    record.config["quant"]["branch"]["kind"] = "mine.py@0123456789abcdef"
+    assert shlex.split(row_commands([record])[record.row])[2:] == [
+        *("experiment=demo", f"row={record.row}", "quant.branch.kind=mine.py"),
+    ]
+
+
 def test_heat_maps_share_a_scale():
     records = results.read("demo").records
     maps = heat_maps(records, records[:3])
