@@ -7,7 +7,7 @@ RUN := $(BIN)/loraq
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-INSTALLED_REPORT := $(VENV)/.installed-report
+INSTALLED_REPORT := $(VENV)/.installed-report-test
 INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
@@ -60,7 +60,7 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
 	@touch $@
 
-test-report: $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
+test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
 	$(BIN)/python -m pytest -m browser tests/report
 
 check: $(INSTALLED_DEV) ## lint, formatting and types of the public API
@@ -91,18 +91,7 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
-$(INSTALLED_DEV): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
-
-$(INSTALLED_REPORT): $(INSTALLED_DEV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report-test]'
-	@touch $@
-
-$(INSTALLED_DOCS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
-
-$(INSTALLED_NOTEBOOKS): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+# .installed-EXTRA: an optional dependency group of pyproject.toml
+$(VENV)/.installed-%: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@

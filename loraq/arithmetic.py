@@ -1,10 +1,11 @@
 """Images whose bits do not depend on their batch.
 
 4-bit activations turn a last bit into another code, and a denoising trajectory turns that into
-another image: without this, batch sizes 1 and 8 give images 35 dB apart. Intel's processors get
+another image: without this, batch sizes 1 and 8 give images as far apart as the model is from its
+reference (experiments/bench/batch_size.py). Intel's processors get
 matrix products that sum in one order however many rows come at once; where a probe finds that they
 do not (MKL on AMD's processors ignores the wish), the pipeline is called with one image at a time,
-and quantised layers multiply by oneDNN, which takes half of MKL's time there.
+and quantised layers multiply by oneDNN, which is the quicker one there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def settle() -> None:
     """Ask for row-invariant products; MKL listens until the process's first product.
 
     And that threads sleep while they wait, which OpenMP hears before torch is imported: two runs
-    on one machine otherwise take ten times as long, each spinning where the other would work.
+    on one machine otherwise take many times as long, each spinning where the other would work.
     """
     os.environ.setdefault("MKL_CBWR", MODE)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -48,6 +49,11 @@ def onednn_product(x: Tensor, w_OI: Tensor) -> Tensor:
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, w_OI, None, "none", [], "")
+
+
+def in_bfloat16(device: str, dtype: str) -> bool:
+    """Whether compute=auto multiplies a model of this type in bfloat16 on this device."""
+    return device == "cpu" and dtype == "bfloat16" and bfloat16_units()
 
 
 @functools.cache

@@ -128,7 +128,7 @@ def _kernels(config: Config, device: str) -> list[Any]:
         return []
     if device != "cpu" or config.compute != "auto":
         return ["compute", config.compute, KERNELS_VERSION]
-    in_bfloat16 = config.model.dtype == "bfloat16" and arithmetic.bfloat16_units()
+    in_bfloat16 = arithmetic.in_bfloat16(device, config.model.dtype)
     return ["compute", "bfloat16 products", KERNELS_VERSION] if in_bfloat16 else []
 
 

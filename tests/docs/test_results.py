@@ -163,7 +163,14 @@ def test_every_benchs_record_makes_a_table(root):
         (root / "results" / "bench" / source.name).write_bytes(source.read_bytes())
         readme.refresh(page, root=root)
         lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
-        assert len(lines) > 2 and len({line.count("|") for line in lines}) == 1
+        found = json.loads(source.read_text())
+        held = [
+            found[kind]
+            for kind in ("rows", "methods", "ways", "metrics", "launchers")
+            if kind in found
+        ]
+        rows = held[0] if held else found["settings"]["ways"]
+        assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
     page.write_text(PAGE.replace("table demo", "bench parrity"))
     with pytest.raises(LoraqError, match=r"parrity.*Did you mean 'parity'"):
         readme.refresh(page, root=root)
