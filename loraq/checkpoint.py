@@ -1,6 +1,7 @@
 """Packed layers in a safetensors file: one file per finished group of layers.
 
-The header's metadata holds the entries of `loraq/layout.py` as JSON, and notes on the group.
+The header's metadata holds the entries of `loraq/layout.py` as JSON, and notes on the group. The
+same key gives the same bytes: the seconds that a group took lie in a small file beside it.
 """
 
 from __future__ import annotations
@@ -22,16 +23,40 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     from safetensors.torch import save_file
 
     entries, tensors = describe(layers)
-    metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(info)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    notes = {name: value for name, value in info.items() if name != "seconds"}
+    metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
+    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")  # the store drops what is left
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, aside, metadata=metadata)
+        sort_metadata(aside)
+        if "seconds" in info:  # first: a group that counts as finished has both
+            _seconds(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
         os.replace(aside, path)
     except OSError as error:
         raise LoraqError(f"Cannot write '{path}': {error}. Free space or set output=.") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in the order of their names.
+
+    The library writes them in an order of its own, another one in each process.
+    """
+    with open(path, "r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise LoraqError(f"'{path}': a header of {len(text)} bytes does not fit into {length}.")
+        stream.seek(8)
+        stream.write(text.ljust(length))
+
+
+def _seconds(path: Path) -> Path:
+    return path.with_suffix(".seconds")
 
 
 def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
@@ -49,4 +74,7 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
             f"'{path}' has layout {metadata.get('layout')!r}, this version reads {LAYOUT!r}; "
             "delete it and run again."
         )
-    return rebuild(json.loads(metadata["layers"]), tensors), json.loads(metadata["info"])
+    info = json.loads(metadata["info"])
+    if _seconds(path).is_file():
+        info["seconds"] = float(_seconds(path).read_text(encoding="utf-8"))
+    return rebuild(json.loads(metadata["layers"]), tensors), info

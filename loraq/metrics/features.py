@@ -203,12 +203,15 @@ def save_features(features: FeatureSet, path: Path) -> None:
 
     from safetensors.numpy import save_file
 
+    from loraq.checkpoint import sort_metadata
+
     metadata = {
         "names": json.dumps(list(features.names)),
         "extractor": features.extractor,
         "details": json.dumps(features.details, sort_keys=True),
     }
     save_file({"features": np.ascontiguousarray(features.values)}, path, metadata)
+    sort_metadata(path)
 
 
 def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:

@@ -206,6 +206,9 @@ def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
         assert now.stat().st_mtime_ns == modified, f"{now} was made again"
     two = run(["method=loraq_o2", *overrides, f"output={whole}"], progress=False)
     assert comparable(one) == comparable(two)
+    for name in ("quantised/*/*.safetensors", "images/*/*.png"):
+        made = [{p.name: p.read_bytes() for p in folder.glob(name)} for folder in (killed, whole)]
+        assert made[0] and made[0] == made[1], name
     tables = [(outcome.folder / "main.md").read_bytes() for outcome in (one, two)]
     assert tables[0] == tables[1]
 

@@ -265,6 +265,18 @@ def test_stacked_layers_are_stored_as_they_were_judged(weight, tmp_path):
     assert torch.equal(loaded[name].effective_weight(), q.layers[name].effective_weight())
 
 
+def test_a_groups_file_holds_nothing_that_differs_from_run_to_run(tmp_path):
+    """safetensors writes metadata in an order of its own; what a group took lies beside it."""
+    _, q = quantized(O2)
+    for run in range(3):
+        notes = {"smoothing": {"é": [0.5, "\n"]}, "losses": [0.1], "seconds": run / 3}
+        save_group(tmp_path / f"{run}.safetensors", q.layers, notes)
+        assert load_group(tmp_path / f"{run}.safetensors")[1] == notes
+    assert len({path.read_bytes() for path in tmp_path.glob("*.safetensors")}) == 1
+    header = (tmp_path / "0.safetensors").read_bytes()[8:]
+    assert header.index(b'"info"') < header.index(b'"layers"') < header.index(b'"layout"')
+
+
 def test_a_shifted_layer_keeps_the_block_that_was_asked_for():
     recipe = replace(RTN, activation=FormatConfig("int4", block="token"),
                      transform=TransformConfig(shift=True))  # fmt: skip
