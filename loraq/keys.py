@@ -109,6 +109,7 @@ def keyed(config: Config) -> Row:
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, *(read or [None])),
             *([BRANCH_VERSIONS[found_by]] if found_by in BRANCH_VERSIONS else []),
+            *(["oneDNN"] if found_by[0] == "loraq" and arithmetic.by_onednn(device) else []),
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),

@@ -66,10 +66,21 @@ def seconds_of(clock: str) -> float:
     return total
 
 
-def quantise(model: str, folder: Path, overrides: Sequence[str], output: Path) -> dict[str, Any]:
-    """Run `loraq quantize` and watch it; its log ends in the error if it fails."""
+def settings_of(method: str, main_format: str) -> list[str]:
+    """Overrides of a row; formats of a branch only where there is one."""
+    chosen = [f"method={method}", *FORMATS[main_format]]
+    return [s for s in chosen if method != "rtn" or not s.startswith(BRANCH)]
+
+
+def quantise_command(model: str, folder: Path, overrides: Sequence[str], output: Path) -> list[str]:
+    """`loraq quantize` of the snapshot in `folder`."""
     command = [sys.executable, "-m", "loraq.cli", "quantize", f"model={model}", "model.hub_id=null"]
-    command += [f"model.path={folder}", f"output={output}", *overrides]
+    return [*command, f"model.path={folder}", f"output={output}", *overrides]
+
+
+def quantise(model: str, folder: Path, overrides: Sequence[str], output: Path) -> dict[str, Any]:
+    """Run the command and watch it; its log ends in the error if it fails."""
+    command = quantise_command(model, folder, overrides, output)
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         stream, text = process.stdout, bytearray()
@@ -134,9 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bare, rows = bare_torch(), []
     for chosen in options.formats:
         for method in options.methods:
-            settings = [f"method={method}", *FORMATS[chosen]]
-            if method == "rtn":
-                settings = [s for s in settings if not s.startswith(BRANCH)]
+            settings = settings_of(method, chosen)
             with tempfile.TemporaryDirectory() as output:
                 row = quantise(options.model, options.folder, settings, Path(output))
             row |= {"method": method, "format": chosen}

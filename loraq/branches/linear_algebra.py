@@ -72,7 +72,8 @@ def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
     if x_BKN.dtype != torch.float32 or not arithmetic.by_onednn(x_BKN.device.type):
         return x_BKN @ w_BNM
     pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
-    return torch.stack([arithmetic.onednn_product(x, w) for x, w in pairs])
+    found = [arithmetic.onednn_product(x, w) for x, w in pairs]
+    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def _from_right(w_BOI: Tensor, v_BIR: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +107,9 @@ def _leading(a_BMN: Tensor, rank: int) -> Tensor:
     a = a_BMN.float()
     u_BMK = torch.linalg.qr(_random(a, _block(*a.shape[-2:], rank))).Q
     for _ in range(ITERATIONS):
-        u_BMK = torch.linalg.qr(a @ (a.mT @ u_BMK)).Q
-    turn_BKR = _eigenvectors((u_BMK.mT @ a).double(), rank)
+        image_BKN = thin_product(u_BMK.mT, a)
+        u_BMK = torch.linalg.qr(thin_product(image_BKN, a.mT).mT).Q
+    turn_BKR = _eigenvectors(thin_product(u_BMK.mT, a).double(), rank)
     return torch.linalg.qr(u_BMK.double() @ turn_BKR).Q
 
 
@@ -125,12 +127,14 @@ def _random(like_BMN: Tensor, columns: int) -> Tensor:
 
 def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:
     """argmin_L ‖T − L·R‖²_F = T·Rᵀ·(R·Rᵀ)⁻¹, with a relative ridge of 1e-7 for lost ranks."""
-    return _ridge_solve(right_BRI @ right_BRI.mT, right_BRI @ target_BOI.mT).mT
+    gram_BRR = thin_product(right_BRI, right_BRI.mT)
+    return _ridge_solve(gram_BRR, thin_product(right_BRI, target_BOI.mT)).mT
 
 
 def solve_right(target_BOI: Tensor, left_BOR: Tensor) -> Tensor:
     """argmin_R ‖T − L·R‖²_F = (Lᵀ·L)⁻¹·Lᵀ·T, with the same ridge."""
-    return _ridge_solve(left_BOR.mT @ left_BOR, left_BOR.mT @ target_BOI)
+    gram_BRR = thin_product(left_BOR.mT, left_BOR)
+    return _ridge_solve(gram_BRR, thin_product(left_BOR.mT, target_BOI))
 
 
 def _ridge_solve(gram_BRR: Tensor, rhs_BRN: Tensor) -> Tensor:

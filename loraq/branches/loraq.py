@@ -20,7 +20,7 @@ from torch import Tensor
 
 from loraq.branches import Problem, Solution
 from loraq.branches.alternating import Best
-from loraq.branches.linear_algebra import balance, solve_left, solve_right
+from loraq.branches.linear_algebra import balance, solve_left, solve_right, thin_product
 from loraq.branches.rotation import rotated
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
@@ -74,7 +74,7 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
     target = w_BOI - main
     progress = _Progress(problem, options, left, right)
     for _ in range(options.steps):  # in place: at full size new memory costs a third of the time
-        missed = problem.product(left, right).neg_()
+        missed = thin_product(problem.round_branch(left), problem.round_branch(right)).neg_()
         if shape:
             main = problem.round_main(missed.add_(w_BOI))
             torch.sub(w_BOI, main, out=target)

@@ -1,0 +1,192 @@
+"""Where the time of quantising goes at full size, and how far it is from what the machine could do.
+
+    python -m experiments.bench.floor pixart_sigma|sana_1_6b [--methods rtn lqer …] [--blocks 1]
+                                      [--threads 2] [--output FILE.json]
+
+Blocks with a full-size model's shapes and synthetic weights (`make_fullsize`) are quantised in this
+process, every tensor operation is timed from outside, and put to one of four kinds: products,
+decompositions (QR, eigenvectors, solves), rounding with everything elementwise, and what no tensor
+operation accounts for (reading weights, their hash, packed files, Python). Beside them stand the
+operations' FLOPs, and the bytes that they read and wrote were nothing kept in a cache.
+
+Two floors, from what this machine reaches on a large float32 product and a large copy:
+- FLOPs: those of the method, all at the rate of the product;
+- bytes: weights read once in 16 bits and packed ones written, at the rate of the copy.
+
+Expected time: under a minute a method and model on 2 cores.
+Outcome: results/bench/floor_*.json, docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from loraq import arithmetic, recipe, record
+from loraq.config import Recipe
+from loraq.models import Layer, list_layers
+from loraq.quantizer import quantize_model
+
+from . import make_fullsize
+
+METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
+FAMILY = {"pixart_sigma": "pixart_sigma", "sana_1_6b": "sana"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "_linear_pointwise"}
+DECOMPOSITIONS = {"linalg_qr", "_linalg_eigh", "_linalg_solve_ex"}
+KINDS = ("products", "decompositions", "rounding", "rest")
+WIDE = 1 << 27
+"""Elements of the copy that the rate of bytes is taken from: far more than a cache holds."""
+
+
+def flops(name: str, tensors: Sequence[Tensor], out: Tensor) -> float:
+    """Of one operation; decompositions by their textbook counts, elementwise ones not at all."""
+    if name in PRODUCTS:
+        first = tensors[1 if name in ("addmm", "baddbmm") else 0]
+        return 2.0 * out.numel() * first.shape[-1]
+    if name not in DECOMPOSITIONS:
+        return 0.0
+    *batch, m, n = tensors[0].shape
+    count = float(torch.Size(batch).numel())
+    if name == "linalg_qr":  # R, then Q formed (Golub & Van Loan, 5.2)
+        return count * 4 * (m * n * n - n**3 / 3)
+    if name == "_linalg_eigh":  # to tridiagonal, its vectors, back (8.3)
+        return count * 9 * n**3
+    return count * (2 * n**3 / 3 + 2 * n * n * tensors[1].shape[-1])
+
+
+class Ledger(TorchDispatchMode):
+    """Seconds, FLOPs and bytes of every operation while it is entered, by kind and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.flops: dict[str, float] = defaultdict(float)
+        self.bytes: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        begin = time.perf_counter()
+        out = func(*args, **(kwargs or {}))
+        spent = time.perf_counter() - begin
+        name = func.overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.seconds[name] += spent
+        if not func.is_view and made:
+            self.bytes[name] += sum(t.numel() * t.element_size() for t in (*given, *made))
+            self.flops[name] += flops(name, given, made[0])
+        return out
+
+
+def kind(name: str) -> str:
+    """Which of the first three KINDS an operation belongs to."""
+    if name in PRODUCTS:
+        return "products"
+    return "decompositions" if name in DECOMPOSITIONS else "rounding"
+
+
+def rate(call: Callable[[], Any], amount: float, repeats: int = 7) -> float:
+    """`amount` a second: the median of some calls."""
+    call()
+    spent = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - begin)
+    return amount / median(spent)
+
+
+def machine_rates() -> dict[str, float]:
+    """FLOP/s of a float32 product by the faster library, bytes/s of a copy (read and written)."""
+    x, w = torch.randn(4096, 2304), torch.randn(2304, 2304)
+    count = 2.0 * x.numel() * w.shape[0]
+    rates = [rate(lambda: x @ w.T, count)]
+    if arithmetic.by_onednn("cpu"):
+        rates.append(rate(lambda: arithmetic.onednn_product(x, w), count))
+    source, target = torch.ones(WIDE), torch.empty(WIDE)
+    return {"flops": max(rates), "bytes": rate(lambda: target.copy_(source), 8.0 * WIDE)}
+
+
+def measure(
+    model: torch.nn.Module, layers: Sequence[Layer], chosen: Recipe, rates: dict[str, float]
+) -> dict[str, Any]:
+    """One row: seconds and amounts by kind, the longest operations, floors."""
+    weights = sum(out * width for out, width in (layer.shape for layer in layers))
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        made = quantize_model(model, layers, chosen, checkpoint_dir=Path(folder), progress=None)
+        plain = time.perf_counter() - begin
+        stored = made.nbytes
+        del made
+    ledger = Ledger()
+    with tempfile.TemporaryDirectory() as folder, ledger:
+        begin = time.perf_counter()
+        quantize_model(model, layers, chosen, checkpoint_dir=Path(folder), progress=None)
+        watched = time.perf_counter() - begin
+    kinds: dict[str, dict[str, float]] = {
+        name: {"seconds": 0.0, "flops": 0.0, "bytes": 0.0} for name in KINDS
+    }
+    for name in ledger.seconds:
+        row = kinds[kind(name)]
+        row["seconds"] += ledger.seconds[name]
+        row["flops"] += ledger.flops[name]
+        row["bytes"] += ledger.bytes[name]
+    kinds["rest"]["seconds"] = max(0.0, plain - sum(ledger.seconds.values()))
+    longest = sorted(ledger.seconds, key=lambda name: -ledger.seconds[name])[:8]
+    least = {
+        "flops": sum(row["flops"] for row in kinds.values()) / rates["flops"],
+        "bytes": (2 * weights + stored) / rates["bytes"],
+    }
+    return {
+        "seconds": plain,
+        "watched_seconds": watched,
+        "weights": weights,
+        "kinds": kinds,
+        "longest": {name: ledger.seconds[name] for name in longest},
+        "floor_seconds": least,
+        "over_floor": plain / max(least.values()),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints a line a method, writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", choices=make_fullsize.CONFIGS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    arithmetic.settle()
+    torch.set_num_threads(options.threads)
+    model = make_fullsize.synthetic_model(options.model, options.blocks).half()
+    layers = list_layers(model, FAMILY[options.model])
+    rates = machine_rates()
+    print(f"a product: {rates['flops'] / 1e9:.0f} GFLOP/s, a copy: {rates['bytes'] / 1e9:.1f} GB/s")
+    quantize_model(model, layers, recipe("rtn"), progress=None)  # loads what is loaded late
+    rows = {}
+    for name in options.methods:
+        rows[name] = measure(model, layers, recipe(name), rates)
+        spent = rows[name]["kinds"]
+        shares = ", ".join(f"{k} {spent[k]['seconds']:.2f}" for k in KINDS)
+        over = f"{rows[name]['over_floor']:.1f} times the floor"
+        print(f"{name}: {rows[name]['seconds']:.2f} s, {over}; {shares}", flush=True)
+    if options.output is not None:
+        settings = {"model": options.model, "blocks": options.blocks, "threads": options.threads}
+        record.save_findings({"settings": settings, "rates": rates, "rows": rows}, options.output)
+
+
+if __name__ == "__main__":
+    main()
