@@ -147,13 +147,53 @@ FULLSIZE: Columns = {
     "bytes": lambda row: f"{row['file_bytes']:,}",
 }
 
+FLOOR: Columns = {
+    "method": lambda row: row["name"],
+    "seconds": lambda row: f"{row['seconds']:.2f}",
+    **{
+        kind: (lambda row, kind=kind: f"{row['kinds'][kind]['seconds']:.2f}")
+        for kind in ("products", "decompositions", "rounding", "rest")
+    },
+    "GFLOP": lambda row: f"{sum(kind['flops'] for kind in row['kinds'].values()) / 1e9:,.0f}",
+    "floor by FLOPs, s": lambda row: f"{row['floor_seconds']['flops']:.2f}",
+    "floor by bytes, s": lambda row: f"{row['floor_seconds']['bytes']:.4f}",
+    "seconds over floor": lambda row: f"{row['over_floor']:.1f}",
+}
+
+
+def _floor(found: Found) -> list[str]:
+    rates, settings = found["rates"], found["settings"]
+    told = f"Blocks: {settings['blocks']}, threads: {settings['threads']}; "
+    told += f"a large product: {rates['flops'] / 1e9:.0f} GFLOP/s, a large copy: "
+    told += f"{rates['bytes'] / 1e9:.0f} GB/s."
+    return [*_plain(FLOOR, "rows")(found), "", told]
+
+
+def _resume(found: Found) -> list[str]:
+    kills, files = found["kills"], found["settings"]["files"]
+    columns: Columns = {
+        "method": lambda row: row["settings"]["method"],
+        "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
+        "of": lambda row: str(files),
+        "seconds, all attempts": lambda row: (
+            f"{row['rest_seconds'] + sum(kill['seconds'] for kill in kills):.0f}"
+        ),
+        "seconds, undisturbed": lambda row: f"{row['whole_seconds']:.0f}",
+        "finished files kept": lambda row: "yes" if row["kept"] else "**no**",
+        "same bytes": lambda row: "yes" if row["identical"] else "**no**",
+    }
+    return _table(columns, [found])
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
+    "floor": _floor,
     "forward": _forward,
     "fullsize": _plain(FULLSIZE, "rows", text=2),
     "generation": _plain(GENERATION, "ways"),
     "metrics": _plain(METRICS, "metrics"),
     "parity": _plain(PARITY, "rows", text=3),
     "quantise": _plain(QUANTISE, "methods"),
+    "resume": _resume,
     "round_trip": _plain(ROUND_TRIP, "rows"),
     "sweep": _plain(SWEEP, "launchers"),
 }

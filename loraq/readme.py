@@ -6,7 +6,8 @@ A page marks what is generated; everything between the two lines is rewritten:
     <!-- /generated -->
 
 `table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits), `brief EXPERIMENT`, `time EXPERIMENT`,
-`times all` (a table of all experiments'), `reported FILE`, `bench RECORD` of results/bench/.
+`times all` (a table of all experiments'), `seconds EXPERIMENT` (each row's), `reported FILE`,
+`bench RECORD` of results/bench/.
 
     python -m loraq.readme           rewrite every page and the tables under results/
     python -m loraq.readme --check   only look; exit 2 and name what is stale
@@ -22,9 +23,9 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loraq import bench_tables, results
+from loraq import bench_tables, results, time_tables
 from loraq.errors import LoraqError, unknown
-from loraq.results import ROOT, Results
+from loraq.results import ROOT, Results, committed, not_yet
 from loraq.store import write_bytes
 from loraq.table_text import Cell, Item, Table, to_markdown
 from loraq.tables import all_tables
@@ -82,28 +83,12 @@ def refresh_all(check: bool = False, root: Path = ROOT) -> list[Path]:
     return [*tables, *(path for path in pages(root) if refresh(path, check, root))]
 
 
-def _committed(name: str, root: Path) -> Results | None:
-    """The experiment's records, None where none are committed yet; an unknown name raises."""
-    if name in results.names(root):
-        return results.read(name, root)
-    planned = [path.stem for path in (root / "conf" / "experiment").glob("*.yaml")]
-    if name.partition("-")[0] not in planned:
-        raise unknown("experiment", name, [*planned, *results.names(root)])
-    return None
-
-
-def _not_yet(name: str) -> str:
-    experiment, _, model = name.partition("-")
-    command = f"loraq run experiment={experiment}" + (f" model={model}" if model else "")
-    return f"*Not yet measured: no records of `{name}` are committed. `{command}` makes them.*"
-
-
 def table(name: str, root: Path) -> str:
     """`EXPERIMENT` or `EXPERIMENT/TABLE`: a table of `loraq.tables`, and where it comes from."""
     experiment, _, part = name.partition("/")
-    found = _committed(experiment, root)
+    found = committed(experiment, root)
     if found is None:
-        return _not_yet(experiment)
+        return not_yet(experiment)
     tables = all_tables(found.records, found.baseline)
     if (part or "main") not in tables:
         raise unknown(f"table of {experiment}", part, tables)
@@ -116,9 +101,9 @@ BRIEF_PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
 
 def brief(name: str, root: Path) -> str:
     """The main table's few columns that are read first, and the paired differences beside them."""
-    found = _committed(name, root)
+    found = committed(name, root)
     if found is None:
-        return _not_yet(name)
+        return not_yet(name)
     tables = all_tables(found.records, found.baseline)
     main, paired = tables["main"], tables["paired"]
     differences = {row[0]: _chosen(paired, BRIEF_PAIRED, row) for row in paired.rows}
@@ -146,70 +131,12 @@ def _origin(found: Results) -> str:
         f"Made from `results/{found.name}/records/`",
         f"commit {', '.join(f'`{commit}`' for commit in commits)}",
         *versions,
-        _machine(found),
+        time_tables.machine(found),
     ]
     text = "; ".join(filter(None, words)) + "."
     if rows := results.changed_checkouts(found):
         text += f" **Made from code with uncommitted changes (`+`): {', '.join(rows)}.**"
     return text
-
-
-def _machine(found: Results) -> str:
-    kinds = {
-        f"{record.machine.get('device', '?')}, {record.machine.get('cpus', '?')} processors"
-        for record in found.records
-        if record.machine
-    }
-    return " and ".join(sorted(kinds))
-
-
-def time(name: str, root: Path) -> str:
-    """How long an experiment's products took."""
-    from loraq.estimate import duration
-
-    found = _committed(name, root)
-    if found is None:
-        return _not_yet(name)
-    spent = _spent(found)
-    parts = [f"{STAGES.get(stage, stage)} {duration(seconds)}" for stage, seconds in spent.items()]
-    return (
-        f"`{name}`, {len(found.records)} rows of {_prompts(found)} prompts: "
-        f"{duration(sum(spent.values()))} ({', '.join(parts)}; metrics not counted) on "
-        f"{_machine(found) or 'a machine that the records do not describe'}."
-    )
-
-
-STAGES = {"inputs": "activations", "quantised": "quantising"}
-
-
-def _spent(found: Results) -> dict[str, float]:
-    """Stage → seconds; a product that several rows share counts once."""
-    spent: dict[str, set[float]] = {}
-    for record in found.records:
-        for stage, seconds in record.timings.items():
-            spent.setdefault(stage.split(":")[0], set()).add(seconds)
-    return {stage: sum(seconds) for stage, seconds in spent.items()}
-
-
-def _prompts(found: Results) -> int:
-    return len(found.records[0].images.get("names", ()))
-
-
-def times(name: str, root: Path) -> str:
-    """`all`: how long the products of every committed experiment took."""
-    from loraq.estimate import duration
-
-    if name != "all":
-        raise unknown("list of times", name, ["all"])
-    lines = ["| experiment | rows | prompts | time | images | quantising | machine |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
-    for experiment in results.names(root):
-        found = results.read(experiment, root)
-        spent = _spent(found)
-        seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
-        cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
-        lines.append(f"| {' | '.join(map(str, [*cells, _machine(found)]))} |")
-    return "\n".join(lines)
 
 
 def reported(name: str, root: Path) -> str:
@@ -235,8 +162,9 @@ def bench(name: str, root: Path) -> str:
 KINDS: dict[str, Callable[[str, Path], str]] = {
     "table": table,
     "brief": brief,
-    "time": time,
-    "times": times,
+    "time": time_tables.time,
+    "times": time_tables.times,
+    "seconds": time_tables.seconds,
     "reported": reported,
     "bench": bench,
 }

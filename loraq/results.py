@@ -123,6 +123,23 @@ def refresh_tables(name: str, root: Path = ROOT, check: bool = False) -> list[Pa
     return stale
 
 
+def committed(name: str, root: Path) -> Results | None:
+    """The experiment's records, None where none are committed yet; an unknown name raises."""
+    if name in names(root):
+        return read(name, root)
+    planned = [path.stem for path in (root / "conf" / "experiment").glob("*.yaml")]
+    if name.partition("-")[0] not in planned:
+        raise unknown("experiment", name, [*planned, *names(root)])
+    return None
+
+
+def not_yet(name: str) -> str:
+    """What stands where a table will be."""
+    experiment, _, model = name.partition("-")
+    command = f"loraq run experiment={experiment}" + (f" model={model}" if model else "")
+    return f"*Not yet measured: no records of `{name}` are committed. `{command}` makes them.*"
+
+
 def changed_checkouts(found: Results) -> list[str]:
     """Rows whose record was made from code with uncommitted changes (`commit` ends with `+`)."""
     return [record.row for record in found.records if record.commit.endswith("+")]

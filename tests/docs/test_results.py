@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loraq import bench_tables, readme, results
+from loraq import bench_tables, readme, results, time_tables
 from loraq.errors import LoraqError
 from loraq.record import save
 from loraq.store import write_json
@@ -107,15 +107,19 @@ def test_a_shared_product_counts_once(root, finished):
         path = root / "outputs" / "record" / f"k{number}" / "record.json"
         record = json.loads(path.read_text())
         record["timings"] = {"inputs:measure": 60.5, "images": own}
+        if number:
+            record["timings"] |= {"inputs:calibrate": 7.0, "moments": 1.0, "quantised": 0.25}
         record["machine"] = {"device": "cpu", "cpus": 2}
         path.write_text(json.dumps(record))
     results.take(finished, root)
-    text = readme.time("demo", root)
-    assert "images 0 min 30 s" in text and "activations 1 min 00 s" in text
+    text = time_tables.time("demo", root)
+    assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text
     assert "cpu, 2 processors" in text
-    line = readme.times("all", root).splitlines()[2]
+    line = time_tables.times("all", root).splitlines()[2]
     assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
-    assert "| 1 min 30 s | 0 min 30 s |" in line
+    assert "| 1 min 39 s | 0 min 30 s |" in line
+    (row,) = time_tables.seconds("demo", root).splitlines()[2:3]
+    assert row.endswith("| 8.0 | 0.2 |")
 
 
 def test_a_foreign_record_is_refused(root, finished):

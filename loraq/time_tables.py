@@ -1,0 +1,83 @@
+"""Seconds of experiments from their records: parts of the documentation (`loraq.readme`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loraq import results
+from loraq.errors import unknown
+from loraq.results import Results, committed, not_yet
+
+CALIBRATION = ("inputs:calibrate", "moments", "sensitivity")
+STAGES = {"inputs": "activations", "quantised": "quantising"}
+
+
+def machine(found: Results) -> str:
+    """The machines that an experiment's rows ran on, in words."""
+    kinds = {
+        f"{record.machine.get('device', '?')}, {record.machine.get('cpus', '?')} processors"
+        for record in found.records
+        if record.machine
+    }
+    return " and ".join(sorted(kinds))
+
+
+def time(name: str, root: Path) -> str:
+    """How long an experiment's products took."""
+    from loraq.estimate import duration
+
+    found = committed(name, root)
+    if found is None:
+        return not_yet(name)
+    spent = _spent(found)
+    parts = [f"{STAGES.get(stage, stage)} {duration(seconds)}" for stage, seconds in spent.items()]
+    return (
+        f"`{name}`, {len(found.records)} rows of {_prompts(found)} prompts: "
+        f"{duration(sum(spent.values()))} ({', '.join(parts)}; metrics not counted) on "
+        f"{machine(found) or 'a machine that the records do not describe'}."
+    )
+
+
+def _spent(found: Results) -> dict[str, float]:
+    """Stage → seconds; a product that several rows share counts once."""
+    spent: dict[str, set[float]] = {}
+    for record in found.records:
+        for stage, seconds in record.timings.items():
+            spent.setdefault(stage.split(":")[0], set()).add(seconds)
+    return {stage: sum(seconds) for stage, seconds in spent.items()}
+
+
+def _prompts(found: Results) -> int:
+    return len(found.records[0].images.get("names", ()))
+
+
+def times(name: str, root: Path) -> str:
+    """`all`: how long the products of every committed experiment took."""
+    from loraq.estimate import duration
+
+    if name != "all":
+        raise unknown("list of times", name, ["all"])
+    lines = ["| experiment | rows | prompts | time | images | quantising | machine |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
+    for experiment in results.names(root):
+        found = results.read(experiment, root)
+        spent = _spent(found)
+        seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
+        cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
+        lines.append(f"| {' | '.join(map(str, [*cells, machine(found)]))} |")
+    return "\n".join(lines)
+
+
+def seconds(name: str, root: Path) -> str:
+    """What each quantised row of an experiment took before its first image."""
+    found = committed(name, root)
+    if found is None:
+        return not_yet(name)
+    lines = ["| row | calibration activations, s | quantising, s |", "| --- | ---: | ---: |"]
+    for record in found.records:
+        spent = record.timings
+        if "quantised" in spent:
+            read = [spent[stage] for stage in CALIBRATION if stage in spent]
+            activations = f"{sum(read):.1f}" if read else "–"
+            lines.append(f"| {record.label} | {activations} | {spent['quantised']:.1f} |")
+    return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machine(found)}."])
