@@ -6,6 +6,7 @@ Sylvester–Hadamard blocks, so x·Wᵀ is unchanged (QuaRot, arXiv 2404.00456, 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -40,20 +41,27 @@ def random_signs(width: int, generator: torch.Generator) -> Tensor:
 
 def hadamard_matrix(block: int) -> Tensor:
     """Sylvester's H_{2n} = [[H, H], [H, −H]] / √2, (block, block) float32, symmetric, H·H = 1."""
-    h = torch.ones(1, 1, dtype=torch.float64)
+    h = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while h.shape[0] < block:
         h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)], 0)
     return (h / math.sqrt(block)).float()
 
 
+@functools.lru_cache(maxsize=32)
+def _held(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The matrix where it is used, made once: every layer of every step asks for it."""
+    with torch.inference_mode(False):  # kept for calls that may differentiate
+        return hadamard_matrix(block).to(device=device, dtype=dtype)
+
+
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·D·H over the last axis, any leading axes; float32 in, float32 out."""
-    h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
+    h = _held(block, x.device, x.dtype)
     blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
     return (blocks @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·H·D, the inverse of `rotate`."""
-    h = hadamard_matrix(block).to(device=x.device, dtype=x.dtype)
+    h = _held(block, x.device, x.dtype)
     return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x)
