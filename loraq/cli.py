@@ -201,8 +201,9 @@ def tables(output: Path, experiments: Sequence[str]) -> None:
 def report(options: argparse.Namespace) -> None:
     """One page of an experiment that was run, or is committed."""
     from loraq.report import write_report
+    from loraq.report.source import located
 
-    folder = Path(options.output) / "results" / options.experiment
+    folder = located(Path(options.output) / "results" / options.experiment)
     target = folder / "report.html" if options.to is None else Path(options.to)
     rows = None if options.rows is None else options.rows.split(",")
     size = write_report(folder, target, rows).stat().st_size

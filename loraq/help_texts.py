@@ -10,6 +10,9 @@ overrides are KEY=VALUE in Hydra's syntax:
   format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
   quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)
   data.count=16  generate.batch_size=4  metrics=paired  tracking=disabled  output=FOLDER
+  data=file data.captions=FILE.txt      prompts of your own, one a line
+      calibration.captions=asset:captions.json   and what calibrated methods read beside them
+  quant.branch.kind=FILE.py             your own way to find L and R (README, "Your own method")
 All settings with their defaults: conf/config.yaml and its groups.
 
 examples:

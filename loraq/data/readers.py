@@ -117,7 +117,13 @@ def json_lines(path: Path, split: str) -> list[Prompt]:
 
 def lines(path: Path, split: str) -> list[Prompt]:
     """One prompt a line; their names are the lines' numbers, from 0000."""
-    return _numbered(_text(path).rstrip().splitlines())
+    texts = _text(path).rstrip().splitlines()
+    if blank := [str(number) for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise LoraqError(
+            f"'{path}': {len(blank)} of {len(texts)} lines are blank, the first is line "
+            f"{blank[0]}. Write a prompt there, or take the line out."
+        )
+    return _numbered(texts)
 
 
 def _numbered(texts: Iterable[str]) -> list[Prompt]:

@@ -16,7 +16,7 @@ from loraq.data import readers
 from loraq.data.manifest import check
 from loraq.data.prompt import Prompt
 from loraq.data.readers import Reader, UnknownSplit, read_prompts
-from loraq.errors import LoraqError, unknown
+from loraq.errors import LoraqError, near_matches, unknown
 
 ImageFile = Callable[[Path, str], Path]  # of a folder and a prompt's name
 SUFFIXES: dict[str, Reader] = {
@@ -181,7 +181,10 @@ def prompts_file(name: str, path: Path, key: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise LoraqError(f"{key}.captions: there is no file '{path}'. {remedy(name, path)}")
+        beside = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = [f"'{path.parent / found}'" for found in near_matches(path.name, beside)]
+        guess = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise LoraqError(f"{key}.captions: there is no file '{path}'.{guess} {remedy(name, path)}")
     check(path)
     files = sorted(path.glob(chosen.prompts))
     if len(files) != 1:

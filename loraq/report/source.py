@@ -43,6 +43,14 @@ class Source:
         return found if whole else []
 
 
+def located(folder: Path) -> Path:
+    """`folder`; or NAME-HASH beside it, where NAME was run with one set of other settings only."""
+    if (folder / ROWS_FILE).is_file() or folder.name in results.names():
+        return folder
+    there = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{ROWS_FILE}")]
+    return there[0] if len(there) == 1 else folder
+
+
 def find(folder: Path) -> Source:
     """The experiment of OUTPUT/results/NAME; the committed one where it was not run."""
     name, output = folder.name, folder.resolve().parents[1]

@@ -124,7 +124,7 @@ def test_coco_takes_one_caption_an_image_by_its_names_hash(tmp_path):
 
 
 REFUSED = {
-    "a blank line": ("list.txt", "a cat\n\na dog\n", "1 prompts are blank, the first is '0001'"),
+    "a blank line": ("list.txt", "a cat\n\na dog\n", "1 of 3 lines are blank, the first is line 2"),
     "an empty prompt": ("list.yaml", "x: a\ny: ''\n", "blank, the first is 'y'"),
     "no mapping": ("list.yaml", "- a\n- b\n", "mapping is expected, not list"),
     "broken YAML": ("list.yaml", "a: [\n", "is no prompt file"),
@@ -147,6 +147,9 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, case):
 def test_a_set_without_its_folder_says_how_to_get_it(tmp_path):
     with pytest.raises(LoraqError, match=r"needs data.captions=FOLDER. `loraq fetch mjhq FOLDER`"):
         data_prompts(DataConfig(set="mjhq", captions=None))
+    (tmp_path / "nine.txt").write_text("a cat\n")
+    with pytest.raises(LoraqError, match=r"there is no file .*nine'\. Did you mean '.*nine\.txt'"):
+        data_prompts(DataConfig(set="file", captions=str(tmp_path / "nine")))
     with pytest.raises(LoraqError, match=r"there is no file"):
         data_prompts(DataConfig(set="mjhq", captions=str(tmp_path / "none")))
     with pytest.raises(LoraqError, match=r"one file meta_data.json there, and there is none"):

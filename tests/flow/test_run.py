@@ -166,6 +166,16 @@ def test_other_models_and_settings_have_tables_of_their_own(overrides, folder):
     assert re.fullmatch(folder, result_folder([row], ["experiment=table1", *overrides]).name)
 
 
+def test_one_methods_run_is_called_by_it(tmp_path):
+    def name(*overrides: str) -> str:
+        rows = [SimpleNamespace(config=config) for config in load_rows(overrides)]
+        return result_folder(rows, overrides).name
+
+    assert name("method=loraq_best") == "loraq_best"
+    assert re.fullmatch(r"loraq_o2-tiny_sana-[0-9a-f]{6}",
+                        name("method=loraq_o2", "model=tiny_sana", "data.count=16"))  # fmt: skip
+
+
 def test_dry_run_tells_and_makes_nothing(overrides, capsys):
     main(["run", "--dry-run", "method=svdquant", *overrides])
     text = capsys.readouterr().out

@@ -152,6 +152,9 @@ def test_the_command_and_its_refusals(finished, tmp_path, capsys):
     target = tmp_path / "page.html"
     main(["report", finished[1].name, "--output", str(output), "--to", str(target)])
     assert target.is_file() and "open it in a browser" in capsys.readouterr().out
+    assert finished[1].name.startswith("rtn-")
+    main(["report", "rtn", "--output", str(output)])  # the only settings that it was run with
+    assert str(finished[1] / "report.html") in capsys.readouterr().out
     with pytest.raises(LoraqError, match=r"Unknown row 'rtm'. Did you mean 'rtn'"):
         write_report(finished[1], target, ["rtm"])
     with pytest.raises(LoraqError, match="Unknown experiment"):
