@@ -35,8 +35,9 @@ def publish(
     work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
     """Write tables and pictures, hand each record to W&B once, and put the summary together."""
+    from loraq.brief_table import brief_table
     from loraq.table_text import to_markdown
-    from loraq.tables import main_table, write_tables
+    from loraq.tables import write_tables
 
     records = [record for _, record in finished]
     config = finished[0][0].config
@@ -54,9 +55,10 @@ def publish(
     with work.timed("W&B"):
         runs, mode = _track(work, finished, pictures)
     write_json(folder / ROWS_FILE, rows)
+    others = ", ".join([*_others(folder), ".tex", ".csv"])
     lines = [
-        to_markdown(main_table(records, baseline)),
-        f"Tables:  {folder}/main.md (also {', '.join(['.tex', '.csv', *_others(folder)])})",
+        to_markdown(brief_table(records, baseline)),
+        f"Tables:  {folder}/main.md has all columns (also {others})",
         *(f"Picture: {path}" for path in pictures),
         f"Images:  {work.store.path('images', finished[-1][0].keys['images'])} (of the last row)",
         *([f"Report:  {_report(folder)}"] if folder.parent.name == "results" else []),

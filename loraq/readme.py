@@ -24,10 +24,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loraq import bench_tables, results, time_tables
+from loraq.brief_table import brief_table
 from loraq.errors import LoraqError, unknown
 from loraq.results import ROOT, Results, committed, not_yet
 from loraq.store import write_bytes
-from loraq.table_text import Cell, Item, Table, to_markdown
+from loraq.table_text import to_markdown
 from loraq.tables import all_tables
 
 PAGES = (
@@ -95,27 +96,12 @@ def table(name: str, root: Path) -> str:
     return f"{to_markdown(tables[part or 'main'])}\n{_origin(found)}"
 
 
-BRIEF = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
-BRIEF_PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
-
-
 def brief(name: str, root: Path) -> str:
-    """The main table's few columns that are read first, and the paired differences beside them."""
+    """The columns that are read first (`brief_table`)."""
     found = committed(name, root)
     if found is None:
         return not_yet(name)
-    tables = all_tables(found.records, found.baseline)
-    main, paired = tables["main"], tables["paired"]
-    differences = {row[0]: _chosen(paired, BRIEF_PAIRED, row) for row in paired.rows}
-    itself: list[Item] = [Cell(reason="what the other rows are compared with")] * len(BRIEF_PAIRED)
-    rows = [[*_chosen(main, BRIEF, row), *differences.get(row[0], itself)] for row in main.rows]
-    notes = list(dict.fromkeys([*main.notes, *paired.notes]))
-    title = f"Results, and {paired.title[0].lower()}{paired.title[1:]}"
-    return f"{to_markdown(Table(title, [*BRIEF, *BRIEF_PAIRED], rows, notes))}\n{_origin(found)}"
-
-
-def _chosen(table: Table, columns: Sequence[str], row: Sequence[Item]) -> list[Item]:
-    return [row[table.columns.index(column)] for column in columns]
+    return f"{to_markdown(brief_table(found.records, found.baseline))}\n{_origin(found)}"
 
 
 def _origin(found: Results) -> str:

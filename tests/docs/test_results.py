@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from loraq import bench_tables, readme, results, time_tables
+from loraq import bench_tables, brief_table, readme, results, time_tables
 from loraq.errors import LoraqError
 from loraq.record import save
 from loraq.store import write_json
@@ -96,8 +96,8 @@ def test_the_brief_table_has_a_few_columns_of_both(root, finished):
     text = readme.brief("demo", root)
     both = {part: cells(readme.table(f"demo{part}", root)) for part in ("", "/paired")}
     for label, row in cells(text).items():
-        assert list(row) == [*readme.BRIEF, *readme.BRIEF_PAIRED]
-        differences = both["/paired"].get(label, dict.fromkeys(readme.BRIEF_PAIRED, "–"))
+        assert list(row) == [*brief_table.MAIN, *brief_table.PAIRED]
+        differences = both["/paired"].get(label, dict.fromkeys(brief_table.PAIRED, "–"))
         assert row.items() <= (both[""][label] | differences).items()
     assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
 
