@@ -35,9 +35,9 @@ def publish(
     work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
     """Write tables and pictures, hand each record to W&B once, and put the summary together."""
-    from loraq.brief_table import brief_table
-    from loraq.table_text import to_markdown
     from loraq.tables import write_tables
+    from loraq.tables.brief import brief_table
+    from loraq.tables.text import to_markdown
 
     records = [record for _, record in finished]
     config = finished[0][0].config
@@ -94,7 +94,8 @@ def _pictures(
 
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not grid.is_file():
-        from loraq import diagrams, pictures
+        from loraq import pictures
+        from loraq.pictures import diagrams
 
         for old in folder.glob("*.png"):
             old.unlink()
@@ -173,8 +174,8 @@ def summary(record: Record) -> str:
 
 def rewrite(output: Path, experiments: Sequence[str]) -> str:
     """The tables of experiments that were run, made again from their records; their text."""
-    from loraq.table_text import to_markdown
     from loraq.tables import main_table, write_tables
+    from loraq.tables.text import to_markdown
 
     lines = []
     for name in experiments or finished_experiments(output):

@@ -23,13 +23,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loraq import bench_tables, results, time_tables
-from loraq.brief_table import brief_table
+from loraq import results
 from loraq.errors import LoraqError, unknown
 from loraq.results import ROOT, Results, committed, not_yet
 from loraq.store import write_bytes
-from loraq.table_text import to_markdown
 from loraq.tables import all_tables
+from loraq.tables import bench as bench_tables
+from loraq.tables import times as time_tables
+from loraq.tables.brief import brief_table
+from loraq.tables.text import to_markdown
 
 PAGES = (
     "*.md",

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraq.diagrams import draw
 from loraq.errors import LoraqError, unknown
+from loraq.pictures.diagrams import draw
 from loraq.publish import ROWS_FILE
 from loraq.record import Record, load
 from loraq.store import write_bytes

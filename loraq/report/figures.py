@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq.diagrams import draw
+from loraq.pictures.diagrams import draw
 from loraq.record import Record
 from loraq.report.gallery import picture
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loraq.diagrams import tradeoff
-from loraq.plot_style import COLOURS
-from loraq.plots import Point, frontier
+from loraq.pictures.diagrams import tradeoff
+from loraq.pictures.plots import Point, frontier
+from loraq.pictures.style import COLOURS
 from loraq.record import Record
 from loraq.report.figures import at_night
 

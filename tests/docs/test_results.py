@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
-from loraq import bench_tables, brief_table, readme, results, time_tables
+from loraq import readme, results
 from loraq.errors import LoraqError
 from loraq.record import save
 from loraq.store import write_json
-from tests.test_tables import rows
+from loraq.tables import bench, brief, times
+from tests.tables.test_tables import rows
 
 PAGE = "# T\n\n<!-- generated: table demo -->\n<!-- /generated -->\n\nend\n"
 
@@ -96,8 +97,8 @@ def test_the_brief_table_has_a_few_columns_of_both(root, finished):
     text = readme.brief("demo", root)
     both = {part: cells(readme.table(f"demo{part}", root)) for part in ("", "/paired")}
     for label, row in cells(text).items():
-        assert list(row) == [*brief_table.MAIN, *brief_table.PAIRED]
-        differences = both["/paired"].get(label, dict.fromkeys(brief_table.PAIRED, "–"))
+        assert list(row) == [*brief.MAIN, *brief.PAIRED]
+        differences = both["/paired"].get(label, dict.fromkeys(brief.PAIRED, "–"))
         assert row.items() <= (both[""][label] | differences).items()
     assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
 
@@ -112,13 +113,13 @@ def test_a_shared_product_counts_once(root, finished):
         record["machine"] = {"device": "cpu", "cpus": 2}
         path.write_text(json.dumps(record))
     results.take(finished, root)
-    text = time_tables.time("demo", root)
+    text = times.time("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text
     assert "cpu, 2 processors" in text
-    line = time_tables.times("all", root).splitlines()[2]
+    line = times.times("all", root).splitlines()[2]
     assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
     assert "| 1 min 39 s | 0 min 30 s |" in line
-    (row,) = time_tables.seconds("demo", root).splitlines()[2:3]
+    (row,) = times.seconds("demo", root).splitlines()[2:3]
     assert row.endswith("| 8.0 | 0.2 |")
 
 
@@ -191,4 +192,4 @@ def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
     made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
     path = tmp_path / "forward_x.json"
     write_json(path, {"settings": settings, "modules": modules} | made)
-    assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench_tables.markdown(path)
+    assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench.markdown(path)

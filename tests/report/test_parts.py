@@ -18,7 +18,7 @@ from loraq.report.figures import INK, both_schemes, figures
 from loraq.report.heat import LEVELS, heat_maps
 from loraq.report.pareto import HEIGHT, WIDTH, pareto
 from loraq.report.views import cell_view, table_view
-from loraq.table_text import Cell, Table
+from loraq.tables.text import Cell, Table
 
 
 def test_committed_records_give_a_page_that_says_where_pictures_come_from(tmp_path):

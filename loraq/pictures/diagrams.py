@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from loraq.record import Record
 
 if TYPE_CHECKING:
-    from loraq.plots import Point
+    from loraq.pictures.plots import Point
 
 MEMORY_SPREAD = 0.2
 """Bits per weight between rows from which quality against memory is worth a picture."""
@@ -40,8 +40,8 @@ class Tradeoff:
 
 def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
     """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
-    from loraq.plots import Point
-    from loraq.table_columns import column
+    from loraq.pictures.plots import Point
+    from loraq.tables.columns import column
 
     rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
     for name in ("lpips", "psnr"):
@@ -61,7 +61,7 @@ def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
 
 
 def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    from loraq.plots import pareto_plot
+    from loraq.pictures.plots import pareto_plot
 
     found = tradeoff(records)
     if found is None:
@@ -71,7 +71,7 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
 
 
 def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    from loraq.plots import steps_plot
+    from loraq.pictures.plots import steps_plot
 
     series = {r.label or r.row: r.analyses["steps"] for r in records if r.analyses.get("steps")}
     return [steps_plot(series, folder / f"error_steps{suffix}")] if series else []
@@ -79,7 +79,7 @@ def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
 
 def _losses(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Each row's loss by round, the mean over its groups of layers."""
-    from loraq.plots import convergence_plot
+    from loraq.pictures.plots import convergence_plot
 
     lines = {}
     for record in records:
@@ -103,7 +103,7 @@ def _judged_by(record: Record) -> str:
 
 def _allocations(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Who got which rank and bits, for every row that gave them out."""
-    from loraq.plots import allocation_map
+    from loraq.pictures.plots import allocation_map
 
     drawn = []
     for record in records:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.record import Record
-from loraq.table_text import Cell, Item, Table
 from loraq.tables import all_tables
+from loraq.tables.text import Cell, Item, Table
 
 MAIN = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
 PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")

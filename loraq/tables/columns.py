@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraq.record import Record
-from loraq.table_text import Cell
+from loraq.tables.text import Cell
 
 EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
 COUNTED = "counted from what is stored: no sampling, no interval"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.plot_style import FRAME, MARKERS, figure_at, label_points, log_y, look
+from loraq.pictures.style import FRAME, MARKERS, figure_at, label_points, log_y, look
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from loraq import statistics
 from loraq.errors import LoraqError, unknown
 from loraq.record import Record, load
-from loraq.table_columns import (
+from loraq.tables.columns import (
     EQUAL_MEMORY,
     bits_cell,
     column,
@@ -21,7 +21,7 @@ from loraq.table_columns import (
     metric_names,
     titles,
 )
-from loraq.table_text import Cell, Item, Table, to_csv, to_latex, to_markdown
+from loraq.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
 
 SIGNIFICANCE = 0.05  # of a family of claims, after Holm
 _A_MODEL = "a statement about a model of the weights: no sampling, no interval"

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraq import plot_style, plots
 from loraq.errors import LoraqError
-from loraq.plots import Point
+from loraq.pictures import plots, style
+from loraq.pictures.plots import Point
 
 ROLES = ("all", "self_q", "ff_up", "ff_down")
 SERIES = {
@@ -69,7 +69,7 @@ def test_pictures_are_whole_and_the_same_bytes_each_time(name: str, tmp_path: Pa
 
 def test_higher_errors_are_drawn_higher_and_all_of_them_in_black(tmp_path: Path):
     path = plots.steps_plot({"one": SERIES["both"]}, tmp_path / "s.png")
-    heights = [coloured(path, plot_style.COLOURS[n])[:, 0].max() for n in range(3)]
+    heights = [coloured(path, style.COLOURS[n])[:, 0].max() for n in range(3)]
     assert heights[0] > heights[1] > heights[2], "self_q < ff_up < ff_down"
     falling = {role: values[::-1] for role, values in SERIES["both"].items()}
     assert plots.steps_plot({"one": falling}, tmp_path / "t.png").read_bytes() != path.read_bytes()
@@ -94,12 +94,12 @@ def test_frontier_holds_what_nothing_as_small_beats(higher: bool):
 
 def test_labels_of_crowded_points_do_not_overlap(tmp_path: Path):
     """Twelve points of nearly equal memory and quality: each label readable, none outside."""
-    with plot_style.figure_at(tmp_path / "p.png", (7, 5)) as figure:
+    with style.figure_at(tmp_path / "p.png", (7, 5)) as figure:
         axes = figure.subplots()
         places = [(4.9 + 0.01 * (n % 3), 30 + 0.5 * n) for n in range(12)]
         axes.plot(*zip((4, 20), *places, (6, 40), strict=True), "o")
         labels = [(f"method number {n}", x, y, "#0072B2") for n, (x, y) in enumerate(places)]
-        plot_style.label_points(axes, labels, [(x, y, x, y) for x, y in places])
+        style.label_points(axes, labels, [(x, y, x, y) for x, y in places])
         figure.draw_without_rendering()
         boxes = [note.get_window_extent() for note in axes.texts if note.get_text()]
         assert len(boxes) == 12
@@ -110,10 +110,10 @@ def test_labels_of_crowded_points_do_not_overlap(tmp_path: Path):
 
 def test_more_bits_are_framed_and_higher_ranks_are_darker(tmp_path: Path):
     path = plots.allocation_map(CHOICE, tmp_path / "a.png")
-    frame = coloured(path, plot_style.FRAME)
+    frame = coloured(path, style.FRAME)
     uniform = {name: (*entry[:3], 4) for name, entry in CHOICE.items()}
     plain = plots.allocation_map(uniform, tmp_path / "b.png")
-    assert len(frame) > 100 and not len(coloured(plain, plot_style.FRAME))
+    assert len(frame) > 100 and not len(coloured(plain, style.FRAME))
     height, width = np.asarray(Image.open(path)).shape[:2]
     assert frame[:, 1].mean() < width / 2 and abs(frame[:, 0].mean() - height / 2) < height / 8
 
