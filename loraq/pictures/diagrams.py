@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MEMORY_SPREAD = 0.2
 """Bits per weight between rows from which quality against memory is worth a picture."""
+POINTS = 16
+"""With more rows than this their labels cover one another: they are ranked instead."""
 
 
 def draw(
@@ -66,8 +68,29 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     found = tradeoff(records)
     if found is None:
         return []
+    if len(found.points) > POINTS:
+        return _ranking(records, folder, suffix)
     path, higher = folder / f"pareto{suffix}", found.higher_is_better
     return [pareto_plot(found.points, path, y=found.metric, higher_is_better=higher)]
+
+
+def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
+    """The rows that were compared with the 16-bit images, in order."""
+    from loraq.pictures.ranking import Ranked, ranking_plot
+    from loraq.tables.columns import column
+
+    names = [n for n in ("psnr", "lpips") if any(n in record.metrics for record in records)]
+    rows = []
+    for record in records:
+        entries = {n: record.metrics.get(n, {}) for n in names}
+        if any(entry.get("value") is None for entry in entries.values()):
+            continue
+        values = {column(n).title: (e["value"], e["lo"], e["hi"]) for n, e in entries.items()}
+        bits = f"{record.budget['bits_per_weight']:.2f}"
+        family = str(record.config.get("method", record.row))
+        rows.append(Ranked(f"{record.label or record.row}  ({bits})", family, values))
+    higher = {column(n).title: n == "psnr" for n in names}
+    return [ranking_plot(rows, folder / f"ranking{suffix}", higher)] if rows else []
 
 
 def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.pictures.style import FRAME, MARKERS, figure_at, label_points, log_y, look
+from loraq.pictures.style import FRAME, MARKERS, figure_at, label_points, log_scale, look
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def steps_plot(
                     handles[role] = axis.plot(places, values, **looks[role])[0]
             axis.set_title(textwrap.fill(row, PANEL_TITLE))
             axis.xaxis.get_major_locator().set_params(integer=True)
-        log_y(axes[0])
+        log_scale(axes[0])
         for number in range(len(series), len(axes)):
             axes[number].axis("off")
             axes[number - columns].tick_params(labelbottom=True)
@@ -166,7 +166,7 @@ def convergence_plot(
             axis.plot(len(values), values[-1], "o", color=style["color"], markersize=5)
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
-        log_y(axis)
+        log_scale(axis)
         axis.set_xlabel("round")
         axis.set_ylabel(y)
         axis.set_title(title)

@@ -76,20 +76,21 @@ def look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 1.4}
 
 
-def log_y(axes: Any) -> None:
-    """A logarithmic y axis whose ticks say plain numbers also where it spans less than a decade."""
+def log_scale(axes: Any, side: str = "y") -> None:
+    """A logarithmic axis whose ticks say plain numbers also where it spans less than a decade."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    axes.set(**{f"{side}scale": "log"})
+    axis = getattr(axes, f"{side}axis")
+    low, high = axis.get_view_interval()
     decades = math.log10(high / low)
     if decades < 0.3:
-        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axis.set_major_locator(MaxNLocator(6))
     elif decades < 3:
         fine = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 0.8 else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=fine))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter("{x:g}")
+        axis.set_major_locator(LogLocator(subs=fine))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter("{x:g}")
 
 
 def label_points(

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from loraq import results
 from loraq.errors import LoraqError
 from loraq.pictures import plots, style
+from loraq.pictures.diagrams import draw
 from loraq.pictures.plots import Point
+from loraq.pictures.ranking import Ranked, ranking_plot
 
 ROLES = ("all", "self_q", "ff_up", "ff_down")
 SERIES = {
@@ -35,7 +38,13 @@ CHOICE = {
     for block in range(5)
     for place, role in enumerate(ROLES[1:])
 }
+RANKED = [
+    Ranked(p.label, p.family, {"PSNR": (p.y, p.lo, p.hi), "LPIPS": (1 / p.y, None, None)})
+    for p in POINTS
+]
+HIGHER = {"PSNR": True, "LPIPS": False}
 PICTURES = {
+    "ranking": lambda path: ranking_plot(RANKED, path, HIGHER, "all"),
     "steps": lambda path: plots.steps_plot(SERIES, path, "by role"),
     "pareto": lambda path: plots.pareto_plot(POINTS, path, title="quality"),
     "convergence": lambda path: plots.convergence_plot(LOSSES, path),
@@ -120,11 +129,12 @@ def test_more_bits_are_framed_and_higher_ranks_are_darker(tmp_path: Path):
 
 def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
     out = tmp_path / "none.png"
-    for draw, words in (
+    for call, words in (
         (lambda: plots.steps_plot({}, out), "without an error above 0"),
         (lambda: plots.steps_plot({"row": {"all": [0.0]}}, out), "without an error above 0"),
         (lambda: plots.steps_plot(SERIES, out, steps=[0, 1]), "2 steps"),
         (lambda: plots.pareto_plot([], out), "0 points"),
+        (lambda: ranking_plot(RANKED, out, HIGHER | {"SSIM": True}), r"without all of .*RTN"),
         (lambda: plots.pareto_plot([Point("16-bit", "f", 16, float("inf"))], out), "16-bit"),
         (lambda: plots.convergence_plot({}, out), "without a loss above 0"),
         (lambda: plots.convergence_plot({"rtn": []}, out), "without a loss above 0"),
@@ -132,5 +142,28 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
         (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "another entry"),
     ):
         with pytest.raises(LoraqError, match=words):
-            draw()
+            call()
     assert not out.exists()
+
+
+def test_a_ranking_has_the_best_row_on_top_of_every_panel(tmp_path: Path):
+    rows = [
+        Ranked(
+            str(value), f"family {value}", {"PSNR": (value, None, None), "LPIPS": (1 / value,) * 3}
+        )
+        for value in (20.0, 40.0, 30.0)
+    ]
+    for higher in (HIGHER, {"LPIPS": False, "PSNR": True}, {"LPIPS": False}):
+        path = ranking_plot(rows, tmp_path / "r.png", higher)
+        dots = [coloured(path, style.COLOURS[n]) for n in range(3)]
+        panels = 0.8 * Image.open(path).width  # the legend stands to the right of them
+        heights = [found[found[:, 1] < panels, 0].mean() for found in dots]
+        assert heights[1] < heights[2] < heights[0]
+
+
+def test_many_rows_are_ranked_and_few_are_set_against_memory(tmp_path: Path):
+    names = {}
+    for name in ("table1", "ablation_pareto"):
+        records = results.read(name).records
+        names[name] = [path.name for path in draw(records, tmp_path / name)]
+    assert names == {"table1": ["ranking.png"], "ablation_pareto": ["pareto.png"]}
