@@ -5,7 +5,8 @@ A page marks what is generated; everything between the two lines is rewritten:
     <!-- generated: table demo -->
     <!-- /generated -->
 
-`table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits), `brief EXPERIMENT`, `time EXPERIMENT`,
+`table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits) and `brief EXPERIMENT`, both with @ROW
+behind where differences are not to the experiment's own baseline, `time EXPERIMENT`,
 `times all` (a table of all experiments'), `seconds EXPERIMENT` (each row's), `reported FILE`,
 `bench RECORD` of results/bench/.
 
@@ -88,11 +89,12 @@ def refresh_all(check: bool = False, root: Path = ROOT) -> list[Path]:
 
 def table(name: str, root: Path) -> str:
     """`EXPERIMENT` or `EXPERIMENT/TABLE`: a table of `loraq.tables`, and where it comes from."""
+    name, _, row = name.partition("@")
     experiment, _, part = name.partition("/")
     found = committed(experiment, root)
     if found is None:
         return not_yet(experiment)
-    tables = all_tables(found.records, found.baseline)
+    tables = all_tables(found.records, row or found.baseline)
     if (part or "main") not in tables:
         raise unknown(f"table of {experiment}", part, tables)
     return f"{to_markdown(tables[part or 'main'])}\n{_origin(found)}"
@@ -100,10 +102,11 @@ def table(name: str, root: Path) -> str:
 
 def brief(name: str, root: Path) -> str:
     """The columns that are read first (`brief_table`)."""
+    name, _, row = name.partition("@")
     found = committed(name, root)
     if found is None:
         return not_yet(name)
-    return f"{to_markdown(brief_table(found.records, found.baseline))}\n{_origin(found)}"
+    return f"{to_markdown(brief_table(found.records, row or found.baseline))}\n{_origin(found)}"
 
 
 def _origin(found: Results) -> str:

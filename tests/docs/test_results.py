@@ -101,6 +101,14 @@ def test_the_brief_table_has_a_few_columns_of_both(root, finished):
         differences = both["/paired"].get(label, dict.fromkeys(brief.PAIRED, "–"))
         assert row.items() <= (both[""][label] | differences).items()
     assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
+    other = readme.brief("demo@rtn", root)
+    label = next(
+        record.label for record in results.read("demo", root).records if record.row == "rtn"
+    )
+    assert f"paired differences to {label or 'rtn'}" in other and other != text
+    assert f"differences to {label or 'rtn'}" in readme.table("demo/paired@rtn", root)
+    with pytest.raises(LoraqError, match="Did you mean 'rtn'"):
+        readme.brief("demo@rtm", root)
 
 
 def test_a_shared_product_counts_once(root, finished):
