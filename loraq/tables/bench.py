@@ -185,7 +185,26 @@ def _resume(found: Found) -> list[str]:
     return _table(columns, [found])
 
 
+AGAIN: Columns = {
+    "row": lambda row: row["row"],
+    "PSNR": lambda row: f"{row['psnr']['first']:.2f}",
+    "again": lambda row: f"{row['psnr']['last']:.2f}",
+    "difference": lambda row: (
+        f"{row['psnr']['mean']:+.2f} [{row['psnr']['lo']:.2f}, {row['psnr']['hi']:.2f}]"
+    ),
+    "LPIPS": lambda row: f"{row['lpips']['first']:.4f}",
+    "LPIPS again": lambda row: f"{row['lpips']['last']:.4f}",
+}
+
+
+def _again(found: Found) -> list[str]:
+    spread, count = found["root_mean_square"], len(found["rows"])
+    told = f"Root mean square of the {count} differences: {spread['psnr']:.2f} dB in PSNR, "
+    return [*_plain(AGAIN, "rows")(found), "", f"{told}{spread['lpips']:.4f} in LPIPS."]
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
+    "again": _again,
     "floor": _floor,
     "forward": _forward,
     "fullsize": _plain(FULLSIZE, "rows", text=2),

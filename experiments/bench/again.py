@@ -1,0 +1,92 @@
+"""The same rows made twice, on other machines or with other last bits: how far apart do they end?
+
+    python -m experiments.bench.again [--model tiny_sana] [--output outputs] [--to FILE.json]
+
+Reads the committed records and those under OUTPUT, and pairs records of one recipe, model, prompts
+and seeds whose images nevertheless differ: float products were summed in another order (another
+processor or library), 4-bit rounding made other codes of it, and a denoising trajectory other
+images. Each pair gives the difference of PSNR and LPIPS, later minus earlier, over the same
+prompts; both are taken to the 16-bit images of their own time and place. The root mean square of
+the differences is what two rows of a table can be apart by such accidents alone, which the tables'
+intervals, over prompts, do not hold.
+
+Expected time: seconds. Outcome: results/bench/again_*.json, docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+from loraq import record
+from loraq.errors import LoraqError
+from loraq.record import Record
+from loraq.results import RECORDS, ROOT
+from loraq.statistics import paired_difference
+
+METRICS = ("psnr", "lpips")
+SAME = ("quant", "data", "generate", "calibration", "compute")
+
+
+def records(output: Path, model: str) -> list[Record]:
+    """Every quantised row's record of this model, the earliest first."""
+    committed = (ROOT / "results").glob(f"*/{RECORDS}/*.json")
+    found = map(record.load, [*committed, *output.glob("record/*/record.json")])
+    mine = [r for r in found if r.config["model"]["name"] == model and r.config["quant"]]
+    return sorted(mine, key=lambda r: r.created)
+
+
+def pairs(found: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """(first, last) of the records that state the same and have other images."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for one in found:
+        if all(one.metrics.get(name, {}).get("per_image") for name in METRICS):
+            stated = {name: one.config.get(name) for name in SAME}
+            key = [stated, one.model_hash, one.images["names"]]
+            groups[json.dumps(key, sort_keys=True)].append(one)
+    ends = [(group[0], group[-1]) for group in groups.values()]
+    return [(a, b) for a, b in ends if a.images["hash"] != b.images["hash"]]
+
+
+def compare(first: Record, last: Record) -> dict[str, Any]:
+    """One row of the table."""
+    row: dict[str, Any] = {"row": last.label or last.row, "commits": [first.commit, last.commit]}
+    for name in METRICS:
+        before, after = (r.metrics[name]["per_image"] for r in (first, last))
+        difference = paired_difference(after, before)
+        row[name] = {"first": first.metrics[name]["value"], "last": last.metrics[name]["value"]}
+        row[name] |= difference._asdict()
+    return row
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compares, prints, writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny_sana")
+    parser.add_argument("--output", type=Path, default=Path("outputs"))
+    parser.add_argument("--to", type=Path, metavar="FILE.json")
+    options = parser.parse_args(arguments)
+    rows = [compare(*pair) for pair in pairs(records(options.output, options.model))]
+    if not rows:
+        raise LoraqError(
+            f"No row of {options.model} was made twice with other images, in results/ and "
+            f"'{options.output}'. Run one of its experiments on another machine first."
+        )
+    spread = {
+        name: sqrt(sum(row[name]["mean"] ** 2 for row in rows) / len(rows)) for name in METRICS
+    }
+    for row in sorted(rows, key=lambda row: row["psnr"]["mean"]):
+        print(f"{row['psnr']['mean']:+.2f} dB  {row['lpips']['mean']:+.4f}  {row['row']}")
+    print(f"root mean square of {len(rows)}: {spread['psnr']:.2f} dB, LPIPS {spread['lpips']:.4f}")
+    if options.to is not None:
+        result = {"settings": {"model": options.model}, "rows": rows, "root_mean_square": spread}
+        record.save_findings(result, options.to)
+
+
+if __name__ == "__main__":
+    main()
