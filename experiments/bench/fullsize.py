@@ -8,7 +8,8 @@ Each row is the command `loraq quantize` on the synthetic snapshot that `make_fu
 an empty cache, in a process of its own. Read from outside, ten times a second: anonymous memory
 (RssAnon; pages of mapped files do not count) above that of a bare `import torch`, and from the
 progress bar the estimate of the whole time after the first tenth. Weight errors are of random
-weights: they say that rows computed something comparable, nothing about quality.
+weights: they say that rows computed something comparable, nothing about quality. Rows that
+FILE.json holds are kept: delete it to measure all of them again.
 
 Expected time and outcome: not measured yet.
 """
@@ -109,16 +110,25 @@ def _estimate(log: str) -> dict[str, float | None]:
 
 def _quantised(output: Path) -> dict[str, Any]:
     """What the packed layers' own files say: seconds of the groups, mean error, bytes."""
-    from safetensors import safe_open
+    from loraq.checkpoint import load_group
 
-    seconds, losses, count = 0.0, 0.0, 0
+    seconds, losses = [], []
     files = sorted(output.glob("quantised/*/*.safetensors"))
     for path in files:
-        with safe_open(path, framework="pt") as stream:
-            info = json.loads(stream.metadata()["info"])
-        seconds, losses, count = seconds + info["seconds"], losses + info["losses"][-1], count + 1
+        _, notes = load_group(path)
+        seconds.append(notes["seconds"])
+        losses.append(notes["losses"][-1])
     size = sum(path.stat().st_size for path in files)
-    return {"group_seconds": seconds, "mean_weight_error": losses / count, "file_bytes": size}
+    error = sum(losses) / len(losses)
+    return {"group_seconds": sum(seconds), "mean_weight_error": error, "file_bytes": size}
+
+
+def measured(output: Path | None) -> list[dict[str, Any]]:
+    """The rows that the record holds already: an interrupted bench goes on behind them."""
+    if output is None or not output.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    return rows
 
 
 def summary(model: str, row: dict[str, Any]) -> str:
@@ -142,13 +152,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    bare, rows = bare_torch(), []
+    bare, rows = bare_torch(), measured(options.output)
     for chosen in options.formats:
         for method in options.methods:
+            if any((row["format"], row["method"]) == (chosen, method) for row in rows):
+                continue
             settings = settings_of(method, chosen)
             with tempfile.TemporaryDirectory() as output:
                 row = quantise(options.model, options.folder, settings, Path(output))
-            row |= {"method": method, "format": chosen}
+            row |= {"method": method, "format": chosen, "commit": record.commit()}
             row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
             rows.append(row)
             print(summary(options.model, row), flush=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
 
-from experiments.bench import make_fullsize
+from experiments.bench import fullsize, make_fullsize, resume
 from loraq import recipe
 from loraq.checkpoint import load_group
 from loraq.cli import main
@@ -99,3 +99,28 @@ def test_streaming_packs_the_same_layers(snapshot, tmp_path):
         other = whole.layers[name]
         assert torch.equal(layer.weight.codes, other.weight.codes)
         assert torch.equal(layer.left.codes, other.left.codes)
+
+
+def test_the_benches_measure_the_command_and_keep_what_they_have_measured(
+    snapshot, tmp_path, capsys
+):
+    """Seconds and memory of a row; a row that the record holds is not made again."""
+    asked = ["pixart_sigma", str(snapshot), "--methods", "rtn", "--formats", "int4"]
+    asked += ["--output", str(tmp_path / "fullsize.json")]
+    fullsize.main(asked)
+    (row,) = json.loads((tmp_path / "fullsize.json").read_text())["rows"]
+    assert 0.01 < row["group_seconds"] < row["wall_seconds"]
+    assert 0 < row["peak_above_torch_bytes"] < 3 << 29 and row["file_bytes"] > 1e6
+    capsys.readouterr()
+    before = (tmp_path / "fullsize.json").read_bytes()
+    fullsize.main(asked)
+    assert (tmp_path / "fullsize.json").read_bytes() == before and not capsys.readouterr().out
+
+
+def test_a_killed_run_ends_in_an_undisturbed_ones_bytes(snapshot, tmp_path):
+    found = tmp_path / "resume.json"
+    asked = ["--method", "lqer", "--kills", "1", "--output", str(found)]
+    resume.main(["pixart_sigma", str(snapshot), *asked])
+    record = json.loads(found.read_text())
+    assert record["identical"] and record["kept"]
+    assert 0 < record["kills"][0]["files"] < record["settings"]["files"] == 6
