@@ -8,6 +8,7 @@
 `outputs/` is a workplace and stays out of git. What is to be kept is taken over from there:
 
     python -m loraq.results outputs/results/demo
+    python -m loraq.results outputs/results/table1/rows/rtn     (one row, made again)
 
 Reads records and nothing else: no torch, no images, no W&B.
 """
@@ -27,7 +28,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.pictures.diagrams import draw
 from loraq.publish import ROWS_FILE
 from loraq.record import Record, load
-from loraq.store import write_bytes
+from loraq.store import write_bytes, write_json
 from loraq.tables import write_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,11 +90,38 @@ def take(source: Path, root: Path = ROOT) -> Path:
     for row, path in paths.items():
         write_bytes(target / RECORDS / f"{row}.json", path.read_bytes())
     write_bytes(target / ROWS_FILE, (source / ROWS_FILE).read_bytes())
+    _finish(target, root)
+    return target
+
+
+def take_row(source: Path, root: Path = ROOT) -> Path:
+    """Put the rows of OUTPUT/results/NAME/rows/ROW in the place of NAME's committed ones.
+
+    The 16-bit row, which such a run lists as well, stays the committed one.
+    """
+    target = root / "results" / source.resolve().parents[1].name
+    listed = json.loads((target / ROWS_FILE).read_text(encoding="utf-8"))
+    places = {row["row"]: place for place, row in enumerate(listed["rows"])}
+    made = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
+    for row in made:
+        if row["row"] not in places:
+            raise unknown(f"row of {target.name}", row["row"], places)
+        path = source.resolve().parents[3] / "record" / row["record"] / "record.json"
+        if not load(path).config.get("quant"):
+            continue
+        write_bytes(target / RECORDS / f"{row['row']}.json", path.read_bytes())
+        listed["rows"][places[row["row"]]] = row
+    write_json(target / ROWS_FILE, listed)
+    _finish(target, root)
+    return target
+
+
+def _finish(target: Path, root: Path) -> None:
+    """Tables and pictures of records that have just come."""
     refresh_tables(target.name, root)
     for old in target.glob("*.png"):
         old.unlink()
     draw(read(target.name, root).records, target)
-    return target
 
 
 def refresh_tables(name: str, root: Path = ROOT, check: bool = False) -> list[Path]:
@@ -155,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="such as outputs/results/demo")
     with answering():
         for folder in parser.parse_args(arguments).folders:
-            target = take(folder)
+            one_row = folder.resolve().parent.name == "rows"
+            target = take_row(folder) if one_row else take(folder)
             print(f"{target.relative_to(ROOT)}: {len(read(target.name).records)} records")
             if rows := changed_checkouts(read(target.name)):
                 print(

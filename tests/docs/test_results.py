@@ -111,6 +111,27 @@ def test_the_brief_table_has_a_few_columns_of_both(root, finished):
         readme.brief("demo@rtm", root)
 
 
+def test_one_row_made_again_takes_its_place(root, finished):
+    results.take(finished, root)
+    before = results.read("demo", root)
+    old = next(record for record in before.records if record.row == "rtn")
+    config = {**old.config, "quant": {"weight": {"name": "int4"}}}
+    again = type(old)(**{**old.__dict__, "key": "new", "commit": "def", "config": config})
+    for record in (again, before.records[0]):
+        save(record, root / "outputs" / "record" / record.key / "record.json")
+    folder = finished / "rows" / "rtn"
+    folder.mkdir(parents=True)
+    listed = [{"row": record.row, "record": record.key} for record in (before.records[0], again)]
+    write_json(folder / "rows.json", {"baseline": None, "rows": listed})
+    results.take_row(folder, root)
+    after = results.read("demo", root)
+    assert after.baseline == before.baseline
+    assert [r.commit for r in after.records] == ["def" if r.row == "rtn" else "abc" for r in rows()]
+    write_json(folder / "rows.json", {"baseline": None, "rows": [{"row": "rtm", "record": "new"}]})
+    with pytest.raises(LoraqError, match=r"Unknown row of demo 'rtm'. Did you mean 'rtn'"):
+        results.take_row(folder, root)
+
+
 def test_a_shared_product_counts_once(root, finished):
     for number, own in enumerate((10.0, 20.0)):
         path = root / "outputs" / "record" / f"k{number}" / "record.json"
