@@ -90,7 +90,7 @@ def test_heat_maps_share_a_scale():
     records = results.read("demo").records
     maps = heat_maps(records, records[:3])
     assert [map.label for map in maps.first] == ["RTN", "SVDQuant, 16-bit branch"]
-    assert len(maps.first) + len(maps.others) == 4  # the 16-bit row has no quantised layers
+    assert len(maps.first) + len(maps.others) == 5  # the 16-bit row has no quantised layers
     cells = [
         cell
         for map in (*maps.first, *maps.others)
@@ -99,7 +99,7 @@ def test_heat_maps_share_a_scale():
         if cell
     ]
     errors = [layer["output_error"] for record in records for layer in record.layers]
-    assert len(cells) == len(errors) == 4 * 48
+    assert len(cells) == len(errors) == 5 * 48
     assert (maps.low, maps.high) == (f"{min(errors):.3f}", f"{max(errors):.3f}")
     ranked = sorted((float(number), level) for number, level in cells)
     assert [level for _, level in ranked] == sorted(level for _, level in ranked)
