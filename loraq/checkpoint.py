@@ -14,6 +14,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.layers import LayerTensors
 from loraq.layout import describe, rebuild
+from loraq.store import TEMPORARY, sort_metadata
 
 LAYOUT = "1"
 
@@ -25,7 +26,7 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     entries, tensors = describe(layers)
     notes = {name: value for name, value in info.items() if name != "seconds"}
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.writing")  # the store drops what is left
+    aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, aside, metadata=metadata)
@@ -37,22 +38,6 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
         raise LoraqError(f"Cannot write '{path}': {error}. Free space or set output=.") from None
     finally:
         aside.unlink(missing_ok=True)
-
-
-def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in the order of their names.
-
-    The library writes them in an order of its own, another one in each process.
-    """
-    with open(path, "r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) > length:
-            raise LoraqError(f"'{path}': a header of {len(text)} bytes does not fit into {length}.")
-        stream.seek(8)
-        stream.write(text.ljust(length))
 
 
 def _seconds(path: Path) -> Path:

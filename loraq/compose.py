@@ -15,7 +15,7 @@ from typing import Any
 
 from loraq.config import Config
 from loraq.door import from_hydra
-from loraq.errors import LoraqError, near_matches, unknown
+from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
 CONF = Path(__file__).resolve().parent / "conf"
 _BRANCH_KEYS = ("quant.branch", "format@quant.branch")
@@ -222,8 +222,7 @@ def _check(overrides: Sequence[str], compose: Any) -> dict[str, Any]:
             plain = OmegaConf.to_container(compose([]), resolve=False)
             keys = _flatten(plain)
         if name not in keys:
-            matches = near_matches(name, [*keys, *known])
-            guess = f" Did you mean {' or '.join(matches)}?" if matches else ""
+            guess = did_you_mean(near_matches(name, [*keys, *known]))
             raise LoraqError(
                 f"{override}: there is no setting '{name}'.{guess}\n"
                 "  All settings with their defaults stand in conf/config.yaml and its groups."

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraq.config import Config
-from loraq.errors import LoraqError, near_matches
+from loraq.errors import LoraqError, did_you_mean, near_matches
 from loraq.own_file import is_own_file, label
 
 
@@ -38,8 +38,7 @@ def from_plain(schema: Any, values: Any, key: str = "") -> Any:
     for name, value in values.items():
         path = f"{key}.{name}" if key else str(name)
         if name not in hints:
-            matches = near_matches(str(name), names)
-            guess = f" Did you mean {' or '.join(matches)}?" if matches else ""
+            guess = did_you_mean(near_matches(str(name), names))
             raise LoraqError(
                 f"{path}={value!r}: there is no such setting.{guess}\n"
                 f"  Known under '{key or 'the top'}': {', '.join(names)}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class LoraqError(Exception):
@@ -25,10 +25,14 @@ def near_matches(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     return list(dict.fromkeys(close + inside))[:count]
 
 
+def did_you_mean(shown: Sequence[str]) -> str:
+    """The sentence that offers near matches, as they are shown; nothing without any."""
+    return f" Did you mean {' or '.join(shown)}?" if shown else ""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> LoraqError:
     """The answer to an unknown name: the near matches first, then everything there is."""
     names = sorted(str(candidate) for candidate in known)
-    matches = near_matches(name, names)
-    guess = f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    guess = did_you_mean([repr(match) for match in near_matches(name, names)])
     shown = ", ".join(names[:40]) + (f", … ({len(names)} in all)" if len(names) > 40 else "")
     return LoraqError(f"Unknown {kind} '{name}'.{guess}\n  Known: {shown or 'none'}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,5 +199,9 @@ def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Recor
     if name not in there:
         raise unknown("experiment", name, there)
     listed = json.loads((output / "results" / name / ROWS_FILE).read_text())
-    paths = [output / "record" / row["record"] / "record.json" for row in listed["rows"]]
-    return listed, [load(path) for path in paths]
+    return listed, [load(record_file(output, row)) for row in listed["rows"]]
+
+
+def record_file(output: Path, listed: Mapping[str, str]) -> Path:
+    """Where the record of a row lies that `publish` listed."""
+    return output / "record" / listed["record"] / "record.json"

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
 from loraq.pictures.diagrams import draw
-from loraq.publish import ROWS_FILE
+from loraq.publish import ROWS_FILE, record_file
 from loraq.record import Record, load
 from loraq.store import write_bytes, write_json
 from loraq.tables import write_tables
@@ -80,8 +80,8 @@ def take(source: Path, root: Path = ROOT) -> Path:
     if source.resolve().name == REPORTED:
         raise LoraqError(f"results/{REPORTED}/ is kept for published numbers; rename '{source}'.")
     rows = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
-    products = source.resolve().parents[1] / "record"
-    paths = {row["row"]: products / row["record"] / "record.json" for row in rows}
+    output = source.resolve().parents[1]
+    paths = {row["row"]: record_file(output, row) for row in rows}
     for path in paths.values():
         load(path)  # all are there and whole before anything is replaced
     target = root / "results" / source.resolve().name
@@ -106,7 +106,7 @@ def take_row(source: Path, root: Path = ROOT) -> Path:
     for row in made:
         if row["row"] not in places:
             raise unknown(f"row of {target.name}", row["row"], places)
-        path = source.resolve().parents[3] / "record" / row["record"] / "record.json"
+        path = record_file(source.resolve().parents[3], row)
         if not load(path).config.get("quant"):
             continue
         write_bytes(target / RECORDS / f"{row['row']}.json", path.read_bytes())

@@ -22,8 +22,6 @@ from loraq.workshop import Workshop
 if TYPE_CHECKING:
     from loraq.quantizer import QuantizedModel
 
-RECORD_FILE = "record.json"
-
 
 def quantise(work: Workshop, row: Row) -> QuantizedModel:
     """The row's packed layers: made group by group, or read where they are finished."""

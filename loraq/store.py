@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from loraq.door import to_plain
-from loraq.errors import DiskFullError
+from loraq.errors import DiskFullError, LoraqError
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-_TEMPORARY = ".writing"
+TEMPORARY = ".writing"
 
 
 def key(*parts: Any) -> str:
@@ -41,7 +41,7 @@ def file_hash(path: Path) -> str:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """`data` under `path` whole or not at all: written aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}{_TEMPORARY}")
+    aside = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         with open(aside, "wb") as stream:
             stream.write(data)
@@ -58,6 +58,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     write_bytes(path, (json.dumps(to_plain(data), indent=1, sort_keys=True) + "\n").encode())
+
+
+def sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in the order of their names.
+
+    The library writes them in an order of its own, another one in each process.
+    """
+    with open(path, "r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > length:
+            raise LoraqError(f"'{path}': a header of {len(text)} bytes does not fit into {length}.")
+        stream.seek(8)
+        stream.write(text.ljust(length))
 
 
 def disk_error(error: OSError, path: Path) -> Exception:
@@ -247,5 +263,5 @@ class Store:
 
 def _drop_temporaries(folder: Path) -> None:
     """What processes that were killed have left half-written."""
-    for left in folder.rglob(f".*{_TEMPORARY}"):
+    for left in folder.rglob(f".*{TEMPORARY}"):
         left.unlink()

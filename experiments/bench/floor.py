@@ -34,14 +34,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loraq import arithmetic, recipe, record
+from loraq.compose import load_rows
 from loraq.config import Recipe
 from loraq.models import Layer, list_layers
 from loraq.quantizer import quantize_model
 
 from . import make_fullsize
+from .fullsize import METHODS
+from .timing import seconds
 
-METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
-FAMILY = {"pixart_sigma": "pixart_sigma", "sana_1_6b": "sana"}
 PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "_linear_pointwise"}
 DECOMPOSITIONS = {"linalg_qr", "_linalg_eigh", "_linalg_solve_ex"}
 KINDS = ("products", "decompositions", "rounding", "rest")
@@ -100,12 +101,7 @@ def kind(name: str) -> str:
 def rate(call: Callable[[], Any], amount: float, repeats: int = 7) -> float:
     """`amount` a second: the median of some calls."""
     call()
-    spent = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        spent.append(time.perf_counter() - begin)
-    return amount / median(spent)
+    return amount / median(seconds(call, torch.device("cpu")) for _ in range(repeats))
 
 
 def machine_rates() -> dict[str, float]:
@@ -172,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arithmetic.settle()
     torch.set_num_threads(options.threads)
     model = make_fullsize.synthetic_model(options.model, options.blocks).half()
-    layers = list_layers(model, FAMILY[options.model])
+    family = load_rows([f"model={options.model}", "method=rtn"])[-1].model.family
+    layers = list_layers(model, family)
     rates = machine_rates()
     print(f"a product: {rates['flops'] / 1e9:.0f} GFLOP/s, a copy: {rates['bytes'] / 1e9:.1f} GB/s")
     quantize_model(model, layers, recipe("rtn"), progress=None)  # loads what is loaded late

@@ -43,6 +43,8 @@ FORMATS = {
         "format@quant.branch_activation=mxfp8_e4m3",
     ],
 }
+PACKED = "quantised/*/*.safetensors"
+"""The packed files of finished groups below an output folder."""
 BRANCH = ("format@quant.branch_weight", "format@quant.branch_activation")
 BASELINE = "import sys, torch; print('ready', flush=True); sys.stdin.readline()"
 BAR = re.compile(r"quantise: +(\d+)%.*?\[([\d:]+)<([\d:?]+)")
@@ -114,7 +116,7 @@ def _quantised(output: Path) -> dict[str, Any]:
     from loraq.checkpoint import load_group
 
     seconds, losses = [], []
-    files = sorted(output.glob("quantised/*/*.safetensors"))
+    files = sorted(output.glob(PACKED))
     for path in files:
         _, notes = load_group(path)
         seconds.append(notes["seconds"])

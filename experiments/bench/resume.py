@@ -28,9 +28,7 @@ from loraq import record
 from loraq.errors import LoraqError
 from loraq.models.loading import cached_hash
 
-from .fullsize import FORMATS, quantise_command, settings_of
-
-PACKED = "quantised/*/*.safetensors"
+from .fullsize import FORMATS, PACKED, quantise_command, settings_of
 
 
 def finish(command: Sequence[str]) -> float:
@@ -84,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         undisturbed = finish(commands["whole"])
         expected = hashes(places["whole"])
         parts = [len(expected) * n // (options.kills + 1) for n in range(1, options.kills + 1)]
-        kept, kills = {}, []
+        before, kills = {}, []
         for count in parts:
             kills.append(kill_at(commands["broken"], places["broken"], max(1, count)))
             now = written(places["broken"])
-            kills[-1]["kept"] = all(now[name] == when for name, when in kept.items())
-            kept = now
+            kills[-1]["kept"] = before.items() <= now.items()
+            before = now
             print(f"killed after {kills[-1]['files']} of {len(expected)} files", flush=True)
         rest = finish(commands["broken"])
         now, found = written(places["broken"]), hashes(places["broken"])
@@ -101,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "whole_seconds": undisturbed,
             "kills": kills,
             "rest_seconds": rest,
-            "kept": all(now[name] == when for name, when in kept.items()),
+            "kept": before.items() <= now.items() and all(kill["kept"] for kill in kills),
             "identical": found == expected,
         }
     told = "the same bytes" if result["identical"] else "OTHER BYTES"

@@ -16,7 +16,7 @@ from loraq.data import readers
 from loraq.data.manifest import check
 from loraq.data.prompt import Prompt
 from loraq.data.readers import Reader, UnknownSplit, read_prompts
-from loraq.errors import LoraqError, near_matches, unknown
+from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
 ImageFile = Callable[[Path, str], Path]  # of a folder and a prompt's name
 SUFFIXES: dict[str, Reader] = {
@@ -183,8 +183,9 @@ def prompts_file(name: str, path: Path, key: str) -> Path:
     if not path.is_dir():
         beside = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
         close = [f"'{path.parent / found}'" for found in near_matches(path.name, beside)]
-        guess = f" Did you mean {' or '.join(close)}?" if close else ""
-        raise LoraqError(f"{key}.captions: there is no file '{path}'.{guess} {remedy(name, path)}")
+        raise LoraqError(
+            f"{key}.captions: there is no file '{path}'.{did_you_mean(close)} {remedy(name, path)}"
+        )
     check(path)
     files = sorted(path.glob(chosen.prompts))
     if len(files) != 1:

@@ -203,7 +203,7 @@ def save_features(features: FeatureSet, path: Path) -> None:
 
     from safetensors.numpy import save_file
 
-    from loraq.checkpoint import sort_metadata
+    from loraq.store import sort_metadata
 
     metadata = {
         "names": json.dumps(list(features.names)),

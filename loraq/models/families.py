@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from loraq.errors import LoraqError, near_matches, unknown
+from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -112,11 +112,10 @@ def list_layers(
         if not matched:
             roles = list(dict.fromkeys(layer.role for layer in layers))
             names = [layer.name for layer in layers]
-            close = near_matches(pattern, roles + names)
+            guess = did_you_mean(near_matches(pattern, roles + names))
             raise LoraqError(
-                f"quant.skip: '{pattern}' matches none of {len(layers)} layers."
-                + (f" Did you mean {' or '.join(close)}?" if close else "")
-                + f"\n  Roles: {', '.join(roles)}; or a glob on names such as '{names[0]}'."
+                f"quant.skip: '{pattern}' matches none of {len(layers)} layers.{guess}"
+                f"\n  Roles: {', '.join(roles)}; or a glob on names such as '{names[0]}'."
             )
         dropped |= matched
     kept = [layer for layer in layers if layer.name not in dropped]

@@ -80,16 +80,16 @@ def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]
     from loraq.tables.columns import column
 
     names = [n for n in ("psnr", "lpips") if any(n in record.metrics for record in records)]
-    rows = []
+    rows, higher = [], {}
     for record in records:
         entries = {n: record.metrics.get(n, {}) for n in names}
         if any(entry.get("value") is None for entry in entries.values()):
             continue
         values = {column(n).title: (e["value"], e["lo"], e["hi"]) for n, e in entries.items()}
+        higher = {column(n).title: e.get("direction") == "higher" for n, e in entries.items()}
         bits = f"{record.budget['bits_per_weight']:.2f}"
         family = str(record.config.get("method", record.row))
         rows.append(Ranked(f"{record.label or record.row}  ({bits})", family, values))
-    higher = {column(n).title: n == "psnr" for n in names}
     return [ranking_plot(rows, folder / f"ranking{suffix}", higher)] if rows else []
 
 

@@ -42,7 +42,7 @@ def ranking_plot(
         for axes, (metric, better_high) in zip(panels, higher.items(), strict=True):
             for place, row in enumerate(order):
                 value, low, high = row.values[metric]
-                style = {"color": colours[row.family], "label": row.family}
+                style = {"color": colours[row.family]}
                 if low is not None and high is not None:
                     axes.plot([low, high], [place, place], linewidth=1.6, alpha=0.6, **style)
                 (dot,) = axes.plot(value, place, "o", markersize=5, linestyle="none", **style)

@@ -35,7 +35,11 @@ Columns = dict[str, Callable[[Any], str]]
 """A table's titles, each with what a row has under it."""
 
 
-def _table(columns: Columns, rows: Iterable[Any], text: int = 1) -> list[str]:
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "**no**"
+
+
+def columns_table(columns: Columns, rows: Iterable[Any], text: int = 1) -> list[str]:
     """`text`: how many columns, from the left, hold words."""
     rule = ["---" if place < text else "---:" for place in range(len(columns))]
     cells = ([cell(row) for cell in columns.values()] for row in rows)
@@ -49,7 +53,7 @@ def _plain(columns: Columns, where: str, text: int = 1) -> Callable[[Found], lis
         rows = found[where]
         if isinstance(rows, dict):
             rows = [{"name": name, **row} for name, row in rows.items()]
-        return _table(columns, rows, text)
+        return columns_table(columns, rows, text)
 
     return table
 
@@ -74,7 +78,7 @@ def _forward(found: Found) -> list[str]:
         ),
         "stored bytes": lambda way: "–" if size[way] is None else f"{size[way] / size[first]:.3f}",
     }
-    return _table(columns, settings["ways"])
+    return columns_table(columns, settings["ways"])
 
 
 GENERATION: Columns = {
@@ -97,7 +101,7 @@ ROUND_TRIP: Columns = {
     "main": lambda row: row["main"],
     "branch bits": lambda row: str(row["branch_bits"]),
     "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
-    "same bits": lambda row: "yes" if row["identical"] else "**no**",
+    "same bits": lambda row: _yes(row["identical"]),
     "bytes over budget": lambda row: (
         f"{100 * (row['stored_bytes'] / row['stated_bytes'] - 1):+.2f} %"
     ),
@@ -131,7 +135,7 @@ SWEEP: Columns = {
     "before the first, s": lambda row: f"{row['before_seconds']:.1f}",
     "after the last, s": lambda row: f"{row['after_seconds']:.1f}",
     "overhead": lambda row: f"{100 * row['overhead']:.1f} %",
-    "same records": lambda row: "yes" if row["same_records"] else "**no**",
+    "same records": lambda row: _yes(row["same_records"]),
 }
 
 FULLSIZE: Columns = {
@@ -179,10 +183,10 @@ def _resume(found: Found) -> list[str]:
             f"{row['rest_seconds'] + sum(kill['seconds'] for kill in kills):.0f}"
         ),
         "seconds, undisturbed": lambda row: f"{row['whole_seconds']:.0f}",
-        "finished files kept": lambda row: "yes" if row["kept"] else "**no**",
-        "same bytes": lambda row: "yes" if row["identical"] else "**no**",
+        "finished files kept": lambda row: _yes(row["kept"]),
+        "same bytes": lambda row: _yes(row["identical"]),
     }
-    return _table(columns, [found])
+    return columns_table(columns, [found])
 
 
 AGAIN: Columns = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.record import Record
-from loraq.tables import all_tables
+from loraq.tables import main_table, paired_table
 from loraq.tables.text import Cell, Item, Table
 
 MAIN = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
@@ -15,10 +15,11 @@ PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
 def brief_table(records: Sequence[Record], baseline: str | None) -> Table:
     """MAIN of the main table and PAIRED of the paired one; the main table where nothing is paired
     or these columns were not measured."""
-    tables = all_tables(records, baseline)
-    main, paired = tables["main"], tables.get("paired")
-    there = {*main.columns, *(paired.columns if paired else ())}
-    if paired is None or not there.issuperset((*MAIN, *PAIRED)):
+    main = main_table(records, baseline)
+    if baseline is None or len(records) < 2:
+        return main
+    paired = paired_table(records, baseline)
+    if not {*main.columns, *paired.columns}.issuperset((*MAIN, *PAIRED)):
         return main
     differences = {row[0]: _chosen(paired, PAIRED, row) for row in paired.rows}
     itself: list[Item] = [Cell(reason="what the other rows are compared with")] * len(PAIRED)

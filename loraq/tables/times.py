@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from loraq import results
 from loraq.errors import unknown
 from loraq.results import Results, committed, not_yet
+from loraq.tables.bench import Columns, columns_table
 
 CALIBRATION = ("inputs:calibrate", "moments", "sensitivity")
 STAGES = {"inputs": "activations", "quantised": "quantising"}
@@ -73,11 +75,17 @@ def seconds(name: str, root: Path) -> str:
     found = committed(name, root)
     if found is None:
         return not_yet(name)
-    lines = ["| row | calibration activations, s | quantising, s |", "| --- | ---: | ---: |"]
-    for record in found.records:
-        spent = record.timings
-        if "quantised" in spent:
-            read = [spent[stage] for stage in CALIBRATION if stage in spent]
-            activations = f"{sum(read):.1f}" if read else "–"
-            lines.append(f"| {record.label} | {activations} | {spent['quantised']:.1f} |")
+    columns: Columns = {
+        "row": lambda record: record.label,
+        "calibration activations, s": lambda record: _read_seconds(record.timings),
+        "quantising, s": lambda record: f"{record.timings['quantised']:.1f}",
+    }
+    quantised = [record for record in found.records if "quantised" in record.timings]
+    lines = columns_table(columns, quantised)
     return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machine(found)}."])
+
+
+def _read_seconds(spent: Mapping[str, float]) -> str:
+    """Of the calibration activations that a row reads."""
+    read = [spent[stage] for stage in CALIBRATION if stage in spent]
+    return f"{sum(read):.1f}" if read else "–"

@@ -43,7 +43,7 @@ def test_quantising_again_gives_the_recorded_errors(row, demo, model, pipe):
     record = demo[row]
     recipe = from_plain(Recipe, record.config["quant"])
     layers = list_layers(pipe.transformer, model.family, recipe.skip)
-    made = quantize_model(pipe.transformer, layers, recipe, progress=None, family=model.family)
+    made = quantize_model(pipe.transformer, layers, recipe, progress=None)
     assert made.bits_per_weight == record.budget["bits_per_weight"]
     assert made.nbytes == record.budget["nbytes"]
     assert record.budget["rank"] == (made.rank or None)
