@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 INTERVAL = 0.005
+SLACK = 512 << 20
+"""Free memory that an allocator may keep: less would be faulted in again and again."""
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
@@ -32,6 +35,24 @@ def anonymous_bytes(pid: int | None = None) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.NoSuchProcess:
         return 0
+
+
+def trimmer() -> Callable[[], None]:
+    """What hands the allocator's free pages back whenever they may have grown by SLACK.
+
+    glibc keeps what is freed between small blocks that stay: large temporaries of many shapes
+    leave gigabytes behind. Elsewhere nothing happens.
+    """
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    held = anonymous_bytes()
+
+    def give_back() -> None:
+        nonlocal held
+        if trim is not None and anonymous_bytes() > held + SLACK:
+            trim(0)
+            held = anonymous_bytes()
+
+    return give_back
 
 
 def held_bytes(device: str) -> int:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor
 from torch.nn.functional import pad
 
 from loraq.formats.clip import search_scales
 from loraq.formats.scales import block_scales, nvfp4_tensor_scale
 from loraq.formats.table import Format
+
+PIECE = 1 << 19  # values a piece; smaller ones wait more often for the slowest thread
+
+
+def row_pieces(rows_TI: Tensor) -> Iterator[slice]:
+    """Rows that go through at once: few enough to stay in a processor's cache, on a GPU all."""
+    count = rows_TI.shape[0]
+    step = max(1, PIECE // rows_TI.shape[1]) if rows_TI.device.type == "cpu" else max(1, count)
+    return (slice(start, start + step) for start in range(0, max(1, count), step))
 
 
 def block_length(fmt: Format, count: int) -> int:

@@ -6,17 +6,14 @@ pass in place. No step looks at the values on the host, so nothing waits for a G
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from loraq.formats.blocks import block_length, stored_scales, to_blocks
+from loraq.formats.blocks import block_length, row_pieces, stored_scales, to_blocks
 from loraq.formats.quantize import FLOATS, check_input
 from loraq.formats.scales import divisor, hot_scale_values, nvfp4_tensor_scale, scale_values
 from loraq.formats.table import Format
 
-PIECE = 1 << 19  # values a piece; smaller ones wait more often for the slowest thread
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 
@@ -34,7 +31,7 @@ def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
         return torch.empty(x.shape, dtype=torch.float32, device=x.device)
     rows_TI = x.reshape(-1, x.shape[-1])
     out_TI = torch.empty(rows_TI.shape, dtype=torch.float32, device=x.device)
-    pieces = list(_pieces(rows_TI))
+    pieces = list(row_pieces(rows_TI))
     scale, tensor_scale = None, None
     if fmt.block == -1:
         scale = _whole_tensor_scale(rows_TI, pieces, fmt)
@@ -78,12 +75,6 @@ def _fake_blocks(
         scale = scale.unsqueeze(-1)
     torch.div(values, divisor(scale), out=result)
     fmt.element.round_(result, memory).mul_(scale)
-
-
-def _pieces(rows_TI: Tensor) -> Iterator[slice]:
-    count = rows_TI.shape[0]
-    step = max(1, PIECE // rows_TI.shape[1]) if rows_TI.device.type == "cpu" else count
-    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _absmax(rows_TI: Tensor, pieces: list[slice]) -> Tensor:

@@ -18,11 +18,12 @@ from loraq.formats.blocks import (
     block_length,
     find_tensor_scale,
     from_blocks,
+    row_pieces,
     stored_scales,
     to_blocks,
 )
 from loraq.formats.packing import pack, packed_bytes, unpack
-from loraq.formats.scales import divisor, scale_values
+from loraq.formats.scales import block_scales, divisor, scale_values
 from loraq.formats.table import Format
 
 FLOATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,11 +108,11 @@ def quantize(x: Tensor, fmt: Format) -> QuantizedTensor:
         codes = x.to(FLOATS[fmt.name])
         check_finite(codes, x, fmt)
         return QuantizedTensor(codes, None, None, tuple(x.shape), fmt)
-    blocks = _cut(x, fmt)
-    absmax = blocks.abs().amax(-1)
-    tensor_scale = find_tensor_scale(absmax, fmt)
-    stored = stored_scales(blocks, absmax, fmt, tensor_scale)
-    return _encode(x, blocks, fmt, stored, tensor_scale)
+    rows_TI, block = _rows(x, fmt)
+    absmax_TN = torch.cat([_blocks(rows_TI[p], block).abs().amax(-1) for p in row_pieces(rows_TI)])
+    tensor_scale = find_tensor_scale(absmax_TN, fmt)
+    stored = _stored(rows_TI, block, absmax_TN, fmt, tensor_scale)
+    return _encode(x, fmt, stored, tensor_scale)
 
 
 def quantize_with_scales(
@@ -128,9 +129,7 @@ def quantize_with_scales(
         raise LoraqError(f"Format '{fmt.label}' has no scales to be given. Use quantize.")
     if not x.isfinite().all():
         raise LoraqError("Cannot quantise NaN or Inf. Repair what made the tensor.")
-    blocks = _cut(x, fmt)
-    shape = () if fmt.block == -1 else tuple(blocks.shape[:-1])
-    dtype = FLOATS.get(fmt.scale, torch.uint8)
+    shape, dtype = stored_shapes(tuple(x.shape), fmt)["scale"]
     if tuple(stored.shape) != shape or stored.dtype != dtype:
         raise LoraqError(
             f"Scales of shape {tuple(stored.shape)} and type {stored.dtype} do not fit values of "
@@ -141,29 +140,58 @@ def quantize_with_scales(
             f"Format '{fmt.label}' has tensor_scale={fmt.tensor_scale}: give one "
             "where that is tensor or token, and none elsewhere."
         )
-    return _encode(x, blocks, fmt, stored, tensor_scale)
+    return _encode(x, fmt, stored, tensor_scale)
 
 
-def _cut(x: Tensor, fmt: Format) -> Tensor:
-    """fp32 blocks, the values that share a scale along the last axis."""
+def _rows(x: Tensor, fmt: Format) -> tuple[Tensor, int]:
+    """x as rows [T, I], and how many values of a row have one scale (all, where all rows share)."""
+    count = x.shape[-1]
+    return x.reshape(-1, count), count if fmt.block == -1 else block_length(fmt, count)
+
+
+def _blocks(part_TI: Tensor, block: int) -> Tensor:
+    return to_blocks(part_TI.float(), block)
+
+
+def _stored(
+    rows_TI: Tensor, block: int, absmax_TN: Tensor, fmt: Format, tensor_scale: Tensor | None
+) -> Tensor:
+    """Stored scales [T, n], one for all rows []; only a clip search looks at the values again."""
     if fmt.block == -1:
-        return x.float().reshape(1, 1, -1)
-    return to_blocks(x.float(), block_length(fmt, x.shape[-1]))
+        values, absmax = rows_TI.float().view(1, 1, -1), absmax_TN.amax().view(1, 1)
+        return stored_scales(values, absmax, fmt, tensor_scale).view(())
+    if fmt.clip == "none":
+        return block_scales(absmax_TN, fmt, tensor_scale)
+    found = []
+    for piece in row_pieces(rows_TI):
+        own = None if tensor_scale is None else _of(tensor_scale, piece)
+        blocks = _blocks(rows_TI[piece], block)
+        found.append(stored_scales(blocks, absmax_TN[piece], fmt, own))
+    return torch.cat(found)
 
 
-def _encode(
-    x: Tensor, blocks: Tensor, fmt: Format, stored: Tensor, tensor_scale: Tensor | None
-) -> QuantizedTensor:
-    """The packed codes of `blocks`, x as `_cut` cuts it, under their stored scales."""
-    shape = tuple(x.shape)
+def _of(scale: Tensor, rows: slice) -> Tensor:
+    """The rows' own scales; one that serves all rows serves these."""
+    return scale[rows] if scale.dim() else scale
+
+
+def _encode(x: Tensor, fmt: Format, stored: Tensor, tensor_scale: Tensor | None) -> QuantizedTensor:
+    """The packed codes of x under its stored scales, in pieces that bound the memory."""
+    rows_TI, block = _rows(x, fmt)
+    if fmt.block != -1:
+        stored = stored.reshape(-1, stored.shape[-1])
+        if tensor_scale is not None and tensor_scale.dim():
+            tensor_scale = tensor_scale.reshape(-1, 1)
     scale = scale_values(stored, fmt, tensor_scale)
     check_finite(scale, x, fmt)
-    codes = fmt.element.quantize(blocks / divisor(scale).unsqueeze(-1))
-    if fmt.block == -1:
-        codes, stored = codes.reshape(shape), stored.reshape(())
-    else:
-        codes = from_blocks(codes, shape[-1])
-    return QuantizedTensor(pack(codes, fmt.bits), stored, tensor_scale, shape, fmt)
+    by, coded = divisor(scale), []
+    for piece in row_pieces(rows_TI):
+        values = _blocks(rows_TI[piece], block) / _of(by, piece).unsqueeze(-1)
+        coded.append(pack(from_blocks(fmt.element.quantize(values), x.shape[-1]), fmt.bits))
+    named = {"codes": torch.cat(coded), "scale": stored, "tensor_scale": tensor_scale}
+    shapes = stored_shapes(tuple(x.shape), fmt)
+    kept = {name: named[name].reshape(shape) for name, (shape, _) in shapes.items()}
+    return QuantizedTensor.from_tensors(kept, tuple(x.shape), fmt)
 
 
 def dequantize(q: QuantizedTensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraq.errors import LoraqError
-from loraq.formats import FORMATS, dequantize, fake, fake_quantize, get_format, quantize
+from loraq.formats import FORMATS, blocks, dequantize, fake_quantize, get_format, quantize
 from loraq.formats.quantize import QuantizedTensor
 
 BLOCK_NAMES = [name for name, spec in FORMATS.items() if spec.family != "float"]
@@ -139,8 +139,11 @@ def test_kinds_of_input(fmt, monkeypatch):
         short = x.to(dtype)
         assert same_bits(fake_quantize(short, fmt), fake_quantize(short.float(), fmt))
         assert same_bits(fake_quantize(short, fmt), dequantize(quantize(short, fmt)))
-    monkeypatch.setattr(fake, "PIECE", 4 * 74)  # three pieces, the last one short
+    stored = quantize(x, fmt)
+    monkeypatch.setattr(blocks, "PIECE", 4 * 74)  # three pieces, the last one short
     assert same_bits(fake_quantize(x, fmt), wanted)
+    for name, tensor in quantize(x, fmt).tensors().items():
+        assert torch.equal(tensor, stored.tensors()[name])
     assert same_bits(x, randn(2, 5, 74))  # the input is never written to
 
 
