@@ -10,11 +10,13 @@ data-free recipe has none of these in its plan.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraq import generate as generation
 from loraq.data import Prompt
@@ -40,16 +42,41 @@ def calibrate(work: Workshop, row: Row, stage: str) -> None:
     with work.store.lock(product, name):
         if work.store.finished(product, name):
             return
-        work.pipe(row)
-        with (
-            work.store.write(product, name, info) as folder,
-            work.timed("model forward"),
-            full_disk_is_ours(folder),
-        ):
+        with work.store.write(product, name, info) as folder, full_disk_is_ours(folder):
             if product == "sensitivity":
                 write_json(folder / SENSITIVITY, _sensitivity(work, row))
             else:
                 _capture(work, row, product, prompts, folder)
+
+
+@contextlib.contextmanager
+def _pipe(
+    work: Workshop, row: Row, prompts: Sequence[Prompt]
+) -> Iterator[tuple[Any, Callable[[int], dict[str, Tensor]]]]:
+    """The pipeline without its text encoder, and the embeddings of each batch, encoded before.
+
+    Encoder and transformer are never held together, and the embeddings lie in mapped files.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from loraq.embeddings import encode_together
+
+    batches = generation.batches(prompts, row.config.generate.batch_size)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        text = work.text_pipe(row)
+        with work.timed("text encoder"):
+            for number, batch in enumerate(work.each(batches, text="text", unit="batch")):
+                encoded = encode_together(text, row.config.model, batch)
+                save_file(encoded, Path(scratch) / f"{number:05d}.safetensors")
+        del text
+
+        def embeddings(number: int) -> dict[str, Tensor]:
+            held = load_file(Path(scratch) / f"{number:05d}.safetensors")
+            return {name: tensor.to(row.device) for name, tensor in held.items()}
+
+        pipe = work.pipe(row, text=False)
+        with work.timed("model forward"):
+            yield pipe, embeddings
 
 
 def _capture(
@@ -60,20 +87,23 @@ def _capture(
 
     from loraq.capture import InputCapture, MomentCapture, moment_tensors
 
-    pipe, model, settings = work.pipe(row), row.config.model, row.config.calibration
-    layers = work.layers(row, skip=())
+    model, settings = row.config.model, row.config.calibration
     batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
-    scratch, transformer = folder / "scratch", pipe.transformer
-    capture: InputCapture | MomentCapture
-    if product == "inputs":
-        rows = settings.rows_per_layer
-        capture = InputCapture(transformer, layers, rows, forwards, seed, scratch)
-    else:
-        capture = MomentCapture(transformer, layers, scratch)
-    with capture:
-        for batch in work.each(batches, f"{product} of the 16-bit model", "batch"):
-            generation.image_batch(pipe, model, batch, seed, output_type="latent")
+    scratch = folder / "scratch"
+    with _pipe(work, row, prompts) as (pipe, embeddings):
+        layers = work.layers(row, skip=())
+        capture: InputCapture | MomentCapture
+        if product == "inputs":
+            rows = settings.rows_per_layer
+            capture = InputCapture(pipe.transformer, layers, rows, forwards, seed, scratch)
+        else:
+            capture = MomentCapture(pipe.transformer, layers, scratch)
+        bar = work.each(batches, f"{product} of the 16-bit model", "batch")
+        with capture:
+            for number, batch in enumerate(bar):
+                text = embeddings(number)
+                generation.image_batch(pipe, model, batch, seed, "latent", text)
     found: Iterable[dict[str, Tensor]]
     if isinstance(capture, InputCapture):
         found = ({name: rows} for name, rows in capture.inputs().items())
@@ -85,26 +115,30 @@ def _capture(
 
 
 def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
-    from loraq.replay import record_forwards, sensitivity
+    from loraq.replay import sensitivity
     from loraq.units import make_units
 
     assert row.recipe is not None
-    pipe, config = work.pipe(row), row.config
-    size, every = config.generate.batch_size, max(1, config.model.steps // SENSITIVITY_STEPS)
-    prompts = row.calibration[:SENSITIVITY_PROMPTS]
-    recorded = record_forwards(pipe, config.model, prompts, config.calibration.seed, size, every)
+    every = max(1, row.config.model.steps // SENSITIVITY_STEPS)
+    recorded = _forwards(work, row, row.calibration[:SENSITIVITY_PROMPTS], every)
     units = make_units(work.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
-    bar = work.bar("sensitivity")
-    return sensitivity(pipe.transformer, units, row.recipe, recorded, progress=bar)
+    transformer, bar = work.pipe(row, text=False).transformer, work.bar("sensitivity")
+    with work.timed("model forward"):
+        return sensitivity(transformer, units, row.recipe, recorded, progress=bar)
 
 
 def forwards(work: Workshop, row: Row) -> list[Forward]:
     """Every step of the 16-bit model on the first batch of captions kept for measuring."""
+    return _forwards(work, row, row.measuring[: row.config.generate.batch_size])
+
+
+def _forwards(work: Workshop, row: Row, prompts: Sequence[Prompt], every: int = 1) -> list[Forward]:
     from loraq.replay import record_forwards
 
     config, size = row.config, row.config.generate.batch_size
     seed = config.calibration.seed
-    return record_forwards(work.pipe(row), config.model, row.measuring[:size], seed, size)
+    with _pipe(work, row, prompts) as (pipe, embeddings):
+        return record_forwards(pipe, config.model, prompts, seed, size, every, embeddings)
 
 
 def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:

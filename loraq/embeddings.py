@@ -38,11 +38,12 @@ _LENGTH = "length"
 def encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """The pipeline's embeddings and masks of a batch, [n, tokens, width] and [n, tokens]."""
     at_once = arithmetic.at_once(len(prompts), pipe.text_encoder.device.type)
-    parts = [_encode(pipe, model, part) for part in generation.batches(prompts, at_once)]
+    parts = [encode_together(pipe, model, part) for part in generation.batches(prompts, at_once)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def encode_together(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+    """What the pipeline itself would make of the batch: one call, every token of it."""
     accepted = inspect.signature(pipe.encode_prompt).parameters
     options = {name: value for name, value in model.call.items() if name in accepted}
     with torch.inference_mode():

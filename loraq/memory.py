@@ -14,6 +14,7 @@ from typing import Any
 INTERVAL = 0.005
 SLACK = 512 << 20
 """Free memory that an allocator may keep: less would be faulted in again and again."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
@@ -37,22 +38,34 @@ def anonymous_bytes(pid: int | None = None) -> int:
         return 0
 
 
-def trimmer() -> Callable[[], None]:
-    """What hands the allocator's free pages back whenever they may have grown by SLACK.
+@contextlib.contextmanager
+def reused_heap() -> Iterator[Callable[[], None]]:
+    """Large tensors share one heap while the block runs; call what it yields between two steps.
 
-    glibc keeps what is freed between small blocks that stay: large temporaries of many shapes
-    leave gigabytes behind. Elsewhere nothing happens.
+    glibc maps each of 32 MiB or more anew, and a third of an alternation's time is page faults; and
+    of a heap it keeps what is freed below small blocks that stay: gigabytes. What is yielded hands
+    free pages back once they may have grown by SLACK. Nothing happens without glibc.
     """
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        yield lambda: None
+        return
     held = anonymous_bytes()
 
     def give_back() -> None:
         nonlocal held
-        if trim is not None and anonymous_bytes() > held + SLACK:
-            trim(0)
+        if anonymous_bytes() > held + SLACK:
+            libc.malloc_trim(0)
             held = anonymous_bytes()
 
-    return give_back
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2 * SLACK)
+    try:
+        yield give_back
+    finally:  # what glibc itself comes to after a large block was freed
+        libc.mallopt(M_MMAP_MAX, 1 << 16)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
 
 def held_bytes(device: str) -> int:

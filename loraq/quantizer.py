@@ -19,7 +19,7 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
-from loraq.memory import trimmer
+from loraq.memory import reused_heap
 from loraq.models import Layer
 from loraq.models.families import family as family_table
 from loraq.models.pointwise import weight_matrix
@@ -168,15 +168,15 @@ def quantize_model(
     shares = _shares(units, transformer, recipe, read)
     done: dict[str, LayerTensors] = {}
     info: dict[str, Any] = {}
-    trim = trimmer()
-    with tqdm(
+    bar = tqdm(
         total=sum(unit.weights for unit in units),
         desc=progress,
         unit=" weights",
         unit_scale=True,
         smoothing=0,  # the mean pace: kinds of layers take turns
         disable=progress is None,
-    ) as bar:
+    )
+    with bar, reused_heap() as give_back:
         for group in make_groups(units, shares):
             tensors, notes, resumed = _group(group, transformer, recipe, read, checkpoint_dir)
             if release is not None:
@@ -185,7 +185,7 @@ def quantize_model(
                     tensors, _ = load_group(checkpoint_dir / group.file)
             done.update(tensors)
             info[group.name] = notes
-            trim()
+            give_back()
             error = f" error {notes['losses'][-1]:.4f}" if notes["losses"] else ""
             bar.set_postfix_str(group.name + error, refresh=False)
             if resumed and not bar.disable:  # no work of this call: the pace leaves it out

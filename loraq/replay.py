@@ -9,7 +9,7 @@ the layers do at that step, without what earlier steps' errors made of the traje
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -54,13 +54,15 @@ def record_forwards(
     seed: int,
     batch_size: int,
     every: int = 1,
+    embeddings: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> list[Forward]:
     """Run the 16-bit pipeline as generation does (up to the latents) and keep its forwards.
 
     Kept are calls 0, every, 2·every, … of each batch, in the order in which the model ran. Held on
     the CPU, in the model's dtype: per kept call the batch's latents and its output (each twice
     under guidance); what does not change between calls, the text above all, once a batch. Output
-    channels that the sampler never reads (a learned variance) are left out.
+    channels that the sampler never reads (a learned variance) are left out. `embeddings` gives
+    those of a batch by its number; without it the pipeline encodes the prompts.
     """
     if not prompts or batch_size < 1 or every < 1:
         raise LoraqError(
@@ -68,10 +70,11 @@ def record_forwards(
             "is 1. Give at least one prompt, and 1 or more."
         )
     kept: list[Forward] = []
-    for batch in batches(prompts, batch_size):
+    for number, batch in enumerate(batches(prompts, batch_size)):
+        text = None if embeddings is None else embeddings(number)
         handle = pipe.transformer.register_forward_hook(_recorder(kept, every), with_kwargs=True)
         try:
-            image_batch(pipe, model, batch, seed, "latent")
+            image_batch(pipe, model, batch, seed, "latent", text)
         finally:
             handle.remove()
     return kept

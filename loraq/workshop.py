@@ -11,7 +11,7 @@ from typing import Any
 
 from loraq.keys import Row
 from loraq.models import Layer, list_layers, load_pipeline
-from loraq.models.mapped import mapped_transformer, remap
+from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.store import Store, disk_error
 
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
@@ -48,18 +48,28 @@ class Workshop:
             return self._load(row, IMAGE)
 
     def _load(self, row: Row, without: Sequence[str]) -> Any:
-        return load_pipeline(row.config.model, row.device, without)
+        """On a CPU a transformer that runs as it is stored stays in its files."""
+        given = {}
+        if (
+            row.device == "cpu"
+            and "transformer" not in without
+            and runs_as_stored(row.config.model)
+        ):
+            given["transformer"] = self._map(row)
+        return load_pipeline(row.config.model, row.device, without, **given)
 
     def transformer(self, row: Row) -> Any:
-        """The 16-bit transformer for quantising: a data-free recipe on a CPU needs no pipeline."""
-        wanted = _identity(row)
-        if self._loaded is not None and self._loaded[0] == wanted:
+        """The 16-bit transformer for quantising, which needs no pipeline on a CPU."""
+        if self._loaded is not None and self._loaded[0] == _identity(row):
             return self._loaded[1].transformer
-        if row.recipe is None or row.recipe.needs_calibration or row.device != "cpu":
+        if row.recipe is None or row.device != "cpu":
             return self.pipe(row, text=False).transformer
-        if self._mapped is None or self._mapped[0] != wanted:
-            with self.timed("load the model"):
-                self._mapped = (wanted, mapped_transformer(row.config.model))
+        with self.timed("load the model"):
+            return self._map(row)
+
+    def _map(self, row: Row) -> Any:
+        if self._mapped is None or self._mapped[0] != _identity(row):
+            self._mapped = (_identity(row), mapped_transformer(row.config.model))
         return self._mapped[1]
 
     def release(self, row: Row) -> Callable[[], None] | None:

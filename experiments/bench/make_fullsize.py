@@ -2,11 +2,11 @@
 
     python -m experiments.bench.make_fullsize pixart_sigma|sana_1_6b FOLDER [--seed 0] [--blocks N]
 
-Only the transformer is written, in the hub's layout (config.json, sharded safetensors, index), with
-the published configuration, in 16 bits or, with --float32, in the type that hub files often have.
-Its weights are random and belong to no model: a low-rank part with a falling spectrum, a
-heavy-tailed rest, and a hundredth of the input channels larger. Errors on them say nothing about
-quality.
+The transformer is written in the hub's layout (config.json, sharded safetensors, index), with the
+published configuration, in 16 bits or, with --float32, in the type that hub files often have; the
+parts around it are small (`stand_ins.py`). Its weights are random and belong to no model: a
+low-rank part with a falling spectrum, a heavy-tailed rest, and a hundredth of the input channels
+larger. Errors on them say nothing about quality.
 
 Expected time: under two minutes on 2 cores. Disk: 1.2 GB and 3.2 GB.
 """
@@ -25,6 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError, unknown
+from loraq.models.loading import quiet_diffusers
+
+from . import stand_ins
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "pixart_sigma": {
@@ -57,8 +60,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """The published configurations of the transformers; what is not named is diffusers' default."""
 
 CLASSES = {
-    "pixart_sigma": ("PixArtSigmaPipeline", "PixArtTransformer2DModel", torch.float16),
-    "sana_1_6b": ("SanaPipeline", "SanaTransformer2DModel", torch.bfloat16),
+    "pixart_sigma": ("PixArtTransformer2DModel", torch.float16),
+    "sana_1_6b": ("SanaTransformer2DModel", torch.bfloat16),
 }
 SHARD_BYTES = 1 << 30
 LOW_RANK, LARGER_CHANNELS = 64, 0.01
@@ -67,12 +70,10 @@ STEM = "diffusion_pytorch_model"
 
 def build(name: str, blocks: int | None = None) -> nn.Module:
     """The untrained transformer; `blocks`: fewer than the published number."""
-    import diffusers
-
     if name not in CONFIGS:
         raise unknown("full-size model", name, CONFIGS)
     config = CONFIGS[name] | ({} if blocks is None else {"num_layers": blocks})
-    return getattr(diffusers, CLASSES[name][1])(**config)
+    return getattr(quiet_diffusers(), CLASSES[name][0])(**config)
 
 
 def meta_model(name: str, blocks: int | None = None) -> nn.Module:
@@ -130,14 +131,13 @@ def write(
     if folder.exists():
         raise LoraqError(f"'{folder}' is there already. Name another folder, or remove it.")
     model = meta_model(name, blocks)
-    pipeline, transformer, dtype = CLASSES[name]
+    dtype = CLASSES[name][1]
     dtype = torch.float32 if float32 else dtype
     aside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "transformer").mkdir(parents=True)
     model.save_config(aside / "transformer")
-    index = {"_class_name": pipeline, "transformer": ["diffusers", transformer]}
-    (aside / "model_index.json").write_text(json.dumps(index, indent=2))
+    stand_ins.write(name, CONFIGS[name]["caption_channels"], aside, CLASSES[name][1], seed)
     planned = list(shards(model))
     where: dict[str, str] = {}
     total = sum(shape.numel() for shard in planned for _, shape in shard)

@@ -165,10 +165,13 @@ def check_weights(folder: Path) -> None:
             ) from None
 
 
-def load_pipeline(model: ModelConfig, device: str = "cpu", without: Sequence[str] = ()) -> Any:
+def load_pipeline(
+    model: ModelConfig, device: str = "cpu", without: Sequence[str] = (), **given: Any
+) -> Any:
     """The unmodified diffusers pipeline, in the config's dtype, quiet, on `device`.
 
-    Components named in `without` are None in it, and never read.
+    Components named in `without` are None in it, and never read; `given` ones are taken as they
+    are.
     """
     import torch
 
@@ -181,7 +184,7 @@ def load_pipeline(model: ModelConfig, device: str = "cpu", without: Sequence[str
             f"'{folder}' is a {named}; family '{model.family}' loads {table.PIPELINE}. "
             "Set model.family to the model's own, or point model.path elsewhere."
         )
-    diffusers = _diffusers()
+    diffusers = quiet_diffusers()
     import loraq.diffusers_quantizer  # noqa: F401 (a packed transformer loads as well)
 
     try:
@@ -192,6 +195,7 @@ def load_pipeline(model: ModelConfig, device: str = "cpu", without: Sequence[str
             local_files_only=True,
             trust_remote_code=False,
             **dict.fromkeys(without),
+            **given,
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -206,7 +210,7 @@ def load_pipeline(model: ModelConfig, device: str = "cpu", without: Sequence[str
     return pipe
 
 
-def _diffusers() -> Any:
+def quiet_diffusers() -> Any:
     """diffusers, without the notes of optional packages at import and without its own bars."""
     import logging
 
@@ -220,9 +224,12 @@ def _diffusers() -> Any:
     return diffusers
 
 
-def meta_transformer(model: ModelConfig) -> Any:
-    """The transformer without its weights (meta tensors), to list and count its layers."""
-    import torch
+def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
+    """The transformer without its weights (meta tensors), to list and count its layers.
+
+    buffers: real ones, such as position tables that no file holds.
+    """
+    from accelerate import init_empty_weights
 
     table = family(model.family)
     config = resolve_folder(model) / "transformer" / "config.json"
@@ -237,6 +244,6 @@ def meta_transformer(model: ModelConfig) -> Any:
             f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Point "
             "model.path at the 16-bit model; or measure this one: loraq score FOLDER."
         )
-    diffusers = _diffusers()
-    with torch.device("meta"):
+    diffusers = quiet_diffusers()
+    with init_empty_weights(include_buffers=not buffers):
         return getattr(diffusers, table.TRANSFORMER).from_config(values)

@@ -18,11 +18,12 @@ def mapped_transformer(model: ModelConfig) -> Any:
 
     For quantising without a pipeline: memory is touched as a layer is, in the stored type. Where
     that is wider than the config's dtype, `weight_matrix` gives the values that the pipeline would
-    hold. All else (timestep embedding, biases, tables …) is read, in the config's dtype.
+    hold. All else (timestep embedding, biases, tables …) is read, in the config's dtype. It runs
+    where `runs_as_stored`.
     """
     import torch
 
-    transformer = meta_transformer(model)
+    transformer = meta_transformer(model, buffers=True)
     names, dtype = _mapped_names(transformer, model), getattr(torch, model.dtype)
     folder, kept = resolve_folder(model) / "transformer", {}
     for name, tensor in _stored_tensors(folder):
@@ -39,6 +40,17 @@ def mapped_transformer(model: ModelConfig) -> Any:
         if torch.promote_types(module.weight.dtype, dtype) != dtype:
             module.held_as = dtype
     return transformer.eval().requires_grad_(False)
+
+
+def runs_as_stored(model: ModelConfig) -> bool:
+    """Whether the files hold a 16-bit (or fp32) transformer in the very type that it runs in."""
+    import torch
+
+    folder = resolve_folder(model) / "transformer"
+    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+        return False
+    dtype = getattr(torch, model.dtype)
+    return all(tensor.dtype == dtype for _, tensor in _stored_tensors(folder))
 
 
 def remap(transformer: Any, model: ModelConfig) -> None:

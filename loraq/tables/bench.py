@@ -151,6 +151,14 @@ FULLSIZE: Columns = {
     "bytes": lambda row: f"{row['file_bytes']:,}",
 }
 
+CALIBRATED: Columns = {
+    "method": lambda row: row["method"],
+    "blocks": lambda row: str(row["blocks"]),
+    "seconds": lambda row: f"{row['wall_seconds']:.0f}",
+    "GiB above torch": lambda row: f"{row['peak_above_torch_bytes'] / 2**30:.2f}",
+    "GiB of activations in files": lambda row: f"{row['activation_bytes'] / 2**30:.2f}",
+}
+
 FLOOR: Columns = {
     "method": lambda row: row["name"],
     "seconds": lambda row: f"{row['seconds']:.2f}",
@@ -209,6 +217,7 @@ def _again(found: Found) -> list[str]:
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
+    "calibrated": _plain(CALIBRATED, "rows"),
     "floor": _floor,
     "forward": _forward,
     "fullsize": _plain(FULLSIZE, "rows", text=2),

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
+from safetensors.torch import load_file
 
-from experiments.bench import fullsize, make_fullsize, resume
+from experiments.bench import calibrated, fullsize, make_fullsize, resume
 from loraq import recipe
+from loraq.capture import Activations, moments_from
 from loraq.checkpoint import load_group
 from loraq.cli import main
 from loraq.compose import load_rows
+from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.models import list_layers
+from loraq.generate import image_batch
+from loraq.models import list_layers, load_pipeline
+from loraq.models.loading import ASSETS
 from loraq.models.mapped import mapped_transformer, remap
 from loraq.models.pointwise import weight_matrix
+from loraq.plan import make_plan
 from loraq.quantizer import quantize_model
+from loraq.store import Store
+from loraq.workshop import TEXT, Workshop
 
 OF = ["model=pixart_sigma", "model.hub_id=null"]
 
@@ -99,6 +108,65 @@ def test_streaming_packs_the_same_layers(snapshot, tmp_path):
         other = whole.layers[name]
         assert torch.equal(layer.weight.codes, other.weight.codes)
         assert torch.equal(layer.left.codes, other.left.codes)
+
+
+@pytest.mark.parametrize("name", ["tiny_pixart", "tiny_sana"])
+def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_path):
+    """The embedded models lie in bfloat16: in that type the pipeline maps them, with equal bits."""
+    for dtype, stays in (("bfloat16", True), ("float32", False)):
+        config = load_rows(["method=rtn", f"model={name}", f"model.dtype={dtype}", "device=cpu"])[
+            -1
+        ]
+        store = Store(tmp_path / dtype)
+        (row,) = make_plan([config], store, last="quantised")
+        work, own = Workshop(store, progress=False), load_pipeline(config.model, without=TEXT)
+        before = mappings(ASSETS / name / "transformer")
+        pipe = work.pipe(row, text=False)
+        assert (mappings(ASSETS / name / "transformer") > before) == stays
+        assert work.transformer(row) is pipe.transformer
+        assert (work.release(row) is not None) == stays
+        assert torch.equal(latents(pipe, config.model), latents(own, config.model))
+
+
+def latents(pipe, model):
+    """Two steps from embeddings of noise."""
+    width = pipe.transformer.config.caption_channels
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 1, model.max_sequence_length, width, generator=g).to(pipe.dtype)
+    seen = torch.ones(1, model.max_sequence_length, dtype=torch.int64)
+    names = ("prompt_embeds", "negative_prompt_embeds")
+    text = dict(zip(names, noise, strict=True))
+    text |= {"prompt_attention_mask": seen, "negative_prompt_attention_mask": seen}
+    prompts = [Prompt("a", "nothing")]
+    return image_batch(pipe, replace(model, steps=2), prompts, 0, "latent", embeddings=text)
+
+
+def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot, tmp_path, capsys):
+    """`calibrated` runs captions to packed layers; the layers are those of a whole model."""
+    found = tmp_path / "calibrated.json"
+    asked = ["--blocks", "1", "--methods", "gptq", "--steps", "1", "--output", str(found)]
+    calibrated.main(["pixart_sigma", *asked])
+    (row,) = json.loads(found.read_text())["rows"]
+    assert 0 < row["peak_above_torch_bytes"] < 3 << 29
+    assert row["activation_bytes"] > 4 * (5 * 1152**2 + 4608**2)  # second moments of six inputs
+    capsys.readouterr()
+    calibrated.main(["pixart_sigma", *asked])
+    assert not capsys.readouterr().out  # the record holds it already
+
+    small = ["model.height=64", "model.width=64", "model.steps=1", "calibration.prompts=2"]
+    overrides = ["method=gptq", *OF, f"model.path={snapshot}", f"output={tmp_path}", *small]
+    main(["quantize", *overrides, "--quiet"])
+    transformer = PixArtTransformer2DModel.from_pretrained(snapshot / "transformer")
+    files = tmp_path.glob("moments/*/*.safetensors")
+    moments = moments_from({name: x for path in files for name, x in load_file(path).items()})
+    layers, made = list_layers(transformer, "pixart_sigma"), recipe("gptq")
+    read = Activations(moments=moments)
+    whole = quantize_model(transformer, layers, made, read, progress=None)
+    packed = tmp_path.glob("quantised/*/*.safetensors")
+    streamed = {name: layer for path in packed for name, layer in load_group(path)[0].items()}
+    assert set(streamed) == set(whole.layers)
+    for name, layer in streamed.items():
+        assert torch.equal(layer.weight.codes, whole.layers[name].weight.codes)
 
 
 def test_the_benches_measure_the_command_and_keep_what_they_have_measured(
