@@ -51,32 +51,32 @@ def calibrate(work: Workshop, row: Row, stage: str) -> None:
 
 @contextlib.contextmanager
 def _pipe(
-    work: Workshop, row: Row, prompts: Sequence[Prompt]
+    work: Workshop, row: Row, prompts: Sequence[Prompt], scratch: Path
 ) -> Iterator[tuple[Any, Callable[[int], dict[str, Tensor]]]]:
     """The pipeline without its text encoder, and the embeddings of each batch, encoded before.
 
-    Encoder and transformer are never held together, and the embeddings lie in mapped files.
+    Encoder and transformer are never held together, and the embeddings lie in mapped files of
+    `scratch`, a new folder that is removed by whoever gives it.
     """
     from safetensors.torch import load_file, save_file
 
     from loraq.embeddings import encode_together
 
     batches = generation.batches(prompts, row.config.generate.batch_size)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        text = work.text_pipe(row)
-        with work.timed("text encoder"):
-            for number, batch in enumerate(work.each(batches, text="text", unit="batch")):
-                encoded = encode_together(text, row.config.model, batch)
-                save_file(encoded, Path(scratch) / f"{number:05d}.safetensors")
-        del text
+    text, files = work.text_pipe(row), []
+    scratch.mkdir(parents=True)
+    with work.timed("text encoder"):
+        for number, batch in enumerate(work.each(batches, text="text", unit="batch")):
+            files.append(scratch / f"{number:05d}.safetensors")
+            save_file(encode_together(text, row.config.model, batch), files[-1])
+    del text
 
-        def embeddings(number: int) -> dict[str, Tensor]:
-            held = load_file(Path(scratch) / f"{number:05d}.safetensors")
-            return {name: tensor.to(row.device) for name, tensor in held.items()}
+    def embeddings(number: int) -> dict[str, Tensor]:
+        return {name: x.to(row.device) for name, x in load_file(files[number]).items()}
 
-        pipe = work.pipe(row, text=False)
-        with work.timed("model forward"):
-            yield pipe, embeddings
+    pipe = work.pipe(row, text=False)
+    with work.timed("model forward"):
+        yield pipe, embeddings
 
 
 def _capture(
@@ -91,7 +91,7 @@ def _capture(
     batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
     scratch = folder / "scratch"
-    with _pipe(work, row, prompts) as (pipe, embeddings):
+    with _pipe(work, row, prompts, scratch / "text") as (pipe, embeddings):
         layers = work.layers(row, skip=())
         capture: InputCapture | MomentCapture
         if product == "inputs":
@@ -137,7 +137,10 @@ def _forwards(work: Workshop, row: Row, prompts: Sequence[Prompt], every: int = 
 
     config, size = row.config, row.config.generate.batch_size
     seed = config.calibration.seed
-    with _pipe(work, row, prompts) as (pipe, embeddings):
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+        _pipe(work, row, prompts, Path(scratch) / "text") as (pipe, embeddings),
+    ):
         return record_forwards(pipe, config.model, prompts, seed, size, every, embeddings)
 
 

@@ -19,16 +19,19 @@ if TYPE_CHECKING:
 
 MODE = "AUTO,STRICT"
 """Intel MKL's conditional numerical reproducibility: the best code, one summing order."""
+SPINS = "1000"
 
 
 def settle() -> None:
     """Ask for row-invariant products; MKL listens until the process's first product.
 
-    And that threads sleep while they wait, which OpenMP hears before torch is imported: two runs
-    on one machine otherwise take many times as long, each spinning where the other would work.
+    And that threads which wait spin for microseconds and then sleep, which OpenMP hears before
+    torch is imported. As it comes they spin on, and two runs on one machine take many times as
+    long; sleeping at once, one run alone takes a third longer (experiments/LOG.md).
     """
     os.environ.setdefault("MKL_CBWR", MODE)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def at_once(images: int, device: str) -> int:

@@ -64,9 +64,10 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     active, part, target, image = torch.arange(b, device=w_BOI.device), problem, w_BOI, None
     error = w_BOI.clone()
     if options.start == "zero":
-        main = problem.round_main(w_BOI)
-        error, nothing = w_BOI - main, (best.left.clone(), best.right.clone())
+        main, nothing = problem.round_main(w_BOI), (best.left.clone(), best.right.clone())
+        error.sub_(main)
         best.offer(active, _score(part, main, error, *nothing, by_output), *nothing)
+        del main  # at full size every matrix less counts
 
     losses: list[float] = []
     for _ in range(options.steps):
@@ -91,6 +92,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             active, target, main = active[going], target[going], main[going]
             part, image = problem.subset(active), None if image is None else image[going]
         error = torch.sub(target, main, out=error if error.shape == target.shape else None)
+        del main
     return Solution(best.left, best.right, residual=True, losses=losses)
 
 

@@ -27,11 +27,10 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     Matrices with a shorter side above EXACT_WIDTH get factors whose error is above the best by some
     tenths of a per cent: a full decomposition takes cubic time, and minutes a model.
     """
-    w, find = w_BOI.double(), _eigenvectors if svd_is_exact(w_BOI) else _leading
-    if w.shape[-2] >= w.shape[-1]:
-        left, right = _from_right(w, find(w.mT, rank))
-    else:
-        left, right = _from_left(w, find(w, rank))
+    tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
+    find = _eigenvectors if svd_is_exact(w_BOI) else _leading
+    vectors, w = find(w_BOI.mT if tall else w_BOI, rank), w_BOI.double()
+    left, right = _from_right(w, vectors) if tall else _from_left(w, vectors)
     return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
 
 
@@ -96,7 +95,8 @@ def _eigenvectors(a_BMN: Tensor, rank: int) -> Tensor:
     At a quarter of a full SVD's time; squaring the condition number costs only the directions below
     1e-8 of the largest, which a rank-r head never contains usefully.
     """
-    return torch.linalg.eigh(a_BMN @ a_BMN.mT).eigenvectors[..., -rank:].flip(-1)
+    a = a_BMN.double()
+    return torch.linalg.eigh(a @ a.mT).eigenvectors[..., -rank:].flip(-1)
 
 
 def _leading(a_BMN: Tensor, rank: int) -> Tensor:
@@ -109,7 +109,7 @@ def _leading(a_BMN: Tensor, rank: int) -> Tensor:
     for _ in range(ITERATIONS):
         image_BKN = thin_product(u_BMK.mT, a)
         u_BMK = torch.linalg.qr(thin_product(image_BKN, a.mT).mT).Q
-    turn_BKR = _eigenvectors(thin_product(u_BMK.mT, a).double(), rank)
+    turn_BKR = _eigenvectors(thin_product(u_BMK.mT, a), rank)
     return torch.linalg.qr(u_BMK.double() @ turn_BKR).Q
 
 

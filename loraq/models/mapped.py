@@ -43,14 +43,20 @@ def mapped_transformer(model: ModelConfig) -> Any:
 
 
 def runs_as_stored(model: ModelConfig) -> bool:
-    """Whether the files hold a 16-bit (or fp32) transformer in the very type that it runs in."""
-    import torch
+    """Whether the files hold an unquantised transformer in the very type that it runs in.
 
-    folder = resolve_folder(model) / "transformer"
-    if "quantization_config" in json.loads((folder / "config.json").read_text()):
+    No for files with which something is wrong: loading says what.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    folder, dtype = resolve_folder(model) / "transformer", getattr(torch, model.dtype)
+    try:
+        if "quantization_config" in json.loads((folder / "config.json").read_text()):
+            return False
+        return all(tensor.dtype == dtype for _, tensor in _stored_tensors(folder))
+    except (LoraqError, SafetensorError, OSError, ValueError):
         return False
-    dtype = getattr(torch, model.dtype)
-    return all(tensor.dtype == dtype for _, tensor in _stored_tensors(folder))
 
 
 def remap(transformer: Any, model: ModelConfig) -> None:

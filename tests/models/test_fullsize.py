@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from loraq.errors import LoraqError
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.models.loading import ASSETS
-from loraq.models.mapped import mapped_transformer, remap
+from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.models.pointwise import weight_matrix
 from loraq.plan import make_plan
 from loraq.quantizer import quantize_model
@@ -126,6 +127,23 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
         assert work.transformer(row) is pipe.transformer
         assert (work.release(row) is not None) == stays
         assert torch.equal(latents(pipe, config.model), latents(own, config.model))
+
+
+def test_files_with_which_something_is_wrong_are_not_mapped_and_loading_says_what(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(ASSETS / "tiny_pixart", folder)
+    (folder / "SHA256SUMS").unlink()
+    overrides = ["method=rtn", "model=tiny_pixart", "model.dtype=bfloat16"]
+    model = load_rows([*overrides, f"model.path={folder}"])[-1].model
+    assert runs_as_stored(model)
+    assert not runs_as_stored(replace(model, dtype="float16"))
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert not runs_as_stored(model)
+    with pytest.raises(LoraqError, match="cut short"):
+        load_pipeline(model)
+    (folder / "transformer" / "config.json").unlink()
+    assert not runs_as_stored(model)
 
 
 def latents(pipe, model):
