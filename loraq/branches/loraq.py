@@ -76,6 +76,7 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
     for _ in range(options.steps):  # in place: at full size new memory costs a third of the time
         missed = thin_product(problem.round_branch(left), problem.round_branch(right)).neg_()
         if shape:
+            del main  # before the next one is there
             main = problem.round_main(missed.add_(w_BOI))
             torch.sub(w_BOI, main, out=target)
             missed.sub_(main)
