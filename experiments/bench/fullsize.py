@@ -134,6 +134,13 @@ def measured(output: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where a row stands in the table, whenever it was measured."""
+    names = (row["format"], FORMATS), (row["method"], METHODS)
+    first, last = ([*known].index(name) if name in known else len(known) for name, known in names)
+    return first, last
+
+
 def summary(model: str, row: dict[str, Any]) -> str:
     """One line for a reader who waits."""
     memory = row["peak_above_torch_bytes"] / 2**30
@@ -165,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row = quantise(options.model, options.folder, settings, Path(output))
             row |= {"method": method, "format": chosen, "commit": record.commit()}
             row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
-            rows.append(row)
+            rows = sorted([*rows, row], key=_place)
             print(summary(options.model, row), flush=True)
             if options.output is not None:  # after every row: a later one may fail
                 result = {"model": options.model, "bare_torch_bytes": bare, "rows": rows}
