@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 INTERVAL = 0.005
-SLACK = 256 << 20
+SLACK = 192 << 20
 """Free memory that an allocator may keep: less would be faulted in again and again."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
@@ -59,7 +59,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
             held = anonymous_bytes()
 
     libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 4 * SLACK)
+    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
     try:
         yield give_back
     finally:  # what glibc itself comes to after a large block was freed

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from loraq.branches import Solution
@@ -51,8 +50,9 @@ def pack(
             for left, right in zip(solution.left_BOR, solution.right_BRI, strict=True)
         ]
         if solution.residual:
-            products = [dequantize(left) @ dequantize(right) for left, right in factors]
-            target_BOI = wt_BOI - torch.stack(products)
+            target_BOI = wt_BOI.clone()
+            for target_OI, (left, right) in zip(target_BOI, factors, strict=True):
+                target_OI -= dequantize(left) @ dequantize(right)
     weights = round_weights(target_BOI, step.weight, second_BII, step.recipe.rounding)
     packed: dict[str, LayerTensors] = {}
     for b, unit in enumerate(step.group.units):

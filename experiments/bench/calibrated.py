@@ -1,7 +1,7 @@
 """Peak memory of calibrated methods at full width, for models of few and of more blocks.
 
     python -m experiments.bench.calibrated pixart_sigma|sana_1_6b [--blocks 1 3]
-                                           [--methods gptq svdquant …] [--prompts 1] [--steps 20]
+                                           [--methods gptq smoothquant …] [--prompts 1] [--steps 20]
                                            [--output FILE.json]
 
 For each number of blocks a synthetic snapshot is written (`make_fullsize`), and for each method the
@@ -10,7 +10,9 @@ calibration captions, runs the 16-bit pipeline at the model's own picture size, 
 layers read, and quantises. What a block more takes is what would grow with the model; activations
 lie in files, whose bytes are counted apart. Rows that FILE.json holds are kept.
 
-Expected time: … Outcome: results/bench/calibrated_*.json, docs/speed.md.
+Memory needs no idle machine. Expected time: two minutes a row of gptq, longer with more blocks; far
+longer for svdquant, whose every trial of a smoothing is a decomposition.
+Outcome: results/bench/calibrated_*.json, docs/speed.md.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from loraq.errors import LoraqError
 from . import make_fullsize
 from .fullsize import bare_torch, measured, quantise
 
-METHODS = ("gptq", "svdquant")
+METHODS = ("gptq", "smoothquant")
 ACTIVATIONS = ("inputs", "moments")
 GIB = 2**30
 

@@ -154,7 +154,6 @@ FULLSIZE: Columns = {
 CALIBRATED: Columns = {
     "method": lambda row: row["method"],
     "blocks": lambda row: str(row["blocks"]),
-    "seconds": lambda row: f"{row['wall_seconds']:.0f}",
     "GiB above torch": lambda row: f"{row['peak_above_torch_bytes'] / 2**30:.2f}",
     "GiB of activations in files": lambda row: f"{row['activation_bytes'] / 2**30:.2f}",
 }
