@@ -103,7 +103,9 @@ def _capture(
         with capture:
             for number, batch in enumerate(bar):
                 text = embeddings(number)
-                generation.image_batch(pipe, model, batch, seed, "latent", text)
+                generation.image_batch(
+                    pipe, model, batch, seed, output_type="latent", embeddings=text
+                )
     found: Iterable[dict[str, Tensor]]
     if isinstance(capture, InputCapture):
         found = ({name: rows} for name, rows in capture.inputs().items())

@@ -110,14 +110,14 @@ def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
 def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides, monkeypatch):
     loads, original = [], workshop.load_pipeline
 
-    def load(model, device, without):
+    def load(model, device, without, **given):
         loads.append(tuple(without))
-        return original(model, device, without)
+        return original(model, device, without, **given)
 
     monkeypatch.setattr(workshop, "load_pipeline", load)
     run(["method=rtn", *overrides], progress=False)
-    # embeddings, the reference's images, activations for errors
-    assert loads == [workshop.IMAGE, workshop.TEXT, ()]
+    # embeddings, images, then the text of what errors are measured on
+    assert loads == [workshop.IMAGE, workshop.TEXT, workshop.IMAGE]
     loads.clear()
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
     assert loads == [workshop.TEXT]
