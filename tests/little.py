@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     DPMSolverMultistepScheduler,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
@@ -21,6 +20,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from experiments.bench.stand_ins import autoencoder_kl
 
 WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")
 
@@ -49,15 +50,7 @@ def little_pixart() -> PixArtSigmaPipeline:
         activation_fn="gelu-approximate",
     )
     draw_parameters(transformer)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
+    vae = autoencoder_kl()
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
         text_encoder=T5EncoderModel(text),
