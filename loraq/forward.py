@@ -61,15 +61,15 @@ def quantize_input(
     product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> QuantizedInput:
     """The input's part of the equation, the same for layers that share x̃, R and formats."""
-    main = fake_quantize(x, activation).to(dtype)
+    main = fake_quantize(x, activation, dtype)
     if right_RI is None or branch_activation is None:
         return QuantizedInput(main, None)
     branch_input = main
     if branch_activation != activation:
-        branch_input = fake_quantize(x, branch_activation).to(dtype)
+        branch_input = fake_quantize(x, branch_activation, dtype)
     intermediate = product(branch_input, right_RI)
     if requantize_intermediate:
-        intermediate = fake_quantize(intermediate, branch_activation).to(dtype)
+        intermediate = fake_quantize(intermediate, branch_activation, dtype)
     return QuantizedInput(main, intermediate)
 
 

@@ -18,6 +18,7 @@ from loraq import arithmetic
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
+from loraq.memory import reused_heap
 from loraq.store import file_hash, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -117,10 +118,14 @@ def generate(
             finished += len(batch)
         else:
             todo.append((done_file, batch))
-    quiet = progress is None
-    with tqdm(
-        total=len(prompts), initial=finished, desc=progress, unit="image", disable=quiet
-    ) as bar:
+    bar = tqdm(
+        total=len(prompts),
+        initial=finished,
+        desc=progress,
+        unit="image",
+        disable=progress is None,
+    )
+    with bar, reused_heap() as give_back:
         for wait in (False, True):  # first what is free, then what others have not finished
             busy = []
             for done_file, batch in todo:
@@ -133,6 +138,7 @@ def generate(
                     if not batch_finished(folder, done_file, batch):
                         text = None if embeddings is None else embeddings(int(done_file.stem))
                         _make(pipe, model, batch, settings, folder, done_file, text)
+                        give_back()
                     bar.update(len(batch))
             todo = busy
     return [image_path(folder, prompt) for prompt in prompts]

@@ -148,7 +148,9 @@ class QuantizedLinear(nn.Module):
 
         def made() -> Any:
             last = x.movedim(1, -1) if self.convolution else x
-            return compute.quantize(transform.input(last.to(compute.dtype)))
+            if not transform.identity:
+                last = transform.input(last.to(compute.dtype))
+            return compute.quantize(last)
 
         held = made() if self.shared is None else self.shared.of(self, x, type(compute), made)
         y = compute.multiply(held).to(x.dtype)

@@ -14,6 +14,7 @@ from typing import Any
 INTERVAL = 0.005
 SLACK = 192 << 20
 """Free memory that an allocator may keep: less would be faulted in again and again."""
+_reusing = False
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
 
@@ -46,11 +47,12 @@ def reused_heap() -> Iterator[Callable[[], None]]:
     of a heap it keeps what is freed below small blocks that stay: gigabytes. What is yielded hands
     free pages back once they may have grown by SLACK. Nothing happens without glibc.
     """
+    global _reusing
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield lambda: None
         return
-    held = anonymous_bytes()
+    held, outer = anonymous_bytes(), _reusing
 
     def give_back() -> None:
         nonlocal held
@@ -60,12 +62,16 @@ def reused_heap() -> Iterator[Callable[[], None]]:
 
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+    _reusing = True
     try:
         yield give_back
-    finally:  # what glibc itself comes to after a large block was freed
-        libc.mallopt(M_MMAP_MAX, 1 << 16)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+    finally:
+        _reusing = outer
+        if not outer:  # what glibc itself comes to after a large block was freed
+            libc.mallopt(M_MMAP_MAX, 1 << 16)
+            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+            libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+            libc.malloc_trim(0)
 
 
 def held_bytes(device: str) -> int:

@@ -39,6 +39,8 @@ with memory.reused_heap() as give_back:
         found.append(memory.anonymous_bytes())
         give_back()
         found.append(memory.anonymous_bytes())
+    with memory.reused_heap():
+        pass  # the outer one goes on
     found.append(faults(100 << 20))
 found.append(faults(100 << 20))
 print(json.dumps(found))

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.errors import LoraqError
 
 from . import make_fullsize
-from .fullsize import bare_torch, measured, quantise
+from .fullsize import bare_torch, quantise
+from .kept import KeptRows
 
 METHODS = ("gptq", "smoothquant")
 ACTIVATIONS = ("inputs", "moments")
@@ -45,6 +45,11 @@ def measure(model: str, folder: Path, overrides: Sequence[str]) -> dict[str, Any
     with tempfile.TemporaryDirectory() as output:
         row = quantise(model, folder, overrides, Path(output))
         return row | {"activation_bytes": cached_bytes(Path(output))}
+
+
+def _place(row: dict[str, Any]) -> tuple[str, int]:
+    """Where a row stands in the table, whenever it was measured."""
+    return row["method"], row["blocks"]
 
 
 def summary(model: str, row: dict[str, Any]) -> str:
@@ -67,23 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (value := getattr(options, name)) < 1:
             raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
-    bare, rows = bare_torch(), measured(options.output)
+    bare = bare_torch()
+    rest = {"model": options.model, "bare_torch_bytes": bare}
+    rest["settings"] = {name: getattr(options, name) for name in ("prompts", "steps")}
+    kept = KeptRows(options.output, ("method", "blocks"), rest, _place)
     for blocks in options.blocks:
         with tempfile.TemporaryDirectory() as folder:
             snapshot = Path(folder) / options.model
             make_fullsize.write(options.model, snapshot, blocks=blocks)
             for method in options.methods:
-                if any((row["blocks"], row["method"]) == (blocks, method) for row in rows):
+                if kept.has(method, blocks):
                     continue
                 row = measure(options.model, snapshot, [f"method={method}", *settings])
-                row |= {"method": method, "blocks": blocks, "commit": record.commit()}
+                row |= {"method": method, "blocks": blocks}
                 row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
-                rows.append(row)
                 print(summary(options.model, row), flush=True)
-                if options.output is not None:  # after every row: a later one may fail
-                    given = {**vars(options), "output": None}
-                    result = {"settings": given, "bare_torch_bytes": bare, "rows": rows}
-                    record.save_findings(result | {"model": options.model}, options.output)
+                kept.add(row)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from loraq import arithmetic, recipe, record, set_compute
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
+from loraq.memory import reused_heap
 from loraq.models import Layer, list_layers
 from loraq.quantizer import quantize_model
 
@@ -179,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for way, model in models.items():
             given, named = moved(inputs[name], device, types[way])
             calls[way] = functools.partial(model.get_submodule(name), *given, **named)
-        found[name] = alternate(calls, options.repeats, device)
+        with reused_heap():  # as images are made
+            found[name] = alternate(calls, options.repeats, device)
         print(f"{table(name, found[name], size)}\n", flush=True)
     if options.output is not None:
         settings = {**vars(options), "output": None, "recipes": RECIPES, "bytes": size}

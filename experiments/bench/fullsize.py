@@ -18,7 +18,6 @@ Outcome: results/bench/fullsize_*.json, docs/speed.md.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -29,9 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.errors import unknown
 from loraq.memory import anonymous_bytes
+
+from .kept import KeptRows
 
 METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
 FORMATS = {
@@ -126,14 +126,6 @@ def _quantised(output: Path) -> dict[str, Any]:
     return {"group_seconds": sum(seconds), "mean_weight_error": error, "file_bytes": size}
 
 
-def measured(output: Path | None) -> list[dict[str, Any]]:
-    """The rows that the record holds already: an interrupted bench goes on behind them."""
-    if output is None or not output.is_file():
-        return []
-    rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["rows"]
-    return rows
-
-
 def _place(row: dict[str, Any]) -> tuple[int, int]:
     """Where a row stands in the table, whenever it was measured."""
     names = (row["format"], FORMATS), (row["method"], METHODS)
@@ -162,21 +154,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    bare, rows = bare_torch(), measured(options.output)
+    bare = bare_torch()
+    rest = {"model": options.model, "bare_torch_bytes": bare}
+    kept = KeptRows(options.output, ("format", "method"), rest, _place)
     for chosen in options.formats:
         for method in options.methods:
-            if any((row["format"], row["method"]) == (chosen, method) for row in rows):
+            if kept.has(chosen, method):
                 continue
             settings = settings_of(method, chosen)
             with tempfile.TemporaryDirectory() as output:
                 row = quantise(options.model, options.folder, settings, Path(output))
-            row |= {"method": method, "format": chosen, "commit": record.commit()}
+            row |= {"method": method, "format": chosen}
             row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
-            rows = sorted([*rows, row], key=_place)
             print(summary(options.model, row), flush=True)
-            if options.output is not None:  # after every row: a later one may fail
-                result = {"model": options.model, "bare_torch_bytes": bare, "rows": rows}
-                record.save_findings(result, options.output)
+            kept.add(row)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from loraq.data import data_prompts
 from loraq.embeddings import encode
 from loraq.errors import LoraqError, unknown
 from loraq.generate import image_batch
+from loraq.memory import reused_heap
 from loraq.models import list_layers, load_pipeline
 from loraq.quantizer import quantize_model
 
@@ -83,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arithmetic.settle()
     torch.set_num_threads(options.threads)
     calls = {way: make(way, options.ways[0], options) for way in options.ways}
-    found = alternate(calls, options.repeats, torch.device(options.device))
+    with reused_heap():  # as runs do
+        found = alternate(calls, options.repeats, torch.device(options.device))
     for way, row in found.items():
         row["images_per_minute"] = 60 * options.batch / row["median_seconds"]
         print(line(way, row), flush=True)

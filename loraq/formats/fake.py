@@ -17,8 +17,8 @@ from loraq.formats.table import Format
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 
-def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
-    """x [..., I], any float type -> fp32 with the bits of `dequantize(quantize(x, fmt))`.
+def fake_quantize(x: Tensor, fmt: Format, dtype: torch.dtype = torch.float32) -> Tensor:
+    """x [..., I], any float type -> `dtype`, of fp32 with the bits of `dequantize(quantize(x))`.
 
     Detached from autograd. NaN or Inf in a block, or a scale that overflows, make the whole
     block NaN; unlike `quantize` nothing is raised, since that would cost a look at the values.
@@ -26,11 +26,11 @@ def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
     check_input(x)
     x = x.detach()
     if fmt.family == "float":
-        return x.to(FLOATS[fmt.name]).float()
+        return x.to(FLOATS[fmt.name]).to(dtype)
     if x.numel() == 0:
-        return torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        return torch.empty(x.shape, dtype=dtype, device=x.device)
     rows_TI = x.reshape(-1, x.shape[-1])
-    out_TI = torch.empty(rows_TI.shape, dtype=torch.float32, device=x.device)
+    out_TI = torch.empty(rows_TI.shape, dtype=dtype, device=x.device)
     pieces = list(row_pieces(rows_TI))
     scale, tensor_scale = None, None
     if fmt.block == -1:
@@ -42,7 +42,8 @@ def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
     whole = count - count % block
     scratch = torch.empty(rows_TI[pieces[0]].shape, dtype=torch.int32, device=x.device)
     for piece in pieces:
-        part_TI, result_TI = rows_TI[piece].float(), out_TI[piece]
+        part_TI = rows_TI[piece].contiguous().float()
+        result_TI = out_TI[piece] if dtype == torch.float32 else torch.empty_like(part_TI)
         if fmt.tensor_scale == "token":
             tensor_scale = nvfp4_tensor_scale(part_TI.abs().amax(-1, keepdim=True))
         for columns, width in ((slice(0, whole), block), (slice(whole, count), count - whole)):
@@ -52,6 +53,8 @@ def fake_quantize(x: Tensor, fmt: Format) -> Tensor:
                     for tensor in (part_TI, result_TI, scratch[: part_TI.shape[0]])
                 )
                 _fake_blocks(values, result, memory, fmt, scale, tensor_scale)
+        if dtype != torch.float32:
+            out_TI[piece] = result_TI
     return out_TI.view(x.shape)
 
 

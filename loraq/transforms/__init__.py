@@ -32,6 +32,11 @@ class InputTransform:
     block: int = 0
     shift: float = 0.0
 
+    @property
+    def identity(self) -> bool:
+        """Whether x̃ is x."""
+        return not self.shift and self.smooth_I is None and self.signs_I is None
+
     def input(self, x: Tensor) -> Tensor:
         """x̃ from x, over the last axis."""
         if self.shift:

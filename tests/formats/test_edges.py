@@ -142,6 +142,10 @@ def test_kinds_of_input(fmt, monkeypatch):
     stored = quantize(x, fmt)
     monkeypatch.setattr(blocks, "PIECE", 4 * 74)  # three pieces, the last one short
     assert same_bits(fake_quantize(x, fmt), wanted)
+    for dtype in (torch.float16, torch.bfloat16):
+        found = fake_quantize(x.to(dtype), fmt, dtype)
+        assert found.dtype == dtype
+        assert torch.equal(found, fake_quantize(x.to(dtype), fmt).to(dtype))
     for name, tensor in quantize(x, fmt).tensors().items():
         assert torch.equal(tensor, stored.tensors()[name])
     assert same_bits(x, randn(2, 5, 74))  # the input is never written to

@@ -98,9 +98,8 @@ def test_streaming_packs_the_same_layers(snapshot, tmp_path):
     """The command maps weights and finished layers; the values are those of a whole model."""
     settings = ["method=lqer", "quant.branch.rank=8"]
     main(["quantize", *settings, *OF, f"model.path={snapshot}", f"output={tmp_path}", "--quiet"])
-    files = sorted(tmp_path.glob("quantised/*/*.safetensors"))
-    assert len(files) == 6  # q+k+v, both outputs, cross q, up, down
-    streamed = {name: layer for path in files for name, layer in load_group(path)[0].items()}
+    assert len(list(tmp_path.glob(fullsize.PACKED))) == 6  # q+k+v, both outputs, cross q, up, down
+    streamed = packed_layers(tmp_path)
     transformer = PixArtTransformer2DModel.from_pretrained(snapshot / "transformer")
     layers = list_layers(transformer, "pixart_sigma")
     whole = quantize_model(transformer, layers, recipe("lqer", settings[1]), progress=None)
@@ -109,6 +108,12 @@ def test_streaming_packs_the_same_layers(snapshot, tmp_path):
         other = whole.layers[name]
         assert torch.equal(layer.weight.codes, other.weight.codes)
         assert torch.equal(layer.left.codes, other.left.codes)
+
+
+def packed_layers(output):
+    """What `loraq quantize` has written below the output folder, by layer."""
+    groups = [load_group(path)[0] for path in output.glob(fullsize.PACKED)]
+    return {name: layer for group in groups for name, layer in group.items()}
 
 
 @pytest.mark.parametrize("name", ["tiny_pixart", "tiny_sana"])
@@ -170,6 +175,8 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot,
     capsys.readouterr()
     calibrated.main(["pixart_sigma", *asked])
     assert not capsys.readouterr().out  # the record holds it already
+    with pytest.raises(LoraqError, match="steps=1, asked is 2"):
+        calibrated.main(["pixart_sigma", *asked, "--steps", "2"])
 
     small = ["model.height=64", "model.width=64", "model.steps=1", "calibration.prompts=2"]
     overrides = ["method=gptq", *OF, f"model.path={snapshot}", f"output={tmp_path}", *small]
@@ -180,8 +187,7 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot,
     layers, made = list_layers(transformer, "pixart_sigma"), recipe("gptq")
     read = Activations(moments=moments)
     whole = quantize_model(transformer, layers, made, read, progress=None)
-    packed = tmp_path.glob("quantised/*/*.safetensors")
-    streamed = {name: layer for path in packed for name, layer in load_group(path)[0].items()}
+    streamed = packed_layers(tmp_path)
     assert set(streamed) == set(whole.layers)
     for name, layer in streamed.items():
         assert torch.equal(layer.weight.codes, whole.layers[name].weight.codes)
