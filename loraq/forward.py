@@ -61,6 +61,7 @@ def quantize_input(
     product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> QuantizedInput:
     """The input's part of the equation, the same for layers that share x̃, R and formats."""
+    x = x.contiguous()  # SANA's attention hands over transposed ones, many times slower to round
     main = fake_quantize(x, activation, dtype)
     if right_RI is None or branch_activation is None:
         return QuantizedInput(main, None)

@@ -42,7 +42,7 @@ def fake_quantize(x: Tensor, fmt: Format, dtype: torch.dtype = torch.float32) ->
     whole = count - count % block
     scratch = torch.empty(rows_TI[pieces[0]].shape, dtype=torch.int32, device=x.device)
     for piece in pieces:
-        part_TI = rows_TI[piece].contiguous().float()
+        part_TI = rows_TI[piece].float()
         result_TI = out_TI[piece] if dtype == torch.float32 else torch.empty_like(part_TI)
         if fmt.tensor_scale == "token":
             tensor_scale = nvfp4_tensor_scale(part_TI.abs().amax(-1, keepdim=True))
