@@ -174,18 +174,19 @@ def factor(second_II: Tensor, order_I: Tensor, damp: float) -> Tensor:
     Rows and columns of dead inputs are zero but for the damping, so that they stay by themselves.
     """
     reverse_I = order_I.flip(0)  # both axes reversed, R is the usual lower factor
-    h_II = second_II[reverse_I[:, None], reverse_I].double()
+    h_II = second_II.mT[reverse_I[:, None], reverse_I].double().mT  # as LAPACK wants it: in place
     diagonal_I = h_II.diagonal().clone()
     dead_I, mean = diagonal_I == 0, diagonal_I.mean()
     h_II.masked_fill_(dead_I, 0.0).masked_fill_(dead_I[:, None], 0.0)
     h_II.diagonal().add_(torch.where(mean > 0, damp * mean, 1.0))
-    lower_II, failed = torch.linalg.cholesky_ex(h_II)
+    failed = torch.empty((), dtype=torch.int32, device=h_II.device)
+    torch.linalg.cholesky_ex(h_II, out=(h_II, failed))
     if failed:
         raise LoraqError(
             f"The inputs' second moment is not positive definite with damp={damp:g}. "
             "Raise quant.rounding.damp (0.01 is common), or capture more calibration inputs."
         )
-    return lower_II.flip(0, 1)
+    return h_II.flip(0, 1)
 
 
 def _inverse(upper_KK: Tensor) -> Tensor:
