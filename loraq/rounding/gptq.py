@@ -86,6 +86,7 @@ def _round_batch(
         for b in range(units):
             errors[b][chunk] = before_KBO[:, b] - rounded_KBO[:, b]
             final_BOI[b][:, columns[b]] = now_KBO[:, b].mT.float()
+    del factors, errors, now_KBO, before_KBO  # packing takes as much memory
     scales.check(target_BOI)
     # the same values under the same scales round to what the loop rounded them to
     return [quantize_with_scales(final_BOI[b], fmt, *scales.of_unit(b)) for b in range(units)]
