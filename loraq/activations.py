@@ -22,8 +22,8 @@ from loraq import generate as generation
 from loraq.data import Prompt
 from loraq.estimate import stage_kind
 from loraq.keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row
-from loraq.store import write_json
-from loraq.workshop import Workshop, full_disk_is_ours
+from loraq.store import full_disk_is_ours, write_json
+from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,11 +6,11 @@ from its name, drawn on the CPU, so its starting latents depend on (name, seed) 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def batch_images(
     return images
 
 
-Claim = Callable[[str, bool], AbstractContextManager[bool]]
+Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
 """(batch, wait for it) → whether this process may make the batch now (`Store.claim`)."""
 
 
@@ -95,10 +95,10 @@ def generate(
     settings: GenerateConfig,
     folder: Path,
     progress: str | None = "images",
-    claim: Claim = lambda _batch, _wait: nullcontext(True),
+    claim: Claim = lambda _batch, _wait: contextlib.nullcontext(True),
     embeddings: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Path]:
-    """PNGs named by prompt in `folder`, in the order of the prompts.
+    """PNGs named by prompt in `folder`, which is there, in the order of the prompts.
 
     A batch counts as finished when its file under `batches/` is there and the images it names
     still have the hashes it states; everything else is made. `progress` labels the bar (None: no
@@ -108,8 +108,8 @@ def generate(
     """
     from tqdm import tqdm
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / BATCHES).mkdir(exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process has finished the product
+        (folder / BATCHES).mkdir(exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
     todo, finished = [], 0
     for number, batch in enumerate(batches(prompts, settings.batch_size)):

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from loraq.compute import Compute, make_compute, move_transform
 from loraq.formats import Format, QuantizedTensor, dequantize
 from loraq.forward import quantized_linear
-from loraq.shared_input import SharedInput
+from loraq.shared_input import SharedInput, moved
 from loraq.transforms import InputTransform
 
 RANK_MULTIPLE = 16
@@ -31,6 +31,16 @@ class LayerTensors:
     branch_activation: Format | None = None
     requantize_intermediate: bool = True
     bias_O: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> LayerTensors:
+        """The same layer on a device; the values are those that it has here."""
+        operands = {
+            part: None if (packed := getattr(self, part)) is None else packed.to(device)
+            for part in OPERANDS
+        }
+        transform = move_transform(self.transform, torch.float32, torch.device(device))
+        bias_O = None if self.bias_O is None else self.bias_O.to(device)
+        return replace(self, **operands, transform=transform, bias_O=bias_O)
 
     def effective_weight(self) -> Tensor:
         """Ŵ = Wq + L·R back in the original basis, float32 (O, I)."""
@@ -107,13 +117,10 @@ class QuantizedLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         """Devices change, types never do: packed tensors are what they are in any model's dtype."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            other = fn(tensor)
-            return other if other.dtype == tensor.dtype else tensor.to(other.device)
-
         names = [name for name, tensor in self._buffers.items() if tensor is not None]
         held = [self.get_buffer(name) for name in names]
-        moves = [moved(t) for t in held] if self.shared is None else self.shared.move(held, moved)
+        shared = self.shared
+        moves = [moved(t, fn) for t in held] if shared is None else shared.move(held, fn)
         for name, tensor in zip(names, moves, strict=True):
             self.register_buffer(name, tensor)
         self._read_buffers()

@@ -14,7 +14,8 @@ from typing import Any
 INTERVAL = 0.005
 SLACK = 192 << 20
 """Free memory that an allocator may keep: less would be faulted in again and again."""
-_reusing = False
+_reused = threading.Lock(), [0]
+"""How many blocks share one heap now; the allocator is the process's, not a thread's."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
 
@@ -47,12 +48,11 @@ def reused_heap() -> Iterator[Callable[[], None]]:
     of a heap it keeps what is freed below small blocks that stay: gigabytes. What is yielded hands
     free pages back once they may have grown by SLACK. Nothing happens without glibc.
     """
-    global _reusing
     libc = ctypes.CDLL(None) if os.name == "posix" else None
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield lambda: None
         return
-    held, outer = anonymous_bytes(), _reusing
+    held, (lock, count) = anonymous_bytes(), _reused
 
     def give_back() -> None:
         nonlocal held
@@ -60,18 +60,20 @@ def reused_heap() -> Iterator[Callable[[], None]]:
             libc.malloc_trim(0)
             held = anonymous_bytes()
 
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
-    _reusing = True
+    with lock:
+        count[0] += 1
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
     try:
         yield give_back
     finally:
-        _reusing = outer
-        if not outer:  # what glibc itself comes to after a large block was freed
-            libc.mallopt(M_MMAP_MAX, 1 << 16)
-            libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-            libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
-            libc.malloc_trim(0)
+        with lock:
+            count[0] -= 1
+            if not count[0]:  # what glibc itself comes to after a large block was freed
+                libc.mallopt(M_MMAP_MAX, 1 << 16)
+                libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+                libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
+                libc.malloc_trim(0)
 
 
 def held_bytes(device: str) -> int:

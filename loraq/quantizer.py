@@ -19,6 +19,7 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
+from loraq.lazy import LazyMapping
 from loraq.memory import reused_heap
 from loraq.models import Layer
 from loraq.models.families import family as family_table
@@ -219,7 +220,7 @@ def _group(
     return tensors, notes, False
 
 
-def _known_moments(transformer: nn.Module, family_name: str | None) -> dict[str, Moment]:
+def _known_moments(transformer: nn.Module, family_name: str | None) -> Mapping[str, Moment]:
     """Moments of layer inputs that follow from the weights alone."""
     table = None if family_name is None else family_table(family_name)
     if table is None or not hasattr(table, "known_inputs"):
@@ -228,7 +229,7 @@ def _known_moments(transformer: nn.Module, family_name: str | None) -> dict[str,
             "of the layers' inputs. Use statistics=activations, which reads calibration "
             "activations, or pass family=."
         )
-    known: dict[str, Moment] = table.known_inputs(transformer)
+    known: Mapping[str, Moment] = table.known_inputs(transformer)
     return known
 
 
@@ -241,11 +242,8 @@ def _shares(
         return {unit.name: Share(rank) for unit in units}
     from loraq.allocation import allocate
 
-    weights = {
-        layer.name: weight_matrix(transformer.get_submodule(layer.name))
-        for unit in units
-        for layer in unit.layers
-    }
+    names = [layer.name for unit in units for layer in unit.layers]
+    weights = LazyMapping(names, lambda name: weight_matrix(transformer.get_submodule(name)))
     return allocate(units, weights, recipe, rank, read.sensitivity)
 
 
@@ -262,7 +260,10 @@ def fingerprint(
     for unit in group.units:
         for layer in unit.layers:
             digest.update(layer.name.encode())
-            add(weight_matrix(transformer.get_submodule(layer.name)))
+            module = transformer.get_submodule(layer.name)
+            add(weight_matrix(module))
+            if module.bias is not None:
+                add(module.bias.detach())
         if activations.rows is not None:
             add(activations.rows[unit.input_id])
         if activations.moments is not None:
@@ -305,8 +306,8 @@ def layer_errors(
     for layer in layers:
         linear = transformer.get_submodule(layer.name)
         w_OI = weight_matrix(linear).float()
-        tensors = model.layers[layer.name]
         x_TI = inputs[layer.shares_input].float()
+        tensors = model.layers[layer.name].to(x_TI.device)
         y_TO = x_TI @ w_OI.T
         offset = 0.0 if linear.bias is None else linear.bias.float()
         error = tensors.forward(x_TI) - offset - y_TO

@@ -11,6 +11,12 @@ from torch import Tensor
 Made = TypeVar("Made")
 
 
+def moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """`fn` of the tensor as far as it moves it; packed tensors keep their types."""
+    other = fn(tensor)
+    return other if other.dtype == tensor.dtype else tensor.to(other.device)
+
+
 class SharedInput(Generic[Made]):
     """The quantised input that q, k and v read: made for the first, forgotten after the last.
 
@@ -39,7 +45,7 @@ class SharedInput(Generic[Made]):
         return state[2]
 
     def move(self, tensors: Sequence[Tensor], fn: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`fn` of each tensor, one result for a tensor that several readers hold.
+        """Each tensor `moved` by `fn`, one result for a tensor that several readers hold.
 
         `Module.to` passes one `fn` to all readers; another one means that a move ended early.
         """
@@ -47,7 +53,7 @@ class SharedInput(Generic[Made]):
             self._moved, self._moves, self._mover = {}, 0, fn
         for tensor in tensors:
             if id(tensor) not in self._moved:
-                self._moved[id(tensor)] = tensor, fn(tensor)
+                self._moved[id(tensor)] = tensor, moved(tensor, fn)
         found = [self._moved[id(tensor)][1] for tensor in tensors]
         self._moves += 1
         if self._moves == self.readers:

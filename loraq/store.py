@@ -92,6 +92,17 @@ def disk_error(error: OSError, path: Path) -> Exception:
     )
 
 
+@contextlib.contextmanager
+def full_disk_is_ours(path: Path) -> Iterator[None]:
+    """safetensors reports a full disk as its own error; here it is ours."""
+    try:
+        yield
+    except Exception as error:
+        if "No space left" in str(error):
+            raise disk_error(OSError(errno.ENOSPC, str(error)), path) from error
+        raise
+
+
 class Store:
     """The products of all stages under one root folder."""
 
@@ -115,18 +126,25 @@ class Store:
         folder = self.path(stage, name)
         if not folder.is_dir():
             return False
-        reason = self._damage(stage, name)
-        if reason is None:
+        if self._damage(stage, name) is None:
             return True
-        self.corrupted.add((stage, name))
-        aside = folder.with_name(f"{name}.corrupted")
-        print(
-            f"loraq: cached product {folder} is corrupted ({reason}); it is set aside as "
-            f"{aside.name} and made again.",
-            file=sys.stderr,
-        )
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
+        from filelock import FileLock
+
+        with FileLock(str(folder.with_name(f".{name}.aside.lock"))):  # others look at it as well
+            if not folder.is_dir():
+                return False
+            reason = self._damage(stage, name)
+            if reason is None:  # made again meanwhile
+                return True
+            self.corrupted.add((stage, name))
+            aside = folder.with_name(f"{name}.corrupted")
+            print(
+                f"loraq: cached product {folder} is corrupted ({reason}); it is set aside as "
+                f"{aside.name} and made again.",
+                file=sys.stderr,
+            )
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
         return False
 
     def _damage(self, stage: str, name: str) -> str | None:

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from loraq.keys import Row
 from loraq.models import Layer, list_layers, load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
-from loraq.store import Store, disk_error
+from loraq.store import Store
 
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
 
@@ -103,14 +102,3 @@ class Workshop:
 
 def _identity(row: Row) -> tuple[Any, ...]:
     return row.model_hash, row.config.model, row.device
-
-
-@contextlib.contextmanager
-def full_disk_is_ours(path: Path) -> Iterator[None]:
-    """safetensors reports a full disk as its own error; here it is ours."""
-    try:
-        yield
-    except Exception as error:
-        if "No space left" in str(error):
-            raise disk_error(OSError(28, str(error)), path) from error
-        raise

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
     bare = bare_torch()
-    rest = {"model": options.model, "bare_torch_bytes": bare}
+    rest: dict[str, Any] = {"model": options.model}
     rest["settings"] = {name: getattr(options, name) for name in ("prompts", "steps")}
     kept = KeptRows(options.output, ("method", "blocks"), rest, _place)
     for blocks in options.blocks:
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     continue
                 row = measure(options.model, snapshot, [f"method={method}", *settings])
                 row |= {"method": method, "blocks": blocks}
+                row["bare_torch_bytes"] = bare
                 row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
                 print(summary(options.model, row), flush=True)
                 kept.add(row)

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
     bare = bare_torch()
-    rest = {"model": options.model, "bare_torch_bytes": bare}
+    rest: dict[str, Any] = {"model": options.model}
     kept = KeptRows(options.output, ("format", "method"), rest, _place)
     for chosen in options.formats:
         for method in options.methods:
@@ -165,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with tempfile.TemporaryDirectory() as output:
                 row = quantise(options.model, options.folder, settings, Path(output))
             row |= {"method": method, "format": chosen}
+            row["bare_torch_bytes"] = bare
             row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
             print(summary(options.model, row), flush=True)
             kept.add(row)

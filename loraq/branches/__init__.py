@@ -77,7 +77,9 @@ class Problem:
         units_B = self.units_B
         if units_B is None:
             units_B = torch.arange(self.weight_BOI.shape[0], device=main_BOI.device)
-        left, right = self.round_branch(left_BOR), self.round_branch(right_BRI)
+        left, right = left_BOR, right_BRI
+        if left_BOR.shape[-1]:  # of rank 0 there is nothing to round
+            left, right = self.round_branch(left_BOR), self.round_branch(right_BRI)
         return self.output_error(main_BOI, left, right, units_B)
 
     def product(self, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:

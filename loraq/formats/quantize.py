@@ -66,6 +66,11 @@ class QuantizedTensor:
             self.format,
         )
 
+    def to(self, device: torch.device | str) -> QuantizedTensor:
+        """The same tensor on a device."""
+        moved = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        return QuantizedTensor.from_tensors(moved, self.shape, self.format)
+
     @staticmethod
     def from_tensors(
         tensors: dict[str, Tensor], shape: tuple[int, ...], fmt: Format
@@ -158,7 +163,7 @@ def _stored(
 ) -> Tensor:
     """Stored scales [T, n], one for all rows []; only a clip search looks at the values again."""
     if fmt.block == -1:
-        values, absmax = rows_TI.float().view(1, 1, -1), absmax_TN.amax().view(1, 1)
+        values, absmax = rows_TI.float().reshape(1, 1, -1), absmax_TN.amax().view(1, 1)
         return stored_scales(values, absmax, fmt, tensor_scale).view(())
     if fmt.clip == "none":
         return block_scales(absmax_TN, fmt, tensor_scale)

@@ -9,12 +9,14 @@ Letters: T timesteps, I and O channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from loraq.capture import Moment
+from loraq.lazy import LazyMapping
 from loraq.models.pointwise import weight_matrix
 
 TIMESTEPS = 32
@@ -54,13 +56,13 @@ def linear(x: Moments, layer: nn.Module) -> Moments:
     return Moments(mean_TO, x.variance_TI @ w_OI.square().T)
 
 
-def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> dict[str, Moment]:
+def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> Mapping[str, Moment]:
     """Moments by input id of blocks with a `scale_shift_table` and timestep embedding (T, 6·I).
 
     q/k/v and the feed-forward read modulated normalisations; self_out a mean of values over
     tokens, taken as one value. cross_q reads the residual stream and cross_out the text, of which
     nothing is known; what a nonlinearity leaves for ff_down depends on how channels go together
-    (experiments/LOG.md: it was tried).
+    (experiments/LOG.md: it was tried). Each is made (I×I) when it is read.
     """
     known: dict[str, Moments] = {}
     for number, block in enumerate(transformer.transformer_blocks):
@@ -73,4 +75,4 @@ def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> dict[str, Mo
         known[f"{name}.attn1.qkv"] = attention
         known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
         known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
-    return {name: moments.pooled() for name, moments in known.items()}
+    return LazyMapping(list(known), lambda name: known[name].pooled())

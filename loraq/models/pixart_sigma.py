@@ -6,6 +6,8 @@ in 16 bits; so do the cross-attention keys and values by default, as in SVDQuant
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -26,7 +28,7 @@ ROLES = (
 
 
 @torch.no_grad()
-def known_inputs(transformer: nn.Module) -> dict[str, Moment]:
+def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
     """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
     steps = timesteps()
     condition = _size_condition(transformer, len(steps))

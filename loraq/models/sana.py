@@ -6,6 +6,8 @@ Outside the blocks (patch embedding, timestep and caption projections, output) e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -26,7 +28,7 @@ ROLES = (
 
 
 @torch.no_grad()
-def known_inputs(transformer: nn.Module) -> dict[str, Moment]:
+def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
     """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
     steps = timesteps()
     device = next(transformer.parameters()).device

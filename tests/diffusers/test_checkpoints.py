@@ -154,8 +154,10 @@ def test_moving_keeps_types_and_values(pipe):
     assert torch.equal(forward(pipe.transformer), before)
     assert packed_layers(pipe.transformer).nbytes == made.nbytes  # a shared R counts once
     attention = pipe.transformer.transformer_blocks[0].attn1
+    before = attention.to_q.right_codes.data_ptr()
+    pipe.transformer._apply(lambda tensor: tensor.clone())  # as a move to another device does
     places = {layer.right_codes.data_ptr() for layer in (attention.to_q, attention.to_k)}
-    assert len(places) == 1  # and is one tensor on the new device as well
+    assert len(places) == 1 and before not in places  # one tensor there as well
 
 
 def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):

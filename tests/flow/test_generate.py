@@ -81,8 +81,9 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
                 for batch in batches
             ]
             latents[size] = torch.cat(start)
-            settings = GenerateConfig(batch_size=size)
-            generation.generate(pipe, model, PROMPTS, settings, tmp_path / str(size), None)
+            settings, folder = GenerateConfig(batch_size=size), tmp_path / str(size)
+            folder.mkdir()
+            generation.generate(pipe, model, PROMPTS, settings, folder, None)
     finally:
         if quantised:
             packed.revert(pipe.transformer)
@@ -95,9 +96,17 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
 def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
     for seed in (0, 1):
         settings = GenerateConfig(batch_size=3, seed=seed)
-        generation.generate(pipe, model, PROMPTS, settings, tmp_path / str(seed), None)
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        generation.generate(pipe, model, PROMPTS, settings, folder, None)
     images = [pixels(path) for path in sorted(tmp_path.glob("*/*.png"))]
     assert all((images[i] != images[j]).any() for i in range(len(images)) for j in range(i))
+
+
+def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, model, tmp_path):
+    """Its partial folder is gone when this process comes to it."""
+    paths = generation.generate(pipe, model, PROMPTS, GenerateConfig(), tmp_path / "gone", None)
+    assert len(paths) == len(PROMPTS) and not any(tmp_path.iterdir())
 
 
 def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from subprocess import PIPE
 
 import pytest
 
@@ -62,6 +65,41 @@ def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
     assert (tmp_path / "images" / "k.corrupted").is_dir()
     assert ("images", "k") in store.corrupted
     assert not store.finished("images", "k")
+
+
+LOOK = """
+import sys
+from loraq.store import Store
+sys.stdin.readline()  # all at once
+print(Store(sys.argv[1]).finished("images", "k"))
+"""
+
+
+def test_processes_that_find_the_same_damage_set_it_aside_once(tmp_path):
+    store = Store(tmp_path)
+    with store.write("images", "k") as folder:
+        for number in range(50):
+            write_bytes(folder / f"{number}.png", bytes(1000))
+    (store.path("images", "k") / "7.png").write_bytes(b"1")
+    asked = [sys.executable, "-c", LOOK, str(tmp_path)]
+    looking = [subprocess.Popen(asked, stdin=PIPE, stdout=PIPE, stderr=PIPE) for _ in range(3)]
+    for process in looking:
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+    said = [process.communicate() for process in looking]
+    assert [out for out, _ in said] == [b"False\n"] * 3
+    assert sum(err.count(b"set aside") for _, err in said) == 1
+    assert len(list((tmp_path / "images" / "k.corrupted").iterdir())) == 51
+
+
+def test_what_was_made_again_meanwhile_is_not_set_aside(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    with store.write("images", "k") as folder:
+        write_bytes(folder / "a.png", b"1")
+    found = iter(["a.png does not match its sha256", None])
+    monkeypatch.setattr(store, "_damage", lambda *_: next(found))
+    assert store.finished("images", "k")
+    assert store.path("images", "k").is_dir()
 
 
 def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new(tmp_path, monkeypatch):

@@ -127,6 +127,9 @@ def test_kinds_of_input(fmt, monkeypatch):
     strided = torch.empty(2, 74, 5).copy_(x.transpose(1, 2)).transpose(1, 2)
     assert not strided.is_contiguous() and same_bits(fake_quantize(strided, fmt), wanted)
     assert torch.equal(quantize(strided, fmt).codes, quantize(x, fmt).codes)
+    turned = x[0].T.contiguous().T
+    for name, tensor in quantize(turned, fmt).tensors().items():
+        assert torch.equal(tensor, quantize(x[0], fmt).tensors()[name])
     wide = torch.cat([x, x], -1)[..., :74]
     assert same_bits(fake_quantize(wide, fmt), wanted)
     learnt = x.clone().requires_grad_()

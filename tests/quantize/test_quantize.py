@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch.nn.functional import linear
 
 from loraq import compute as compute_module
@@ -14,10 +17,11 @@ from loraq.budget import branch_bits, rank_for_budget
 from loraq.capture import Activations
 from loraq.checkpoint import load_group, save_group
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
-from loraq.errors import LoraqError
+from loraq.errors import DiskFullError, LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
 from loraq.layers import QuantizedLinear
 from loraq.quantizer import layer_errors, planned_branch_bits, quantize_model
+from loraq.store import TEMPORARY
 from loraq.transforms import GELU_SHIFT
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
 
@@ -209,6 +213,47 @@ def same_layers(a, b) -> bool:
     return True
 
 
+def test_a_full_disk_is_said_to_be_one(tmp_path, monkeypatch):
+    """safetensors' own error, word for word."""
+
+    def full(_tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(DiskFullError, match=r"Disk full while writing .*Free some"):
+        quantize_model(Toy(), toy_layers(), RTN, None, tmp_path, progress=None)
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_bias_is_another_layer(tmp_path):
+    """A finished group holds biases as well, and is not taken for one with others."""
+    model = Toy()
+    quantize_model(model, toy_layers(), RTN, None, tmp_path, progress=None)
+    model.get_submodule(toy_layers()[0].name).bias.data += 5
+    with pytest.raises(LoraqError, match="another recipe, model"):
+        quantize_model(model, toy_layers(), RTN, None, tmp_path, progress=None)
+
+
+def test_layers_compute_on_the_device_of_their_inputs():
+    """Packed layers are read to a CPU, and their errors are measured where the model is."""
+    recipe = replace(O2, transform=TransformConfig(smooth="fixed", hadamard=16))
+    _, made = quantized(recipe, toy_inputs(Toy()))
+    for tensors in made.layers.values():
+        there = tensors.to("meta")
+        x_TI = torch.empty(3, tensors.weight.shape[1], device="meta")
+        assert there.forward(x_TI).device.type == "meta"
+        assert there.effective_weight().device.type == "meta"
+        assert there.weight.nbytes == tensors.weight.nbytes
+
+
+def test_smoothing_is_searched_without_a_branch_too():
+    recipe = replace(SVDQUANT, branch=BranchConfig(kind="none"))
+    _, made = quantized(recipe, toy_inputs(Toy()))
+    assert all(tensors.left is None for tensors in made.layers.values())
+    assert all(tensors.transform.smooth_I is not None for tensors in made.layers.values())
+
+
 def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
     model = Toy()
     inputs = toy_inputs(model)
@@ -217,7 +262,7 @@ def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
         model, toy_layers(), recipe, Activations(inputs), tmp_path, progress=None
     )
     files = sorted(tmp_path.glob("*.safetensors"))
-    assert len(files) == 4 and not list(tmp_path.glob("*.tmp"))
+    assert len(files) == 4 and not list(tmp_path.glob(f".*{TEMPORARY}"))
     times = {f: f.stat().st_mtime_ns for f in files}
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].unlink()
