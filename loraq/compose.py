@@ -18,7 +18,7 @@ from loraq.door import from_hydra
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
 CONF = Path(__file__).resolve().parent / "conf"
-_BRANCH_KEYS = ("quant.branch", "format@quant.branch")
+_BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_intermediate")
 
 
 def load_rows(overrides: Sequence[str]) -> list[Config]:
@@ -69,6 +69,11 @@ def _single(parsed: dict[str, Any], compose: Any) -> list[Config]:
     if config.quant is None:
         return [replace(config, row="reference", label=config.label or "16-bit")]
     if config.quant.branch.kind == "none":
+        if any(_key(entry) == "quant.branch.kind" for entry in parsed.values()):
+            raise LoraqError(
+                f"quant.branch.kind=none leaves of method '{config.method}' what method=rtn is. "
+                "Take that, with the formats, transform and rounding that you want."
+            )
         useless = [o for o in parsed if o not in _applying(parsed, True, branch=False)]
         if useless:
             raise LoraqError(

@@ -119,7 +119,19 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         module = load(options.kind, "find")
     else:
         module = importlib.import_module(f"loraq.branches.{options.kind}")
-    return _checked(module.find(problem, options), problem, options.kind)
+    before = _changes(problem.weight_BOI)
+    solution = module.find(problem, options)
+    if _changes(problem.weight_BOI) != before:
+        raise LoraqError(
+            f"{options.kind}: find() changed problem.weight_BOI in place, and what main rounds "
+            "is taken from it. Work on a clone()."
+        )
+    return _checked(solution, problem, options.kind)
+
+
+def _changes(tensor: Tensor) -> int | None:
+    """How often it was changed in place; inference tensors have no count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _checked(solution: Solution, problem: Problem, kind: str) -> Solution:
@@ -137,4 +149,12 @@ def _checked(solution: Solution, problem: Problem, kind: str) -> Solution:
             f"{kind}: find() returned factors of shapes {found[0]} and {found[1]}; units × out × "
             f"rank and units × rank × in are {wanted[0]} and {wanted[1]}. Mend the shapes."
         )
+    if not isinstance(solution.residual, bool):
+        raise LoraqError(f"{kind}: Solution.residual is {solution.residual!r}. Give True or False.")
+    for name in ("left_BOR", "right_BRI"):
+        if bad := int((~getattr(solution, name).isfinite()).sum()):
+            raise LoraqError(
+                f"{kind}: find() returned {name} with {bad} values that are NaN or Inf. Mend what "
+                "makes them."
+            )
     return solution

@@ -82,9 +82,10 @@ class TransformConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.refuse_idle("smooth", "quant.transform")
-        if self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
+        if self.hadamard == 1 or self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
             raise LoraqError(
-                f"hadamard={self.hadamard} is not a power of two. Give 0 for none, or 16, 32, 64 …"
+                f"hadamard={self.hadamard} is no power of two from 2 on. Give 0 for none, or 16, "
+                "32, 64 … (a width's largest power of two where that is smaller)."
             )
 
 
@@ -133,6 +134,26 @@ class BranchConfig(Checked):
                 "gradient=soft has an effect only with solver=adam and objective=shape. Set "
                 "quant.branch.solver=adam, or leave it out."
             )
+        if not is_own_file(self.kind):
+            self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """LoraqError for a setting that another one keeps from being read."""
+        adam = self.solver == "adam"
+        unread = (
+            ("learning_rate", not adam, "solver=adam"),
+            ("tolerance", self.select == "output", "select=weight"),
+            ("split", adam and self.start == "zero", "start=weight or start=error"),
+            ("budget", self.rank is not None and self.budget is not None, "rank=null"),
+        )
+        defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
+        for name, idle, remedy in unread:
+            value = getattr(self, name)
+            if idle and value != defaults[name]:
+                raise LoraqError(
+                    f"quant.branch.{name}={value} has no effect here, only with {remedy}. Leave it "
+                    f"out, or set quant.branch.{remedy}."
+                )
 
 
 @dataclass(frozen=True)
@@ -215,10 +236,17 @@ class Recipe(Checked):
                 "this recipe has no low-rank branch. Take a method with one, or "
                 "quant.allocation.kind=uniform."
             )
-        if self.allocation.kind in ("bits", "both") and self.weight.name not in ("int4", "mxint4"):
+        by_bits, four = self.allocation.kind in ("bits", "both"), {"int4", "mxint4"}
+        if by_bits and not {self.weight.name, self.activation.name} <= four:
             raise LoraqError(
                 f"quant.allocation.kind={self.allocation.kind} chooses between 4 and 8 bits of one "
-                f"family, and the weights are {self.weight.name}. Use int4 or mxint4."
+                f"family, and the weights are {self.weight.name}, the activations "
+                f"{self.activation.name}. Use int4 or mxint4 for both."
+            )
+        if self.rounding.kind == "gptq" and self.weight.name in ("bf16", "fp16"):
+            raise LoraqError(
+                f"quant.rounding.kind=gptq has no effect on weights in {self.weight.name}. Choose "
+                "a format of fewer bits (format@quant.weight=int4), or quant.rounding.kind=nearest."
             )
 
     def _check_statistics(self) -> None:

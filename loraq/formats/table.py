@@ -20,6 +20,7 @@ E2M1 = FloatElement(2, 1, 6.0)
 EXPONENT_RULES = ("floor", "ceil", "even", "rceil")
 CLIP_RULES = ("none", "mse")
 TENSOR_SCALES = ("tensor", "token", "fixed")
+PACKED_BITS = (4, 6, 8)
 WHOLE_AXIS = ("channel", "token")  # words for `block`: one scale for the whole last axis
 
 
@@ -33,6 +34,16 @@ class FormatSpec:
     block: int | None
     scales: tuple[str, ...]  # those allowed, the default first
     source: str
+
+    def __post_init__(self) -> None:
+        if self.element is None:
+            return
+        if self.bits not in PACKED_BITS or self.element.bits > self.bits:
+            raise LoraqError(
+                f"A code of {self.bits} bits with an element of {self.element.bits}: codes are "
+                f"packed with {', '.join(map(str, PACKED_BITS))} bits (formats/packing.py), and "
+                "the element must fit in. Take the next larger number of bits."
+            )
 
 
 _SIXTEEN = ("fp16", "bf16")

@@ -20,6 +20,8 @@ from loraq.metrics.result import MetricResult, Options
 
 __all__ = ["ImageSet", "MetricResult", "Options", "check", "compute", "measure", "module", "names"]
 
+NEEDS = ("reference", "real", "prompts")
+DIRECTIONS = ("higher", "lower")
 _PARTS = {
     *("alignment_model", "efficientnet_lite0", "features", "image_reward_model", "image_set"),
     *("reading", "result", "summary"),
@@ -35,7 +37,14 @@ def module(name: str) -> ModuleType:
     """The metric's module; an unknown name is answered with its near matches."""
     if name not in names():
         raise unknown("metric", name, names())
-    return importlib.import_module(f"{__name__}.{name}")
+    found = importlib.import_module(f"{__name__}.{name}")
+    for constant, allowed in (("NAME", (name,)), ("NEEDS", NEEDS), ("DIRECTION", DIRECTIONS)):
+        value = getattr(found, constant, None)
+        if value not in allowed:
+            raise LoraqError(
+                f"loraq/metrics/{name}.py: {constant} is {value!r}. Give {' or '.join(allowed)}."
+            )
+    return found
 
 
 def check(wanted: Sequence[str], real: Any = None, **options: Any) -> None:

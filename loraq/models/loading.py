@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.config import ModelConfig
-from loraq.errors import LoraqError, near_matches
+from loraq.errors import LoraqError, near_matches, unknown
 from loraq.models.families import family
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -165,6 +166,19 @@ def check_weights(folder: Path) -> None:
             ) from None
 
 
+OURS = {
+    "prompt": "prompts come from data=…",
+    "num_inference_steps": "set model.steps",
+    "guidance_scale": "set model.guidance",
+    "height": "set model.height",
+    "width": "set model.width",
+    "max_sequence_length": "set model.max_sequence_length",
+    "generator": "every image has a seed of its own (generate.seed)",
+    "output_type": "images are kept as PNG",
+}
+"""Arguments of the pipeline's call that runs set themselves, and what to set instead."""
+
+
 def load_pipeline(
     model: ModelConfig, device: str = "cpu", without: Sequence[str] = (), **given: Any
 ) -> Any:
@@ -187,8 +201,10 @@ def load_pipeline(
     diffusers = quiet_diffusers()
     import loraq.diffusers_quantizer  # noqa: F401 (a packed transformer loads as well)
 
+    pipeline = getattr(diffusers, table.PIPELINE)
+    _check_call(model, pipeline)
     try:
-        pipe = getattr(diffusers, table.PIPELINE).from_pretrained(
+        pipe = pipeline.from_pretrained(
             str(folder),
             dtype=getattr(torch, model.dtype),
             use_safetensors=True,
@@ -208,6 +224,29 @@ def load_pipeline(
         pipe.vae.enable_slicing()  # one image at a time: its bits do not depend on its batch
     pipe.to(device)
     return pipe
+
+
+def _check_call(model: ModelConfig, pipeline: Any) -> None:
+    """LoraqError for an argument in `model.call` that the pipeline ignores or that we set."""
+    known = [
+        name
+        for name, parameter in inspect.signature(pipeline.__call__).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", *OURS)
+    ]
+    for name in model.call:
+        if name in OURS:
+            raise LoraqError(
+                f"model.call.{name}={model.call[name]!r}: {OURS[name]}. Leave it out of model.call."
+            )
+        if name not in known:
+            raise LoraqError(
+                f"model.call: {unknown(f'argument of {pipeline.__name__}', name, known)}"
+            )
+    if model.call.get("negative_prompt") and model.guidance <= 1:
+        raise LoraqError(
+            f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}: the "
+            "limit is above 1. Raise it, or leave the negative prompt out."
+        )
 
 
 def quiet_diffusers() -> Any:

@@ -100,6 +100,12 @@ def test_the_example_of_the_notebooks_beats_one_svd():
     [
         ("(left, right)", r"mine\.py: find\(\) returned a tuple. Return Solution"),
         ("Solution(left, right.mT, residual=True)", r"shapes .* are .*, 4\).*4, "),
+        ("Solution(left, right, residual='no')", r"mine\.py: Solution.residual is 'no'"),
+        ("Solution(left / 0, right, residual=True)", r"mine\.py: .*left_BOR with \d+ values"),
+        (
+            "(problem.weight_BOI.sub_(left @ right), Solution(left, right, residual=True))[1]",
+            r"mine\.py: find\(\) changed problem\.weight_BOI in place",
+        ),
     ],
 )
 def test_what_a_finder_may_not_return_is_said(own, returned, words):

@@ -9,6 +9,8 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import FORMATS, QuantizedTensor, dequantize, get_format, quantize, stored_bits
+from loraq.formats.elements import IntegerElement
+from loraq.formats.table import FormatSpec
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 
@@ -42,7 +44,7 @@ def test_labels(name, options, label):
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("int5", {}, "int4"),
+        ("int44", {}, "int4"),
         ("mxfp4", {}, "mxfp4_e2m1"),
         ("int4", {"block": 0}, "block=0"),
         ("int4", {"block": -2}, "at least 1"),
@@ -65,6 +67,13 @@ def test_labels(name, options, label):
 def test_refusals_name_value_and_remedy(name, options, words):
     with pytest.raises(LoraqError, match=words):
         get_format(name, **options)
+
+
+@pytest.mark.parametrize(("bits", "element"), [(5, 5), (4, 5), (8, 10), (16, 8)])
+def test_codes_that_do_not_fit_into_what_is_packed_are_refused(bits, element):
+    with pytest.raises(LoraqError, match=rf"{bits} bits with an element of {element}.*4, 6, 8"):
+        FormatSpec("int", bits, IntegerElement(element), 64, ("fp16",), "a test")
+    FormatSpec("int", 8, IntegerElement(5), 64, ("fp16",), "a smaller element fits")
 
 
 @pytest.mark.parametrize("name", FORMATS)

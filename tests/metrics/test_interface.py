@@ -29,6 +29,15 @@ def test_metrics_are_the_modules_and_state_what_they_need():
         assert isinstance(metric.PER_IMAGE, bool) and metric.__doc__
 
 
+@pytest.mark.parametrize(
+    ("constant", "value"), [("NAME", "psnrr"), ("NEEDS", "refrence"), ("DIRECTION", "up")]
+)
+def test_a_metric_that_does_not_state_what_it_is_is_refused(constant, value, monkeypatch):
+    monkeypatch.setattr(module("psnr"), constant, value)
+    with pytest.raises(LoraqError, match=rf"metrics/psnr\.py: {constant} is '{value}'"):
+        module("psnr")
+
+
 def test_unknown_names_are_answered_with_near_matches(noisy, reference):
     with pytest.raises(LoraqError, match=r"Unknown metric 'pnsr'.*'psnr'"):
         compute("pnsr", noisy, reference)

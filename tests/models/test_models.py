@@ -100,6 +100,19 @@ def test_missing_folders_are_answered_with_what_lies_beside_them(tiny_folder):
         load_pipeline(ModelConfig(path=str(tiny_folder / "vae")))
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ({"clean_capton": False}, r"Unknown argument of PixArtSigmaPipeline.*clean_caption"),
+        ({"num_inference_steps": 3}, r"num_inference_steps=3: set model\.steps"),
+        ({"negative_prompt": "cat"}, r"negative_prompt has no effect with model.guidance=1"),
+    ],
+)
+def test_arguments_that_would_do_nothing_are_refused(call, words, tiny_folder):
+    with pytest.raises(LoraqError, match=words):
+        load_pipeline(ModelConfig(path=str(tiny_folder), guidance=1.0, call=call))
+
+
 def test_a_corrupted_weights_file_is_named(tiny_folder, tmp_path):
     copy = tmp_path / "cut"
     shutil.copytree(tiny_folder, copy)
