@@ -56,6 +56,7 @@ def quantize_group(
     second_BII = step.second_moments(transform)
     root_BII, inverse_BII = step.roots(recipe.branch.weighting, transform, second_BII)
     problem = step.problem(transform.weight(w_BOI), transform, root_BII, inverse_BII)
+    del w_BOI, weights  # what a transform has made anew is held instead
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
     return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
