@@ -29,7 +29,12 @@ from loraq.config import RoundingConfig
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, quantize
 from loraq.formats.blocks import block_length, find_tensor_scale, stored_scales, to_blocks
-from loraq.formats.quantize import check_finite, check_input, quantize_with_scales
+from loraq.formats.quantize import (
+    all_finite,
+    check_finite,
+    check_input,
+    quantize_with_scales,
+)
 from loraq.formats.scales import divisor, scale_values
 
 MAX_ELEMENTS = 1 << 27  # float64 numbers that the units rounded together may take: 1 GiB
@@ -215,18 +220,13 @@ def _check_moments(second_BII: Tensor, target_BOI: Tensor) -> None:
             f"The inputs' second moments are {tuple(second_BII.shape)}, and the weights need "
             f"{wanted}. Capture them on the inputs of these very layers."
         )
-    if not _all_finite(target_BOI):
+    if not all_finite(target_BOI):
         raise LoraqError("Cannot round NaN or Inf. Repair what made the weights.")
     negative = int((second_BII.diagonal(dim1=1, dim2=2) < 0).sum())
-    if negative or not _all_finite(second_BII):
+    if negative or not all_finite(second_BII):
         bad = int((~second_BII.isfinite()).sum())
         raise LoraqError(
             f"The inputs' second moments have {bad} values that are NaN or Inf and {negative} "
             "negative ones on the diagonal; there may be none. Capture them again from a model "
             "that gives finite outputs."
         )
-
-
-def _all_finite(x: Tensor) -> bool:
-    """One pass without a copy: the extremes are NaN where anything is."""
-    return bool(torch.stack(x.aminmax()).isfinite().all())
