@@ -22,6 +22,7 @@ from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
+from loraq.memory import hand_back
 from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
@@ -59,6 +60,8 @@ def quantize_group(
     del w_BOI, weights  # what a transform has made anew is held instead
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
+    if recipe.rounding.kind != "nearest":
+        hand_back()
     return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
 
 
