@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError
+from loraq.formats.quantize import all_finite
 from loraq.models import Layer
 from loraq.models.pointwise import channels_last
 
@@ -111,8 +112,20 @@ class InputCapture(_Capture):
         drawn.append(len(rows))
 
     def inputs(self) -> dict[str, Tensor]:
-        """input id → (rows, in) float16, in the order in which the model ran."""
-        return {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
+        """input id → (rows, in) float16, in the order in which the model ran.
+
+        LoraqError where a value is NaN, Inf or beyond float16.
+        """
+        found = {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
+        for name, rows_TI in found.items():
+            if rows_TI.numel() and not all_finite(rows_TI):
+                raise LoraqError(
+                    f"The rows captured of input '{name}' have values that are NaN or beyond "
+                    f"float16's {torch.finfo(torch.float16).max:g}, in which they are kept. Take a "
+                    "recipe that reads second moments or weights alone (method=gptq, loraq_best), "
+                    "or mend the model that gives them."
+                )
+        return found
 
 
 @dataclass(frozen=True)

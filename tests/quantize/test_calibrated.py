@@ -49,6 +49,15 @@ def test_moments_are_those_of_every_token_seen():
     assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
 
 
+def test_rows_that_float16_cannot_hold_are_not_kept_as_inf():
+    model = Toy()
+    x = torch.full((4, 16, 32), 1e5)
+    with torch.no_grad(), InputCapture(model, toy_layers(), 8, 1, 0) as capture:
+        model(x)
+    with pytest.raises(LoraqError, match=r"input 'blocks\.0\.qkv'.*65504.*method=gptq"):
+        capture.inputs()
+
+
 def test_what_is_gathered_in_mapped_files_is_what_memory_would_hold(tmp_path):
     """At full size moments are gigabytes: with a scratch folder no page of them is anonymous."""
     model, layers = Toy(), toy_layers()
