@@ -58,6 +58,8 @@ def quantize_group(
     root_BII, inverse_BII = step.roots(recipe.branch.weighting, transform, second_BII)
     problem = step.problem(transform.weight(w_BOI), transform, root_BII, inverse_BII)
     del w_BOI, weights  # what a transform has made anew is held instead
+    if not transform.identity:  # what it left free is in other sizes than what follows takes
+        hand_back()
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
     if recipe.rounding.kind != "nearest":
