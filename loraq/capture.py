@@ -118,7 +118,7 @@ class InputCapture(_Capture):
         """
         found = {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
         for name, rows_TI in found.items():
-            if rows_TI.numel() and not all_finite(rows_TI):
+            if not all_finite(rows_TI):
                 raise LoraqError(
                     f"The rows captured of input '{name}' have values that are NaN or beyond "
                     f"float16's {torch.finfo(torch.float16).max:g}, in which they are kept. Take a "

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from loraq.errors import DiskFullError, LoraqError
+from loraq.errors import LoraqError
 from loraq.layers import LayerTensors
 from loraq.layout import describe, rebuild
-from loraq.store import TEMPORARY, disk_error, full_disk_is_ours, sort_metadata
+from loraq.store import TEMPORARY, full_disk_is_ours, sort_metadata
 
 LAYOUT = "1"
 
@@ -28,16 +28,14 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
     aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with full_disk_is_ours(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, aside, metadata=metadata)
-        sort_metadata(aside)
-        if "seconds" in info:  # first: a group that counts as finished has both
-            _seconds(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
-        os.replace(aside, path)
+            sort_metadata(aside)
+            if "seconds" in info:  # first: a group that counts as finished has both
+                _seconds(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
+            os.replace(aside, path)
     except OSError as error:
-        if isinstance(found := disk_error(error, path), DiskFullError):
-            raise found from None
         raise LoraqError(
             f"Cannot write '{path}': {error}. Give a folder that can be written to (output=)."
         ) from None

@@ -116,7 +116,6 @@ class QuantizedLinear(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Devices change, types never do: packed tensors are what they are in any model's dtype."""
-
         names = [name for name, tensor in self._buffers.items() if tensor is not None]
         held = [self.get_buffer(name) for name in names]
         shared = self.shared

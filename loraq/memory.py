@@ -14,8 +14,6 @@ from typing import Any
 INTERVAL = 0.005
 SLACK = 192 << 20
 """Free memory that an allocator may keep: less would be faulted in again and again."""
-_reused = threading.Lock(), [0]
-"""How many blocks share one heap now; the allocator is the process's, not a thread's."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
 
@@ -40,6 +38,13 @@ def anonymous_bytes(pid: int | None = None) -> int:
         return 0
 
 
+class _Reuse:
+    """How many blocks share one heap now: the allocator is the process's, not a thread's."""
+
+    lock = threading.Lock()
+    blocks = 0
+
+
 @contextlib.contextmanager
 def reused_heap() -> Iterator[Callable[[], None]]:
     """Large tensors share one heap while the block runs; call what it yields between two steps.
@@ -52,7 +57,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
     if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
         yield lambda: None
         return
-    held, (lock, count) = anonymous_bytes(), _reused
+    held = anonymous_bytes()
 
     def give_back() -> None:
         nonlocal held
@@ -60,16 +65,16 @@ def reused_heap() -> Iterator[Callable[[], None]]:
             libc.malloc_trim(0)
             held = anonymous_bytes()
 
-    with lock:
-        count[0] += 1
+    with _Reuse.lock:
+        _Reuse.blocks += 1
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
     try:
         yield give_back
     finally:
-        with lock:
-            count[0] -= 1
-            if not count[0]:  # what glibc itself comes to after a large block was freed
+        with _Reuse.lock:
+            _Reuse.blocks -= 1
+            if not _Reuse.blocks:  # what glibc itself comes to after a large block was freed
                 libc.mallopt(M_MMAP_MAX, 1 << 16)
                 libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
                 libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
@@ -77,8 +82,8 @@ def reused_heap() -> Iterator[Callable[[], None]]:
 
 
 def hand_back() -> None:
-    """Free pages to the system now, where a heap is shared: the next step's tensors fit in none."""
-    if _reused[1][0]:
+    """Give free pages back now, where a heap is shared: before tensors of quite other sizes."""
+    if _Reuse.blocks:
         ctypes.CDLL(None).malloc_trim(0)
 
 

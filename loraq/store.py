@@ -94,9 +94,11 @@ def disk_error(error: OSError, path: Path) -> Exception:
 
 @contextlib.contextmanager
 def full_disk_is_ours(path: Path) -> Iterator[None]:
-    """safetensors reports a full disk as its own error; here it is ours."""
+    """A full disk as `disk_error` says it, whoever reports it: safetensors has its own error."""
     try:
         yield
+    except OSError as error:
+        raise disk_error(error, path) from error
     except Exception as error:
         if "No space left" in str(error):
             raise disk_error(OSError(errno.ENOSPC, str(error)), path) from error

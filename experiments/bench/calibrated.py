@@ -40,10 +40,10 @@ def cached_bytes(output: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def measure(model: str, folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def measure(model: str, folder: Path, overrides: Sequence[str], bare: int) -> dict[str, Any]:
     """One method on one snapshot."""
     with tempfile.TemporaryDirectory() as output:
-        row = quantise(model, folder, overrides, Path(output))
+        row = quantise(model, folder, overrides, Path(output), bare)
         return row | {"activation_bytes": cached_bytes(Path(output))}
 
 
@@ -73,9 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
     bare = bare_torch()
-    rest: dict[str, Any] = {"model": options.model}
-    rest["settings"] = {name: getattr(options, name) for name in ("prompts", "steps")}
-    kept = KeptRows(options.output, ("method", "blocks"), rest, _place)
+    shared = {name: getattr(options, name) for name in ("prompts", "steps")}
+    kept = KeptRows(options.output, options.model, ("method", "blocks"), _place, shared)
     for blocks in options.blocks:
         with tempfile.TemporaryDirectory() as folder:
             snapshot = Path(folder) / options.model
@@ -83,10 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for method in options.methods:
                 if kept.has(method, blocks):
                     continue
-                row = measure(options.model, snapshot, [f"method={method}", *settings])
+                row = measure(options.model, snapshot, [f"method={method}", *settings], bare)
                 row |= {"method": method, "blocks": blocks}
-                row["bare_torch_bytes"] = bare
-                row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
                 print(summary(options.model, row), flush=True)
                 kept.add(row)
 

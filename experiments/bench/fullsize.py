@@ -82,8 +82,10 @@ def quantise_command(model: str, folder: Path, overrides: Sequence[str], output:
     return [*command, f"model.path={folder}", f"output={output}", *overrides]
 
 
-def quantise(model: str, folder: Path, overrides: Sequence[str], output: Path) -> dict[str, Any]:
-    """Run the command and watch it; its log ends in the error if it fails."""
+def quantise(
+    model: str, folder: Path, overrides: Sequence[str], output: Path, bare: int
+) -> dict[str, Any]:
+    """Run the command and watch it; its log ends in the error if it fails. bare: `bare_torch`."""
     command = quantise_command(model, folder, overrides, output)
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
@@ -98,7 +100,8 @@ def quantise(model: str, folder: Path, overrides: Sequence[str], output: Path) -
     wall, log = time.perf_counter() - started, text.decode(errors="replace")
     if process.returncode:
         raise SystemExit(log[-2000:])
-    measured = {"wall_seconds": wall, "peak_anonymous_bytes": peak}
+    measured = {"wall_seconds": wall, "peak_anonymous_bytes": peak, "bare_torch_bytes": bare}
+    measured["peak_above_torch_bytes"] = peak - bare
     return measured | _estimate(log) | _quantised(output)
 
 
@@ -155,18 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
     bare = bare_torch()
-    rest: dict[str, Any] = {"model": options.model}
-    kept = KeptRows(options.output, ("format", "method"), rest, _place)
+    kept = KeptRows(options.output, options.model, ("format", "method"), _place)
     for chosen in options.formats:
         for method in options.methods:
             if kept.has(chosen, method):
                 continue
             settings = settings_of(method, chosen)
             with tempfile.TemporaryDirectory() as output:
-                row = quantise(options.model, options.folder, settings, Path(output))
+                row = quantise(options.model, options.folder, settings, Path(output), bare)
             row |= {"method": method, "format": chosen}
-            row["bare_torch_bytes"] = bare
-            row["peak_above_torch_bytes"] = row["peak_anonymous_bytes"] - bare
             print(summary(options.model, row), flush=True)
             kept.add(row)
 

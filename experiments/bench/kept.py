@@ -14,19 +14,22 @@ Row = dict[str, Any]
 
 
 class KeptRows:
-    """The rows of a record, in its order; each is known by its values of `names`.
+    """The rows of a record on one model; each is known by its values of `names`.
 
-    output: the record's file; None: nothing is read or written. rest: what the record says besides.
+    output: the record's file; None: nothing is read or written. place: where a row stands.
+    settings: those that all rows have in common.
     """
 
     def __init__(
         self,
         output: Path | None,
+        model: str,
         names: Sequence[str],
-        rest: Mapping[str, Any],
-        place: Callable[[Row], Any] = lambda _row: 0,
+        place: Callable[[Row], Any],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._output, self._names, self._rest, self._place = output, names, rest, place
+        self._output, self._names, self._place = output, names, place
+        self._rest: Row = {"model": model} | ({"settings": settings} if settings else {})
         self.rows: list[Row] = []
         if output is not None and output.is_file():
             found = json.loads(output.read_text(encoding="utf-8"))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+PACKED_BITS = (4, 6, 8)
+
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of a row of `count` codes."""
@@ -17,7 +19,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., n] -> uint8 bytes [..., packed_bytes(n, bits)]; bits is 4, 6 or 8."""
+    """uint8 codes [..., n] -> uint8 bytes [..., packed_bytes(n, bits)]; bits: of PACKED_BITS."""
     count = codes.shape[-1]
     if bits == 8:
         return codes

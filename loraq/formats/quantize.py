@@ -132,7 +132,7 @@ def quantize_with_scales(
     x = x.detach()
     if fmt.family == "float":
         raise LoraqError(f"Format '{fmt.label}' has no scales to be given. Use quantize.")
-    if x.numel() and not all_finite(x):
+    if not all_finite(x):
         raise LoraqError("Cannot quantise NaN or Inf. Repair what made the tensor.")
     shape, dtype = stored_shapes(tuple(x.shape), fmt)["scale"]
     if tuple(stored.shape) != shape or stored.dtype != dtype:
@@ -234,7 +234,7 @@ def check_input(x: Tensor) -> None:
 
 def all_finite(x: Tensor) -> bool:
     """One pass without a copy: the extremes are NaN where anything is."""
-    return bool(torch.stack(x.aminmax()).isfinite().all())
+    return not x.numel() or bool(torch.stack(x.aminmax()).isfinite().all())
 
 
 def check_finite(values: Tensor, x: Tensor, fmt: Format) -> None:

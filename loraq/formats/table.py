@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from loraq.errors import LoraqError, unknown
 from loraq.formats.elements import Element, FloatElement, IntegerElement
+from loraq.formats.packing import PACKED_BITS
 
 E4M3 = FloatElement(4, 3, 448.0)
 E5M2 = FloatElement(5, 2, 57344.0)
@@ -20,7 +21,6 @@ E2M1 = FloatElement(2, 1, 6.0)
 EXPONENT_RULES = ("floor", "ceil", "even", "rceil")
 CLIP_RULES = ("none", "mse")
 TENSOR_SCALES = ("tensor", "token", "fixed")
-PACKED_BITS = (4, 6, 8)
 WHOLE_AXIS = ("channel", "token")  # words for `block`: one scale for the whole last axis
 
 
