@@ -251,8 +251,7 @@ def fingerprint(
     group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
     """sha256 of all that a group's packed layers follow from: recipe, weights, activations read."""
-    made_by = VERSION, BRANCH_VERSIONS.get((recipe.branch.kind, recipe.branch.select))
-    digest = hashlib.sha256(repr((made_by, recipe.identity(), group.share)).encode())
+    digest = hashlib.sha256(fingerprint_text(recipe, group.share).encode())
 
     def add(tensor: Tensor) -> None:
         digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
@@ -272,6 +271,16 @@ def fingerprint(
                 add(moment.second_II)
                 add(moment.mean_I)
     return digest.hexdigest()
+
+
+def fingerprint_text(recipe: Recipe, share: Share) -> str:
+    """What a fingerprint holds of the settings: code versions, the recipe, the group's share.
+
+    Written out, so that renaming a class leaves it as it is.
+    """
+    made_by = VERSION, BRANCH_VERSIONS.get((recipe.branch.kind, recipe.branch.select))
+    given = f"Share(rank={share.rank}, weight_bits={share.weight_bits})"
+    return f"({made_by!r}, {recipe.identity()!r}, {given})"
 
 
 def _finished(path: Path, mark: str) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
