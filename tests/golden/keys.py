@@ -1,9 +1,9 @@
 """What every row's products are called: the golden file of keys, and how it is made.
 
-    python -m tests.golden.keys      write tests/golden/keys.json anew (after a change that means to move keys)
+    python -m tests.golden.keys      write keys.json anew, after a change that means to move keys
 
-The file holds every row of every experiment on both embedded models. Settings and recipes are kept as
-differences to the first row's, so that a changed key can be traced to the setting that changed it.
+The file holds every row of every experiment on both embedded models. Settings and recipes are kept
+as differences to the first quantised row's, so that a changed key can be traced to its setting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARES = (Share(0), Share(3), Share(12, 8))
 
 @contextmanager
 def pinned_machine() -> Iterator[None]:
-    """Two threads of a CPU whose products do not depend on the batch, with packages that never change."""
+    """Two threads of a CPU whose products do not depend on the batch; packages of no version."""
     version = importlib.metadata.version
 
     def pinned(package: str) -> str:
@@ -49,7 +49,7 @@ def pinned_machine() -> Iterator[None]:
 
 
 def overrides_of(experiment: str, model: str) -> list[str]:
-    """Experiments on published sets of prompts get embedded ones here; their files are not at hand."""
+    """Experiments on published prompts get embedded ones here: those files are not at hand."""
     published = OWN_PROMPTS if experiment.startswith("protocol") else ()
     return [f"experiment={experiment}", f"model={model}", "device=cpu", *published]
 
@@ -88,7 +88,7 @@ def _row(config: Any, defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(what: str, leaves: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Leaves that the first quantised row lacks or has otherwise; what is missing here is «absent»."""
+    """What the first quantised row has otherwise, or has and this row has not («absent»)."""
     if leaves.get("quant", ...) is None:  # the 16-bit row: of its settings all but the recipe's
         return leaves
     base = defaults.setdefault(what, leaves)

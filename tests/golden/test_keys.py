@@ -1,4 +1,4 @@
-"""Every product is still called what it was called: a changed key makes all that was made unfindable.
+"""Every product keeps its key: a changed key makes what was made before unfindable.
 
 A change that means to move keys says so in CHANGELOG and writes the file anew:
 `python -m tests.golden.keys`.
