@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 def recipe(method: str, *overrides: str) -> Recipe:
     """The recipe of a method's preset in `conf/method/`, with overrides as on the command line.
 
+    Without `quant.skip=[…]` it has no list of skipped layers; quantising takes the model family's.
+
     `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
     """
     from loraq.compose import load_rows
 
-    made = load_rows([f"method={method}", *overrides])[-1].quant
+    made = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
     if made is None:
         raise LoraqError(
             f"method={method} is the 16-bit model itself and has no recipe. Take a method that "
@@ -52,11 +54,12 @@ def quantize(
     checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
     """
     from loraq.models import list_layers
-    from loraq.models.families import family_of
+    from loraq.models.families import family_of, with_default_skip
     from loraq.quantizer import quantize_model
 
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
+    chosen = with_default_skip(chosen, family)
     layers = list_layers(pipe.transformer, family, chosen.skip)
     if chosen.needs_calibration and not prompts:
         raise LoraqError(

@@ -83,9 +83,29 @@ def _has_onednn() -> bool:
         return False
 
 
+def row_invariant(threads: int | None = None) -> bool:
+    """Whether float32 products here give the same bits for few rows as for many (a probe).
+
+    threads: of the products, by default as many as PyTorch takes now.
+    """
+    import torch
+
+    return _row_invariant(torch.get_num_threads() if threads is None else threads)
+
+
 @functools.cache
-def row_invariant() -> bool:
-    """Whether float32 products here give the same bits for few rows as for many (a probe)."""
+def _row_invariant(threads: int) -> bool:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _products_are_row_invariant()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _products_are_row_invariant() -> bool:
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -151,15 +151,16 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
     check(rows)
     work = Workshop(store, progress)
     for row in rows:
-        for stage in ACTIVATIONS:
-            if stage in row.todo:
-                calibrate(work, row, stage)
-        if "quantised" in row.todo:
-            model = quantise(work, row)
-            ranks = "–".join(map(str, dict.fromkeys((model.ranks[0], model.ranks[-1]))))
-            print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {ranks}")
-        if "images" in row.todo:
-            generate(work, row)
+        with work.using(row):
+            for stage in ACTIVATIONS:
+                if stage in row.todo:
+                    calibrate(work, row, stage)
+            if "quantised" in row.todo:
+                model = quantise(work, row)
+                ranks = "–".join(map(str, dict.fromkeys((model.ranks[0], model.ranks[-1]))))
+                print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {ranks}")
+            if "images" in row.todo:
+                generate(work, row)
         stage = "quantised" if command == "quantize" else "images"
         if stage in row.keys:
             print(f"{row.name}: {store.path(stage, row.keys[stage])}")

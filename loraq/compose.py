@@ -16,13 +16,28 @@ from typing import Any
 from loraq.config import Config
 from loraq.door import from_hydra
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
+from loraq.models.families import with_default_skip
 
 CONF = Path(__file__).resolve().parent / "conf"
 _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_intermediate")
 
 
-def load_rows(overrides: Sequence[str]) -> list[Config]:
-    """The rows that these overrides describe, in order, the 16-bit reference among them."""
+def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Config]:
+    """The rows that these overrides describe, in order, the 16-bit reference among them.
+
+    family_skip: a recipe without a skip list of its own gets that of the row's model family.
+    """
+    rows = _load_rows(overrides)
+    return [_with_family_skip(row) for row in rows] if family_skip else rows
+
+
+def _with_family_skip(row: Config) -> Config:
+    if row.quant is None:
+        return row
+    return replace(row, quant=with_default_skip(row.quant, row.model.family))
+
+
+def _load_rows(overrides: Sequence[str]) -> list[Config]:
     overrides = [override for override in overrides if override]
     with _hydra() as compose:
         parsed = _check(overrides, compose)

@@ -26,7 +26,7 @@ from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
 from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear
 from loraq.layout import planned, rebuild
-from loraq.models.families import family_of, list_layers
+from loraq.models.families import family_of, list_layers, with_default_skip
 from loraq.quantizer import QuantizedModel, quantize_model
 from loraq.shared_input import share_inputs
 
@@ -132,7 +132,8 @@ class LoRaQQuantizer(DiffusersQuantizer):
         return model
 
     def _quantise(self, model: Any) -> None:
-        chosen, family = self._recipe, family_of(model)
+        family = family_of(model)
+        chosen = with_default_skip(self._recipe, family)
         layers = list_layers(model, family, chosen.skip)
         bar = "quantise" if logging.is_progress_bar_enabled() else None
         quantize_model(model, layers, chosen, progress=bar, family=family).apply(model)

@@ -16,18 +16,6 @@ from loraq.errors import LoraqError, did_you_mean, near_matches
 from loraq.own_file import is_own_file, label
 
 
-def to_plain(config: Any) -> Any:
-    """A dataclass as plain dicts, lists and numbers, as records and keys hold it."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        names = [entry.name for entry in dataclasses.fields(config)]
-        return {name: to_plain(getattr(config, name)) for name in names}
-    if isinstance(config, Mapping):
-        return {str(name): to_plain(value) for name, value in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [to_plain(value) for value in config]
-    return config
-
-
 def from_plain(schema: Any, values: Any, key: str = "") -> Any:
     """Plain data into dataclass `schema`; types and names are checked, errors name the key."""
     if not isinstance(values, Mapping):
@@ -98,12 +86,6 @@ def from_hydra(composed: Any) -> Config:
         config.quant.formats()
         if is_own_file(config.quant.branch.kind):
             label(config.quant.branch.kind)  # a file that is not there is answered here
-        if config.quant.skip is None:
-            from loraq.models.families import family
-
-            skip = tuple(family(config.model.family).DEFAULT_SKIP)
-            quant = dataclasses.replace(config.quant, skip=skip)
-            config = dataclasses.replace(config, quant=quant)
     from loraq.metrics import module
 
     for name in config.metrics.names:

@@ -64,17 +64,18 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
     row = make_plan([config], store, last="quantised")[0]
     check([row])
     work, model = Workshop(store, progress), replace(config.model, steps=STEPS)
-    packed = None if row.recipe is None else quantise(work, row)
-    prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
-    with tempfile.TemporaryDirectory() as folder:
-        embeddings.write(work.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list)
-        text = embeddings.read(Path(folder), 0, row.device)
-    pipe, peaks = work.pipe(row, text=False), {}
-    with applied(packed, pipe.transformer, row.config.compute):
-        before, free = held_bytes(row.device), free_bytes(row.device)
-        for size in TRIALS:
-            part = {name: tensor[:size] for name, tensor in text.items()}
-            with peak(row.device) as found:
-                image_batch(pipe, model, prompts[:size], 0, embeddings=part)
-            peaks[size] = found.top - before
+    with work.using(row):
+        packed = None if row.recipe is None else quantise(work, row)
+        prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
+        with tempfile.TemporaryDirectory() as folder:
+            embeddings.write(work.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list)
+            text = embeddings.read(Path(folder), 0, row.device)
+        pipe, peaks = work.pipe(row, text=False), {}
+        with applied(packed, pipe.transformer, row.config.compute):
+            before, free = held_bytes(row.device), free_bytes(row.device)
+            for size in TRIALS:
+                part = {name: tensor[:size] for name, tensor in text.items()}
+                with peak(row.device) as found:
+                    image_batch(pipe, model, prompts[:size], 0, embeddings=part)
+                peaks[size] = found.top - before
     return Fit(peaks, free, largest(peaks, free, len(row.prompts)))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from loraq.errors import LoraqError
 from loraq.models import weights_hash
 from loraq.models.loading import cached_hash, resolve_asset
 from loraq.store import key
+from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
@@ -66,7 +66,7 @@ class Row:
 
 def keyed(config: Config) -> Row:
     """A row's keys, each from exactly what the product depends on."""
-    device, threads = _device(config), _threads(config)
+    device, threads = find_device(config), thread_count(config)
     model_hash = weights_hash(config.model)
     prompts = data_prompts(config.data)
     calibration, measuring = calibration_prompts(config.data, config.calibration, config.model)
@@ -75,14 +75,14 @@ def keyed(config: Config) -> Row:
     machine = {
         "device": device,
         "torch": importlib.metadata.version("torch"),
-        "row_invariant": arithmetic.row_invariant() or "image by image",
+        "row_invariant": arithmetic.row_invariant(threads) or "image by image",
     }
     sampler = {
         "weights": model_hash,
         "model": {
-            entry.name: getattr(config.model, entry.name)
-            for entry in dataclasses.fields(ModelConfig)
-            if entry.name not in ("name", "path", "hub_id")
+            name: value
+            for name, value in to_plain(config.model, new_defaults=False).items()
+            if name not in ("name", "path", "hub_id")
         },
         "diffusers": importlib.metadata.version("diffusers"),
         "transformers": importlib.metadata.version("transformers"),
@@ -194,22 +194,20 @@ def _named(config: Config) -> list[Any]:
     return [config.experiment, config.row, config.label, config.method]
 
 
-def _device(config: Config) -> str:
+def find_device(config: Config) -> str:
+    """cpu or cuda, as the config asks or as there is one; LoraqError where it is missing."""
     if config.device == "cpu":
         return "cpu"
     import torch
 
     there = torch.cuda.is_available()
-    if there:  # torchrun and accelerate launch number a machine's processes
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if config.device == "cuda" and not there:
         raise LoraqError("device=cuda: PyTorch finds no CUDA device here. Set device=cpu or auto.")
     return "cuda" if there else "cpu"
 
 
-def _threads(config: Config) -> int:
+def thread_count(config: Config) -> int:
+    """Threads of the CPU's products: as asked for, else as many as PyTorch takes."""
     import torch
 
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return torch.get_num_threads()
+    return torch.get_num_threads() if config.threads is None else config.threads

@@ -14,7 +14,6 @@ from loraq import generate as generation
 from loraq import record as records
 from loraq.activations import forwards, rows
 from loraq.config import Config
-from loraq.door import to_plain
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
 from loraq.own_file import is_own_file, label
@@ -22,6 +21,7 @@ from loraq.real_images import real_images, with_features
 from loraq.record import Record
 from loraq.stages import quantise
 from loraq.store import Store, write_bytes
+from loraq.utils.plain import decode_float, to_plain
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ def _measured(work: Workshop, row: Row) -> dict[str, Any]:
             images, metrics = _metrics(work, row)
             found = {"layers": layers, "budget": budget, "images": images, "metrics": metrics}
             found["analyses"] = analyses
-            text = json.dumps(records.plain(found), indent=1, ensure_ascii=False, allow_nan=False)
+            text = json.dumps(
+                to_plain(found, where="record"), indent=1, ensure_ascii=False, allow_nan=False
+            )
             with work.store.write("measured", name, info) as folder:
                 write_bytes(folder / MEASURED_FILE, text.encode())
-    loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=records.decode)
+    loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=decode_float)
     return loaded
 
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.store import write_bytes, write_json
+from loraq.utils.plain import decode_float, to_plain
 
 SCHEMA = 1
 VOLATILE = ("created", "timings", "machine")  # what may differ between two equal runs
@@ -26,7 +25,6 @@ PACKAGES = (
     *("loraq", "torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy"),
     *("scipy", "pillow", "torchmetrics", "lpips", "clean-fid"),
 )
-_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Record:
 def save_findings(found: dict[str, Any], path: Path) -> None:
     """Write what a bench or `loraq score` found, with its origin, as JSON; folders as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, plain(found | origin()))
+    write_json(path, to_plain(found | origin(), where="record"))
 
 
 def save(record: Record, path: str | os.PathLike[str]) -> Path:
@@ -97,11 +95,14 @@ def load(path: str | os.PathLike[str]) -> Record:
 
 
 def to_json(record: Record) -> str:
-    return json.dumps(plain(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps(to_plain(record, where="record"), indent=1, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
 
 
 def from_json(text: str) -> Record:
-    data = json.loads(text, object_hook=decode)
+    data = json.loads(text, object_hook=decode_float)
     if not isinstance(data, dict) or "schema" not in data:
         raise LoraqError("this is not a LoRaQ record: it has no 'schema'")
     if data["schema"] != SCHEMA:
@@ -120,38 +121,6 @@ def from_json(text: str) -> Record:
     if missing := sorted(required - set(data)):
         raise LoraqError(f"missing fields {missing}")
     return Record(**data)
-
-
-def plain(value: Any, where: str = "record") -> Any:
-    """`value` as JSON can say it: plain dicts, lists, str, int, float, bool, None.
-
-    Dataclasses become dicts, tuples lists, paths strings, numpy and torch scalars Python numbers,
-    non-finite floats tagged objects. Anything else raises and names its place.
-    """
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        number = float(value)
-        return number if math.isfinite(number) else {"float": str(number)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            item.name: plain(getattr(value, item.name), f"{where}.{item.name}")
-            for item in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise LoraqError(f"{where}: key {name!r} is no string")
-        return {name: plain(item, f"{where}.{name}") for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{place}]") for place, item in enumerate(value)]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return plain(value.item(), where)
-    raise LoraqError(f"{where}: a {type(value).__name__} cannot be written to a record")
 
 
 def origin(device: str = "cpu") -> dict[str, Any]:
@@ -185,12 +154,17 @@ def origin(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Commit of the checkout this package lies in, `+` where it has changes, "" outside git."""
+    """Commit of this package's checkout, "" outside git; `+` where code or `conf/` has changes.
+
+    New files count as changes where they are code or configuration: a run may have read them.
+    """
     folder = Path(__file__).resolve().parent
+    parts = folder, (folder / "conf").resolve()  # in a checkout conf/ is a link to the one above
+    looked_at = [f":(glob){part}/**/*{suffix}" for part in parts for suffix in (".py", ".yaml")]
     asked = []
     for command in (
         ["rev-parse", "--short=12", "HEAD"],
-        ["status", "--porcelain", "--untracked-files=no", "--", "."],
+        ["status", "--porcelain", "--untracked-files=all", "--", *looked_at],
     ):
         try:
             done = subprocess.run(
@@ -202,10 +176,3 @@ def commit() -> str:
             return ""
         asked.append(done.stdout.strip())
     return asked[0] + ("+" if asked[1] else "")
-
-
-def decode(item: dict[str, Any]) -> Any:
-    """The tagged non-finite floats of `plain` as floats again (an `object_hook` for json)."""
-    if set(item) == {"float"} and item["float"] in _NON_FINITE:
-        return _NON_FINITE[item["float"]]
-    return item

@@ -51,7 +51,8 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
             eta = f"  (about {duration(left)} left for all rows)" if left else "  (cached)"
             print(f"[{number}/{len(rows)}] {row.label}{eta}", file=sys.stderr, flush=True)
         try:
-            finished.append((row, run_row(work, row)))
+            with work.using(row):
+                finished.append((row, run_row(work, row)))
         except LoraqError as error:
             if row.recipe is None or isinstance(error, DiskFullError):
                 raise

@@ -109,9 +109,10 @@ def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | No
     row = make_plan([config], store, last="images")[0]
     check([row])
     work, packed = Workshop(store, progress), None
-    transformer = work.pipe(row, text=False).transformer
+    with work.using(row):
+        transformer = work.pipe(row, text=False).transformer
+        generate(work, row)
     if isinstance(getattr(transformer, "hf_quantizer", None), LoRaQQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}
-    generate(work, row)
     return store.path("images", row.keys["images"]), packed

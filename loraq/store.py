@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loraq.door import to_plain
 from loraq.errors import DiskFullError, LoraqError
+from loraq.utils.plain import to_plain
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -29,8 +29,14 @@ TEMPORARY = ".writing"
 
 
 def key(*parts: Any) -> str:
-    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses."""
-    text = json.dumps(to_plain(parts), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses.
+
+    A dataclass stands as its fields, whatever it is called, without those that came in a later
+    release and have their default.
+    """
+    text = json.dumps(
+        to_plain(parts, new_defaults=False), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

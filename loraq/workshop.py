@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -80,6 +81,23 @@ class Workshop:
 
     def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
         return list_layers(self.transformer(row), row.config.model.family, skip)
+
+    @contextlib.contextmanager
+    def using(self, row: Row) -> Iterator[None]:
+        """The row's threads, and this process's GPU, while the block runs.
+
+        torchrun and accelerate launch number a machine's processes: LOCAL_RANK is the GPU's number.
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(row.threads)
+        if row.device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def bar(self, text: str) -> str | None:
         return f"  {text}" if self.progress else None

@@ -23,6 +23,7 @@ def test_a_recipe_is_the_preset_with_overrides():
     made = loraq.recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")
     assert made.branch_weight.name == "int4" and made.branch.budget == 0.32
     assert made.branch.kind == "loraq" and made.branch.objective == "shape"
+    assert made.skip is None  # the list of whatever model family it is used on
     with pytest.raises(LoraqError, match="loraq_o2"):
         loraq.recipe("loraq_o3")
     with pytest.raises(LoraqError, match="no recipe"):

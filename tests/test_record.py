@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from loraq import record as records
 from loraq.errors import LoraqError
 from loraq.record import Record
+from loraq.utils.plain import to_plain
 
 
 def example(**changes) -> Record:
@@ -43,7 +45,7 @@ def test_round_trip(tmp_path: Path):
     path = records.save(example(), tmp_path / "records" / "row.json")
     loaded = records.load(path)
     # tuples become lists, once
-    assert loaded == example(config=records.plain(example().config), created=loaded.created)
+    assert loaded == example(config=to_plain(example().config), created=loaded.created)
     assert records.to_json(loaded) == path.read_text(encoding="utf-8")
     assert [file.name for file in path.parent.iterdir()] == ["row.json"]
 
@@ -61,7 +63,7 @@ def test_every_number_survives_exactly_and_non_finite_ones_are_explicit():
 def test_numpy_and_torch_scalars_become_plain_numbers():
     torch = pytest.importorskip("torch")
     given = {"a": np.float32(0.5), "b": np.int64(3), "c": torch.tensor(2.0), "d": np.bool_(True)}
-    plain = records.plain(given)
+    plain = to_plain(given)
     assert plain == {"a": 0.5, "b": 3, "c": 2.0, "d": True}
     assert [type(value) for value in plain.values()] == [float, int, float, bool]
 
@@ -112,5 +114,33 @@ def test_origin_names_no_machine():
     import platform
 
     origin = records.origin()
-    assert platform.node() not in json.dumps(records.plain(origin)).split('"')
+    assert platform.node() not in json.dumps(to_plain(origin)).split('"')
     assert origin["versions"]["loraq"] and origin["machine"]["cpus"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "dirty"),
+    [("loraq/record.py", True), ("conf/method/rtn.yaml", True), ("README.md", False)],
+)
+def test_a_commit_is_marked_where_code_or_configuration_has_changes(
+    tmp_path: Path, monkeypatch, changed: str, dirty: bool
+):
+    def git(*command: str) -> None:
+        who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    for file in ("loraq/record.py", "conf/method/rtn.yaml", "README.md"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("first", encoding="utf-8")
+    (tmp_path / "loraq" / "conf").symlink_to("../conf")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(records, "__file__", str(tmp_path / "loraq" / "record.py"))
+    clean = records.commit()
+    assert len(clean) == 12 and not clean.endswith("+")
+    (tmp_path / changed).write_text("second", encoding="utf-8")
+    assert records.commit() == clean + ("+" if dirty else "")
+    git("checkout", "-q", ".")
+    (tmp_path / changed).with_name(f"new_{Path(changed).name}").write_text("", encoding="utf-8")
+    assert records.commit() == clean + ("+" if dirty else "")

@@ -79,22 +79,3 @@ class Checked:
                     f"{entry.name}={value} has no effect with {main}={chosen}, only with "
                     f"{' or '.join(readers)}. Leave it out, or set {group}.{main}."
                 )
-
-
-def without_new_defaults(config: Any) -> dict[str, Any]:
-    """The fields of a dataclass as plain data, without those that came later and are untouched."""
-    plain = {}
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        made = dataclasses.MISSING
-        if entry.default_factory is not dataclasses.MISSING:
-            made = entry.default_factory()
-        if entry.metadata.get("since") and value in (entry.default, made):
-            continue
-        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
-        plain[entry.name] = without_new_defaults(value) if nested else _plain(value)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -6,9 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loraq.config.checked import Checked, choice, setting, without_new_defaults
+from loraq.config.checked import Checked, choice, setting
 from loraq.errors import LoraqError
 from loraq.own_file import is_own_file, label
+from loraq.utils.plain import to_plain
 
 if TYPE_CHECKING:
     from loraq.formats import Format
@@ -322,7 +323,7 @@ class Recipe(Checked):
 
     def identity(self) -> dict[str, Any]:
         """What the packed layers follow from: formats resolved, without settings of no effect."""
-        plain = without_new_defaults(self)
+        plain = to_plain(self, new_defaults=False)
         for operand, fmt in self.formats().items():
             plain[operand] = dataclasses.asdict(fmt)
         if self.branch.kind == "none":

@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
 if TYPE_CHECKING:
     import torch
+
+    from loraq.config import Recipe
 
 _NO_FAMILY = ("analytic", "families", "loading", "mapped", "pointwise")
 
@@ -60,6 +62,13 @@ def family(name: str) -> ModuleType:
     if name not in family_names():
         raise unknown("model family", name, family_names())
     return importlib.import_module(f"loraq.models.{name}")
+
+
+def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
+    """The recipe with the family's own list of skipped layers where it has none itself."""
+    if recipe.skip is not None:
+        return recipe
+    return replace(recipe, skip=tuple(family(family_name).DEFAULT_SKIP))
 
 
 def family_of(transformer: torch.nn.Module) -> str:

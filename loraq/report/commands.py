@@ -63,7 +63,7 @@ def _model(record: Record) -> list[str]:
 def _composed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """row → its settings as `conf/` has them today; empty where it no longer has them."""
     from loraq.compose import load_rows
-    from loraq.door import to_plain
+    from loraq.utils.plain import to_plain
 
     try:
         return {str(config.row): to_plain(config) for config in load_rows(overrides)}

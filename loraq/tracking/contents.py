@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraq.record import Record, plain
+from loraq.record import Record
+from loraq.utils.plain import to_plain
 
 IMAGES = 16  # rows of the image table: enough to look at, small on disk
 LAYER_COLUMNS = ("layer", "role", "weight_error", "output_error")
@@ -34,7 +35,7 @@ def config_of(record: Record) -> dict[str, Any]:
         "image_set": record.images.get("hash"),
         "versions": record.versions,
     }
-    return {**plain(record.config), "record": plain(origin)}
+    return {**to_plain(record.config), "record": to_plain(origin)}
 
 
 def summary_of(record: Record) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pytest
 from loraq import results
 from loraq.cli import main
 from loraq.compose import load_rows
-from loraq.door import to_plain
 from loraq.errors import LoraqError
 from loraq.report import page, write_report
 from loraq.report.commands import experiment_command, row_commands
@@ -19,6 +18,7 @@ from loraq.report.heat import LEVELS, heat_maps
 from loraq.report.pareto import HEIGHT, WIDTH, pareto
 from loraq.report.views import cell_view, table_view
 from loraq.tables.text import Cell, Table
+from loraq.utils.plain import to_plain
 
 
 def test_committed_records_give_a_page_that_says_where_pictures_come_from(tmp_path):

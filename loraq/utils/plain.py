@@ -1,0 +1,77 @@
+"""Dataclasses as plain data: what JSON can say, for cache keys, records and manifests."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from loraq.errors import LoraqError
+
+_NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> Any:
+    """`value` as plain dicts, lists, str, int, float, bool and None.
+
+    Dataclasses become dicts of their fields, tuples lists, paths strings, numpy and torch scalars
+    Python numbers, non-finite floats `{"float": "inf"}`. Anything else raises LoraqError with its
+    place, which starts with `where`.
+
+    new_defaults: with fields that a later release added (`since`) and that have their default.
+        Cache keys leave these out, so that keys of earlier releases stay as they were.
+    """
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        number = float(value)
+        return number if math.isfinite(number) else {"float": str(number)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_plain(
+                getattr(value, field.name),
+                new_defaults=new_defaults,
+                where=f"{where}.{field.name}",
+            )
+            for field in dataclasses.fields(value)
+            if new_defaults or not _is_new_default(value, field)
+        }
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise LoraqError(f"{where}: key {name!r} is no string")
+        return {
+            name: to_plain(item, new_defaults=new_defaults, where=f"{where}.{name}")
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [
+            to_plain(item, new_defaults=new_defaults, where=f"{where}[{place}]")
+            for place, item in enumerate(value)
+        ]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return to_plain(value.item(), new_defaults=new_defaults, where=where)
+    raise LoraqError(f"{where}: a {type(value).__name__} cannot be written as plain data")
+
+
+def _is_new_default(config: Any, field: dataclasses.Field[Any]) -> bool:
+    """Whether a later release added the field and it has its default."""
+    if not field.metadata.get("since"):
+        return False
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return bool(getattr(config, field.name) == default)
+
+
+def decode_float(item: dict[str, Any]) -> Any:
+    """The tagged non-finite floats of `to_plain` as floats again (an `object_hook` for json)."""
+    if set(item) == {"float"} and item["float"] in _NON_FINITE:
+        return _NON_FINITE[item["float"]]
+    return item
