@@ -22,7 +22,7 @@ from loraq import generate as generation
 from loraq.data import Prompt
 from loraq.estimate import stage_kind
 from loraq.keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row
-from loraq.store import full_disk_is_ours, write_json
+from loraq.utils.files import reporting_full_disk, write_json
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def calibrate(work: Workshop, row: Row, stage: str) -> None:
     with work.store.lock(product, name):
         if work.store.finished(product, name):
             return
-        with work.store.write(product, name, info) as folder, full_disk_is_ours(folder):
+        with work.store.write(product, name, info) as folder, reporting_full_disk(folder):
             if product == "sensitivity":
                 write_json(folder / SENSITIVITY, _sensitivity(work, row))
             else:

@@ -14,7 +14,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.layers import LayerTensors
 from loraq.layout import describe, rebuild
-from loraq.store import TEMPORARY, full_disk_is_ours, sort_metadata
+from loraq.utils.files import TEMPORARY, reporting_full_disk, sort_metadata
 
 LAYOUT = "1"
 
@@ -28,7 +28,7 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
     aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
-        with full_disk_is_ours(path):
+        with reporting_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, aside, metadata=metadata)
             sort_metadata(aside)

@@ -6,15 +6,14 @@ Nothing heavy is imported before a command knows that it needs it: `--help` is q
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shutil
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from loraq import __version__, arithmetic
-from loraq.errors import LoraqError
+from loraq import __version__
 from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
+from loraq.utils import batch_invariance
+from loraq.utils.console import reporting_errors
 
 
 def parser() -> argparse.ArgumentParser:
@@ -74,8 +73,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    arithmetic.settle()  # before anything imports torch
-    with answering():
+    batch_invariance.configure_cpu_math()  # before anything imports torch
+    with reporting_errors():
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
         elif options.command == "report":
@@ -103,22 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(run(options.overrides, progress=not options.quiet).text)
         else:
             part(options.command, options.overrides, progress=not options.quiet)
-
-
-@contextlib.contextmanager
-def answering() -> Iterator[None]:
-    """A user's mistake as a few lines on stderr and exit code 2; Ctrl-C as 130; no traceback."""
-    try:
-        yield
-    except LoraqError as error:
-        print(f"loraq: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(
-            "\nloraq: interrupted. What is finished stays; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        raise SystemExit(130) from None
 
 
 def dry_run(overrides: Sequence[str]) -> None:

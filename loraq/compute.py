@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from loraq import arithmetic
 from loraq.errors import LoraqError, unknown
 from loraq.formats import Format
 from loraq.forward import QuantizedInput, matmul, multiply, quantize_input
 from loraq.transforms import InputTransform
+from loraq.utils import batch_invariance
 
 if TYPE_CHECKING:
     from loraq.layers import LayerTensors
@@ -44,13 +44,13 @@ class Compute(Protocol):
 @torch.compiler.assume_constant_result
 def _by_onednn(device: str) -> bool:
     """A compiler takes the answer as it is and does not trace the probes."""
-    return arithmetic.by_onednn(device)
+    return batch_invariance.use_onednn(device)
 
 
 @torch.compiler.assume_constant_result
 def by_bfloat16_units(device: str, dtype: torch.dtype) -> bool:
     """A compiler takes this answer, too, as it is."""
-    return arithmetic.in_bfloat16(device, str(dtype).removeprefix("torch."))
+    return batch_invariance.use_bfloat16(device, str(dtype).removeprefix("torch."))
 
 
 class Emulated:
@@ -76,8 +76,8 @@ class Emulated:
         }
         self.weight_OI, self.left_OR = dense.pop("weight_OI"), dense.pop("left_OR")
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
-        by_onednn = dtype == torch.float32 and _by_onednn(device.type)
-        self.product = arithmetic.onednn_product if by_onednn else matmul
+        use_onednn = dtype == torch.float32 and _by_onednn(device.type)
+        self.product = batch_invariance.onednn_product if use_onednn else matmul
         self.input = dense | {"product": self.product}
 
     def quantize(self, x: Tensor) -> QuantizedInput:

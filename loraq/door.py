@@ -13,7 +13,7 @@ from typing import Any
 
 from loraq.config import Config
 from loraq.errors import LoraqError, did_you_mean, near_matches
-from loraq.own_file import is_own_file, label
+from loraq.utils.user_module import is_own_file, label
 
 
 def from_plain(schema: Any, values: Any, key: str = "") -> Any:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraq import arithmetic
 from loraq import generate as generation
 from loraq.config import ModelConfig
 from loraq.data import Prompt
-from loraq.store import write_bytes
+from loraq.utils import batch_invariance
+from loraq.utils.files import write_bytes
 
 NAMES = (
     "prompt_embeds",
@@ -37,8 +37,10 @@ _LENGTH = "length"
 
 def encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
     """The pipeline's embeddings and masks of a batch, [n, tokens, width] and [n, tokens]."""
-    at_once = arithmetic.at_once(len(prompts), pipe.text_encoder.device.type)
-    parts = [encode_together(pipe, model, part) for part in generation.batches(prompts, at_once)]
+    batch_limit = batch_invariance.batch_limit(len(prompts), pipe.text_encoder.device.type)
+    parts = [
+        encode_together(pipe, model, part) for part in generation.batches(prompts, batch_limit)
+    ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

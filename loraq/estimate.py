@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from loraq.keys import ACTIVATIONS, Row
 from loraq.models import resolve_folder
 from loraq.store import PARTIAL, Store
+from loraq.utils.console import duration
 
 
 def describe(rows: Sequence[Row], store: Store) -> str:
@@ -56,12 +57,6 @@ def remaining(rows: Sequence[Row], store: Store) -> float:
                 counted.add(product)
                 seconds += _estimate(row, stage, store)[0]
     return seconds
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:

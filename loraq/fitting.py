@@ -53,10 +53,10 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
     """Measure the last row that `overrides` describe; it is quantised first where it is not yet."""
     from loraq import embeddings
     from loraq.generate import image_batch
-    from loraq.memory import free_bytes, held_bytes, peak
     from loraq.plan import check, make_plan
     from loraq.stages import applied, quantise
     from loraq.store import Store
+    from loraq.utils.memory import free_bytes, held_bytes, peak
     from loraq.workshop import Workshop
 
     config = load_rows(overrides)[-1]

@@ -19,7 +19,7 @@ from loraq.formats import Format, fake_quantize
 
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
-    """x·Wᵀ as PyTorch forms it (`loraq.arithmetic` knows processors with a quicker way)."""
+    """x·Wᵀ as PyTorch forms it (`utils.batch_invariance` knows processors with a faster way)."""
     return x @ w.mT
 
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq import arithmetic
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
-from loraq.memory import reused_heap
-from loraq.store import file_hash, write_bytes, write_json
+from loraq.utils import batch_invariance
+from loraq.utils.files import write_bytes, write_json
+from loraq.utils.hashing import file_hash
+from loraq.utils.memory import reused_heap
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,8 @@ def batch_images(
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Any]:
-    """The PIL images of one batch, the same bits in whatever batch (`arithmetic.at_once`)."""
-    size = arithmetic.at_once(len(prompts), pipe.transformer.device.type)
+    """The PIL images of one batch, the same bits in whatever batch (`arithmetic.batch_limit`)."""
+    size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
     images: list[Any] = []
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
@@ -125,7 +126,7 @@ def generate(
         unit="image",
         disable=progress is None,
     )
-    with bar, reused_heap() as give_back:
+    with bar, reused_heap() as trim:
         for wait in (False, True):  # first what is free, then what others have not finished
             busy = []
             for done_file, batch in todo:
@@ -138,7 +139,7 @@ def generate(
                     if not batch_finished(folder, done_file, batch):
                         text = None if embeddings is None else embeddings(int(done_file.stem))
                         _make(pipe, model, batch, settings, folder, done_file, text)
-                        give_back()
+                        trim()
                     bar.update(len(batch))
             todo = busy
     return [image_path(folder, prompt) for prompt in prompts]

@@ -22,13 +22,13 @@ from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
-from loraq.memory import hand_back
 from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
 from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
 from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
 from loraq.units import Group
+from loraq.utils.memory import release_free_pages
 
 ROUNDING = 1e-5
 """Below this part of the mean, a negative square is float32 rounding of what is zero."""
@@ -59,11 +59,11 @@ def quantize_group(
     problem = step.problem(transform.weight(w_BOI), transform, root_BII, inverse_BII)
     del w_BOI, weights  # what a transform has made anew is held instead
     if not transform.identity:  # what it left free is in other sizes than what follows takes
-        hand_back()
+        release_free_pages()
     solution = solve(problem, recipe.branch)
     notes["losses"] = solution.losses
     if recipe.rounding.kind != "nearest":
-        hand_back()
+        release_free_pages()
     return pack(step, problem.weight_BOI, transform, solution, second_BII, modules), notes
 
 

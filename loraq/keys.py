@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraq import arithmetic, generate
+from loraq import generate
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
 from loraq.errors import LoraqError
 from loraq.models import weights_hash
-from loraq.models.loading import cached_hash, resolve_asset
-from loraq.store import key
+from loraq.utils import batch_invariance
+from loraq.utils.assets import resolve_asset
+from loraq.utils.hashing import cached_hash, key
 from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
@@ -75,7 +76,7 @@ def keyed(config: Config) -> Row:
     machine = {
         "device": device,
         "torch": importlib.metadata.version("torch"),
-        "row_invariant": arithmetic.row_invariant(threads) or "image by image",
+        "row_invariant": batch_invariance.row_invariant(threads) or "image by image",
     }
     sampler = {
         "weights": model_hash,
@@ -109,7 +110,7 @@ def keyed(config: Config) -> Row:
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, *(read or [None])),
             *([BRANCH_VERSIONS[found_by]] if found_by in BRANCH_VERSIONS else []),
-            *(["oneDNN"] if found_by[0] == "loraq" and arithmetic.by_onednn(device) else []),
+            *(["oneDNN"] if found_by[0] == "loraq" and batch_invariance.use_onednn(device) else []),
         )
         keys["images"] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
@@ -129,8 +130,8 @@ def _kernels(config: Config, device: str) -> list[Any]:
         return []
     if device != "cpu" or config.compute != "auto":
         return ["compute", config.compute, KERNELS_VERSION]
-    in_bfloat16 = arithmetic.in_bfloat16(device, config.model.dtype)
-    return ["compute", "bfloat16 products", KERNELS_VERSION] if in_bfloat16 else []
+    use_bfloat16 = batch_invariance.use_bfloat16(device, config.model.dtype)
+    return ["compute", "bfloat16 products", KERNELS_VERSION] if use_bfloat16 else []
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

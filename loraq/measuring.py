@@ -16,12 +16,13 @@ from loraq.activations import forwards, rows
 from loraq.config import Config
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
-from loraq.own_file import is_own_file, label
 from loraq.real_images import real_images, with_features
 from loraq.record import Record
 from loraq.stages import quantise
-from loraq.store import Store, write_bytes
+from loraq.store import Store
+from loraq.utils.files import write_bytes
 from loraq.utils.plain import decode_float, to_plain
+from loraq.utils.user_module import is_own_file, label
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:

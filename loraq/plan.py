@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq import arithmetic
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.keys import ACTIVATIONS, Row, keyed
-from loraq.store import Store, key
+from loraq.store import Store
+from loraq.utils import batch_invariance
+from loraq.utils.hashing import key
 
 
 def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> list[Row]:
@@ -22,7 +23,7 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
     Every product that is there is read and compared with its checksums; a damaged one is reported
     and set aside by the store, and planned anew.
     """
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     rows = [keyed(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.errors import LoraqError, unknown
 from loraq.keys import Row
 from loraq.record import Record, load
-from loraq.store import write_json
+from loraq.utils.files import write_json
 
 if TYPE_CHECKING:
     from loraq.tracking import TrackedImage

@@ -19,13 +19,13 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
 from loraq.layers import LayerTensors, QuantizedLinear
-from loraq.lazy import LazyMapping
-from loraq.memory import reused_heap
 from loraq.models import Layer
 from loraq.models.families import family as family_table
 from loraq.models.pointwise import weight_matrix
 from loraq.shared_input import share_inputs
 from loraq.units import Group, Share, Unit, make_groups, make_units
+from loraq.utils.lazy_mapping import LazyMapping
+from loraq.utils.memory import reused_heap
 
 VERSION = 1
 """Part of every quantised product's key; raised when the numbers of every method change."""
@@ -177,7 +177,7 @@ def quantize_model(
         smoothing=0,  # the mean pace: kinds of layers take turns
         disable=progress is None,
     )
-    with bar, reused_heap() as give_back:
+    with bar, reused_heap() as trim:
         for group in make_groups(units, shares):
             tensors, notes, resumed = _group(group, transformer, recipe, read, checkpoint_dir)
             if release is not None:
@@ -186,7 +186,7 @@ def quantize_model(
                     tensors, _ = load_group(checkpoint_dir / group.file)
             done.update(tensors)
             info[group.name] = notes
-            give_back()
+            trim()
             error = f" error {notes['losses'][-1]:.4f}" if notes["losses"] else ""
             bar.set_postfix_str(group.name + error, refresh=False)
             if resumed and not bar.disable:  # no work of this call: the pace leaves it out

@@ -27,12 +27,12 @@ from pathlib import Path
 from loraq import results
 from loraq.errors import LoraqError, unknown
 from loraq.results import ROOT, Results, committed, not_yet
-from loraq.store import write_bytes
 from loraq.tables import all_tables
 from loraq.tables import bench as bench_tables
 from loraq.tables import times as time_tables
 from loraq.tables.brief import brief_table
 from loraq.tables.text import to_markdown
+from loraq.utils.files import write_bytes
 
 PAGES = (
     "*.md",
@@ -162,7 +162,7 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from loraq.cli import answering
+    from loraq.utils.console import reporting_errors
 
     parser = argparse.ArgumentParser(
         prog="python -m loraq.readme",
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--check", action="store_true", help="only look: exit 2 when stale")
     options = parser.parse_args(arguments)
-    with answering():
+    with reporting_errors():
         stale = [str(path.relative_to(ROOT)) for path in refresh_all(options.check)]
         if stale and options.check:
             raise LoraqError(f"stale: {', '.join(stale)}. Rewrite with: python -m loraq.readme")

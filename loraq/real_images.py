@@ -8,8 +8,9 @@ from typing import Any
 from loraq.config import Config
 from loraq.data import data_prompts, location, set_images
 from loraq.errors import LoraqError
-from loraq.models.loading import cached_hash, resolve_asset
-from loraq.store import Store, key
+from loraq.store import Store
+from loraq.utils.assets import resolve_asset
+from loraq.utils.hashing import cached_hash, key
 
 VERSION = 1
 FILE = "features.safetensors"

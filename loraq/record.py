@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.store import write_bytes, write_json
+from loraq.utils.files import write_bytes, write_json
 from loraq.utils.plain import decode_float, to_plain
 
 SCHEMA = 1

@@ -28,8 +28,8 @@ from loraq.errors import LoraqError, unknown
 from loraq.pictures.diagrams import draw
 from loraq.publish import ROWS_FILE, record_file
 from loraq.record import Record, load
-from loraq.store import write_bytes, write_json
 from loraq.tables import write_tables
+from loraq.utils.files import write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = "records"
@@ -174,14 +174,14 @@ def changed_checkouts(found: Results) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from loraq.cli import answering
+    from loraq.utils.console import reporting_errors
 
     parser = argparse.ArgumentParser(
         prog="python -m loraq.results",
         description="Take finished experiments over into results/, then rebuild tables and docs.",
     )
     parser.add_argument("folders", nargs="+", type=Path, help="such as outputs/results/demo")
-    with answering():
+    with reporting_errors():
         for folder in parser.parse_args(arguments).folders:
             one_row = folder.resolve().parent.name == "rows"
             target = take_row(folder) if one_row else take(folder)

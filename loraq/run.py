@@ -23,7 +23,7 @@ from pathlib import Path
 from loraq.activations import calibrate
 from loraq.compose import CONF, load_rows
 from loraq.errors import DiskFullError, LoraqError
-from loraq.estimate import duration, remaining
+from loraq.estimate import remaining
 from loraq.keys import ACTIVATIONS, Row
 from loraq.measuring import load_record, measure
 from loraq.plan import check, make_plan, result_folder
@@ -31,6 +31,7 @@ from loraq.publish import Outcome, publish, summary
 from loraq.record import Record
 from loraq.stages import generate, quantise
 from loraq.store import Store
+from loraq.utils.console import duration
 from loraq.workshop import Workshop
 
 
@@ -101,10 +102,10 @@ def main() -> None:
     """Hydra's own entry point; its --multirun is `loraq sweep`."""
     multirun = {"--multirun", "-m"} & set(sys.argv[1:])
     if multirun:
-        from loraq.cli import answering
         from loraq.sweep import launch
+        from loraq.utils.console import reporting_errors
 
-        with answering():
+        with reporting_errors():
             print(launch([argument for argument in sys.argv[1:] if argument not in multirun]))
         return
     import hydra
@@ -113,9 +114,9 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(Path(CONF).resolve()), config_name="config")
     def job(_composed: DictConfig) -> None:
-        from loraq.cli import answering
+        from loraq.utils.console import reporting_errors
 
-        with answering():
+        with reporting_errors():
             print(run(list(HydraConfig.get().overrides.task)).text)
 
     job()

@@ -9,8 +9,6 @@ match its manifest is reported and set aside, so that it is made again.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,95 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loraq.errors import DiskFullError, LoraqError
-from loraq.utils.plain import to_plain
+from loraq.utils.files import disk_error, remove_temporaries, write_json
+from loraq.utils.hashing import file_hash
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
-TEMPORARY = ".writing"
-
-
-def key(*parts: Any) -> str:
-    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses.
-
-    A dataclass stands as its fields, whatever it is called, without those that came in a later
-    release and have their default.
-    """
-    text = json.dumps(
-        to_plain(parts, new_defaults=False), sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """`data` under `path` whole or not at all: written aside, synced, renamed."""
-    aside = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        with open(aside, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        if isinstance(error, OSError):
-            raise disk_error(error, path) from error
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    write_bytes(path, (json.dumps(to_plain(data), indent=1, sort_keys=True) + "\n").encode())
-
-
-def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in the order of their names.
-
-    The library writes them in an order of its own, another one in each process.
-    """
-    with open(path, "r+b") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) > length:
-            raise LoraqError(f"'{path}': a header of {len(text)} bytes does not fit into {length}.")
-        stream.seek(8)
-        stream.write(text.ljust(length))
-
-
-def disk_error(error: OSError, path: Path) -> Exception:
-    """A full disk as an error with a remedy; every other system error as it is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    folder = path if path.is_dir() else path.parent
-    try:
-        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
-    except OSError:
-        free = "no space free"
-    return DiskFullError(
-        f"Disk full while writing '{path}' ({free}). Nothing half-written was kept. Free some "
-        "space (`loraq cache` lists what takes it) or set output=FOLDER on another disk, then "
-        "give the same command again: it goes on where it stopped."
-    )
-
-
-@contextlib.contextmanager
-def full_disk_is_ours(path: Path) -> Iterator[None]:
-    """A full disk as `disk_error` says it, whoever reports it: safetensors has its own error."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path) from error
-    except Exception as error:
-        if "No space left" in str(error):
-            raise disk_error(OSError(errno.ENOSPC, str(error)), path) from error
-        raise
 
 
 class Store:
@@ -223,7 +137,7 @@ class Store:
             yield partial
             with self.lock(stage, name):
                 if not final.is_dir():
-                    _drop_temporaries(partial)
+                    remove_temporaries(partial)
                     self._finish(partial, final, {"seconds": time.time() - started, **info})
                 for lock in final.parent.glob(f"{name}.*.lock"):
                     lock.unlink(missing_ok=True)
@@ -245,7 +159,7 @@ class Store:
         if not resume:
             shutil.rmtree(partial, ignore_errors=True)
         self._make_folder(partial)
-        _drop_temporaries(partial)
+        remove_temporaries(partial)
         try:
             yield partial
             self._finish(partial, final, {"seconds": time.time() - started, **(info or {})})
@@ -285,9 +199,3 @@ class Store:
                     yield stage.name, name, ending, size
                 elif (folder / MANIFEST).is_file():
                     yield stage.name, name, "finished", size
-
-
-def _drop_temporaries(folder: Path) -> None:
-    """What processes that were killed have left half-written."""
-    for left in folder.rglob(f".*{TEMPORARY}"):
-        left.unlink()

@@ -22,7 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from loraq.errors import LoraqError, unknown
-from loraq.store import write_bytes
+from loraq.utils.files import write_bytes
 
 FOLDER = Path(__file__).resolve().parent
 EXECUTED = FOLDER.parent / "outputs" / "notebooks"
@@ -121,7 +121,7 @@ def _too_long(path: Path, limit: float, seconds: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from loraq.cli import answering
+    from loraq.utils.console import reporting_errors
 
     parser = argparse.ArgumentParser(
         prog="python -m notebooks.execute", description="Execute the notebooks and time them."
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one (%(default)g)")
     parser.add_argument("--strip", action="store_true", help="only take outputs out of the files")
     options = parser.parse_args(arguments)
-    with answering():
+    with reporting_errors():
         paths = notebooks(options.names)
         if options.strip:
             for path in paths:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from loraq import arithmetic
+from loraq.utils import batch_invariance
 
 if TYPE_CHECKING:
     from tests.embedded import Embedded
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # packages that other tests import do that, so it is chosen here.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-arithmetic.settle()  # before any test multiplies: the library does it only for its own runs
+batch_invariance.configure_cpu_math()  # before any test multiplies
 
 
 @pytest.fixture(scope="session")

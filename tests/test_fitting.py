@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loraq.cli import main
 from loraq.errors import LoraqError
 from loraq.fitting import SHARE, largest
-from loraq.memory import INTERVAL, anonymous_bytes, free_bytes, held_bytes, peak
+from loraq.utils.memory import INTERVAL, anonymous_bytes, free_bytes, held_bytes, peak
 
 MIB = 2**20
 sizes = st.integers(1, 10**6)

@@ -82,7 +82,7 @@ def test_a_killed_or_failed_write_leaves_the_old_record(tmp_path: Path, monkeypa
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("loraq.store.os.fsync", full)
+    monkeypatch.setattr("loraq.utils.files.os.fsync", full)
     with pytest.raises(LoraqError, match="Disk full"):
         records.save(example(label="new"), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

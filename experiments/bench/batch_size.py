@@ -4,7 +4,7 @@
 
 The embedded model makes the first test captions at each batch size, in 16 bits and quantised (LoRaQ
 O2, W4A8 branch), in two processes: `together` is MKL as it comes (`MKL_CBWR=AUTO`) and the whole
-batch in one call, `loraq` what runs do (`loraq/arithmetic.py`). Printed: whether the starts
+batch in one call, `loraq` what runs do (`utils/batch_invariance.py`). Printed: whether the starts
 are equal, the largest difference of a pixel (of 255), and the PSNR between the two sets.
 
 Expected time: 40 to 94 s on 2 cores. Outcome: results/bench/batch_size.json; together the
@@ -23,9 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq import arithmetic
+from loraq.utils import batch_invariance
 
-MODES = {"together": "AUTO", "loraq": arithmetic.MODE}
+MODES = {"together": "AUTO", "loraq": batch_invariance.CBWR_MODE}
 """What MKL is asked for in each."""
 RECIPE = ("loraq_o2", "format@quant.branch_weight=int4")
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "sizes": list(options.sizes),
             "recipe": RECIPE,
         }
-        settings["row_invariant"] = arithmetic.row_invariant()
+        settings["row_invariant"] = batch_invariance.row_invariant()
         record.save_findings({"settings": settings, "modes": found}, options.output)
 
 

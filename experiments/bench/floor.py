@@ -33,11 +33,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loraq import arithmetic, recipe, record
+from loraq import recipe, record
 from loraq.compose import load_rows
 from loraq.config import Recipe
 from loraq.models import Layer, list_layers
 from loraq.quantizer import quantize_model
+from loraq.utils import batch_invariance
 
 from . import make_fullsize
 from .fullsize import METHODS
@@ -109,8 +110,8 @@ def machine_rates() -> dict[str, float]:
     x, w = torch.randn(4096, 2304), torch.randn(2304, 2304)
     count = 2.0 * x.numel() * w.shape[0]
     rates = [rate(lambda: x @ w.T, count)]
-    if arithmetic.by_onednn("cpu"):
-        rates.append(rate(lambda: arithmetic.onednn_product(x, w), count))
+    if batch_invariance.use_onednn("cpu"):
+        rates.append(rate(lambda: batch_invariance.onednn_product(x, w), count))
     source, target = torch.ones(WIDE), torch.empty(WIDE)
     return {"flops": max(rates), "bytes": rate(lambda: target.copy_(source), 8.0 * WIDE)}
 
@@ -165,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     model = make_fullsize.synthetic_model(options.model, options.blocks).half()
     family = load_rows([f"model={options.model}", "method=rtn"])[-1].model.family

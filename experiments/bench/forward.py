@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraq import arithmetic, recipe, record, set_compute
+from loraq import recipe, record, set_compute
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
-from loraq.memory import reused_heap
 from loraq.models import Layer, list_layers
 from loraq.quantizer import quantize_model
+from loraq.utils import batch_invariance
+from loraq.utils.memory import reused_heap
 
 from .make_fullsize import CONFIGS, synthetic_model
 from .timing import alternate
@@ -162,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise unknown("way", way, WAYS)
     if options.repeats < 1:
         raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     block, call = one_block(options.model)

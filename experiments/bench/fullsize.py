@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import unknown
-from loraq.memory import anonymous_bytes
+from loraq.utils.memory import anonymous_bytes
 
 from .kept import KeptRows
 

@@ -23,15 +23,16 @@ from typing import Any
 
 import torch
 
-from loraq import arithmetic, recipe, record, set_compute
+from loraq import recipe, record, set_compute
 from loraq.compose import load_rows
 from loraq.data import data_prompts
 from loraq.embeddings import encode
 from loraq.errors import LoraqError, unknown
 from loraq.generate import image_batch
-from loraq.memory import reused_heap
 from loraq.models import list_layers, load_pipeline
 from loraq.quantizer import quantize_model
+from loraq.utils import batch_invariance
+from loraq.utils.memory import reused_heap
 
 from .forward import RECIPES
 from .timing import alternate
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("batch", "repeats"):
         if (value := getattr(options, name)) < 1:
             raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     calls = {way: make(way, options.ways[0], options) for way in options.ways}
     with reused_heap():  # as runs do

@@ -34,7 +34,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from loraq import arithmetic, recipe, record
+from loraq import recipe, record
 from loraq.branches.linear_algebra import tracked_svd, truncated_svd
 from loraq.compose import load_rows
 from loraq.config import Recipe
@@ -43,6 +43,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
 from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.utils import batch_invariance
 
 from . import make_fullsize
 
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise unknown("data-free method", name, METHODS)
     if options.repeats < 1:
         raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     rounds = [] if options.rounds is None else [f"quant.branch.steps={options.rounds}"]
     recipes = {

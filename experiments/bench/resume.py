@@ -26,7 +26,7 @@ from typing import Any
 
 from loraq import record
 from loraq.errors import LoraqError
-from loraq.models.loading import cached_hash
+from loraq.utils.hashing import cached_hash
 
 from .fullsize import FORMATS, PACKED, quantise_command, settings_of
 

@@ -30,11 +30,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraq import arithmetic, recipe, record
+from loraq import recipe, record
 from loraq.compose import load_rows
 from loraq.errors import LoraqError, unknown
-from loraq.memory import anonymous_bytes
 from loraq.models import list_layers, load_pipeline
+from loraq.utils import batch_invariance
+from loraq.utils.memory import anonymous_bytes
 
 MAIN = {
     "int4": ("int4", "int4"),
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     parser.add_argument("--here", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    arithmetic.settle()
+    batch_invariance.configure_cpu_math()
     if options.here:
         print(json.dumps(load_here(Path(options.here[0]), options.here[1])))
         return

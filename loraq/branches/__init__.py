@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
-from loraq.own_file import is_own_file, load
+from loraq.utils.user_module import is_own_file, load
 
 OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖ / ‖Y‖ per unit, on calibration."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq import arithmetic
+from loraq.utils import batch_invariance
 
 EXACT_WIDTH = 768
 """Up to this shorter side an SVD is exact; above it the leading subspace is iterated for."""
@@ -68,10 +68,10 @@ def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
 
     Matrix by matrix where that is oneDNN: a unit depends on its batch no more than elsewhere.
     """
-    if x_BKN.dtype != torch.float32 or not arithmetic.by_onednn(x_BKN.device.type):
+    if x_BKN.dtype != torch.float32 or not batch_invariance.use_onednn(x_BKN.device.type):
         return x_BKN @ w_BNM
     pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
-    found = [arithmetic.onednn_product(x, w) for x, w in pairs]
+    found = [batch_invariance.onednn_product(x, w) for x, w in pairs]
     return found[0][None] if len(found) == 1 else torch.stack(found)
 
 

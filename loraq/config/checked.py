@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
-from loraq.own_file import is_own_file
+from loraq.utils.user_module import is_own_file
 
 
 def setting(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.config.checked import Checked, choice, setting
 from loraq.errors import LoraqError
-from loraq.own_file import is_own_file, label
 from loraq.utils.plain import to_plain
+from loraq.utils.user_module import is_own_file, label
 
 if TYPE_CHECKING:
     from loraq.formats import Format

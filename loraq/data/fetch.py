@@ -15,8 +15,9 @@ from loraq.data.download import download
 from loraq.data.manifest import INCOMPLETE, MANIFEST, read_manifest
 from loraq.data.sets import prompt_set, prompts_of, set_images
 from loraq.errors import LoraqError
-from loraq.models.loading import offline
-from loraq.store import file_hash, write_bytes
+from loraq.utils.assets import offline
+from loraq.utils.files import write_bytes
+from loraq.utils.hashing import file_hash
 
 
 def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:

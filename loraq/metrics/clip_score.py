@@ -16,7 +16,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
-from loraq.models.loading import cached_hash, check_sums
+from loraq.utils.hashing import cached_hash, check_sha256sums
 
 NAME = "clip_score"
 VERSION = "1"
@@ -108,5 +108,5 @@ def _folder() -> Path:
         raise LoraqError(
             f"metric clip_score: '{folder}' has no {WEIGHTS}. Fetch that file of the model."
         )
-    check_sums(folder, (WEIGHTS,), "metric clip_score")
+    check_sha256sums(folder, (WEIGHTS,), "metric clip_score")
     return folder

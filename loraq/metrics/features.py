@@ -24,7 +24,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.reading import read_batches
 from loraq.metrics.result import Options, versions
-from loraq.models.loading import cached_hash, check_sums
+from loraq.utils.hashing import cached_hash, check_sha256sums
 
 INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
 INCEPTION_FILE = "inception-2015-12-05.pt"
@@ -87,7 +87,7 @@ def inception_weights() -> Path:
         raise LoraqError(
             f"{INCEPTION_VARIABLE}={given!r}: clean-fid wants the name {INCEPTION_FILE}"
         )
-    check_sums(path.parent, (INCEPTION_FILE,), "metrics.extractor=inception")
+    check_sha256sums(path.parent, (INCEPTION_FILE,), "metrics.extractor=inception")
     return path
 
 
@@ -203,7 +203,7 @@ def save_features(features: FeatureSet, path: Path) -> None:
 
     from safetensors.numpy import save_file
 
-    from loraq.store import sort_metadata
+    from loraq.utils.files import sort_metadata
 
     metadata = {
         "names": json.dumps(list(features.names)),

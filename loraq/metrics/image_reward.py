@@ -18,7 +18,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.image_set import ImageSet
 from loraq.metrics.reading import read_batches
 from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
-from loraq.models.loading import cached_hash
+from loraq.utils.hashing import cached_hash
 
 NAME = "image_reward"
 VERSION = "2"

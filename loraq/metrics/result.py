@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
-from loraq.models.loading import check_sums
+from loraq.utils.hashing import check_sha256sums
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) 
             f"metric {metric} needs {' and '.join(missing)} in the folder {variable}={given!r}; "
             f"{remedy}"
         )
-    check_sums(Path(given), files, f"metric {metric}")
+    check_sha256sums(Path(given), files, f"metric {metric}")
     return Path(given)
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from loraq.capture import Moment
-from loraq.lazy import LazyMapping
 from loraq.models.pointwise import weight_matrix
+from loraq.utils.lazy_mapping import LazyMapping
 
 TIMESTEPS = 32
 

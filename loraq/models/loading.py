@@ -5,7 +5,6 @@ The network is used only where a config names a hub model that is not in the loc
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import json
@@ -17,18 +16,11 @@ from typing import Any
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, near_matches, unknown
 from loraq.models.families import family
+from loraq.utils.assets import offline, resolve_asset
+from loraq.utils.hashing import CHECKSUMS, cached_hash, read_sha256sums
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-CHECKSUMS = "SHA256SUMS"
 _WEIGHT_FILES = (".safetensors",)
 _CONFIG_FILES = (".json", ".model", ".txt")
-
-
-def resolve_asset(path: str) -> Path:
-    """`asset:NAME` as a path inside the package; any other path as it stands."""
-    if path.startswith("asset:"):
-        return ASSETS / path.removeprefix("asset:")
-    return Path(path).expanduser()
 
 
 def resolve_folder(model: ModelConfig) -> Path:
@@ -53,13 +45,6 @@ def resolve_folder(model: ModelConfig) -> Path:
             "in save_pretrained layout. Give the folder that holds that file."
         )
     return folder
-
-
-def offline() -> bool:
-    """Whether the environment asks hub libraries to stay off the network."""
-    truth = ("1", "true", "yes", "on")
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "DIFFUSERS_OFFLINE")
-    return any(os.environ.get(name, "").lower() in truth for name in names)
 
 
 def _hub_folder(hub_id: str) -> Path:
@@ -90,18 +75,6 @@ def _hub_folder(hub_id: str) -> Path:
         ) from None
 
 
-def cached_hash(path: Path) -> str:
-    """sha256 of a file, read again only where its size or time has changed."""
-    stat = path.stat()
-    return _file_hash_at(str(path), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1 << 15)
-def _file_hash_at(path: str, size: int, modified: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def weights_hash(model: ModelConfig) -> str:
     """sha256 over every weight and config file of the pipeline, in order of their paths.
 
@@ -115,7 +88,7 @@ def weights_hash(model: ModelConfig) -> str:
             f"'{folder}' holds no .safetensors file. Pickled weights are not read; save the "
             "pipeline again with safe_serialization=True."
         )
-    expected = _checksums(folder)
+    expected = read_sha256sums(folder)
     total = hashlib.sha256()
     for path in files:
         name = path.relative_to(folder).as_posix()
@@ -127,28 +100,6 @@ def weights_hash(model: ModelConfig) -> str:
             )
         total.update(f"{name} {digest}\n".encode())
     return total.hexdigest()
-
-
-def check_sums(folder: Path, names: Sequence[str], what: str) -> None:
-    """LoraqError for a file of `names` that is not what the folder's SHA256SUMS, if any, says.
-
-    what: whose files these are, for the error.
-    """
-    for name, wanted in _checksums(folder).items():
-        path = folder / name
-        if name in names and path.is_file() and (found := cached_hash(path)) != wanted:
-            raise LoraqError(
-                f"{what}: '{path}' is not what {CHECKSUMS} says (sha256 {found[:12]}…, "
-                f"{wanted[:12]}… expected). Fetch it anew, or mend {CHECKSUMS}."
-            )
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        return {}
-    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-    return {name.lstrip("*"): digest for digest, name in pairs}
 
 
 def check_weights(folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from loraq.errors import LoraqError
 from loraq.record import Record
-from loraq.store import write_bytes
+from loraq.utils.files import write_bytes
 
 INK = (20, 20, 20)
 FAINT = (110, 110, 110)

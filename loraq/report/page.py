@@ -17,8 +17,8 @@ from loraq.report.pareto import pareto
 from loraq.report.published import published
 from loraq.report.source import Source, find
 from loraq.report.views import table_view
-from loraq.store import write_bytes
 from loraq.tables import all_tables
+from loraq.utils.files import write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers")
 LIMIT = 15_000_000  # bytes of a page

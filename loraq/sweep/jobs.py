@@ -19,7 +19,8 @@ from loraq.compose import load_rows, swept
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.record import commit
-from loraq.store import key, write_json
+from loraq.utils.files import write_json
+from loraq.utils.hashing import key
 
 PLAN = "plan.json"
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -11,9 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraq.estimate import duration
 from loraq.sweep import jobs
 from loraq.sweep.worker import lock_file, status_file
+from loraq.utils.console import duration
 
 ENDED = ("done", "skipped", "failed", "lost")
 ORDER = ("done", "skipped", "failed", "lost", "running", "queued")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.store import write_json
 from loraq.sweep import jobs
+from loraq.utils.files import write_json
 
 
 def status_file(folder: Path, number: int) -> Path:

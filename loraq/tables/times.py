@@ -26,7 +26,7 @@ def machine(found: Results) -> str:
 
 def time(name: str, root: Path) -> str:
     """How long an experiment's products took."""
-    from loraq.estimate import duration
+    from loraq.utils.console import duration
 
     found = committed(name, root)
     if found is None:
@@ -55,7 +55,7 @@ def _prompts(found: Results) -> int:
 
 def times(name: str, root: Path) -> str:
     """`all`: how long the products of every committed experiment took."""
-    from loraq.estimate import duration
+    from loraq.utils.console import duration
 
     if name != "all":
         raise unknown("list of times", name, ["all"])

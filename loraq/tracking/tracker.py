@@ -19,9 +19,9 @@ from typing import Any, cast
 
 from loraq.errors import unknown
 from loraq.record import Record, to_json
-from loraq.store import key
 from loraq.tracking import contents
 from loraq.tracking.contents import TrackedImage
+from loraq.utils.hashing import key
 
 MODES = ("offline", "online", "disabled")
 DONE = "complete.txt"

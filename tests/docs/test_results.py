@@ -11,8 +11,8 @@ import pytest
 from loraq import readme, results
 from loraq.errors import LoraqError
 from loraq.record import save
-from loraq.store import write_json
 from loraq.tables import bench, brief, times
+from loraq.utils.files import write_json
 from tests.tables.test_tables import rows
 
 PAGE = "# T\n\n<!-- generated: table demo -->\n<!-- /generated -->\n\nend\n"

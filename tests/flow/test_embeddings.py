@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraq import arithmetic, embeddings, workshop
+from loraq import embeddings, workshop
 from loraq.compose import load_rows
 from loraq.data import Prompt
 from loraq.generate import image_batch
 from loraq.models import load_pipeline
 from loraq.run import run
+from loraq.utils import batch_invariance
 
 PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]
 FAMILIES = {
@@ -37,7 +38,7 @@ def model(request):
 @pytest.fixture(autouse=True)
 def together(monkeypatch):
     """The pipeline encodes a batch as one, so what is compared with it does (`arithmetic`)."""
-    monkeypatch.setattr(arithmetic, "at_once", lambda images, _device: images)
+    monkeypatch.setattr(batch_invariance, "batch_limit", lambda images, _device: images)
 
 
 def each(batches):

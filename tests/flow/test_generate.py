@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraq import arithmetic, recipe
 from loraq import generate as generation
+from loraq import recipe
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantizer import quantize_model
+from loraq.utils import batch_invariance
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
 
@@ -65,7 +66,7 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
     import torch
 
     if invariant is not None:
-        monkeypatch.setattr(arithmetic, "row_invariant", lambda: invariant)
+        monkeypatch.setattr(batch_invariance, "row_invariant", lambda: invariant)
     layers = list_layers(pipe.transformer, model.family, ())
     packed = quantize_model(pipe.transformer, layers, recipe("loraq_o2"), progress=None)
     latents = {}
@@ -144,7 +145,7 @@ def test_a_disk_that_fills_up_leaves_only_whole_images(pipe, model, tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", filling)
     settings = GenerateConfig(batch_size=1)
-    with pytest.raises(DiskFullError, match=r"p1\.png.*goes on where it stopped"):
+    with pytest.raises(DiskFullError, match=r"p1\.png.*it resumes"):
         generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(path.name.startswith(".") for path in files)

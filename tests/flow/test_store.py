@@ -12,7 +12,9 @@ import pytest
 
 from loraq.config import FormatConfig
 from loraq.errors import DiskFullError
-from loraq.store import MANIFEST, Store, key, write_bytes
+from loraq.store import MANIFEST, Store
+from loraq.utils.files import write_bytes
+from loraq.utils.hashing import key
 
 
 def test_a_key_depends_on_content_not_on_order_or_type_of_container():

@@ -19,8 +19,8 @@ from unittest import mock
 from loraq.compose import groups, load_rows
 from loraq.keys import keyed
 from loraq.quantizer import fingerprint_text
-from loraq.store import key
 from loraq.units import Share
+from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 
 FILE = Path(__file__).with_name("keys.json")
@@ -40,9 +40,9 @@ def pinned_machine() -> Iterator[None]:
 
     with (
         mock.patch("importlib.metadata.version", pinned),
-        mock.patch("loraq.arithmetic.row_invariant", lambda _threads=None: True),
-        mock.patch("loraq.arithmetic.by_onednn", lambda _device: False),
-        mock.patch("loraq.arithmetic.in_bfloat16", lambda _device, _dtype: False),
+        mock.patch("loraq.utils.batch_invariance.row_invariant", lambda _threads=None: True),
+        mock.patch("loraq.utils.batch_invariance.use_onednn", lambda _device: False),
+        mock.patch("loraq.utils.batch_invariance.use_bfloat16", lambda _device, _dtype: False),
         mock.patch("torch.get_num_threads", lambda: 2),
     ):
         yield

@@ -76,7 +76,7 @@ def test_the_first_batch_of_16_bit_images_is_the_recorded_one(demo, model, pipe,
 def _captions() -> dict[str, dict]:
     import json
 
-    from loraq.models.loading import resolve_asset
+    from loraq.utils.assets import resolve_asset
 
     splits = json.loads(resolve_asset("asset:captions.json").read_text())
     return {entry["name"]: entry for entry in splits["test"]}

@@ -16,7 +16,7 @@ import torch
 from loraq.compose import load_rows
 from loraq.config.checked import setting
 from loraq.keys import keyed
-from loraq.store import key
+from loraq.utils.hashing import key
 from tests.golden import keys
 
 

@@ -281,6 +281,8 @@ def test_auto_multiplies_in_bfloat16_where_model_and_processor_do(monkeypatch):
         (True, "auto", torch.float32, torch.float32),
         (True, "emulate", torch.bfloat16, torch.float32),
     ):
-        monkeypatch.setattr("loraq.arithmetic.bfloat16_units", lambda there=units: there)
+        monkeypatch.setattr(
+            "loraq.utils.batch_invariance.bfloat16_units", lambda there=units: there
+        )
         made = make_compute(mode, tensors, dtype, cpu)
         assert made.operands == wanted and made.dtype == torch.float32

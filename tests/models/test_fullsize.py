@@ -23,12 +23,12 @@ from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
-from loraq.models.loading import ASSETS
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.models.pointwise import weight_matrix
 from loraq.plan import make_plan
 from loraq.quantizer import quantize_model
 from loraq.store import Store
+from loraq.utils.assets import ASSETS
 from loraq.workshop import TEXT, Workshop
 
 OF = ["model=pixart_sigma", "model.hub_id=null"]

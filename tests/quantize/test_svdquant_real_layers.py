@@ -21,9 +21,9 @@ from loraq.compose import load_rows
 from loraq.data import Prompt
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
-from loraq.models.loading import resolve_asset
 from loraq.quantizer import planned_branch_bits, quantize_model
 from loraq.units import make_units
+from loraq.utils.assets import resolve_asset
 from tests.quantize.svdquant_restated import Unit, full_svd, leading_svd
 
 BLOCK = {"self_q": 0, "self_out": 3, "cross_q": 0, "cross_out": 3, "ff_up": 0, "ff_down": 3}

@@ -11,7 +11,7 @@ from loraq import results
 from loraq.publish import ROWS_FILE
 from loraq.record import save
 from loraq.report import write_report
-from loraq.store import write_json
+from loraq.utils.files import write_json
 
 WITH_IMAGES = "demo"
 NAMES = (WITH_IMAGES, "table1", "ablation_error_source")

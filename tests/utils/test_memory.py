@@ -11,7 +11,7 @@ import pytest
 
 HOLES = """
 import ctypes, json, resource
-from loraq import memory
+from loraq.utils import memory
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p

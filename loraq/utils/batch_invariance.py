@@ -1,11 +1,11 @@
-"""Images whose bits do not depend on their batch.
+"""Images whose bits do not depend on the batch they were generated in.
 
-4-bit activations turn a last bit into another code, and a denoising trajectory turns that into
-another image: without this, batch sizes 1 and 8 give images as far apart as the model is from its
-reference (experiments/bench/batch_size.py). Intel's processors get
-matrix products that sum in one order however many rows come at once; where a probe finds that they
-do not (MKL on AMD's processors ignores the wish), the pipeline is called with one image at a time,
-and quantised layers multiply by oneDNN, which is the quicker one there.
+4-bit activations turn a last-bit difference into another code, and a denoising trajectory turns
+that into another image: without this module, batch sizes 1 and 8 give images as far apart as the
+quantised model is from its reference (experiments/bench/batch_size.py). On Intel processors, MKL is
+asked for matrix products whose summation order does not depend on the number of rows. Where a probe
+finds that it does (MKL ignores the setting on AMD processors), the pipeline is called with one
+image at a time, and quantised layers use oneDNN, which is faster there.
 """
 
 from __future__ import annotations
@@ -17,51 +17,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-MODE = "AUTO,STRICT"
+CBWR_MODE = "AUTO,STRICT"
 """Intel MKL's conditional numerical reproducibility: the best code, one summing order."""
-SPINS = "1000"
+SPIN_COUNT = "1000"
 
 
-def settle() -> None:
-    """Ask for row-invariant products; MKL listens until the process's first product.
+def configure_cpu_math() -> None:
+    """Set MKL_CBWR (row-invariant matrix products) and GOMP_SPINCOUNT (threads spin briefly).
 
-    And that threads which wait spin for microseconds and then sleep, which OpenMP hears before
-    torch is imported. As it comes they spin on, and two runs on one machine take many times as
-    long; sleeping at once, one run alone takes a third longer (experiments/LOG.md).
+    Call it before torch is imported: OpenMP reads its variable then, MKL before its first product.
+    By default waiting threads spin for so long that two runs on one machine take many times as long
+    as one; without spinning, one run takes a third longer (experiments/LOG.md). Variables that the
+    user has set are left alone.
     """
-    os.environ.setdefault("MKL_CBWR", MODE)
+    os.environ.setdefault("MKL_CBWR", CBWR_MODE)
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
-def at_once(images: int, device: str) -> int:
+def batch_limit(images: int, device: str) -> int:
     """How many of a batch's images may go through a pipeline together: all, or one.
 
-    A GPU's products depend on the batch too; there it stays whole, and its size is in the keys.
+    A GPU's products depend on the batch, too: there it is not split, and cache keys hold its size.
     """
     return images if device != "cpu" or row_invariant() else 1
 
 
-def by_onednn(device: str) -> bool:
-    """Whether float32 products on `device` are quicker by `onednn_product` than as they come."""
+def use_onednn(device: str) -> bool:
+    """Whether float32 products on `device` should use `onednn_product`, which is faster there."""
     return device == "cpu" and not row_invariant() and _has_onednn()
 
 
 def onednn_product(x: Tensor, w_OI: Tensor) -> Tensor:
-    """x·Wᵀ [..., out], by what PyTorch's compiler calls for linears (it has no public name)."""
+    """x·Wᵀ [..., out] by oneDNN, by the operator that torch.compile emits for linear layers."""
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, w_OI, None, "none", [], "")
 
 
-def in_bfloat16(device: str, dtype: str) -> bool:
+def use_bfloat16(device: str, dtype: str) -> bool:
     """Whether compute=auto multiplies a model of this type in bfloat16 on this device."""
     return device == "cpu" and dtype == "bfloat16" and bfloat16_units()
 
 
 @functools.cache
 def bfloat16_units() -> bool:
-    """Whether this processor multiplies bfloat16 by itself (AVX-512 BF16, AMX, or Arm's BF16)."""
+    """Whether this processor has bfloat16 instructions (AVX-512 BF16, AMX, or Arm's BF16)."""
     import torch
 
     tell = getattr(torch.cpu, "get_capabilities", dict)
@@ -70,7 +71,7 @@ def bfloat16_units() -> bool:
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether it is there and multiplies, also nothing (a probe)."""
+    """Whether the operator exists and multiplies correctly, including empty inputs (a probe)."""
     import torch
 
     x, w = torch.eye(3, 5), torch.eye(4, 5)
@@ -84,9 +85,9 @@ def _has_onednn() -> bool:
 
 
 def row_invariant(threads: int | None = None) -> bool:
-    """Whether float32 products here give the same bits for few rows as for many (a probe).
+    """Whether float32 products on this CPU give the same bits for few rows as for many (a probe).
 
-    threads: of the products, by default as many as PyTorch takes now.
+    threads: number of threads to probe with, by default PyTorch's present number.
     """
     import torch
 

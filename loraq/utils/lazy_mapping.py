@@ -1,4 +1,4 @@
-"""A mapping whose values are made whenever they are read, and never held."""
+"""A mapping that computes a value each time it is read and keeps none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LazyMapping(Mapping[str, Value]):
-    """Name → make(name), for values that are large and quickly made."""
+    """Maps each name to make(name): for large values that are cheap to compute."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], Value]) -> None:
         self._names, self._make = dict.fromkeys(names), make

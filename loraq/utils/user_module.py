@@ -1,7 +1,7 @@
-"""A part of a method in a Python file of the user's own: named by its path, known by its contents.
+"""Load a user's branch finder from a .py file. Cache keys contain the file's hash, not its path.
 
-The library needs no edit for it. Keys and records hold the file's name with the hash of its text,
-so that an edited file makes new products; what the file imports is not in the hash.
+Keys and records hold the file's name and the hash of its text, so that an edited file makes new
+products. Modules that the file imports are not part of the hash.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def load(path: str, function: str) -> ModuleType:
             if not isinstance(error, Exception):
                 raise
             raise LoraqError(
-                f"'{path}' cannot be imported: {type(error).__name__}: {error}. Mend the file; "
-                "it must run from beginning to end by itself."
+                f"'{path}' cannot be imported: {type(error).__name__}: {error}. Fix the file: "
+                "it must run without errors when it is imported."
             ) from error
     module = sys.modules[name]
     if not callable(getattr(module, function, None)):

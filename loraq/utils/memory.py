@@ -59,7 +59,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
         return
     held = anonymous_bytes()
 
-    def give_back() -> None:
+    def trim() -> None:
         nonlocal held
         if anonymous_bytes() > held + SLACK:
             libc.malloc_trim(0)
@@ -70,7 +70,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
     try:
-        yield give_back
+        yield trim
     finally:
         with _Reuse.lock:
             _Reuse.blocks -= 1
@@ -81,7 +81,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
                 libc.malloc_trim(0)
 
 
-def hand_back() -> None:
+def release_free_pages() -> None:
     """Give free pages back now, where a heap is shared: before tensors of quite other sizes."""
     if _Reuse.blocks:
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,71 @@
+"""sha256 of files and of plain data: cache keys, checksums of weights and downloads."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.utils.plain import to_plain
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def key(*parts: Any) -> str:
+    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses.
+
+    A dataclass counts as its fields, without its class name and without fields that a later release
+    added and that have their default.
+    """
+    plain = to_plain(parts, new_defaults=False)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text_hash(text)[:16]
+
+
+def text_hash(text: str) -> str:
+    """sha256 of a text in UTF-8, 64 hex digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's contents, 64 hex digits."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cached_hash(path: Path) -> str:
+    """`file_hash`, computed again only if the file's size or modification time has changed."""
+    stat = path.stat()
+    return _hash_of_state(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1 << 15)
+def _hash_of_state(path: Path, size: int, modified: int) -> str:
+    return file_hash(path)
+
+
+def check_sha256sums(folder: Path, names: Sequence[str], what: str) -> None:
+    """LoraqError if a file of `names` differs from its entry in the folder's SHA256SUMS, if any.
+
+    what: whose files these are, for the error.
+    """
+    for name, wanted in read_sha256sums(folder).items():
+        path = folder / name
+        if name in names and path.is_file() and (found := cached_hash(path)) != wanted:
+            raise LoraqError(
+                f"{what}: '{path}' does not match {CHECKSUMS} (sha256 {found[:12]}…, "
+                f"{wanted[:12]}… expected). Download the file again, or correct {CHECKSUMS}."
+            )
+
+
+def read_sha256sums(folder: Path) -> dict[str, str]:
+    """File name → sha256 from the folder's SHA256SUMS; empty if there is none."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return {}
+    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    return {name.lstrip("*"): digest for digest, name in pairs}
