@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from loraq.config import Config
-from loraq.door import from_hydra
+from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.models.families import with_default_skip
+from loraq.utils.user_module import is_own_file, label
 
 CONF = Path(__file__).resolve().parent / "conf"
 _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_intermediate")
@@ -258,3 +259,25 @@ def _flatten(tree: Any, prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             names += _flatten(value, path + ".")
     return names
+
+
+def from_hydra(composed: Any) -> Config:
+    """The composed Hydra config as a checked `Config`: the door."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
+    config: Config = from_plain(Config, plain)
+    if config.quant is not None:
+        config.quant.formats()
+        if is_own_file(config.quant.branch.kind):
+            label(config.quant.branch.kind)  # a file that is not there is answered here
+    from loraq.metrics import module
+
+    for name in config.metrics.names:
+        try:
+            module(name)
+        except LoraqError as error:
+            raise LoraqError(f"metrics.names: {error}") from None
+    return config

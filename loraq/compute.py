@@ -11,7 +11,6 @@ auto      triton on a GPU for every layer that it computes, emulation for the ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from loraq.errors import LoraqError, unknown
 from loraq.formats import Format
 from loraq.forward import QuantizedInput, matmul, multiply, quantize_input
-from loraq.transforms import InputTransform
 from loraq.utils import batch_invariance
 
 if TYPE_CHECKING:
@@ -130,15 +128,6 @@ def make_compute(
         if mode == "triton":
             raise
         return Emulated(tensors, dtype, device)
-
-
-def move_transform(t: InputTransform, dtype: torch.dtype, device: torch.device) -> InputTransform:
-    """The transform where x is; smoothing in x's type."""
-    return replace(
-        t,
-        smooth_I=None if t.smooth_I is None else t.smooth_I.to(device, dtype),
-        signs_I=None if t.signs_I is None else t.signs_I.to(device),
-    )
 
 
 def set_compute(model: nn.Module, mode: str) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraq.branches import OutputError, Problem, Solution, find
 from loraq.branches.linear_algebra import root_and_inverse
+from loraq.branches.lookup import find
+from loraq.branches.problem import OutputError, Problem, Solution
 from loraq.capture import Activations, Moment
 from loraq.config import BranchConfig, Recipe
 from loraq.formats import Format, fake_quantize, quantize
@@ -24,8 +25,8 @@ from loraq.forward import quantized_linear
 from loraq.layers import LayerTensors
 from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
-from loraq.transforms import GELU_SHIFT, InputTransform
 from loraq.transforms.hadamard import largest_block, random_signs
+from loraq.transforms.input_transform import GELU_SHIFT, InputTransform
 from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
 from loraq.units import Group
 from loraq.utils.memory import release_free_pages

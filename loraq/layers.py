@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from loraq.compute import Compute, make_compute, move_transform
+from loraq.compute import Compute, make_compute
 from loraq.formats import Format, QuantizedTensor, dequantize
 from loraq.forward import quantized_linear
 from loraq.shared_input import SharedInput, moved
-from loraq.transforms import InputTransform
+from loraq.transforms.input_transform import InputTransform
 
 RANK_MULTIPLE = 16
 OPERANDS = ("weight", "left", "right")
@@ -38,7 +38,7 @@ class LayerTensors:
             part: None if (packed := getattr(self, part)) is None else packed.to(device)
             for part in OPERANDS
         }
-        transform = move_transform(self.transform, torch.float32, torch.device(device))
+        transform = self.transform.to(device, torch.float32)
         bias_O = None if self.bias_O is None else self.bias_O.to(device)
         return replace(self, **operands, transform=transform, bias_O=bias_O)
 
@@ -171,7 +171,7 @@ class QuantizedLinear(nn.Module):
         wanted = (x.dtype, x.device)
         if self._cache is None or self._cache[0] != wanted:
             compute = make_compute(self.compute, self.tensors, *wanted)
-            transform = move_transform(self.tensors.transform, compute.dtype, x.device)
+            transform = self.tensors.transform.to(x.device, compute.dtype)
             self._cache = wanted, transform, compute
         return self._cache[1:]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loraq.formats import Format, QuantizedTensor, stored_shapes
 from loraq.layers import OPERANDS, LayerTensors
-from loraq.transforms import InputTransform
+from loraq.transforms.input_transform import InputTransform
 
 Parts = dict[str, dict[str, Tensor]]
 

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from loraq.branches import Solution
+from loraq.branches.problem import Solution
 from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, dequantize, quantize
 from loraq.layers import LayerTensors
 from loraq.models.pointwise import weight_matrix
 from loraq.rounding import round_weights
-from loraq.transforms import InputTransform
+from loraq.transforms.input_transform import InputTransform
 from loraq.units import Group, Unit
 
 

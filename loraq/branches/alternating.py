@@ -18,7 +18,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq.branches import Problem, Solution
 from loraq.branches.linear_algebra import (
     first_image,
     svd_is_exact,
@@ -26,6 +25,7 @@ from loraq.branches.linear_algebra import (
     tracked_svd,
     truncated_svd,
 )
+from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 

@@ -18,9 +18,9 @@ import math
 import torch
 from torch import Tensor
 
-from loraq.branches import Problem, Solution
 from loraq.branches.alternating import Best
 from loraq.branches.linear_algebra import balance, solve_left, solve_right, thin_product
+from loraq.branches.problem import Problem, Solution
 from loraq.branches.rotation import rotated
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig

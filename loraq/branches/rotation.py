@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq.branches import Problem
 from loraq.branches.alternating import Best
 from loraq.branches.linear_algebra import random_rotation
+from loraq.branches.problem import Problem
 
 ROUNDS = 30
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from loraq.branches import Problem, Solution
 from loraq.branches.linear_algebra import balance, truncated_svd
+from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from loraq.config.checked import Checked, choice, setting
+from loraq.config.validation import Checked, choice, setting
 from loraq.errors import LoraqError
 from loraq.utils.plain import to_plain
 from loraq.utils.user_module import is_own_file, label

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraq.config.checked import Checked, choice, setting
 from loraq.config.recipe import Recipe
+from loraq.config.validation import Checked, choice, setting
 from loraq.errors import LoraqError, unknown
 
 ANALYSES = ("limits", "steps", "losses")

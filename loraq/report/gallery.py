@@ -70,8 +70,8 @@ def _shown(
 def _texts(record: Record) -> dict[str, str]:
     """name → prompt, where the file of prompts is still there."""
     from loraq.config import DataConfig
+    from loraq.config.convert import from_plain
     from loraq.data import data_prompts
-    from loraq.door import from_plain
 
     try:
         found = data_prompts(from_plain(DataConfig, record.config["data"]))

@@ -6,7 +6,7 @@ import pytest
 
 from loraq.compose import groups, load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig
-from loraq.door import from_plain
+from loraq.config.convert import from_plain
 from loraq.errors import LoraqError
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from loraq import results
 from loraq.config import ModelConfig, Recipe
-from loraq.door import from_plain
+from loraq.config.convert import from_plain
 from loraq.models import list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
 from loraq.quantizer import quantize_model

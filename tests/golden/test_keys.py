@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from loraq.compose import load_rows
-from loraq.config.checked import setting
+from loraq.config.validation import setting
 from loraq.keys import keyed
 from loraq.utils.hashing import key
 from tests.golden import keys

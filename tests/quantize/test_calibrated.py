@@ -12,8 +12,8 @@ from loraq.capture import Activations, InputCapture, MomentCapture, moment_tenso
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
 from loraq.quantizer import layer_errors, quantize_model
-from loraq.transforms import InputTransform
 from loraq.transforms.hadamard import random_signs
+from loraq.transforms.input_transform import InputTransform
 from tests.quantize.test_quantize import O2, RTN
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
 

@@ -21,7 +21,7 @@ from loraq.errors import DiskFullError, LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
 from loraq.layers import QuantizedLinear
 from loraq.quantizer import layer_errors, planned_branch_bits, quantize_model
-from loraq.transforms import GELU_SHIFT
+from loraq.transforms.input_transform import GELU_SHIFT
 from loraq.utils.files import TEMPORARY
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
 

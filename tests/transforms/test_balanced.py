@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loraq.capture import Moment
 from loraq.models.analytic import Moments, linear, modulated
 from loraq.models.pixart_sigma import known_inputs
-from loraq.transforms import InputTransform
+from loraq.transforms.input_transform import InputTransform
 from loraq.transforms.smoothing import DAMP, balanced_scale
 
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraq.errors import LoraqError
-from loraq.transforms import GELU_SHIFT, InputTransform, pack_bits, unpack_bits
 from loraq.transforms.hadamard import (
     hadamard_matrix,
     largest_block,
@@ -16,6 +15,7 @@ from loraq.transforms.hadamard import (
     rotate,
     rotate_back,
 )
+from loraq.transforms.input_transform import GELU_SHIFT, InputTransform, pack_bits, unpack_bits
 from loraq.transforms.smoothing import candidates, grid, smoothing_scale
 
 WIDTHS = st.sampled_from([2, 6, 48, 64, 96, 320, 384, 1152])

@@ -1,7 +1,4 @@
-"""The door: the composed config → checked dataclasses, and back to plain data for keys and records.
-
-Nothing is guessed or cut on the way; after `from_hydra` no `DictConfig` travels any further.
-"""
+"""Convert plain data into validated dataclasses; errors name the setting as it is written."""
 
 from __future__ import annotations
 
@@ -11,9 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from loraq.config import Config
 from loraq.errors import LoraqError, did_you_mean, near_matches
-from loraq.utils.user_module import is_own_file, label
 
 
 def from_plain(schema: Any, values: Any, key: str = "") -> Any:
@@ -72,25 +67,3 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     raise LoraqError(f"{key}={value!r} must be {names.get(hint, hint)}.")
-
-
-def from_hydra(composed: Any) -> Config:
-    """The composed Hydra config as a checked `Config`: the door."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
-    config: Config = from_plain(Config, plain)
-    if config.quant is not None:
-        config.quant.formats()
-        if is_own_file(config.quant.branch.kind):
-            label(config.quant.branch.kind)  # a file that is not there is answered here
-    from loraq.metrics import module
-
-    for name in config.metrics.names:
-        try:
-            module(name)
-        except LoraqError as error:
-            raise LoraqError(f"metrics.names: {error}") from None
-    return config
