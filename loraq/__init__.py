@@ -1,6 +1,6 @@
 """LoRaQ: quantised low-rank compensation for 4-bit diffusion transformers.
 
-Start with `loraq/run.py` for the experiment, `loraq/forward.py` for the layer's equation.
+Start with `loraq/run.py` for the experiment, `loraq/layers/equation.py` for the layer's equation.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ __all__ = ["LoraqError", "QuantizedModel", "Recipe", "quantize", "recipe", "set_
 
 if TYPE_CHECKING:
     from loraq.api import quantize, recipe
-    from loraq.compute import set_compute
     from loraq.config import Recipe
     from loraq.errors import LoraqError
+    from loraq.layers.linear import set_compute
     from loraq.quantizer import QuantizedModel
 
 _HOMES = {
@@ -23,7 +23,7 @@ _HOMES = {
     "Recipe": "loraq.config",
     "quantize": "loraq.api",
     "recipe": "loraq.api",
-    "set_compute": "loraq.compute",
+    "set_compute": "loraq.layers.linear",
 }
 
 

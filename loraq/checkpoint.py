@@ -1,7 +1,7 @@
 """Packed layers in a safetensors file: one file per finished group of layers.
 
-The header's metadata holds the entries of `loraq/layout.py` as JSON, and notes on the group. The
-same key gives the same bytes: the seconds that a group took lie in a small file beside it.
+The header's metadata holds the entries of `layers/serialization.py` as JSON and notes on the group.
+The same key gives the same bytes: the seconds that a group took lie in a small file beside it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.layers import LayerTensors
-from loraq.layout import describe, rebuild
+from loraq.layers.serialization import describe, rebuild
+from loraq.layers.tensors import LayerTensors
 from loraq.utils.files import TEMPORARY, reporting_full_disk, sort_metadata
 
 LAYOUT = "1"

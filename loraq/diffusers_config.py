@@ -10,8 +10,8 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
-from loraq.layers import OPERANDS
-from loraq.layout import describe, planned
+from loraq.layers.serialization import describe, planned
+from loraq.layers.tensors import OPERANDS
 from loraq.quantizer import QuantizedModel
 
 NAME, VERSION = "loraq", "1"
@@ -30,7 +30,7 @@ class LoRaQConfig(QuantizationConfigMixin):
     method, overrides: a preset of `conf/method/` with overrides as on the command line; for
         quantising while 16-bit weights are loaded. Data-free methods only.
     version, recipe, formats, layers: written by `save_pretrained`; `layers` are the entries of
-        `loraq/layout.py`, with formats replaced by their place in `formats`.
+        `loraq/layers/serialization.py`, with formats replaced by their place in `formats`.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LoRaQConfig(QuantizationConfigMixin):
         return cls(recipe=recipe, formats=table, layers=entries)
 
     def entries(self) -> dict[str, Any]:
-        """The entries of `loraq/layout.py`; LoraqError where one is not whole."""
+        """The entries of `loraq/layers/serialization.py`; LoraqError where one is not whole."""
         formats, found = list(self.formats or ()), {}
         for name, entry in (self.layers or {}).items():
             found[name] = whole = {**entry}

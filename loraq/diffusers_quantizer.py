@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
-from loraq.layers import OPERANDS, LayerTensors, QuantizedLinear
-from loraq.layout import planned, rebuild
+from loraq.layers.linear import QuantizedLinear
+from loraq.layers.serialization import planned, rebuild
+from loraq.layers.shared_input import share_inputs
+from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.models.families import family_of, list_layers, with_default_skip
 from loraq.quantizer import QuantizedModel, quantize_model
-from loraq.shared_input import share_inputs
 
 
 class LoRaQQuantizer(DiffusersQuantizer):

@@ -21,8 +21,8 @@ from loraq.config import BranchConfig, Recipe
 from loraq.formats import Format, fake_quantize, quantize
 from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
-from loraq.forward import quantized_linear
-from loraq.layers import LayerTensors
+from loraq.layers.equation import quantized_linear
+from loraq.layers.tensors import LayerTensors
 from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
 from loraq.transforms.hadamard import largest_block, random_signs

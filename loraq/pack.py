@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from loraq.branches.problem import Solution
 from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, dequantize, quantize
-from loraq.layers import LayerTensors
+from loraq.layers.tensors import LayerTensors
 from loraq.models.pointwise import weight_matrix
 from loraq.rounding import round_weights
 from loraq.transforms.input_transform import InputTransform

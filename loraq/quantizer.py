@@ -18,11 +18,12 @@ from loraq.checkpoint import load_group, save_group
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.group import quantize_group
-from loraq.layers import LayerTensors, QuantizedLinear
+from loraq.layers.linear import QuantizedLinear
+from loraq.layers.shared_input import share_inputs
+from loraq.layers.tensors import LayerTensors
 from loraq.models import Layer
 from loraq.models.families import family as family_table
 from loraq.models.pointwise import weight_matrix
-from loraq.shared_input import share_inputs
 from loraq.units import Group, Share, Unit, make_groups, make_units
 from loraq.utils.lazy_mapping import LazyMapping
 from loraq.utils.memory import reused_heap

@@ -108,7 +108,7 @@ def applied(
     if model is None:
         yield
         return
-    from loraq.compute import set_compute
+    from loraq.layers.linear import set_compute
 
     model.apply(transformer)
     try:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import loraq
 from loraq.diffusers_quantizer import LoRaQConfig, packed_layers
 from loraq.errors import LoraqError
-from loraq.layers import QuantizedLinear
+from loraq.layers.linear import QuantizedLinear
 
 RANK = "quant.branch.rank=4"
 RECIPES = {

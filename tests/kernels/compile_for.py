@@ -12,8 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from loraq.kernels import layer as launching
-from loraq.kernels import operands, prepare, support
+from loraq.layers.triton import layer as launching
+from loraq.layers.triton import operands, prepare, support
 from tests.kernels.layers import RECIPES, random_layer
 
 TARGETS = {

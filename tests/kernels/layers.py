@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from loraq.formats import Format, get_format, quantize
-from loraq.layers import LayerTensors
+from loraq.layers.tensors import LayerTensors
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

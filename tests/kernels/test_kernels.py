@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraq.compute import Emulated, check_compute, make_compute, set_compute
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format
 from loraq.formats.packing import pack
-from loraq.forward import quantized_linear
-from loraq.kernels import Unsupported, prepare
-from loraq.kernels import layer as launching
-from loraq.kernels.operands import WHOLE
+from loraq.layers.backends import Emulated, check_compute, make_compute
+from loraq.layers.equation import quantized_linear
+from loraq.layers.linear import set_compute
+from loraq.layers.triton import Unsupported, prepare
+from loraq.layers.triton import layer as launching
+from loraq.layers.triton.operands import WHOLE
 from tests.kernels.layers import DEVICE, RECIPES, named, random_input, random_layer
 
 # Products differ from the definition by the order of fp32 sums alone; where the branch's h lies

@@ -11,7 +11,7 @@ import torch
 from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
 from loraq.capture import InputCapture, MomentCapture
-from loraq.layers import QuantizedLinear
+from loraq.layers.linear import QuantizedLinear
 from loraq.models import list_layers
 from loraq.models.sana import known_inputs
 from loraq.quantizer import layer_errors, quantize_model

@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError
 from torch.nn.functional import linear
 
-from loraq import compute as compute_module
 from loraq.budget import branch_bits, rank_for_budget
 from loraq.capture import Activations
 from loraq.checkpoint import load_group, save_group
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.errors import DiskFullError, LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
-from loraq.layers import QuantizedLinear
+from loraq.layers import backends as compute_module
+from loraq.layers.linear import QuantizedLinear
 from loraq.quantizer import layer_errors, planned_branch_bits, quantize_model
 from loraq.transforms.input_transform import GELU_SHIFT
 from loraq.utils.files import TEMPORARY

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraq.forward import matmul
+from loraq.layers.equation import matmul
 from loraq.utils import batch_invariance
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.kernels.activations import quantise_tile
-from loraq.kernels.products import product
+from loraq.layers.triton.activations import quantise_tile
+from loraq.layers.triton.products import product
 
 
 @triton.jit

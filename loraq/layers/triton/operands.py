@@ -15,7 +15,7 @@ from loraq.formats import Format, QuantizedTensor
 from loraq.formats.packing import unpack
 from loraq.formats.quantize import FLOATS
 from loraq.formats.scales import nvfp4_tensor_scale
-from loraq.kernels.numbers import Element, element_constants
+from loraq.layers.triton.numbers import Element, element_constants
 
 WHOLE = 1 << 20  # a block that no axis exceeds: one scale for all of it
 # Triton's interpreter does not multiply bf16; what bf16 holds exactly, fp32 holds as well.

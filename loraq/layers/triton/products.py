@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.kernels.numbers import decode, integers, scale_value
+from loraq.layers.triton.numbers import decode, integers, scale_value
 
 
 @triton.jit

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from loraq.formats import Format
-from loraq.kernels.operands import INTERPRETED, Unsupported, product_of
-from loraq.layers import LayerTensors
+from loraq.layers.tensors import LayerTensors
+from loraq.layers.triton.operands import INTERPRETED, Unsupported, product_of
 
 MOST_RANKS = 256
 LONGEST_TOKEN = 1 << 13

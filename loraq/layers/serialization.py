@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from loraq.formats import Format, QuantizedTensor, stored_shapes
-from loraq.layers import OPERANDS, LayerTensors
+from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
 
 Parts = dict[str, dict[str, Tensor]]

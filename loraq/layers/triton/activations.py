@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.kernels.numbers import quantise_blocks
+from loraq.layers.triton.numbers import quantise_blocks
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """How a packed layer computes: emulation, which is the definition, or kernels on the packed codes.
 
 emulate   operands dequantised, products in x's type, float32 on a CPU: everywhere, every format
-triton    codes through the GPU's low-bit units (`loraq/kernels/`); a layer that no kernel
+triton    codes through the GPU's low-bit units (`layers/triton/`); a layer that no kernel
           computes is an error
 auto      triton on a GPU for every layer that it computes, emulation for the others; on a CPU that
           multiplies bfloat16 by itself, for a model in that type, emulation with such products:
@@ -11,20 +11,16 @@ auto      triton on a GPU for every layer that it computes, emulation for the ot
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from loraq.errors import LoraqError, unknown
+from loraq.errors import LoraqError
 from loraq.formats import Format
-from loraq.forward import QuantizedInput, matmul, multiply, quantize_input
+from loraq.layers.equation import QuantizedInput, matmul, multiply, quantize_input
+from loraq.layers.tensors import LayerTensors
 from loraq.utils import batch_invariance
-
-if TYPE_CHECKING:
-    from loraq.layers import LayerTensors
-
-MODES = ("emulate", "auto", "triton")
 
 
 class Compute(Protocol):
@@ -94,7 +90,7 @@ def check_compute(
 ) -> None:
     """LoraqError where kernels are missing for layers yet to be packed with a recipe's formats."""
     try:
-        from loraq.kernels.support import check, equations
+        from loraq.layers.triton.support import check, equations
     except ImportError as error:
         raise _no_triton(error) from None
     for equation in equations(formats, requantize, rank, widths):
@@ -117,7 +113,7 @@ def make_compute(
     if mode == "emulate" or (mode == "auto" and device.type != "cuda"):
         return Emulated(tensors, dtype, device)
     try:
-        from loraq.kernels import Unsupported, prepare
+        from loraq.layers.triton import Unsupported, prepare
     except ImportError as error:  # PyTorch brings Triton along on Linux alone
         if mode == "auto":
             return Emulated(tensors, dtype, device)
@@ -128,22 +124,3 @@ def make_compute(
         if mode == "triton":
             raise
         return Emulated(tensors, dtype, device)
-
-
-def set_compute(model: nn.Module, mode: str) -> None:
-    """Let every packed layer of `model` compute in this mode: emulate, auto or triton.
-
-    LoraqError for an unknown mode, and for a model without packed layers.
-    """
-    from loraq.layers import QuantizedLinear
-
-    if mode not in MODES:
-        raise unknown("compute", mode, MODES)
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    if not layers:
-        raise LoraqError(
-            f"compute={mode} needs packed layers, and {type(model).__name__} has none. Quantise "
-            "it first, or load a packed checkpoint."
-        )
-    for layer in layers:
-        layer.compute_in(mode)

@@ -1,89 +1,18 @@
-"""A quantised layer: its packed tensors (`LayerTensors`) and the module that computes with them."""
+"""The module that stands in for a quantised `nn.Linear` or 1×1 `nn.Conv2d`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from loraq.compute import Compute, make_compute
-from loraq.formats import Format, QuantizedTensor, dequantize
-from loraq.forward import quantized_linear
-from loraq.shared_input import SharedInput, moved
+from loraq.errors import LoraqError, unknown
+from loraq.formats import QuantizedTensor
+from loraq.layers.backends import Compute, make_compute
+from loraq.layers.shared_input import SharedInput, moved
+from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
-
-RANK_MULTIPLE = 16
-OPERANDS = ("weight", "left", "right")
-
-
-@dataclass(frozen=True)
-class LayerTensors:
-    """Everything one layer stores. `right` may be the very object another layer holds (q/k/v)."""
-
-    weight: QuantizedTensor
-    activation: Format
-    transform: InputTransform = field(default_factory=InputTransform)
-    left: QuantizedTensor | None = None
-    right: QuantizedTensor | None = None
-    branch_activation: Format | None = None
-    requantize_intermediate: bool = True
-    bias_O: Tensor | None = None
-
-    def to(self, device: torch.device | str) -> LayerTensors:
-        """The same layer on a device; the values are those that it has here."""
-        operands = {
-            part: None if (packed := getattr(self, part)) is None else packed.to(device)
-            for part in OPERANDS
-        }
-        transform = self.transform.to(device, torch.float32)
-        bias_O = None if self.bias_O is None else self.bias_O.to(device)
-        return replace(self, **operands, transform=transform, bias_O=bias_O)
-
-    def effective_weight(self) -> Tensor:
-        """Ŵ = Wq + L·R back in the original basis, float32 (O, I)."""
-        w_OI = dequantize(self.weight)
-        if self.left is not None and self.right is not None:
-            w_OI = w_OI + dequantize(self.left) @ dequantize(self.right)
-        return self.transform.weight_back(w_OI)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The equation on this layer, dequantised afresh: slow, exact, without a module."""
-        return quantized_linear(self.transform.input(x.float()), bias_O=self.bias_O, **self.dense())
-
-    def plain(self, convolution: bool, dtype: torch.dtype) -> nn.Module:
-        """An ordinary layer with the weight Ŵ; its bias takes the transform's shift back."""
-        weight_OI, bias_O = self.effective_weight(), self.bias_O
-        out, width = weight_OI.shape
-        layer: nn.Module = nn.Linear(width, out, bias=bias_O is not None)
-        if convolution:
-            layer = nn.Conv2d(width, out, 1, bias=bias_O is not None)
-        values = {"weight": weight_OI[..., None, None] if convolution else weight_OI}
-        if bias_O is not None:
-            values["bias"] = bias_O + self.transform.shift * weight_OI.double().sum(-1).float()
-        layer.load_state_dict(values)
-        return layer.to(weight_OI.device, dtype).requires_grad_(False)
-
-    def dense(self) -> dict:
-        """The arguments of `quantized_linear` with weights dequantised to float32.
-
-        The rank is filled up with zeros, which change no value: narrow products are slow otherwise.
-        """
-        right_RI = left_OR = None
-        if self.right is not None and self.left is not None:
-            right_RI, left_OR = dequantize(self.right), dequantize(self.left)
-            filling = -right_RI.shape[0] % RANK_MULTIPLE
-            right_RI, left_OR = pad(right_RI, (0, 0, 0, filling)), pad(left_OR, (0, filling))
-        return {
-            "weight_OI": dequantize(self.weight),
-            "activation": self.activation,
-            "right_RI": right_RI,
-            "left_OR": left_OR,
-            "branch_activation": self.branch_activation,
-            "requantize_intermediate": self.requantize_intermediate,
-        }
 
 
 class QuantizedLinear(nn.Module):
@@ -163,7 +92,7 @@ class QuantizedLinear(nn.Module):
         return y.movedim(-1, 1) if self.convolution else y
 
     def compute_in(self, mode: str) -> None:
-        """Compute in this mode of `loraq.compute` from now on."""
+        """Compute in this mode of `layers.backends` from now on."""
         self.compute, self._cache = mode, None
 
     def _ready(self, x: Tensor) -> tuple[InputTransform, Compute]:
@@ -188,3 +117,25 @@ def _named(buffers: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The buffers called PART_SUFFIX, by suffix."""
     start = f"{part}_"
     return {n.removeprefix(start): t for n, t in buffers.items() if n.startswith(start)}
+
+
+MODES = ("emulate", "auto", "triton")
+
+
+def set_compute(model: nn.Module, mode: str) -> None:
+    """Let every packed layer of `model` compute in this mode: emulate, auto or triton.
+
+    LoraqError for an unknown mode, and for a model without packed layers.
+    """
+    from loraq.layers.linear import QuantizedLinear
+
+    if mode not in MODES:
+        raise unknown("compute", mode, MODES)
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    if not layers:
+        raise LoraqError(
+            f"compute={mode} needs packed layers, and {type(model).__name__} has none. Quantise "
+            "it first, or load a packed checkpoint."
+        )
+    for layer in layers:
+        layer.compute_in(mode)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from loraq.formats import Format
 from loraq.formats.quantize import FLOATS
-from loraq.kernels.activations import quantise_input
-from loraq.kernels.equation import down, linear
-from loraq.kernels.operands import (
+from loraq.layers.tensors import LayerTensors
+from loraq.layers.triton.activations import quantise_input
+from loraq.layers.triton.equation import down, linear
+from loraq.layers.triton.operands import (
     WHOLE,
     Operand,
     Product,
@@ -23,8 +24,7 @@ from loraq.kernels.operands import (
     room,
     stored_operand,
 )
-from loraq.kernels.support import Equation, check
-from loraq.layers import LayerTensors
+from loraq.layers.triton.support import Equation, check
 
 TOKENS = 32  # of a tile
 OUTPUTS = 128
@@ -42,7 +42,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One layer's operands and products; how `loraq.compute.Compute` runs on a GPU."""
+    """One layer's operands and products; how `layers.backends.Compute` runs on a GPU."""
 
     dtype: torch.dtype
     activation: Format
