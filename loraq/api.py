@@ -11,7 +11,7 @@ from loraq.errors import LoraqError
 
 if TYPE_CHECKING:
     from loraq.capture import Activations
-    from loraq.models import Layer
+    from loraq.models.layers import Layer
     from loraq.quantizer import QuantizedModel
 
 
@@ -53,8 +53,7 @@ def quantize(
     family: model family; by default the one whose transformer class this is.
     checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
     """
-    from loraq.models import list_layers
-    from loraq.models.families import family_of, with_default_skip
+    from loraq.models.layers import family_of, list_layers, with_default_skip
     from loraq.quantizer import quantize_model
 
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats.quantize import all_finite
-from loraq.models import Layer
+from loraq.models.layers import Layer
+from loraq.models.moments import Moment
 from loraq.models.pointwise import channels_last
 
 
@@ -126,14 +127,6 @@ class InputCapture(_Capture):
                     "or mend the model that gives them."
                 )
         return found
-
-
-@dataclass(frozen=True)
-class Moment:
-    """E[xᵀx] (in × in) and E[x] (in) of one layer input over every token seen, float32."""
-
-    second_II: Tensor
-    mean_I: Tensor
 
 
 class MomentCapture(_Capture):

@@ -16,7 +16,7 @@ from typing import Any
 from loraq.config import Config
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
-from loraq.models.families import with_default_skip
+from loraq.models.layers import with_default_skip
 from loraq.utils.user_module import is_own_file, label
 
 CONF = Path(__file__).resolve().parent / "conf"

@@ -28,7 +28,7 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.layers.serialization import planned, rebuild
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
-from loraq.models.families import family_of, list_layers, with_default_skip
+from loraq.models.layers import family_of, list_layers, with_default_skip
 from loraq.quantizer import QuantizedModel, quantize_model
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.keys import ACTIVATIONS, Row
-from loraq.models import resolve_folder
+from loraq.models.source import resolve_folder
 from loraq.store import PARTIAL, Store
 from loraq.utils.console import duration
 

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from loraq.branches.linear_algebra import root_and_inverse
 from loraq.branches.lookup import find
 from loraq.branches.problem import OutputError, Problem, Solution
-from loraq.capture import Activations, Moment
+from loraq.capture import Activations
 from loraq.config import BranchConfig, Recipe
 from loraq.formats import Format, fake_quantize, quantize
 from loraq.formats.blocks import block_length
 from loraq.formats.scales import scale_values
 from loraq.layers.equation import quantized_linear
 from loraq.layers.tensors import LayerTensors
+from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.pack import pack
 from loraq.transforms.hadamard import largest_block, random_signs

@@ -23,7 +23,7 @@ from loraq import generate
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
 from loraq.errors import LoraqError
-from loraq.models import weights_hash
+from loraq.models.source import weights_hash
 from loraq.utils import batch_invariance
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import cached_hash, key

@@ -82,7 +82,7 @@ def check(rows: Sequence[Row]) -> None:
     import torch
 
     from loraq.layers.backends import check_compute
-    from loraq.models.families import list_layers
+    from loraq.models.layers import list_layers
     from loraq.models.loading import meta_transformer
     from loraq.quantizer import planned_branch_bits
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.budget import branch_bits, check_rank, rank_for_budget
-from loraq.capture import Activations, Moment
+from loraq.capture import Activations
 from loraq.checkpoint import load_group, save_group
 from loraq.config import Recipe
 from loraq.errors import LoraqError
@@ -21,8 +21,9 @@ from loraq.group import quantize_group
 from loraq.layers.linear import QuantizedLinear
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
-from loraq.models import Layer
-from loraq.models.families import family as family_table
+from loraq.models.layers import Layer
+from loraq.models.layers import family as family_table
+from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.units import Group, Share, Unit, make_groups, make_units
 from loraq.utils.lazy_mapping import LazyMapping

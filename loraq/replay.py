@@ -22,7 +22,7 @@ from loraq.config import BranchConfig, ModelConfig, Recipe
 from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.generate import batches, image_batch
-from loraq.models import Layer
+from loraq.models.layers import Layer
 from loraq.models.pointwise import channels_last, weight_matrix
 from loraq.quantizer import QuantizedModel, quantize_model
 from loraq.units import Unit

@@ -16,7 +16,7 @@ from loraq import generate as generation
 from loraq.activations import activations
 from loraq.estimate import stage_kind
 from loraq.keys import Row
-from loraq.models import Layer
+from loraq.models.layers import Layer
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:

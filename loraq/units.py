@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loraq.config import AllocationConfig, BranchConfig, Recipe
-from loraq.models import Layer
+from loraq.models.layers import Layer
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Formats of a family that differ in their bits alone; others stay as the recipe says."""

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loraq.keys import Row
-from loraq.models import Layer, list_layers, load_pipeline
+from loraq.models.layers import Layer, list_layers
+from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.store import Store
 

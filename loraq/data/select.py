@@ -12,7 +12,7 @@ from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.data.prompt import Prompt
 from loraq.data.sets import prompt_set, prompts_of, remedy
 from loraq.errors import LoraqError
-from loraq.models.loading import resolve_folder
+from loraq.models.source import resolve_folder
 from loraq.utils.assets import resolve_asset
 
 LONGEST_RANDOM = 32  # tokens of a random text

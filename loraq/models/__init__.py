@@ -1,7 +1,11 @@
-"""Pipelines and their layers: load, list, hash. One short file a family beside this one."""
+"""Diffusion pipelines and their layers: find the files, load, list the layers to quantise.
 
-from loraq.models.families import Layer, family_names, list_layers
-from loraq.models.loading import load_pipeline, resolve_folder, weights_hash
+Imported by data, metrics, quantization and above; imports config and below.
+"""
+
+from loraq.models.layers import Layer, family_names, list_layers
+from loraq.models.loading import load_pipeline
+from loraq.models.source import resolve_folder, weights_hash
 
 __all__ = [
     "Layer",

@@ -9,8 +9,9 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
-from loraq.models.families import list_layers
-from loraq.models.loading import meta_transformer, resolve_folder
+from loraq.models.layers import list_layers
+from loraq.models.loading import meta_transformer
+from loraq.models.source import resolve_folder
 
 
 def mapped_transformer(model: ModelConfig) -> Any:

@@ -13,7 +13,7 @@ from loraq import recipe
 from loraq.capture import InputCapture, MomentCapture
 from loraq.layers.linear import QuantizedLinear
 from loraq.models import list_layers
-from loraq.models.sana import known_inputs
+from loraq.models.families.sana import known_inputs
 from loraq.quantizer import layer_errors, quantize_model
 from loraq.run import run
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from loraq import recipe
-from loraq.capture import Activations, Moment
+from loraq.capture import Activations
+from loraq.models.moments import Moment
 from loraq.quantizer import layer_errors, quantize_model
 from tests.embedded import Embedded
 from tests.quantize.test_quantize import Untouchable

@@ -7,9 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraq.capture import Moment
-from loraq.models.analytic import Moments, linear, modulated
-from loraq.models.pixart_sigma import known_inputs
+from loraq.models.families.pixart_sigma import known_inputs
+from loraq.models.moments import Moment, Moments, linear, modulated
 from loraq.transforms.input_transform import InputTransform
 from loraq.transforms.smoothing import DAMP, balanced_scale
 

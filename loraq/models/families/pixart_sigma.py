@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from loraq.capture import Moment
-from loraq.models.analytic import known_block_inputs, timesteps
-from loraq.models.families import ATTENTION_ROLES
+from loraq.models.moments import Moment, known_block_inputs, timesteps
+from loraq.models.roles import ATTENTION_ROLES
 
 PIPELINE = "PixArtSigmaPipeline"
 TRANSFORMER = "PixArtTransformer2DModel"

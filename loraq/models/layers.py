@@ -12,27 +12,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
+from loraq.models import families
 
 if TYPE_CHECKING:
     import torch
 
     from loraq.config import Recipe
-
-_NO_FAMILY = ("analytic", "families", "loading", "mapped", "pointwise")
-
-# A family's ROLES: (pattern of a layer's name below the transformer, role, input group relative to
-# the block). Layers with the same input group read the very same tensor.
-ATTENTION_ROLES = (
-    (r"transformer_blocks\.\d+\.attn1\.to_q", "self_q", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_k", "self_k", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_v", "self_v", "attn1.qkv"),
-    (r"transformer_blocks\.\d+\.attn1\.to_out\.0", "self_out", "attn1.out"),
-    (r"transformer_blocks\.\d+\.attn2\.to_q", "cross_q", "attn2.q"),
-    (r"transformer_blocks\.\d+\.attn2\.to_k", "cross_k", "attn2.kv"),
-    (r"transformer_blocks\.\d+\.attn2\.to_v", "cross_v", "attn2.kv"),
-    (r"transformer_blocks\.\d+\.attn2\.to_out\.0", "cross_out", "attn2.out"),
-)
-"""The rows of `ROLES` for diffusers' self-attention `attn1` and cross-attention `attn2`."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +36,15 @@ class Layer:
 
 
 def family_names() -> list[str]:
-    """The families there are: the modules of this package that hold a table of roles."""
-    package = importlib.import_module("loraq.models")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return sorted(name for name in names if name not in _NO_FAMILY)
+    """The model families there are: the modules of `loraq/models/families/`."""
+    return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
 
 
 def family(name: str) -> ModuleType:
     """The family module of that name."""
     if name not in family_names():
         raise unknown("model family", name, family_names())
-    return importlib.import_module(f"loraq.models.{name}")
+    return importlib.import_module(f"{families.__name__}.{name}")
 
 
 def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
@@ -78,7 +61,7 @@ def family_of(transformer: torch.nn.Module) -> str:
     if name not in classes:
         raise LoraqError(
             f"No model family is known for {name}. Known: {', '.join(classes)}. Pass family=…, or "
-            "add one file to loraq/models/ (CONTRIBUTING.md)."
+            "add one file to loraq/models/families/ (CONTRIBUTING.md)."
         )
     return classes[name]
 

@@ -15,11 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loraq.capture import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.utils.lazy_mapping import LazyMapping
 
 TIMESTEPS = 32
+
+
+@dataclass(frozen=True)
+class Moment:
+    """E[xᵀx] (in × in) and E[x] (in) of one layer input over every token seen, float32."""
+
+    second_II: Tensor
+    mean_I: Tensor
 
 
 @dataclass(frozen=True)
