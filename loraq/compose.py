@@ -273,11 +273,11 @@ def from_hydra(composed: Any) -> Config:
         config.quant.formats()
         if is_own_file(config.quant.branch.kind):
             label(config.quant.branch.kind)  # a file that is not there is answered here
-    from loraq.metrics import module
+    from loraq.metrics.registry import find_metric
 
     for name in config.metrics.names:
         try:
-            module(name)
+            find_metric(name)
         except LoraqError as error:
             raise LoraqError(f"metrics.names: {error}") from None
     return config

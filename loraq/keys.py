@@ -164,8 +164,8 @@ def _calibration_keys(
 
 def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What the metrics of a record depend on."""
-    from loraq.metrics import module
-    from loraq.metrics.features import choose
+    from loraq.metrics.common.features import choose
+    from loraq.metrics.registry import find_metric
 
     real: Any = config.data.real
     extractor = config.metrics.extractor
@@ -181,7 +181,7 @@ def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
             real = {image.name: cached_hash(image) for image in sorted(path.glob("*.png"))}
             extractor = choose(extractor)
     judged = {
-        "metrics": [(name, module(name).VERSION) for name in config.metrics.names],
+        "metrics": [(name, find_metric(name).VERSION) for name in config.metrics.names],
         "extractor": extractor,
         "bootstrap": config.metrics.bootstrap,
         "real": real,

@@ -105,7 +105,7 @@ def load_record(store: Store, row: Row) -> Record:
 
 def image_set(store: Store, row: Row, stage: str = "images") -> Any:
     """The row's images in the order of its prompts."""
-    from loraq.metrics import ImageSet
+    from loraq.metrics.common.image_set import ImageSet
 
     folder = store.path("images", row.keys[stage])
     paths = [generation.image_path(folder, prompt) for prompt in row.prompts]

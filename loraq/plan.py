@@ -68,14 +68,14 @@ def check(rows: Sequence[Row]) -> None:
             )
         if "measured" in row.todo:
             names = row.config.metrics.names
-            needing = [name for name in names if metrics.module(name).NEEDS == "real"]
+            needing = [name for name in names if metrics.find_metric(name).NEEDS == "real"]
             if needing and row.config.data.real is None:
                 raise LoraqError(
                     f"metrics.names: {', '.join(needing)} compare with real images, and data.real "
                     "is null. Set data.real=FOLDER or leave them out (metrics=paired)."
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
-            metrics.check(names, real_images(row.config) if needing else None, **options)
+            metrics.check_metrics(names, real_images(row.config) if needing else None, **options)
     made = [row for row in rows if "quantised" in row.todo]
     if not made:
         return

@@ -18,8 +18,8 @@ FILE = "features.safetensors"
 
 def real_images(config: Config) -> Any:
     """The real images of the prompts: the set's own, those of a folder, or a file of features."""
-    from loraq.metrics import ImageSet
-    from loraq.metrics.features import load_features
+    from loraq.metrics.common.features import load_features
+    from loraq.metrics.common.image_set import ImageSet
 
     assert config.data.real is not None
     if config.data.real == "set":
@@ -40,8 +40,14 @@ def real_images(config: Config) -> Any:
 
 def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
     """`real` with the features that the metrics read, so that no row extracts them again."""
-    from loraq.metrics import ImageSet, Options, module
-    from loraq.metrics.features import EXTRACTORS, choose, features_of, load_features, save_features
+    from loraq.metrics.common.features import (
+        EXTRACTORS,
+        choose,
+        features_of,
+        load_features,
+        save_features,
+    )
+    from loraq.metrics.common.image_set import ImageSet, Options, module
 
     if not isinstance(real, ImageSet):
         return real

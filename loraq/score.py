@@ -56,7 +56,7 @@ def score(
     from loraq import metrics
     from loraq.compose import load_rows
     from loraq.data import data_prompts
-    from loraq.metrics import ImageSet
+    from loraq.metrics.common.image_set import ImageSet
     from loraq.real_images import real_images
 
     for folder in (target, against):
@@ -79,7 +79,7 @@ def score(
         )
     real = None if config.data.real is None else real_images(config)
     settings = config.metrics
-    metrics.check(settings.names, real, extractor=settings.extractor)
+    metrics.check_metrics(settings.names, real, extractor=settings.extractor)
     found = metrics.measure(
         settings.names,
         images,

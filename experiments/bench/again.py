@@ -25,9 +25,9 @@ from typing import Any
 
 from loraq import record
 from loraq.errors import LoraqError
+from loraq.metrics.common.bootstrap import paired_difference
 from loraq.record import Record
 from loraq.results import RECORDS, ROOT
-from loraq.statistics import paired_difference
 
 METRICS = ("psnr", "lpips")
 SAME = ("quant", "data", "generate", "calibration", "compute")

@@ -28,7 +28,8 @@ from experiments.parity.clip import LARGE, write_clip
 from experiments.parity.twins import golden_scores, write_image_reward, write_inception
 from loraq import record
 from loraq.errors import LoraqError, unknown
-from loraq.metrics import clip_score, features, image_reward
+from loraq.metrics import clip_score, image_reward
+from loraq.metrics.common import features
 
 METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "psnr": ("psnr", {}),
@@ -77,7 +78,8 @@ def run(folder: Path, row: str, count: int, threads: int, workers: int) -> tuple
     """One row over the first `count` pictures: (seconds without the start, peak bytes)."""
     import torch
 
-    from loraq.metrics import ImageSet, compute
+    from loraq.metrics.common.image_set import ImageSet
+    from loraq.metrics.registry import compute
 
     torch.set_num_threads(threads)
     metric, options = METRICS[row]

@@ -49,7 +49,7 @@ def write_inception(folder: Path) -> None:
     """
     from torchvision.models import inception_v3
 
-    from loraq.metrics.features import INCEPTION_FILE
+    from loraq.metrics.common.features import INCEPTION_FILE
 
     class Network(torch.nn.Module):
         def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from loraq.metrics.alignment_model import HEAD, AlignmentModel, TextEncoder
+from loraq.metrics.networks.alignment_model import HEAD, AlignmentModel, TextEncoder
 
 from . import data, features, runtime, split
 from .settings import ASSETS, SETTINGS, TRAINING

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from loraq.data import seed_of_name
-from loraq.metrics import alignment_model
 from loraq.metrics.frechet import frechet_distance
+from loraq.metrics.networks import alignment_model
 
 from . import export, features, model, runtime
 from .settings import ASSETS, OUTPUTS, SETTINGS

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from loraq.metrics import efficientnet_lite0
+from loraq.metrics.networks import efficientnet_lite0
 
 from . import data, split
 from .settings import ASSETS, SETTINGS

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.metrics.features import check as check_extractor
-from loraq.metrics.features import features_of
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.metrics.common.features import check as check_extractor
+from loraq.metrics.common.features import features_of
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import MetricResult, Options, mean, versions
 
 NAME = "alignment"
 VERSION = "1"
@@ -30,7 +30,7 @@ HEAD = Path(__file__).parents[1] / "assets" / "alignment_head.safetensors"
 
 
 def check(options: Options) -> None:
-    from loraq.metrics import alignment_model
+    from loraq.metrics.networks import alignment_model
 
     check_extractor(EXTRACTOR)
     if not HEAD.is_file():
@@ -67,7 +67,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
 
 @functools.lru_cache(maxsize=1)
 def _model() -> Any:
-    from loraq.metrics import alignment_model
+    from loraq.metrics.networks import alignment_model
 
     return alignment_model.load(HEAD)
 
@@ -75,7 +75,7 @@ def _model() -> Any:
 @functools.lru_cache(maxsize=4)
 def _texts(prompts: tuple[str, ...]) -> Any:
     """Unit vectors (n, 256) of the prompts, kept for the next row of the same prompts."""
-    from loraq.metrics.alignment_model import TextEncoder
+    from loraq.metrics.networks.alignment_model import TextEncoder
 
     model = _model()
     if model.encoder is None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 NAME = "clip_score"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.reading import read_batches
-from loraq.metrics.result import MetricResult, Options, mean, named_folder, versions
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.reading import read_batches
+from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
 from loraq.utils.hashing import cached_hash
 
 NAME = "image_reward"
@@ -40,7 +40,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
     from PIL import Image
 
-    from loraq.metrics import image_reward_model as reward
+    from loraq.metrics.networks import image_reward_model as reward
 
     folder = _folder()
     model, made = load(folder, options.device), reward.tokenizer(str(vocabulary()))
@@ -67,7 +67,7 @@ def load(folder: Path, device: str) -> Any:
     """The model with every weight of its file used and none missing."""
     import torch
 
-    from loraq.metrics.image_reward_model import build
+    from loraq.metrics.networks.image_reward_model import build
 
     try:
         state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True, mmap=True)
@@ -82,7 +82,7 @@ def load(folder: Path, device: str) -> Any:
 
 def vocabulary() -> Path:
     """bert-base-uncased's vocab.txt, which MiniLM's package carries."""
-    from loraq.metrics.alignment_model import model_folder
+    from loraq.metrics.networks.alignment_model import model_folder
 
     try:
         path = model_folder() / "vocab.txt"

@@ -18,11 +18,11 @@ from __future__ import annotations
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.features import FeatureSet, choose, features_of
-from loraq.metrics.features import check as check_extractor
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.result import MetricResult, Options, versions
-from loraq.statistics import percentile_interval, resample_counts
+from loraq.metrics.common.bootstrap import percentile_interval, resample_counts
+from loraq.metrics.common.features import FeatureSet, choose, features_of
+from loraq.metrics.common.features import check as check_extractor
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import MetricResult, Options, versions
 
 NAME = "kid"
 VERSION = "1"

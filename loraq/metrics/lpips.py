@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.metrics.image_set import ImageSet, paired_batches
-from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.metrics.common.image_set import ImageSet, paired_batches
+from loraq.metrics.common.result import MetricResult, Options, mean, versions
 
 NAME = "lpips"
 VERSION = "1"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 
-from loraq.metrics.image_set import ImageSet, paired_batches
-from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.metrics.common.image_set import ImageSet, paired_batches
+from loraq.metrics.common.result import MetricResult, Options, mean, versions
 
 NAME = "psnr"
 VERSION = "1"

@@ -6,8 +6,8 @@ In float32, where its variances (mean of squares less squared mean) cost up to 4
 
 from __future__ import annotations
 
-from loraq.metrics.image_set import ImageSet, paired_batches
-from loraq.metrics.result import MetricResult, Options, mean, versions
+from loraq.metrics.common.image_set import ImageSet, paired_batches
+from loraq.metrics.common.result import MetricResult, Options, mean, versions
 
 NAME = "ssim"
 VERSION = "1"

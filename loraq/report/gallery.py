@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.reading import read_image
+from loraq.metrics.common.reading import read_image
 from loraq.pictures import DIFFERENCE_GAIN, difference
 from loraq.record import Record
 

@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq import statistics
 from loraq.errors import LoraqError, unknown
+from loraq.metrics.common import bootstrap
 from loraq.record import Record, load
 from loraq.tables.columns import (
     EQUAL_MEMORY,
@@ -155,14 +155,14 @@ def _compare(others: Sequence[Record], base: Record, name: str, samples: int) ->
     """row → cell of its paired difference to `base` in one metric; Holm over these rows."""
     shown = column(name)
     direction = base.metrics[name].get("direction")
-    differences: dict[str, statistics.Interval] = {}
+    differences: dict[str, bootstrap.Interval] = {}
     p_values: dict[str, float] = {}
     for record in others:
         if _per_image(record, name):
             own, reference = _same_prompts(record, base, name)
-            tested = statistics.paired_test(own, reference, samples)
+            tested = bootstrap.paired_test(own, reference, samples)
             differences[record.row], p_values[record.row] = tested
-    adjusted = statistics.holm(p_values)
+    adjusted = bootstrap.holm(p_values)
     cells = {record.row: Cell(reason="not measured for this row") for record in others}
     for row, difference in differences.items():
         claim = ""

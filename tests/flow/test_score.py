@@ -9,7 +9,7 @@ from diffusers import PixArtSigmaPipeline
 
 import loraq
 from loraq.cli import main
-from loraq.metrics import ImageSet
+from loraq.metrics.common.image_set import ImageSet
 from loraq.run import run
 
 RECIPE = ("loraq_o2", "quant.branch.rank=4")

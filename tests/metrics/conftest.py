@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from loraq.metrics import ImageSet
+from loraq.metrics.common.image_set import ImageSet
 
 NAMES = tuple(f"shape_{i}" for i in range(10))
 SIDE = 64

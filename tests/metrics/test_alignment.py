@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loraq.metrics import ImageSet, alignment, compute
+from loraq.metrics import alignment
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.registry import compute
 
 pytestmark = pytest.mark.skipif(not alignment.HEAD.is_file(), reason="its head is not trained yet")
 
@@ -31,8 +33,8 @@ def test_real_images_fit_their_own_captions_better_than_others():
 
     import torch
 
-    from loraq.metrics import alignment_model
-    from loraq.metrics.features import load_features
+    from loraq.metrics.common.features import load_features
+    from loraq.metrics.networks import alignment_model
 
     assets = alignment.HEAD.parent
     features = load_features(assets / "real_features.safetensors")

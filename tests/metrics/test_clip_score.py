@@ -11,7 +11,7 @@ import torch
 from experiments.parity.clip import Restored, write_clip
 from loraq.errors import LoraqError
 from loraq.metrics import clip_score as metric
-from loraq.metrics import compute
+from loraq.metrics.registry import compute
 
 BOUND = 1e-4
 
@@ -51,16 +51,16 @@ def test_every_score_is_torchmetrics(given, noisy):
 
 
 def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch, tmp_path):
-    from loraq.metrics import check
+    from loraq.metrics.registry import check_metrics
 
     monkeypatch.delenv(metric.VARIABLE, raising=False)
     with pytest.raises(LoraqError, match=r"LORAQ_CLIP=''.*clip-vit-large-patch14"):
-        check(["clip_score"])
+        check_metrics(["clip_score"])
     monkeypatch.setenv(metric.VARIABLE, str(tmp_path))
     for name in metric.FILES:
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     with pytest.raises(LoraqError, match=r"has no model.safetensors"):
-        check(["clip_score"])
+        check_metrics(["clip_score"])
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
     metric.load.cache_clear()
     with pytest.raises(LoraqError, match="does not load"):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from loraq.errors import LoraqError
-from loraq.metrics import compute, features
+from loraq.metrics.common import features
+from loraq.metrics.common.result import Options
 from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.kid import kernel_distance, kernel_interval
-from loraq.metrics.result import Options
+from loraq.metrics.registry import compute
 from tests.metrics.conftest import NAMES, draw, write
 
 
@@ -134,7 +135,7 @@ def test_distance_grows_with_damage(noisy, reference, tmp_path, measured):
 
 def test_resize_is_clean_fids_and_the_networks_own(reference):
     """Our features (resized by clean-fid) and the network's own resize agree."""
-    from loraq.metrics import efficientnet_lite0
+    from loraq.metrics.networks import efficientnet_lite0
 
     options = Options()
     made = features.features_of(reference, "efflite0", options).values
@@ -173,7 +174,7 @@ def test_inception_only_where_its_weights_are(noisy, reference, monkeypatch, tmp
     assert features.choose("auto") == "inception"
     assert features.inception_weights() == tmp_path / features.INCEPTION_FILE
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {features.INCEPTION_FILE}\n")
-    with pytest.raises(LoraqError, match="not what SHA256SUMS says"):
+    with pytest.raises(LoraqError, match="does not match SHA256SUMS"):
         features.inception_weights()
 
 

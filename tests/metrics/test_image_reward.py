@@ -13,9 +13,11 @@ import torch
 from experiments.parity.image_reward import pairs
 from experiments.parity.twins import golden_scores, write_image_reward
 from loraq.errors import LoraqError
-from loraq.metrics import ImageSet, compute, image_reward
-from loraq.metrics import image_reward_model as reward
-from loraq.metrics.result import Options
+from loraq.metrics import image_reward
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import Options
+from loraq.metrics.networks import image_reward_model as reward
+from loraq.metrics.registry import compute
 
 GOLDEN = golden_scores("base")
 BOUND = 1e-4
@@ -108,5 +110,5 @@ def test_a_pickle_with_code_is_not_run(damaged, images, tmp_path):
 def test_a_wrong_checksum_is_told_before_anything_runs(damaged):
     (damaged / "ImageReward.pt").write_bytes(b"x")
     (damaged / "SHA256SUMS").write_text(f"{'0' * 64}  ImageReward.pt\n")
-    with pytest.raises(LoraqError, match="not what SHA256SUMS says"):
+    with pytest.raises(LoraqError, match="does not match SHA256SUMS"):
         image_reward.check(Options())

@@ -12,8 +12,10 @@ from PIL import Image
 
 from loraq import metrics
 from loraq.errors import LoraqError
-from loraq.metrics import ImageSet, check, compute, image_reward, measure, module
-from loraq.statistics import bootstrap_interval
+from loraq.metrics import image_reward
+from loraq.metrics.common.bootstrap import bootstrap_interval
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.registry import check_metrics, compute, find_metric, measure
 from loraq.utils.plain import to_plain
 from tests.metrics.conftest import NAMES, draw, write
 
@@ -21,9 +23,9 @@ ALL = ["alignment", "clip_score", "frechet", "image_reward", "kid", "lpips", "ps
 
 
 def test_metrics_are_the_modules_and_state_what_they_need():
-    assert metrics.names() == ALL
+    assert metrics.metric_names() == ALL
     for name in ALL:
-        metric = module(name)
+        metric = find_metric(name)
         assert name == metric.NAME and metric.VERSION.isdigit()
         assert metric.DIRECTION in ("higher", "lower")
         assert metric.NEEDS in ("reference", "real", "prompts")
@@ -34,9 +36,9 @@ def test_metrics_are_the_modules_and_state_what_they_need():
     ("constant", "value"), [("NAME", "psnrr"), ("NEEDS", "refrence"), ("DIRECTION", "up")]
 )
 def test_a_metric_that_does_not_state_what_it_is_is_refused(constant, value, monkeypatch):
-    monkeypatch.setattr(module("psnr"), constant, value)
+    monkeypatch.setattr(find_metric("psnr"), constant, value)
     with pytest.raises(LoraqError, match=rf"metrics/psnr\.py: {constant} is '{value}'"):
-        module("psnr")
+        find_metric("psnr")
 
 
 def test_unknown_names_are_answered_with_near_matches(noisy, reference):
@@ -59,11 +61,11 @@ def test_unknown_names_are_answered_with_near_matches(noisy, reference):
 def test_check_speaks_before_anything_runs(monkeypatch):
     for name in (image_reward.VARIABLE, "LORAQ_INCEPTION_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
-    check(["psnr", "lpips", "ssim", "frechet", "kid"])
+    check_metrics(["psnr", "lpips", "ssim", "frechet", "kid"])
     with pytest.raises(LoraqError, match="LORAQ_INCEPTION_WEIGHTS"):
-        check(["psnr", "kid"], extractor="inception")
+        check_metrics(["psnr", "kid"], extractor="inception")
     with pytest.raises(LoraqError, match=r"ImageReward\.pt.*LORAQ_IMAGE_REWARD.*alignment"):
-        check(["image_reward"])
+        check_metrics(["image_reward"])
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,8 @@ def test_psnr_of_all_identical_images_has_a_finite_interval(reference):
 
 def test_looking_up_metrics_needs_no_torch():
     code = (
-        "import sys; from loraq import metrics; [metrics.module(n) for n in metrics.names()];"
+        "import sys; from loraq import metrics;"
+        "[metrics.find_metric(n) for n in metrics.metric_names()];"
         "assert not {'torch', 'torchmetrics', 'lpips', 'cleanfid', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,9 @@ import torch
 
 from experiments.parity.twins import torchmetrics_lpips
 from loraq.errors import LoraqError
-from loraq.metrics import ImageSet, compute, lpips, psnr
+from loraq.metrics import lpips, psnr
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.registry import compute
 from tests.metrics.conftest import NAMES, draw, write
 
 METRICS = ("psnr", "ssim", "lpips")

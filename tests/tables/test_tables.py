@@ -14,8 +14,8 @@ import pytest
 
 from loraq import tables
 from loraq.errors import LoraqError
+from loraq.metrics.common.bootstrap import bootstrap_interval
 from loraq.record import Record, save
-from loraq.statistics import bootstrap_interval
 
 NAMES = [f"prompt_{i}" for i in range(64)]
 SEEN = [i % 2 == 0 for i in range(64)]

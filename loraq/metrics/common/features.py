@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError, unknown
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.reading import read_batches
-from loraq.metrics.result import Options, versions
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.reading import read_batches
+from loraq.metrics.common.result import Options, versions
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
@@ -101,7 +101,7 @@ def _load_inception(device: str) -> Callable[[Any], Any]:
 
 
 def _efflite0_weights() -> Path:
-    from loraq.metrics import efficientnet_lite0
+    from loraq.metrics.networks import efficientnet_lite0
 
     path = efficientnet_lite0.weights_file()
     if not path.is_file():
@@ -110,7 +110,7 @@ def _efflite0_weights() -> Path:
 
 
 def _load_efflite0(device: str) -> Callable[[Any], Any]:
-    from loraq.metrics import efficientnet_lite0
+    from loraq.metrics.networks import efficientnet_lite0
 
     return efficientnet_lite0.load().to(device)  # reads [0, 255], scales by itself
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from loraq import statistics
-from loraq.metrics.image_set import ImageSet
-from loraq.metrics.result import MetricResult, Options
+from loraq.metrics.common import bootstrap
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import MetricResult, Options
 
 Run = Callable[[ImageSet], MetricResult]
 
@@ -42,7 +42,7 @@ def _part(
     values: list[float] | None, result: MetricResult, n: int, options: Options
 ) -> dict[str, Any]:
     if values is not None:
-        found = statistics.bootstrap_interval(values, options.bootstrap, options.seed)
+        found = bootstrap.bootstrap_interval(values, options.bootstrap, options.seed)
         value, lo, hi = found
         reason = "" if lo is not None else "one image allows no interval"
     else:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from loraq.errors import LoraqError
-from loraq.statistics import bootstrap_interval, holm, paired_difference, paired_test
+from loraq.metrics.common.bootstrap import bootstrap_interval, holm, paired_difference, paired_test
 
 
 def test_interval_matches_the_normal_one_on_normal_data():

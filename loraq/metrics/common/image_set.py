@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.reading import read_batches, read_bytes, read_image
-from loraq.metrics.result import Options
+from loraq.metrics.common.reading import read_batches, read_bytes, read_image
+from loraq.metrics.common.result import Options
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ PIXELS = 1 << 20
 class ImageSet:
     """Image files, their names, and where known their prompts and whether training saw them.
 
-    `features` maps an extractor's name to the features of these images; `loraq.metrics.features`
+    `features` maps an extractor's name to the features of these images; `common.features`
     fills it, so that the Fréchet distance, KID and alignment share one pass over the images.
     """
 

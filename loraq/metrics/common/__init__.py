@@ -1,0 +1,1 @@
+"""What metrics share: image sets, reading files, features, results, bootstrap intervals."""

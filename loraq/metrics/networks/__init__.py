@@ -1,0 +1,1 @@
+"""Networks that metrics run; their weights come with a package or from files of the user's."""
