@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from loraq.config import Recipe
     from loraq.errors import LoraqError
     from loraq.layers.linear import set_compute
-    from loraq.quantizer import QuantizedModel
+    from loraq.quantization.model import QuantizedModel
 
 _HOMES = {
     "LoraqError": "loraq.errors",
-    "QuantizedModel": "loraq.quantizer",
+    "QuantizedModel": "loraq.quantization.model",
     "Recipe": "loraq.config",
     "quantize": "loraq.api",
     "recipe": "loraq.api",

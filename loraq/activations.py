@@ -28,7 +28,7 @@ from loraq.workshop import Workshop
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraq.capture import Activations
+    from loraq.quantization.activations import Activations
     from loraq.replay import Forward
 
 SENSITIVITY = "sensitivity.json"
@@ -85,7 +85,7 @@ def _capture(
     """One file an input; until then they are gathered in mapped files beside them."""
     from safetensors.torch import save_file
 
-    from loraq.capture import InputCapture, MomentCapture, moment_tensors
+    from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors
 
     model, settings = row.config.model, row.config.calibration
     batches = generation.batches(prompts, row.config.generate.batch_size)
@@ -117,8 +117,8 @@ def _capture(
 
 
 def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
+    from loraq.quantization.grouping import make_units
     from loraq.replay import sensitivity
-    from loraq.units import make_units
 
     assert row.recipe is not None
     every = max(1, row.config.model.steps // SENSITIVITY_STEPS)
@@ -161,7 +161,8 @@ def _load(folder: Path, device: str) -> dict[str, Tensor]:
 
 def activations(work: Workshop, row: Row) -> Activations:
     """What the row's recipe may read: nothing for a data-free one."""
-    from loraq.capture import Activations, moments_from
+    from loraq.quantization.activations import Activations
+    from loraq.quantization.calibration import moments_from
 
     recipe = row.recipe
     assert recipe is not None

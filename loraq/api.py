@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
+from loraq.models.layers import Layer, family_of, list_layers, with_default_skip
+from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import InputCapture, MomentCapture
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.quantizer import quantize_model
 
-if TYPE_CHECKING:
-    from loraq.capture import Activations
-    from loraq.models.layers import Layer
-    from loraq.quantizer import QuantizedModel
+__all__ = ["quantize", "recipe"]
 
-
-def recipe(method: str, *overrides: str) -> Recipe:
-    """The recipe of a method's preset in `conf/method/`, with overrides as on the command line.
-
-    Without `quant.skip=[…]` it has no list of skipped layers; quantising takes the model family's.
-
-    `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
-    """
-    from loraq.compose import load_rows
-
-    made = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
-    if made is None:
-        raise LoraqError(
-            f"method={method} is the 16-bit model itself and has no recipe. Take a method that "
-            "quantises, such as loraq_o2, svdquant or rtn."
-        )
-    return made
+_preset = recipe  # below, `recipe` is an argument's name
 
 
 def quantize(
@@ -53,8 +42,6 @@ def quantize(
     family: model family; by default the one whose transformer class this is.
     checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
     """
-    from loraq.models.layers import family_of, list_layers, with_default_skip
-    from loraq.quantizer import quantize_model
 
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
@@ -85,9 +72,6 @@ def quantize(
     return model
 
 
-_preset = recipe
-
-
 def _capture(
     pipe: Any,
     layers: Sequence[Layer],
@@ -97,9 +81,6 @@ def _capture(
     batch_size: int,
 ) -> Activations:
     """Rows and moments of the inputs of `layers` while the pipeline generates from `prompts`."""
-    import torch
-
-    from loraq.capture import Activations, InputCapture, MomentCapture
 
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     forwards = len(batches) * call.get("num_inference_steps", 20)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraq.config import Config
+from loraq.config import Config, Recipe
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.models.layers import with_default_skip
@@ -30,6 +30,22 @@ def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Con
     """
     rows = _load_rows(overrides)
     return [_with_family_skip(row) for row in rows] if family_skip else rows
+
+
+def recipe(method: str, *overrides: str) -> Recipe:
+    """The recipe of a method's preset in `conf/method/`, with overrides as on the command line.
+
+    `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
+
+    Without `quant.skip=[…]` it has no list of skipped layers; quantising takes the model family's.
+    """
+    made = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
+    if made is None:
+        raise LoraqError(
+            f"method={method} is the 16-bit model itself and has no recipe. Take a method that "
+            "quantises, such as loraq_o2, svdquant or rtn."
+        )
+    return made
 
 
 def _with_family_skip(row: Config) -> Config:

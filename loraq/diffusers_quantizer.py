@@ -12,42 +12,55 @@ Importing this module adds two entries to diffusers' mappings and changes nothin
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
-from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
-from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
-from torch import Tensor, nn
+from torch import nn
 
+from loraq.compose import recipe
 from loraq.config import Recipe
-from loraq.diffusers_config import NAME, LoRaQConfig
 from loraq.errors import LoraqError
-from loraq.layers.linear import QuantizedLinear
-from loraq.layers.serialization import planned, rebuild
-from loraq.layers.shared_input import share_inputs
-from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.models.layers import family_of, list_layers, with_default_skip
-from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.quantization.diffusers_config import NAME, PackedConfig
+from loraq.quantization.diffusers_packed import (
+    PackedQuantizer,
+    attach,
+    forget,
+    held_layers,
+)
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.quantizer import quantize_model
 
 
-class LoRaQQuantizer(DiffusersQuantizer):
+class LoRaQConfig(PackedConfig):
+    """What to quantise with while 16-bit weights are loaded, or how a saved model was packed."""
+
+    def recipe_asked(self) -> Recipe:
+        """The recipe of `method`; LoraqError where there is none, or it reads activations."""
+        if self.method is None:
+            raise LoraqError(
+                "LoRaQConfig() names no method for quantising 16-bit weights, and no packed "
+                "layers. Give a method: LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', "
+                "'quant.branch.rank=16'); or restore the checkpoint's config.json."
+            )
+        chosen = recipe(self.method, *self.overrides)
+        if chosen.needs_calibration:
+            raise LoraqError(
+                f"method {self.method} reads activations, and there are none while weights are "
+                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
+                "take a data-free method such as loraq_best."
+            )
+        return chosen
+
+
+class LoRaQQuantizer(PackedQuantizer):
     """Loads packed layers, or quantises 16-bit ones once they are loaded."""
 
     quantization_config: LoRaQConfig
 
-    def __init__(self, quantization_config: LoRaQConfig, **kwargs: Any) -> None:
-        kwargs["pre_quantized"] = quantization_config.layers is not None
-        super().__init__(quantization_config, **kwargs)
-
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        places = device_map.values() if isinstance(device_map, dict) else [device_map]
-        if "disk" in places:
-            raise LoraqError(
-                "device_map puts layers on disk, which packed LoRaQ layers do not support. Give a "
-                "device_map without 'disk'."
-            )
+        super().validate_environment(*args, device_map=device_map, **kwargs)
         if not self.pre_quantized:
             _ = self._recipe  # refused before any weight is read
 
@@ -56,83 +69,19 @@ class LoRaQQuantizer(DiffusersQuantizer):
         return self.quantization_config.recipe_asked()
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        if not self.pre_quantized:
+        if self.pre_quantized:
+            super()._process_model_before_weight_loading(model, **kwargs)
+        else:
             list_layers(model, family_of(model), self._recipe.skip)
-            return
-        entries = self.quantization_config.entries()
-        for name, tensors in rebuild(entries, planned(entries)).items():
-            try:
-                original: Any = model.get_submodule(name)
-            except AttributeError:
-                raise LoraqError(
-                    f"quantization_config packs '{name}', which {type(model).__name__} does not "
-                    "have. The checkpoint's config.json and its model do not belong together."
-                ) from None
-            if original.weight.shape[:2] != tensors.weight.shape:
-                raise LoraqError(
-                    f"quantization_config says that '{name}' is {tensors.weight.shape}, and "
-                    f"the model's own configuration {tuple(original.weight.shape[:2])}. The "
-                    "checkpoint's config.json is not whole: restore it."
-                )
-            convolution = isinstance(original, nn.Conv2d)
-            model.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
-        self._readers = _readers(entries)
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
-        """Without those that another layer's tensors stand for; LoraqError where one is gone."""
         if not self.pre_quantized:
             return missing_keys
-        stored = {_buffer(name) for name in planned(self.quantization_config.entries())}
-        lost = sorted(stored.intersection(missing_keys))
-        _refuse_missing(lost)
-        return [k for k in missing_keys if _packed(model, k) is None]
-
-    def check_if_quantized_param(
-        self, model: Any, param_value: Tensor, param_name: str, state_dict: Any, **kwargs: Any
-    ) -> bool:
-        return _packed(model, param_name) is not None
-
-    def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> None:
-        raise LoraqError(
-            f"'{name}' in the checkpoint is {tuple(loaded.shape)}, and quantization_config says "
-            f"{tuple(current.shape)}. Its weights and its config.json do not belong together."
-        )
-
-    def create_quantized_param(
-        self,
-        model: Any,
-        param_value: Tensor,
-        param_name: str,
-        target_device: Any,
-        state_dict: Mapping[str, Tensor],
-        unexpected_keys: list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """`state_dict` has the tensor as it is stored; `param_value` may have been cast."""
-        layer, _, buffer = param_name.rpartition(".")
-        stored, expected = state_dict[param_name], model.get_submodule(layer).get_buffer(buffer)
-        if stored.dtype != expected.dtype:
-            raise LoraqError(
-                f"'{param_name}' in the checkpoint is {stored.dtype}, and quantization_config says "
-                f"{expected.dtype}. Its weights and its config.json do not belong together."
-            )
-        placed = stored.to(target_device)
-        for reader in self._readers.get(f"{layer}.{buffer.partition('_')[0]}", [layer]):
-            model.get_submodule(reader).register_buffer(buffer, placed)
+        return super().update_missing_keys(model, missing_keys, prefix)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        if not self.pre_quantized:
-            self._quantise(model)
-            return model
-        _refuse_missing([name for name, held in model.state_dict().items() if held.is_meta])
-        modules = []
-        for name, tensors in _held(model, self.quantization_config.entries()).items():
-            modules.append(model.get_submodule(name))
-            modules[-1].hold(tensors)
-        share_inputs(modules)
-        return model
-
-    def _quantise(self, model: Any) -> None:
+        if self.pre_quantized:
+            return super()._process_model_after_weight_loading(model, **kwargs)
         family = family_of(model)
         chosen = with_default_skip(self._recipe, family)
         layers = list_layers(model, family, chosen.skip)
@@ -140,113 +89,15 @@ class LoRaQQuantizer(DiffusersQuantizer):
         quantize_model(model, layers, chosen, progress=bar, family=family).apply(model)
         self.quantization_config = model.config.quantization_config
         self.pre_quantized = True
-
-    def get_state_dict_and_metadata(
-        self, state_dict: Mapping[str, Tensor], safe_serialization: bool = True
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Every packed tensor once, without the rest of the storage that it is a part of."""
-        entries = self.quantization_config.entries()
-        stored = {_buffer(name) for name in planned(entries)}
-        packed = tuple(f"{name}." for name in entries)
-        kept = {}
-        for name, tensor in state_dict.items():
-            if not name.startswith(packed):
-                kept[name] = tensor
-            elif name in stored:
-                whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-                kept[name] = tensor if whole else tensor.clone()
-        return kept, {}
-
-    def _dequantize(self, model: Any) -> Any:
-        """Plain 16-bit layers with the effective weights (activations are no longer rounded)."""
-        for name, tensors in packed_layers(model).layers.items():
-            module = model.get_submodule(name)
-            model.set_submodule(name, tensors.plain(module.convolution, model.dtype))
-        _drop_config(model)
-        del model.quantization_method
         return model
-
-    @property
-    def is_serializable(self) -> bool:
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        return False
-
-
-def attach(transformer: Any, model: QuantizedModel) -> None:
-    """Tell a diffusers model that it is quantised, so that `save_pretrained` writes it packed."""
-    config = LoRaQConfig.of(model)
-    transformer.hf_quantizer = LoRaQQuantizer(config, pre_quantized=True)
-    transformer.is_quantized, transformer.quantization_method = True, config.quant_method
-    transformer.register_to_config(quantization_config=config)
-
-
-def forget(transformer: Any) -> None:
-    """Undo `attach`."""
-    _drop_config(transformer)
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        transformer.__dict__.pop(name, None)
-
-
-def _drop_config(transformer: Any) -> None:
-    kept = {k: v for k, v in transformer.config.items() if k != "quantization_config"}
-    transformer._internal_dict = FrozenDict(kept)
 
 
 def packed_layers(transformer: Any) -> QuantizedModel:
     """The packed layers that `transformer` computes with, for their accounting."""
     quantizer = getattr(transformer, "hf_quantizer", None)
-    if not isinstance(quantizer, LoRaQQuantizer):
+    if not isinstance(quantizer, PackedQuantizer):
         raise LoraqError(f"{type(transformer).__name__} has no packed layers of ours.")
-    return QuantizedModel(_held(transformer, quantizer.quantization_config.entries()))
-
-
-def _held(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, LayerTensors]:
-    """The layers of these entries over the buffers of `model`, shared ones as one object."""
-    found = {}
-    for name in planned(entries):
-        module, _, buffer = _buffer(name).rpartition(".")
-        found[name] = model.get_submodule(module).get_buffer(buffer)
-    return rebuild(entries, found)
-
-
-def _buffer(name: str) -> str:
-    """LAYER.OPERAND.SUFFIX of the layout as the buffer LAYER.OPERAND_SUFFIX; LAYER.bias stays."""
-    if name.endswith(".bias"):
-        return name
-    layer, operand, suffix = name.rsplit(".", 2)
-    return f"{layer}.{operand}_{suffix}"
-
-
-def _refuse_missing(names: list[str]) -> None:
-    """LoraqError where a checkpoint lacks tensors, or its configuration does not name a layer's."""
-    if names:
-        raise LoraqError(
-            f"The checkpoint has no tensor '{names[0]}'"
-            + (f" ({len(names)} are missing)" if len(names) > 1 else "")
-            + ", or its quantization_config does not speak of it. Restore its files."
-        )
-
-
-def _readers(entries: Mapping[str, Any]) -> dict[str, list[str]]:
-    """OWNER.OPERAND -> the layers that compute with these tensors."""
-    found: dict[str, list[str]] = {}
-    for name, entry in entries.items():
-        for operand in (*OPERANDS, "transform"):
-            if operand in entry:
-                found.setdefault(entry[operand]["tensors"], []).append(name)
-    return found
-
-
-def _packed(model: nn.Module, name: str) -> QuantizedLinear | None:
-    """The quantised layer that a tensor of this name belongs to."""
-    try:
-        module = model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:
-        return None
-    return module if isinstance(module, QuantizedLinear) else None
+    return QuantizedModel(held_layers(transformer, quantizer.quantization_config.entries()))
 
 
 __all__ = ["LoRaQConfig", "LoRaQQuantizer", "attach", "forget", "packed_layers"]

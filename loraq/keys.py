@@ -100,7 +100,7 @@ def keyed(config: Config) -> Row:
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
     keys = {"images": reference, "reference": reference}
     if config.quant is not None:
-        from loraq.quantizer import BRANCH_VERSIONS, VERSION
+        from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 
         keys["inputs:measure"] = key("inputs", drawing, measuring)
         keys |= _calibration_keys(config.quant, drawing, calibration)

@@ -26,7 +26,7 @@ from loraq.utils.user_module import is_own_file, label
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
-    from loraq.quantizer import QuantizedModel
+    from loraq.quantization.model import QuantizedModel
 
 MEASURED_FILE = "measured.json"
 RECORD_FILE = "record.json"
@@ -123,7 +123,7 @@ def _errors(
     """(weight and output error of every layer, what the packed layers cost)."""
     if row.recipe is None or model is None:
         return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
-    from loraq.quantizer import layer_errors
+    from loraq.quantization.layer_errors import layer_errors
 
     layers, inputs = work.layers(row, row.recipe.skip), rows(work, row, "measure")
     with work.timed("metrics"):
@@ -146,8 +146,8 @@ def _analyses(work: Workshop, row: Row, model: QuantizedModel) -> dict[str, Any]
     asked, transformer = row.config.metrics.analyses, work.pipe(row, text=False).transformer
     found: dict[str, Any] = {}
     if "limits" in asked:
-        from loraq.distortion import limits
         from loraq.models.pointwise import weight_matrix
+        from loraq.quantization.rate_distortion import limits
 
         weights = {name: weight_matrix(transformer.get_submodule(name)) for name in model.layers}
         found["limits"] = limits(weights, model.bits_per_weight)

@@ -84,7 +84,7 @@ def check(rows: Sequence[Row]) -> None:
     from loraq.layers.backends import check_compute
     from loraq.models.layers import list_layers
     from loraq.models.loading import meta_transformer
-    from loraq.quantizer import planned_branch_bits
+    from loraq.quantization.budget import planned_branch_bits
 
     transformer = meta_transformer(made[0].config.model)
     for row in made:

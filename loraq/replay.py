@@ -24,8 +24,9 @@ from loraq.errors import LoraqError
 from loraq.generate import batches, image_batch
 from loraq.models.layers import Layer
 from loraq.models.pointwise import channels_last, weight_matrix
-from loraq.quantizer import QuantizedModel, quantize_model
-from loraq.units import Unit
+from loraq.quantization.grouping import Unit
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.quantizer import quantize_model
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,8 +99,9 @@ def score(
 
 def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:
     """The folder of the pipeline's images, made where they are missing; what it packs."""
-    from loraq.diffusers_quantizer import LoRaQQuantizer, packed_layers
+    from loraq.diffusers_quantizer import packed_layers
     from loraq.plan import check, make_plan
+    from loraq.quantization.diffusers_packed import PackedQuantizer
     from loraq.stages import generate
     from loraq.store import Store
     from loraq.workshop import Workshop
@@ -112,7 +113,7 @@ def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | No
     with work.using(row):
         transformer = work.pipe(row, text=False).transformer
         generate(work, row)
-    if isinstance(getattr(transformer, "hf_quantizer", None), LoRaQQuantizer):
+    if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}
     return store.path("images", row.keys["images"]), packed

@@ -20,12 +20,12 @@ from loraq.models.layers import Layer
 from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
-    from loraq.quantizer import QuantizedModel
+    from loraq.quantization.model import QuantizedModel
 
 
 def quantise(work: Workshop, row: Row) -> QuantizedModel:
     """The row's packed layers: made group by group, or read where they are finished."""
-    from loraq.quantizer import quantize_model
+    from loraq.quantization.quantizer import quantize_model
 
     assert row.recipe is not None
     name, recipe = row.keys["quantised"], row.recipe
@@ -50,8 +50,8 @@ def quantise(work: Workshop, row: Row) -> QuantizedModel:
 
 def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
     """A finished product's packed layers; its files were checked against their checksums."""
-    from loraq.checkpoint import load_group
-    from loraq.quantizer import QuantizedModel
+    from loraq.quantization.group_file import load_group
+    from loraq.quantization.model import QuantizedModel
 
     found, info = {}, {}
     for path in sorted(folder.glob("*.safetensors")):

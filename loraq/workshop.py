@@ -57,6 +57,8 @@ class Workshop:
             and runs_as_stored(row.config.model)
         ):
             given["transformer"] = self._map(row)
+        import loraq.diffusers_quantizer  # noqa: F401 (packed transformers load as well)
+
         return load_pipeline(row.config.model, row.device, without, **given)
 
     def transformer(self, row: Row) -> Any:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from loraq.capture import InputCapture
 from loraq.compose import load_rows
 from loraq.models import Layer, list_layers, load_pipeline
+from loraq.quantization.calibration import InputCapture
 
 ROWS = 512
 

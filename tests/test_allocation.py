@@ -12,14 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from loraq.allocation import allocate, candidate_ranks, share_bits, solver
-from loraq.allocation.prediction import gaussian_error, predicted_error, spectrum, white_share
 from loraq.config import AllocationConfig, BranchConfig, FormatConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.formats import get_format
 from loraq.models import Layer
-from loraq.quantizer import layer_errors, quantize_model
-from loraq.units import Share, Unit, make_units
+from loraq.quantization.allocation import solver
+from loraq.quantization.allocation.allocate import allocate, candidate_ranks, share_bits
+from loraq.quantization.allocation.prediction import (
+    gaussian_error,
+    predicted_error,
+    spectrum,
+    white_share,
+)
+from loraq.quantization.grouping import Share, Unit, make_units
+from loraq.quantization.layer_errors import layer_errors
+from loraq.quantization.quantizer import quantize_model
 
 O2 = BranchConfig(kind="loraq", rank=8)
 SHAPES = {"out": (128, 128), "up": (256, 128), "down": (128, 256)}

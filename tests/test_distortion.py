@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraq.distortion import gaussian_limit, limits, shannon_limit, spectral_limit
 from loraq.errors import LoraqError
 from loraq.formats import fake_quantize, get_format, stored_bits
+from loraq.quantization.rate_distortion import gaussian_limit, limits, shannon_limit, spectral_limit
 
 LIMITS = (gaussian_limit, spectral_limit, shannon_limit)
 

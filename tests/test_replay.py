@@ -11,9 +11,9 @@ from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
-from loraq.quantizer import quantize_model
+from loraq.quantization.grouping import make_units
+from loraq.quantization.quantizer import quantize_model
 from loraq.replay import Forward, applied, errors_by_role, output_errors, sensitivity
-from loraq.units import make_units
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
 STEPS = 5

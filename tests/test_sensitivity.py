@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from loraq.config import Recipe
-from loraq.quantizer import quantize_model
+from loraq.quantization.grouping import make_units
+from loraq.quantization.quantizer import quantize_model
 from loraq.replay import Forward, sensitivity
-from loraq.units import make_units
 from tests.quantize.toy import Toy, toy_layers
 from tests.test_replay import Exact, rtn
 

@@ -37,7 +37,7 @@ from loraq import recipe, record
 from loraq.compose import load_rows
 from loraq.config import Recipe
 from loraq.models import Layer, list_layers
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
 
 from . import make_fullsize

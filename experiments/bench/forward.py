@@ -29,7 +29,7 @@ from loraq import recipe, record, set_compute
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 

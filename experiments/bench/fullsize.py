@@ -116,7 +116,7 @@ def _estimate(log: str) -> dict[str, float | None]:
 
 def _quantised(output: Path) -> dict[str, Any]:
     """What the packed layers' own files say: seconds of the groups, mean error, bytes."""
-    from loraq.checkpoint import load_group
+    from loraq.quantization.group_file import load_group
 
     seconds, losses = [], []
     files = sorted(output.glob(PACKED))

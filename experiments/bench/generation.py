@@ -30,7 +30,7 @@ from loraq.embeddings import encode
 from loraq.errors import LoraqError, unknown
 from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 

@@ -42,7 +42,8 @@ from loraq.config.recipe import ANY_BRANCH
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
-from loraq.quantizer import QuantizedModel, quantize_model
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
 
 from . import make_fullsize
@@ -84,7 +85,7 @@ FULL = {truncated_svd: full_svd_each, tracked_svd: full_svd_again}
 def reference_way() -> Iterator[None]:
     """Within it, every group is one unit and every SVD of a branch finder a full one."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("loraq.units.MAX_GROUP_ELEMENTS", 1))
+        stack.enter_context(mock.patch("loraq.quantization.grouping.MAX_GROUP_ELEMENTS", 1))
         for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
             for svd, full in FULL.items():

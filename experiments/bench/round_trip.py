@@ -139,7 +139,7 @@ def _owner(key: str) -> str:
 def row(model: Any, main: str, bits: str) -> dict[str, Any]:
     """One combination, from the 16-bit pipeline on."""
     from loraq.diffusers_quantizer import LoRaQConfig  # noqa: F401  registers the quantiser
-    from loraq.quantizer import quantize_model
+    from loraq.quantization.quantizer import quantize_model
 
     transformer = load_pipeline(model, "cpu").transformer
     layers = list_layers(transformer, model.family)

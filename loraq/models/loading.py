@@ -46,8 +46,6 @@ def load_pipeline(
             "Set model.family to the model's own, or point model.path elsewhere."
         )
     diffusers = quiet_diffusers()
-    import loraq.diffusers_quantizer  # noqa: F401 (a packed transformer loads as well)
-
     pipeline = getattr(diffusers, table.PIPELINE)
     _check_call(model, pipeline)
     try:

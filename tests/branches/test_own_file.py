@@ -11,7 +11,7 @@ from loraq import api
 from loraq.branches.lookup import find
 from loraq.config import BranchConfig, Recipe
 from loraq.errors import LoraqError
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from loraq.results import ROOT
 from tests.branches.test_branches import final_error, problem, weights
 from tests.quantize.toy import Toy, toy_layers

@@ -137,8 +137,8 @@ def test_every_command_is_listed():
 
 
 def test_the_ranks_that_the_budget_buys():
-    from loraq.budget import rank_for_budget
     from loraq.formats import get_format
+    from loraq.quantization.budget import rank_for_budget
 
     table = TEXTS["docs/method.md"].split("| branch format |")[1].split("\n\n")[0]
     rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]

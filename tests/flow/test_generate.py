@@ -15,7 +15,7 @@ from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]

@@ -18,8 +18,8 @@ from unittest import mock
 
 from loraq.compose import groups, load_rows
 from loraq.keys import keyed
-from loraq.quantizer import fingerprint_text
-from loraq.units import Share
+from loraq.quantization.fingerprint import fingerprint_text
+from loraq.quantization.grouping import Share
 from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 

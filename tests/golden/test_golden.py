@@ -14,7 +14,7 @@ from loraq.config import ModelConfig, Recipe
 from loraq.config.convert import from_plain
 from loraq.models import list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 
 DATA_FREE = ("rtn", "loraq_o2_int8", "loraq_o2_w4a8")
 

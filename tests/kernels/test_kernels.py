@@ -190,7 +190,7 @@ def test_readers_of_one_input_may_compute_differently(model):
 
     from loraq import recipe
     from loraq.models import list_layers
-    from loraq.quantizer import quantize_model
+    from loraq.quantization.quantizer import quantize_model
 
     model = deepcopy(model)
     layers = list_layers(model, "pixart_sigma", ())
@@ -223,7 +223,7 @@ def model():
 def test_a_whole_model_computes_and_q_k_v_read_their_input_once(model, monkeypatch):
     from loraq import recipe
     from loraq.models import list_layers
-    from loraq.quantizer import quantize_model
+    from loraq.quantization.quantizer import quantize_model
 
     with pytest.raises(LoraqError, match="has none"):
         set_compute(model, "triton")

@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 
 from experiments.bench import calibrated, fullsize, make_fullsize, resume
 from loraq import recipe
-from loraq.capture import Activations, moments_from
-from loraq.checkpoint import load_group
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.data import Prompt
@@ -26,7 +24,10 @@ from loraq.models import list_layers, load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.models.pointwise import weight_matrix
 from loraq.plan import make_plan
-from loraq.quantizer import quantize_model
+from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import moments_from
+from loraq.quantization.group_file import load_group
+from loraq.quantization.quantizer import quantize_model
 from loraq.store import Store
 from loraq.utils.assets import ASSETS
 from loraq.workshop import TEXT, Workshop

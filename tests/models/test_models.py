@@ -17,7 +17,7 @@ from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models import family_names, list_layers, load_pipeline, weights_hash
 from loraq.models.mapped import mapped_transformer
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def test_pixart_sigma_has_the_published_layers(full_size):
 
 
 def test_rank_32_in_16_bits_costs_what_the_paper_set_as_standard(full_size):
-    from loraq.budget import branch_bits
     from loraq.formats import get_format
-    from loraq.units import make_units
+    from loraq.quantization.budget import branch_bits
+    from loraq.quantization.grouping import make_units
 
     layers = list_layers(full_size, "pixart_sigma")
     weights = sum(o * i for o, i in (layer.shape for layer in layers))

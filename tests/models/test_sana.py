@@ -10,11 +10,12 @@ import torch
 
 from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
-from loraq.capture import InputCapture, MomentCapture
 from loraq.layers.linear import QuantizedLinear
 from loraq.models import list_layers
 from loraq.models.families.sana import known_inputs
-from loraq.quantizer import layer_errors, quantize_model
+from loraq.quantization.calibration import InputCapture, MomentCapture
+from loraq.quantization.layer_errors import layer_errors
+from loraq.quantization.quantizer import quantize_model
 from loraq.run import run
 
 

@@ -12,7 +12,7 @@ from experiments.bench import again
 from experiments.bench.floor import Ledger, kind
 from experiments.bench.quantise import METHODS, SAME_ERROR, reference_way, weight_error
 from loraq import recipe
-from loraq.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_model
 from tests.quantize.toy import Toy, toy_layers
 
 

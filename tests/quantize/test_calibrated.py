@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraq.capture import Activations, InputCapture, MomentCapture, moment_tensors, moments_from
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
-from loraq.quantizer import layer_errors, quantize_model
+from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.layer_errors import layer_errors
+from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.hadamard import random_signs
 from loraq.transforms.input_transform import InputTransform
 from tests.quantize.test_quantize import O2, RTN

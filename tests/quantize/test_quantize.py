@@ -12,15 +12,16 @@ import torch
 from safetensors import SafetensorError
 from torch.nn.functional import linear
 
-from loraq.budget import branch_bits, rank_for_budget
-from loraq.capture import Activations
-from loraq.checkpoint import load_group, save_group
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.errors import DiskFullError, LoraqError
 from loraq.formats import dequantize, fake_quantize, get_format
 from loraq.layers import backends as compute_module
 from loraq.layers.linear import QuantizedLinear
-from loraq.quantizer import layer_errors, planned_branch_bits, quantize_model
+from loraq.quantization.activations import Activations
+from loraq.quantization.budget import branch_bits, planned_branch_bits, rank_for_budget
+from loraq.quantization.group_file import load_group, save_group
+from loraq.quantization.layer_errors import layer_errors
+from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.input_transform import GELU_SHIFT
 from loraq.utils.files import TEMPORARY
 from tests.quantize.toy import Toy, toy_inputs, toy_layers
@@ -356,7 +357,7 @@ def test_a_foreign_layout_is_refused(tmp_path):
 
 def test_numbers_do_not_depend_on_how_layers_are_grouped(monkeypatch):
     _, together = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
-    monkeypatch.setattr("loraq.units.MAX_GROUP_ELEMENTS", 1)
+    monkeypatch.setattr("loraq.quantization.grouping.MAX_GROUP_ELEMENTS", 1)
     _, apart = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
     assert len(apart.info) > len(together.info)
     for name, tensors in together.layers.items():

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 
 from loraq import recipe
-from loraq.capture import Activations
 from loraq.models.moments import Moment
-from loraq.quantizer import layer_errors, quantize_model
+from loraq.quantization.activations import Activations
+from loraq.quantization.layer_errors import layer_errors
+from loraq.quantization.quantizer import quantize_model
 from tests.embedded import Embedded
 from tests.quantize.test_quantize import Untouchable
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from loraq.capture import Activations
-from loraq.quantizer import quantize_model
+from loraq.quantization.activations import Activations
+from loraq.quantization.quantizer import quantize_model
 from tests.quantize.svdquant_restated import Unit
 from tests.quantize.test_quantize import SVDQUANT
 from tests.quantize.toy import Toy, toy_inputs, toy_layers

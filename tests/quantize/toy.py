@@ -45,7 +45,7 @@ def toy_layers() -> list[Layer]:
 
 
 def toy_inputs(model: Toy, rows: int = 64, seed: int = 0) -> dict[str, torch.Tensor]:
-    from loraq.capture import InputCapture
+    from loraq.quantization.calibration import InputCapture
 
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad(), InputCapture(model, toy_layers(), rows, 2, seed) as capture:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,7 +15,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats.quantize import all_finite
 from loraq.models.layers import Layer
@@ -175,33 +173,3 @@ def moments_from(tensors: Mapping[str, Tensor]) -> dict[str, Moment]:
     """Inverse of `moment_tensors`."""
     ids = [name.removesuffix(".second") for name in tensors if name.endswith(".second")]
     return {i: Moment(tensors[f"{i}.second"], tensors[f"{i}.mean"]) for i in ids}
-
-
-@dataclass(frozen=True)
-class Activations:
-    """What a calibrated recipe may read of the 16-bit model's activations; None where it may not.
-
-    rows: input id → (rows, in); moments: input id → `Moment`; sensitivity: unit → how much its
-    error matters to the transformer's output.
-    """
-
-    rows: Mapping[str, Tensor] | None = None
-    moments: Mapping[str, Moment] | None = None
-    sensitivity: Mapping[str, float] | None = None
-
-    def allowed(self, recipe: Recipe) -> Activations:
-        """Only what `recipe` reads: a data-free recipe gets nothing. LoraqError where it lacks."""
-        wanted = {
-            "rows": (recipe.needs_rows, "transform.smooth or branch.select=output"),
-            "moments": (recipe.needs_moments, "rounding=gptq or branch.weighting"),
-            "sensitivity": (recipe.needs_sensitivity, "allocation.sensitivity=activations"),
-        }
-        kept = {}
-        for name, (needed, setting) in wanted.items():
-            kept[name] = getattr(self, name) if needed else None
-            if needed and kept[name] is None:
-                raise LoraqError(
-                    f"This recipe reads activations ({setting}), and no calibration {name} were "
-                    "given. Pass them, or use a data-free recipe."
-                )
-        return Activations(**kept)

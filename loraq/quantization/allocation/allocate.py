@@ -21,13 +21,13 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from loraq.allocation.prediction import predicted_error, spectrum
-from loraq.allocation.solver import Knapsack
-from loraq.budget import branch_bits
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats import Format, stored_bits
-from loraq.units import Share, Unit
+from loraq.quantization.allocation.prediction import predicted_error, spectrum
+from loraq.quantization.allocation.solver import Knapsack
+from loraq.quantization.budget import branch_bits
+from loraq.quantization.grouping import Share, Unit
 
 WIDE = 8
 """Bits of weight and activation of the units that get more of them."""

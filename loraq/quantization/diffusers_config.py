@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
 from loraq.layers.serialization import describe, planned
-from loraq.layers.tensors import OPERANDS
-from loraq.quantizer import QuantizedModel
+from loraq.layers.tensors import OPERANDS, LayerTensors
 
 NAME, VERSION = "loraq", "1"
 FORMATS = ("activation", "branch_activation")
@@ -24,7 +23,7 @@ class Method(StrEnum):
     LORAQ = NAME
 
 
-class LoRaQConfig(QuantizationConfigMixin):
+class PackedConfig(QuantizationConfigMixin):
     """What to quantise with, or how a saved model was packed.
 
     method, overrides: a preset of `conf/method/` with overrides as on the command line; for
@@ -66,7 +65,7 @@ class LoRaQConfig(QuantizationConfigMixin):
         self.formats, self.layers = formats, layers
 
     @classmethod
-    def of(cls, model: QuantizedModel) -> LoRaQConfig:
+    def of(cls, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> Self:
         """The configuration that a packed model is saved with."""
         table: list[dict[str, Any]] = []
 
@@ -77,15 +76,15 @@ class LoRaQConfig(QuantizationConfigMixin):
                 table.append(fmt)
             return table.index(fmt)
 
-        entries, _ = describe(model.layers)
+        entries, _ = describe(layers)
         for entry in entries.values():
             for name in FORMATS:
                 entry[name] = number(entry[name])
             for operand in OPERANDS:
                 if operand in entry:
                     entry[operand]["format"] = number(entry[operand]["format"])
-        recipe = None if model.recipe is None else model.recipe.identity()
-        return cls(recipe=recipe, formats=table, layers=entries)
+        plain = None if recipe is None else recipe.identity()
+        return cls(recipe=plain, formats=table, layers=entries)
 
     def entries(self) -> dict[str, Any]:
         """The entries of `loraq/layers/serialization.py`; LoraqError where one is not whole."""
@@ -107,27 +106,8 @@ class LoRaQConfig(QuantizationConfigMixin):
                 ) from None
         return found
 
-    def recipe_asked(self) -> Recipe:
-        """The recipe of `method`; LoraqError where there is none, or it reads activations."""
-        from loraq.api import recipe
-
-        if self.method is None:
-            raise LoraqError(
-                "LoRaQConfig() names no method for quantising 16-bit weights, and no packed "
-                "layers. Give a method: LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', "
-                "'quant.branch.rank=16'); or restore the checkpoint's config.json."
-            )
-        chosen = recipe(self.method, *self.overrides)
-        if chosen.needs_calibration:
-            raise LoraqError(
-                f"method {self.method} reads activations, and there are none while weights are "
-                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
-                "take a data-free method such as loraq_best."
-            )
-        return chosen
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LoRaQConfig) and self.to_dict() == other.to_dict()
+        return isinstance(other, PackedConfig) and self.to_dict() == other.to_dict()
 
     __hash__ = None  # type: ignore[assignment]
 

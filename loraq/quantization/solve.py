@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from loraq.branches.linear_algebra import root_and_inverse
 from loraq.branches.lookup import find
 from loraq.branches.problem import OutputError, Problem, Solution
-from loraq.capture import Activations
 from loraq.config import BranchConfig, Recipe
 from loraq.formats import Format, fake_quantize, quantize
 from loraq.formats.blocks import block_length
@@ -25,11 +24,12 @@ from loraq.layers.equation import quantized_linear
 from loraq.layers.tensors import LayerTensors
 from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
-from loraq.pack import pack
+from loraq.quantization.activations import Activations
+from loraq.quantization.assemble import pack
+from loraq.quantization.grouping import Group
 from loraq.transforms.hadamard import largest_block, random_signs
 from loraq.transforms.input_transform import GELU_SHIFT, InputTransform
 from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
-from loraq.units import Group
 from loraq.utils.memory import release_free_pages
 
 ROUNDING = 1e-5

@@ -13,9 +13,9 @@ from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, dequantize, quantize
 from loraq.layers.tensors import LayerTensors
 from loraq.models.pointwise import weight_matrix
+from loraq.quantization.grouping import Group, Unit
 from loraq.rounding import round_weights
 from loraq.transforms.input_transform import InputTransform
-from loraq.units import Group, Unit
 
 
 class Step(Protocol):

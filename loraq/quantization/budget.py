@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats import Format, stored_bits
+from loraq.models.layers import Layer
+from loraq.quantization.grouping import Unit, make_units
 
 
 def branch_bits(shapes: Sequence[tuple[int, int]], rank: int, branch: Format) -> int:
@@ -62,3 +65,23 @@ def check_rank(shapes: Sequence[tuple[int, int]], rank: int) -> int:
             "quant.branch.budget instead."
         )
     return rank
+
+
+def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
+    """The uniform rank: as asked for, or what the budget buys; 0 without a branch."""
+    if recipe.branch.kind == "none":
+        return 0
+    shapes = [unit.shape for unit in units]
+    if recipe.branch.rank is not None:
+        return check_rank(shapes, recipe.branch.rank)
+    assert recipe.branch.budget is not None
+    return rank_for_budget(shapes, recipe.branch.budget, recipe.formats()["branch_weight"])
+
+
+def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, float]:
+    """(rank, branch bits per weight) before anything is computed, for plans."""
+    units = make_units(layers, recipe.branch.share_qkv)
+    rank = choose_rank(units, recipe)
+    weights = sum(u.shape[0] * u.shape[1] for u in units)
+    bits = branch_bits([u.shape for u in units], rank, recipe.formats()["branch_weight"])
+    return rank, bits / weights

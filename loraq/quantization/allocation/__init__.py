@@ -1,0 +1,1 @@
+"""Ranks and bits of each unit under one memory budget."""

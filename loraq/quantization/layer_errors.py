@@ -1,0 +1,45 @@
+"""Errors of quantised layers, of the weights and of the outputs; quantises nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loraq.models.layers import Layer
+from loraq.models.pointwise import weight_matrix
+from loraq.quantization.model import QuantizedModel
+
+
+@torch.no_grad()
+def layer_errors(
+    model: QuantizedModel,
+    transformer: nn.Module,
+    layers: Sequence[Layer],
+    inputs: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
+    """Per layer ‖W − Ŵ‖/‖W‖ and ‖Y − Ŷ‖/‖Y‖ (bias left out of Y), in the original basis.
+
+    `transformer` is the 16-bit one, `inputs` its own activations on captions kept for measuring.
+    """
+    rows = []
+    for layer in layers:
+        linear = transformer.get_submodule(layer.name)
+        w_OI = weight_matrix(linear).float()
+        x_TI = inputs[layer.shares_input].float()
+        tensors = model.layers[layer.name].to(x_TI.device)
+        y_TO = x_TI @ w_OI.T
+        offset = 0.0 if linear.bias is None else linear.bias.float()
+        error = tensors.forward(x_TI) - offset - y_TO
+        weight_error = (tensors.effective_weight() - w_OI).norm() / w_OI.norm()
+        rows.append(
+            {
+                "layer": layer.name,
+                "role": layer.role,
+                "weight_error": weight_error.item(),
+                "output_error": (error.norm() / y_TO.norm()).item(),
+            }
+        )
+    return rows
