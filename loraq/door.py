@@ -86,13 +86,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     raise LoraqError(f"{key}={value!r} must be {names.get(hint, hint)}.")
 
 
-def from_hydra(composed: Any) -> Config:
-    """The composed Hydra config as a checked `Config`: the door."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
+def from_hydra(composed: Mapping[str, Any]) -> Config:
+    """What was composed, as plain data, as a checked `Config`: the door."""
+    plain = {name: value for name, value in composed.items() if name != "rows"}
     config: Config = from_plain(Config, plain)
     if config.quant is not None:
         config.quant.formats()
