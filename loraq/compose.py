@@ -27,7 +27,7 @@ _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_interme
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its configuration, and `written`: the same as composed, interpolations unresolved."""
+    """One row: its configuration, and `written`, what was composed for it, not yet resolved."""
 
     config: Config
     written: dict[str, Any]

@@ -194,7 +194,7 @@ class Composer:
 
 
 def _item(written: Any) -> tuple[str, str, Any]:
-    """An entry of a defaults list: its kind (self, file, group or override), its key, its option."""
+    """An entry of a defaults list: its kind (self, file, group, override), its key, its option."""
     if isinstance(written, str):
         if "/" in written or "@" in written or "$" in written:
             raise Unusual
@@ -238,11 +238,13 @@ def _changed(tree: dict[str, Any], path: Sequence[str], entry: Override) -> dict
     if entry.is_force_add() or isinstance(value, dict):
         raise Unusual
     if entry.is_add():
-        if old is not None or isinstance(value, list):
-            raise Unusual
-    elif name not in tree or (isinstance(old, (dict, list)) and value is not None):
-        if not (isinstance(old, list) and isinstance(value, list)):
-            raise Unusual
+        plain = old is None and not isinstance(value, list)
+    elif isinstance(old, list):
+        plain = value is None or isinstance(value, list)
+    else:
+        plain = name in tree and (value is None or not isinstance(old, dict))
+    if not plain:
+        raise Unusual
     return {**tree, name: value}
 
 
