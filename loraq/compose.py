@@ -168,7 +168,7 @@ def _applying(parsed: Mapping[str, Override], quantised: bool, branch: bool) -> 
     kept = []
     for override, entry in parsed.items():
         key = _key(entry)
-        if not quantised and (key.startswith("quant.") or "@quant." in key):
+        if not quantised and (key == "transform" or key.startswith("quant.") or "@quant." in key):
             continue
         if not branch and key.startswith(_BRANCH_KEYS):
             continue

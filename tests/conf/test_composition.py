@@ -63,6 +63,8 @@ def test_no_row_of_an_experiment_needs_hydra_itself(experiment):
         ["method=svdquant", "format@quant.branch_weight=int4"],
         ["experiment=demo", "data=outside", "data.count=3", "row=rtn"],
         ["method=reference", "quant=null"],
+        ["method=svdquant", "transform=hadamard64", "quant.transform.smooth=none"],
+        ["experiment=table1", "method=loraq_best", "transform=none"],
         ["quant=null", "label='a, b'"],
         ["quant.skip=[]", "metrics.names=[psnr,lpips]", "metrics.analyses=[limits]"],
         [
