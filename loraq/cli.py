@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loraq import __version__, arithmetic
+from loraq import __version__, arithmetic, hydra_options
 from loraq.errors import LoraqError
 from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
 
@@ -48,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
                 command.add_argument("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+            command.add_argument(
+                "--cfg", "-c", metavar="job", help="print every row's configuration and stop"
+            )
+            command.add_argument(
+                "--resolve", action="store_true", help="with --cfg job: all values as they run"
+            )
         if name == "sweep":
             command.add_argument("--status", metavar="FOLDER", help="how a sweep's jobs ended")
             command.add_argument("--again", metavar="FOLDER", help="its unfinished jobs only")
@@ -73,9 +79,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with answering():
+        if given and given[0] in (*PLANNED, "fit", "sweep"):
+            hydra_options.refuse(given[1:])
+    options = parser().parse_args(given)
     arithmetic.settle()  # before anything imports torch
     with answering():
+        if options.command in PLANNED:
+            hydra_options.check(options.cfg, options.resolve, options.dry_run)
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
         elif options.command == "report":
@@ -95,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from loraq.fitting import fit
 
             print(fit(options.overrides, progress=not options.quiet).text())
+        elif options.cfg is not None:
+            print(hydra_options.printed(options.overrides, options.resolve))
         elif options.dry_run:
             dry_run(options.overrides)
         elif options.command in ("run", "evaluate"):

@@ -19,6 +19,7 @@ All settings with their defaults: conf/config.yaml and its groups.
 examples:
   loraq run experiment=demo
   loraq run experiment=table1 --dry-run
+  loraq run experiment=table1 row=rtn --cfg job
   loraq run method=loraq_o2 format@quant.branch_weight=int4 data.count=16
   loraq quantize method=svdquant transform=hadamard64
 """
