@@ -16,16 +16,14 @@ from loraq.data import Prompt, seed_of_name
 from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantizer import quantize_model
+from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_folder) -> ModelConfig:
-    call = {"use_resolution_binning": False, "clean_caption": False}
-    return ModelConfig(
-        path=str(tiny_folder), height=64, width=64, steps=2, max_sequence_length=8, call=call
-    )
+    return little_config(path=str(tiny_folder))
 
 
 @pytest.fixture(scope="module")
