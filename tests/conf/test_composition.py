@@ -177,6 +177,22 @@ def test_a_changed_file_is_seen_by_the_next_command(folder, monkeypatch):
     assert load_rows(["metrics=paired"])[1].metrics.bootstrap == 300
 
 
+def test_where_hydra_runs_with_a_folder_of_the_users_it_composes_itself(tmp_path, monkeypatch):
+    """`python -m loraq.run --config-dir FOLDER`: files there add to those of conf/."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    asked = []
+    monkeypatch.setattr("loraq.composition.by_hydra", lambda _, overrides: asked.append(overrides))
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        Composer(CONF).compose(["method=rtn"])
+        assert asked == []
+        found = GlobalHydra.instance().config_loader().get_search_path()
+        found.append("command-line", f"file://{tmp_path}")
+        Composer(CONF).compose(["method=rtn"])
+    assert asked == [["method=rtn"]]
+
+
 def test_interpolations_are_resolved_and_mistaken_ones_answered():
     assert load_rows(["data.count=${generate.batch_size}"])[1].data.count == 16
     with pytest.raises(LoraqError, match="nothing"):
