@@ -218,7 +218,12 @@ def _check(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
             if name == "format" and entry.package not in mounts:
                 options = [f"format@{mount}" for mount in mounts]
                 raise LoraqError(f"{override}: {unknown('operand', _key(entry), options)}")
-            if value is not None and str(value) not in known[name]:
+            if value is None:
+                raise LoraqError(
+                    f"{override}: a group has a choice. Leave it out for the default, or name one "
+                    f"of {', '.join(known[name])}."
+                )
+            if str(value) not in known[name]:
                 raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
             continue
         if keys is None:

@@ -94,10 +94,11 @@ class Composer:
                 raise Unusual
             if not (self.folder / entry.key_or_group).is_dir():
                 values.append(entry)
-            elif entry.is_add() or entry.is_force_add() or entry.is_delete():
+                continue
+            added = entry.is_add() or entry.is_force_add()
+            if added or entry.is_delete() or not isinstance(entry.value(), str):
                 raise Unusual
-            else:
-                chosen[entry.get_key_element()] = entry.value()
+            chosen[entry.get_key_element()] = entry.value()
         unused = set(chosen)
         tree: dict[str, Any] = {}
         for place, content in self._parts(PRIMARY, (), chosen, unused):
@@ -149,8 +150,6 @@ class Composer:
                 option = chosen.get(key, option)
                 if option is not None:
                     group, _, mount = key.partition("@")
-                    if not isinstance(option, str):
-                        raise Unusual
                     path = f"{group}/{option}"
                     where = self._place(path, group, mount)
                     found = self._parts(path, where, chosen, unused)

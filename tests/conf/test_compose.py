@@ -106,6 +106,7 @@ def test_no_experiment_sets_a_transform_for_all_rows(experiment):
         (["format@quant.wieght=int4"], ["format@quant.weight"]),
         (["metrics.names=[psnr,lpisp]"], ["metrics.names", "lpisp", "lpips"]),
         (["experiment=tabel1"], ["table1"]),
+        (["transform=null"], ["transform=null", "Leave it out", "hadamard64"]),
         (["transform=hadamrd64"], ["transform=hadamrd64", "hadamard64"]),
         (["method=reference", "transform=shift"], ["transform=shift", "no effect"]),
         (["transform=shift", "format@quant.activation=int8"], ["shift=true", "int8"]),

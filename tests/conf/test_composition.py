@@ -177,6 +177,11 @@ def test_a_changed_file_is_seen_by_the_next_command(folder, monkeypatch):
     assert load_rows(["metrics=paired"])[1].metrics.bootstrap == 300
 
 
+def test_a_group_without_a_choice_is_left_to_hydra():
+    with pytest.raises(Unusual):
+        merged(CONF, ["experiment=null"])
+
+
 def test_where_hydra_runs_with_a_folder_of_the_users_it_composes_itself(tmp_path, monkeypatch):
     """`python -m loraq.run --config-dir FOLDER`: files there add to those of conf/."""
     from hydra import initialize_config_dir
