@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from loraq import __version__
+from loraq.config.hydra_options import check_cfg, refuse_options
 from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
 from loraq.utils import batch_invariance
 from loraq.utils.console import reporting_errors
@@ -47,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
                 command.add_argument("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+            command.add_argument(
+                "--cfg", "-c", metavar="job", help="print every row's configuration and stop"
+            )
+            command.add_argument(
+                "--resolve", action="store_true", help="with --cfg job: all values as they run"
+            )
         if name == "sweep":
             command.add_argument("--status", metavar="FOLDER", help="how a sweep's jobs ended")
             command.add_argument("--again", metavar="FOLDER", help="its unfinished jobs only")
@@ -72,9 +80,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with reporting_errors():
+        if given and given[0] in (*PLANNED, "fit", "sweep"):
+            refuse_options(given[1:])
+    options = parser().parse_args(given)
     batch_invariance.configure_cpu_math()  # before anything imports torch
     with reporting_errors():
+        if options.command in PLANNED:
+            check_cfg(options.cfg, options.resolve, options.dry_run)
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
         elif options.command == "report":
@@ -94,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from loraq.fitting import fit
 
             print(fit(options.overrides, progress=not options.quiet).text())
+        elif options.cfg is not None:
+            print_configuration(options.overrides, options.resolve)
         elif options.dry_run:
             dry_run(options.overrides)
         elif options.command in ("run", "evaluate"):
@@ -102,6 +118,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(run(options.overrides, progress=not options.quiet).text)
         else:
             part(options.command, options.overrides, progress=not options.quiet)
+
+
+def print_configuration(overrides: Sequence[str], resolve: bool) -> None:
+    """YAML of every row under its name, as composed; with `resolve` as it runs.
+
+    As it runs: interpolations and the model family's own list of skipped layers are filled in.
+    """
+    from omegaconf import OmegaConf
+
+    from loraq.compose import compose_rows, load_rows
+    from loraq.utils.plain import to_plain
+
+    if resolve:
+        shown = {row.row: to_plain(row) for row in load_rows(overrides)}
+    else:
+        shown = {row.config.row: row.written for row in compose_rows(overrides)}
+    print(OmegaConf.to_yaml(OmegaConf.create(shown)).rstrip())
 
 
 def dry_run(overrides: Sequence[str]) -> None:

@@ -7,20 +7,36 @@ reference and what the overrides say.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraq.config import Config, Recipe
+from loraq.config.composition import Composer, resolved
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
+from loraq.metrics.registry import find_metric
 from loraq.models.layers import with_default_skip
 from loraq.utils.user_module import is_own_file, label
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 CONF = Path(__file__).resolve().parent / "conf"
 _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_intermediate")
+
+
+@dataclass(frozen=True)
+class ComposedRow:
+    """One row: its configuration, and `written`, what was composed for it, not yet resolved."""
+
+    config: Config
+    written: dict[str, Any]
+
+    def named(self, **values: Any) -> ComposedRow:
+        return ComposedRow(replace(self.config, **values), {**self.written, **values})
 
 
 def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Config]:
@@ -28,7 +44,7 @@ def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Con
 
     family_skip: a recipe without a skip list of its own gets that of the row's model family.
     """
-    rows = _load_rows(overrides)
+    rows = [row.config for row in compose_rows(overrides)]
     return [_with_family_skip(row) for row in rows] if family_skip else rows
 
 
@@ -54,15 +70,15 @@ def _with_family_skip(row: Config) -> Config:
     return replace(row, quant=with_default_skip(row.quant, row.model.family))
 
 
-def _load_rows(overrides: Sequence[str]) -> list[Config]:
-    overrides = [override for override in overrides if override]
-    with _hydra() as compose:
-        parsed = _check(overrides, compose)
-        chosen = [o for o, entry in parsed.items() if _key(entry) == "experiment"]
-        rows = compose(chosen).get("rows")
-        if not rows:
-            return _single(parsed, compose)
-        return _experiment(rows, chosen, parsed, compose)
+def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
+    """The rows, each with what was composed for it."""
+    composer = Composer(CONF)
+    parsed = _check([override for override in overrides if override], composer)
+    chosen = [o for o, entry in parsed.items() if _key(entry) == "experiment"]
+    rows = composer.compose(chosen).get("rows")
+    if not rows:
+        return _single(parsed, composer)
+    return _experiment(rows, chosen, parsed, composer)
 
 
 def groups() -> dict[str, list[str]]:
@@ -75,31 +91,46 @@ def groups() -> dict[str, list[str]]:
 
 
 def swept(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep, as Hydra's own sweeper multiplies them out."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    """The overrides of every job of a sweep: every combination of the values swept over."""
+    from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    with _hydra():
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        try:
-            parsed = parser.parse_overrides(list(overrides))
-            return [list(job) for job in BasicSweeper.split_arguments(parsed, None)[0]]
-        except HydraException as error:
-            raise LoraqError(f"The sweep does not parse: {error}") from None
+    if not GlobalHydra.instance().is_initialized():
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            return swept(overrides)
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    choices: dict[str, list[str]] = {}
+    try:
+        for entry in parser.parse_overrides(list(overrides)):
+            key = entry.get_key_element()
+            if entry.is_discrete_sweep():
+                values = list(entry.sweep_string_iterator())
+            elif entry.is_sweep_override():
+                raise LoraqError(
+                    f"{entry.input_line} names no values to sweep over. Write KEY=A,B or "
+                    "KEY=range(FIRST,END) or KEY=choice(A,B)."
+                )
+            else:
+                values = [entry.get_value_element_as_str()]
+            choices[key] = [f"{key}={value}" for value in values]
+    except HydraException as error:
+        raise LoraqError(f"The sweep does not parse: {error}") from None
+    return [list(job) for job in itertools.product(*choices.values())]
 
 
-def _single(parsed: dict[str, Any], compose: Any) -> list[Config]:
+def _single(parsed: Mapping[str, Override], composer: Composer) -> list[ComposedRow]:
     quantised = not any(o.replace(" ", "") == "method=reference" for o in parsed)
     useless = [o for o in parsed if o not in _applying(parsed, quantised, branch=True)]
     if useless:
         raise LoraqError(
             f"{useless[0]} has no effect: method=reference quantises nothing. Drop one of the two."
         )
-    config = _convert(compose(list(parsed)), "this run")
+    row = _convert(composer.compose(list(parsed)), "this run")
+    config = row.config
     if config.quant is None:
-        return [replace(config, row="reference", label=config.label or "16-bit")]
+        return [row.named(row="reference", label=config.label or "16-bit")]
     if config.quant.branch.kind == "none":
         if any(_key(entry) == "quant.branch.kind" for entry in parsed.values()):
             raise LoraqError(
@@ -112,14 +143,18 @@ def _single(parsed: dict[str, Any], compose: Any) -> list[Config]:
                 f"{useless[0]} has no effect: method '{config.method}' has no low-rank branch. "
                 "Drop it, or take a method with a branch (method=svdquant, method=loraq_o2)."
             )
-    row = config.row or config.method
-    reference = replace(config, method="reference", quant=None, row="reference", label="16-bit")
-    return [reference, replace(config, row=row, label=config.label or row)]
+    name = config.row or config.method
+    return [_reference(row), row.named(row=name, label=config.label or name)]
 
 
-def _experiment(rows: Any, chosen: list[str], parsed: dict[str, Any], compose: Any) -> list[Config]:
+def _experiment(
+    rows: Sequence[Mapping[str, Any]],
+    chosen: list[str],
+    parsed: Mapping[str, Override],
+    composer: Composer,
+) -> list[ComposedRow]:
     only = [str(entry.value()) for entry in parsed.values() if _key(entry) == "row"]
-    names = [str(row.name) for row in rows]
+    names = [str(row["name"]) for row in rows]
     if only and only[0] not in names:
         raise unknown(f"row of {' '.join(chosen)}", only[0], names)
     if len(set(names)) < len(names):
@@ -131,35 +166,38 @@ def _experiment(rows: Any, chosen: list[str], parsed: dict[str, Any], compose: A
                 f"{override} does not go together with {' '.join(chosen)}: its rows set the "
                 f"{_key(entry)} themselves. Drop one of the two."
             )
-    configs, used = [], set(chosen)
-    for row in rows:
-        where = f"row '{row.name}' of {' '.join(chosen)}"
-        own = [*chosen, *row.overrides]
-        _check(list(row.overrides), compose)
-        plain = compose(own)  # without the user's overrides, to see which of them apply
-        quantised = plain.quant is not None
-        branch = quantised and plain.quant.branch.kind != "none"
-        wanted = _applying(parsed, quantised, branch)
+    made, used = [], set(chosen)
+    for row, name in zip(rows, names, strict=True):
+        own = [*chosen, *row["overrides"]]
+        _check(row["overrides"], composer)
+        plain = composer.compose(own)["quant"]  # without the user's, to see which of them apply
+        branch = plain is not None and plain["branch"]["kind"] != "none"
+        wanted = _applying(parsed, plain is not None, branch)
         used |= set(wanted)
-        config = _convert(compose([*own, *(o for o in wanted if o not in chosen)]), where)
-        configs.append(replace(config, row=str(row.name), label=str(row.label)))
+        composed = composer.compose([*own, *(o for o in wanted if o not in chosen)])
+        converted = _convert(composed, f"row '{name}' of {' '.join(chosen)}")
+        made.append(converted.named(row=name, label=str(row["label"])))
     useless = [override for override in parsed if override not in used]
     if useless:
         raise LoraqError(f"{useless[0]} has no effect on any row of {' '.join(chosen)}. Drop it.")
-    if not any(config.quant is None for config in configs):
-        first = replace(configs[0], method="reference", quant=None, row="reference", label="16-bit")
-        configs.insert(0, first)
+    if not any(row.config.quant is None for row in made):
+        made.insert(0, _reference(made[0]))
     if only:
-        configs = [config for config in configs if config.quant is None or config.row == only[0]]
-    return sorted(configs, key=lambda config: config.quant is not None)
+        made = [row for row in made if row.config.quant is None or row.config.row == only[0]]
+    return sorted(made, key=lambda row: row.config.quant is not None)
 
 
-def _applying(parsed: dict[str, Any], quantised: bool, branch: bool) -> list[str]:
+def _reference(row: ComposedRow) -> ComposedRow:
+    """The 16-bit row beside a quantised one."""
+    return row.named(method="reference", quant=None, row="reference", label="16-bit")
+
+
+def _applying(parsed: Mapping[str, Override], quantised: bool, branch: bool) -> list[str]:
     """The user's overrides that mean something for a row with(out) quantisation or branch."""
     kept = []
     for override, entry in parsed.items():
         key = _key(entry)
-        if not quantised and (key.startswith("quant.") or "@quant." in key):
+        if not quantised and (key == "transform" or key.startswith("quant.") or "@quant." in key):
             continue
         if not branch and key.startswith(_BRANCH_KEYS):
             continue
@@ -167,70 +205,27 @@ def _applying(parsed: dict[str, Any], quantised: bool, branch: bool) -> list[str
     return kept
 
 
-def _convert(composed: Any, where: str) -> Config:
+def _convert(composed: dict[str, Any], where: str) -> ComposedRow:
+    written = {name: value for name, value in composed.items() if name != "rows"}
     try:
-        return from_hydra(composed)
+        return ComposedRow(checked_config(resolved(written)), written)
     except LoraqError as error:
         raise LoraqError(f"{error}\n  (in {where})") from None
 
 
-def _key(entry: Any) -> str:
+def _key(entry: Override) -> str:
     """An override's key as written: `quant.seed`, `method`, `format@quant.weight`."""
     package = entry.package
     return entry.key_or_group + (f"@{package}" if package is not None else "")
 
 
-@contextlib.contextmanager
-def _hydra() -> Iterator[Any]:
-    """A function from overrides to the composed config, whether or not Hydra already runs."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    made: dict[tuple[str, ...], Any] = {}
-
-    def composed(overrides: Sequence[str]) -> Any:
-        try:
-            if tuple(overrides) not in made:
-                made[tuple(overrides)] = compose("config", overrides=list(overrides))
-            return made[tuple(overrides)]
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            cause = error.__cause__
-            if cause is not None and str(cause).strip():
-                lines.append(str(cause).strip().splitlines()[0])
-            raise LoraqError(
-                f"The configuration does not compose: {' '.join(lines[:3])}\n"
-                f"  Overrides: {' '.join(overrides) or 'none'}. See conf/ for groups and keys."
-            ) from None
-
-    if GlobalHydra.instance().is_initialized():
-        yield composed
-        return
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        yield composed
-
-
-def _check(overrides: Sequence[str], compose: Any) -> dict[str, Any]:
+def _check(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
     """Each override parsed; one that names no group, option or key raises with near matches."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
     known = groups()
     keys: list[str] | None = None
-    parser = OverridesParser.create()
     parsed = {}
     for override in overrides:
-        try:
-            entry = parser.parse_override(override)
-        except HydraException:
-            raise LoraqError(
-                f"'{override}' is no override. Write KEY=VALUE, such as data.count=16 or "
-                "method=rtn (quote values with spaces or commas: 'label=\"a, b\"')."
-            ) from None
+        entry = composer.parse(override)
         parsed[override] = entry
         if entry.is_sweep_override():
             raise LoraqError(
@@ -252,12 +247,16 @@ def _check(overrides: Sequence[str], compose: Any) -> dict[str, Any]:
             if name == "format" and entry.package not in mounts:
                 options = [f"format@{mount}" for mount in mounts]
                 raise LoraqError(f"{override}: {unknown('operand', _key(entry), options)}")
-            if value is not None and str(value) not in known[name]:
+            if value is None:
+                raise LoraqError(
+                    f"{override}: a group has a choice. Leave it out for the default, or name one "
+                    f"of {', '.join(known[name])}."
+                )
+            if str(value) not in known[name]:
                 raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
             continue
         if keys is None:
-            plain = OmegaConf.to_container(compose([]), resolve=False)
-            keys = _flatten(plain)
+            keys = _flatten(composer.compose([]))
         if name not in keys:
             guess = did_you_mean(near_matches(name, [*keys, *known]))
             raise LoraqError(
@@ -277,20 +276,14 @@ def _flatten(tree: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def from_hydra(composed: Any) -> Config:
-    """The composed Hydra config as a checked `Config`: the door."""
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(composed, resolve=True)
-    assert isinstance(plain, dict)
-    plain = {str(name): value for name, value in plain.items() if name not in ("rows", "hydra")}
+def checked_config(composed: Mapping[str, Any]) -> Config:
+    """What was composed, as plain data, as a validated `Config`; LoraqError names the setting."""
+    plain = {name: value for name, value in composed.items() if name != "rows"}
     config: Config = from_plain(Config, plain)
     if config.quant is not None:
         config.quant.formats()
         if is_own_file(config.quant.branch.kind):
-            label(config.quant.branch.kind)  # a file that is not there is answered here
-    from loraq.metrics.registry import find_metric
-
+            label(config.quant.branch.kind)  # raises if the file does not exist
     for name in config.metrics.names:
         try:
             find_metric(name)

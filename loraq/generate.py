@@ -75,7 +75,7 @@ def batch_images(
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Any]:
-    """The PIL images of one batch, the same bits in whatever batch (`arithmetic.batch_limit`)."""
+    """The PIL images of one batch, the same bits in whatever batch (`batch_limit`)."""
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
     images: list[Any] = []
     for start in range(0, len(prompts), size):

@@ -7,6 +7,7 @@ overrides are KEY=VALUE in Hydra's syntax:
   experiment=demo | table1              a list of rows with a table (conf/experiment/)
   method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | loraq_best | reference …
   model=tiny_pixart | tiny_sana | pixart_sigma | sana_1_6b   or model.path=FOLDER, your own
+  transform=none | shift | hadamard64   instead of the method's own rotation and shift
   format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
   quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)
   data.count=16  generate.batch_size=4  metrics=paired  tracking=disabled  output=FOLDER
@@ -18,8 +19,9 @@ All settings with their defaults: conf/config.yaml and its groups.
 examples:
   loraq run experiment=demo
   loraq run experiment=table1 --dry-run
+  loraq run experiment=table1 row=rtn --cfg job
   loraq run method=loraq_o2 format@quant.branch_weight=int4 data.count=16
-  loraq quantize method=svdquant quant.transform.hadamard=64 quant.transform.shift=false
+  loraq quantize method=svdquant transform=hadamard64
 """
 
 COMMANDS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import (
     AutoencoderDC,
@@ -22,8 +24,17 @@ from transformers import (
 )
 
 from experiments.bench.stand_ins import autoencoder_kl
+from loraq.config import ModelConfig
 
 WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")
+
+
+def little_config(**settings: Any) -> ModelConfig:
+    """How `little_pixart` is sampled, in two steps; `settings`: its path, and what is otherwise."""
+    call = {"use_resolution_binning": False, "clean_caption": False}
+    own = {"height": 64, "width": 64, "steps": 2, "guidance": 4.5, "max_sequence_length": 8}
+    plain = {"name": "little", "family": "pixart_sigma", "call": call, **own}
+    return ModelConfig(**{**plain, **settings})
 
 
 def little_pixart() -> PixArtSigmaPipeline:

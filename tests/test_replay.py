@@ -14,6 +14,7 @@ from loraq.models import list_layers, load_pipeline
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.replay import Forward, applied, errors_by_role, output_errors, sensitivity
+from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
 STEPS = 5
@@ -37,10 +38,7 @@ class Exact(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def model(tiny_folder) -> ModelConfig:
-    call = {"use_resolution_binning": False, "clean_caption": False}
-    return ModelConfig(
-        path=str(tiny_folder), height=64, width=64, steps=STEPS, max_sequence_length=8, call=call
-    )
+    return little_config(path=str(tiny_folder), steps=STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from loraq.config.recipe import Recipe
@@ -12,20 +12,23 @@ from loraq.errors import LoraqError, unknown
 ANALYSES = ("limits", "steps", "losses")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """A pipeline in `save_pretrained` layout (a folder, or a hub id) and how it is sampled."""
+    """A pipeline in `save_pretrained` layout (a folder, or a hub id) and how it is sampled.
 
-    name: str = "tiny_pixart"
-    family: str = "pixart_sigma"
+    What differs from model to model has no default: size, sampler settings, length of prompts.
+    """
+
+    name: str
+    family: str
     path: str | None = None
     hub_id: str | None = None
     dtype: str = choice("float32", "bfloat16", "float16")
-    height: int = setting(128, at_least=8)
-    width: int = setting(128, at_least=8)
-    steps: int = setting(20, at_least=1)
-    guidance: float = setting(4.5, at_least=0)
-    max_sequence_length: int = setting(300, at_least=1)
+    height: int = setting(MISSING, at_least=8)
+    width: int = setting(MISSING, at_least=8)
+    steps: int = setting(MISSING, at_least=1)
+    guidance: float = setting(MISSING, at_least=0)
+    max_sequence_length: int = setting(MISSING, at_least=1)
     call: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,8 @@ def setting(
 ) -> Any:
     """A field with limits; None is always allowed where the annotation says so.
 
+    default: `dataclasses.MISSING` where every use must give the value.
+
     only_for: the values of the group's main choice that read this setting; elsewhere it would have
         no effect, and any value but the default is refused.
     since: the release that brought the setting; at its default it stays out of the keys of

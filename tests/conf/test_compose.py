@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
-from loraq.compose import groups, load_rows
+import pytest
+import yaml
+
+from loraq.compose import CONF, groups, load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError
@@ -62,6 +65,38 @@ def test_overrides_reach_the_rows_where_they_mean_something():
     assert {row.quant.weight.block for row in rows[1:]} == {32}
 
 
+@pytest.mark.parametrize("name", groups()["transform"])
+@pytest.mark.parametrize("method", ["loraq_best", "rtn", "svdquant"])
+def test_a_transform_replaces_the_methods_rotation_and_shift_alone(method, name):
+    own = load_rows([f"method={method}"])[1].quant
+    given = load_rows([f"method={method}", f"transform={name}"])[1].quant
+    hadamard, _, shift = name.removeprefix("hadamard").partition("_")
+    wanted = TransformConfig(
+        smooth=own.transform.smooth,
+        hadamard=int(hadamard) if hadamard.isdigit() else 0,
+        shift="shift" in (hadamard, shift),
+    )
+    assert given == replace(own, transform=wanted)
+
+
+def test_a_value_wins_over_a_transform_and_a_transform_over_an_experiment():
+    rotated = load_rows(["method=svdquant", "transform=shift", "quant.transform.hadamard=32"])
+    assert rotated[1].quant.transform == TransformConfig("search", 32, True)
+    rows = load_rows(["experiment=demo", "transform=hadamard512"])
+    assert {row.quant.transform.hadamard for row in rows[1:]} == {512}
+    assert rows[0].quant is None
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_no_experiment_sets_a_transform_for_all_rows(experiment):
+    written = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    assert "quant" not in written
+    for row in written.get("rows", []):
+        assert not any(
+            "transform.shift" in o or "transform.hadamard" in o for o in row["overrides"]
+        )
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -71,6 +106,10 @@ def test_overrides_reach_the_rows_where_they_mean_something():
         (["format@quant.wieght=int4"], ["format@quant.weight"]),
         (["metrics.names=[psnr,lpisp]"], ["metrics.names", "lpisp", "lpips"]),
         (["experiment=tabel1"], ["table1"]),
+        (["transform=null"], ["transform=null", "Leave it out", "hadamard64"]),
+        (["transform=hadamrd64"], ["transform=hadamrd64", "hadamard64"]),
+        (["method=reference", "transform=shift"], ["transform=shift", "no effect"]),
+        (["transform=shift", "format@quant.activation=int8"], ["shift=true", "int8"]),
         (["data.cuont=3"], ["data.cuont=3", "data.count"]),
         (["quant.branch.rnk=3"], ["quant.branch.rnk=3", "quant.branch.rank"]),
         (["+model.stepz=3"], ["model.stepz", "steps"]),

@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from loraq.config import CalibrationConfig, DataConfig, ModelConfig
+from loraq.compose import load_rows
+from loraq.config import CalibrationConfig, DataConfig
 from loraq.data import calibration_prompts, data_prompts, random_prompts, seed_of_name
 from loraq.errors import LoraqError
-from tests.little import WORDS
+from tests.little import WORDS, little_config
 
-EMBEDDED = ModelConfig(path="asset:tiny_pixart")
+EMBEDDED = load_rows([])[0].model
 
 
 def test_seed_is_the_protocols_polynomial():
@@ -62,7 +63,7 @@ def test_random_text_is_of_the_models_vocabulary_and_follows_from_its_seed(
     captions, tiny_folder, tmp_path
 ):
     """It needs no caption but those kept for measuring; special tokens do not occur."""
-    model = ModelConfig(path=str(tiny_folder), max_sequence_length=8)
+    model = little_config(path=str(tiny_folder))
     data = DataConfig(captions=str(captions), count=None)
     wanted = CalibrationConfig(text="random", prompts=40, measure_prompts=8)
     drawn, measuring = calibration_prompts(data, wanted, model)
@@ -73,4 +74,4 @@ def test_random_text_is_of_the_models_vocabulary_and_follows_from_its_seed(
     assert drawn == random_prompts(40, 0, model) != random_prompts(40, 1, model)
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(LoraqError, match=r"tokenizer"):
-        random_prompts(1, 0, ModelConfig(path=str(tmp_path)))
+        random_prompts(1, 0, little_config(path=str(tmp_path)))

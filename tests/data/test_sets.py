@@ -8,14 +8,15 @@ import random
 import pytest
 import yaml
 
-from loraq.config import CalibrationConfig, DataConfig, ModelConfig
+from loraq.compose import load_rows
+from loraq.config import CalibrationConfig, DataConfig
 from loraq.data import calibration_prompts, data_prompts, seed_of_name, set_images
 from loraq.data.manifest import INCOMPLETE, MANIFEST
 from loraq.data.sets import SETS
 from loraq.errors import LoraqError
 from tests.data.layouts import mjhq_folder, picture
 
-MODEL = ModelConfig(path="asset:tiny_pixart")
+MODEL = load_rows([])[0].model
 
 
 @pytest.fixture

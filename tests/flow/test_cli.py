@@ -7,8 +7,11 @@ import sys
 import time
 
 import pytest
+import yaml
 
-from loraq.cli import COMMANDS, main
+from loraq.cli import COMMANDS, PLANNED, main
+from loraq.compose import load_rows
+from loraq.utils.plain import to_plain
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -40,3 +43,50 @@ def test_mistakes_exit_with_2_and_no_traceback(capsys):
         assert caught.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("loraq: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("command", PLANNED)
+def test_cfg_job_prints_every_row_as_yaml_and_stops(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["experiment=demo", "row=rtn", "data.count=${generate.batch_size}"]
+    main([command, "--cfg", "job", *given])
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert list(written) == ["reference", "rtn"]
+    assert written["reference"]["quant"] is None
+    assert written["rtn"]["data"]["count"] == "${generate.batch_size}"
+    assert written["rtn"]["quant"]["skip"] is None and written["rtn"]["label"] == "RTN"
+    main([command, *given, "--cfg", "job", "--resolve"])
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved == {row.row: to_plain(row) for row in load_rows(given)}
+    assert resolved["rtn"]["data"]["count"] == 16
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--multirun", "method=rtn,lqer"], ["--multirun", "loraq sweep"]),
+        (["-m", "method=rtn,lqer"], ["-m", "loraq sweep"]),
+        (["--config-name=other"], ["--config-name", "conf/"]),
+        (["--config-path", "elsewhere"], ["--config-path", "conf/"]),
+        (["-cd", "elsewhere"], ["-cd", "conf/"]),
+        (["--cfg", "job", "--package", "quant"], ["--package", "--cfg job"]),
+        (["--info", "all"], ["--info", "--cfg job"]),
+        (["--hydra-help"], ["--hydra-help", "--help"]),
+        (["--experimental-rerun", "job.pickle"], ["--experimental-rerun", "same command"]),
+        (["--shell-completion", "install=bash"], ["--shell-completion", "--help"]),
+        (["--cfg", "hydra"], ["--cfg hydra", "--cfg job"]),
+        (["--cfg", "all"], ["--cfg all", "--cfg job"]),
+        (["--resolve"], ["--resolve", "--cfg job"]),
+        (["--cfg", "job", "--dry-run"], ["--cfg job", "--dry-run"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_hydras_other_options_are_refused_by_name(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", *arguments])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("loraq: ")
+    for word in words:
+        assert word in error

@@ -37,7 +37,7 @@ def model(request):
 
 @pytest.fixture(autouse=True)
 def together(monkeypatch):
-    """The pipeline encodes a batch as one, so what is compared with it does (`arithmetic`)."""
+    """The pipeline encodes a batch as one, so the comparison does as well."""
     monkeypatch.setattr(batch_invariance, "batch_limit", lambda images, _device: images)
 
 

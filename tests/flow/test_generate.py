@@ -17,16 +17,14 @@ from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.utils import batch_invariance
+from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
 
 
 @pytest.fixture(scope="module")
 def model(tiny_folder) -> ModelConfig:
-    call = {"use_resolution_binning": False, "clean_caption": False}
-    return ModelConfig(
-        path=str(tiny_folder), height=64, width=64, steps=2, max_sequence_length=8, call=call
-    )
+    return little_config(path=str(tiny_folder))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +60,7 @@ def test_images_are_those_of_the_unmodified_pipeline(pipe, model, tmp_path):
 def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
     pipe, model, tmp_path, monkeypatch, quantised, invariant
 ):
-    """On this processor, and as on one whose products depend on the batch (`arithmetic`)."""
+    """On this processor, and as on one whose products depend on the batch (`batch_invariance`)."""
     import torch
 
     if invariant is not None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import transformers  # noqa: F401  (before versions are pinned: it looks at torch's when imported)
+
 from loraq.compose import groups, load_rows
 from loraq.keys import keyed
 from loraq.quantization.fingerprint import fingerprint_text

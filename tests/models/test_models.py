@@ -13,11 +13,11 @@ from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
 from loraq.cli import main
 from loraq.compose import load_rows
-from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models import family_names, list_layers, load_pipeline, weights_hash
 from loraq.models.mapped import mapped_transformer
 from loraq.quantization.quantizer import quantize_model
+from tests.little import little_config
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def test_an_unknown_family_answers_with_near_matches(full_size):
 def test_a_folder_loads_and_its_hash_depends_on_the_weights_alone(tiny_folder, tmp_path):
     copy = tmp_path / "elsewhere"
     shutil.copytree(tiny_folder, copy)
-    model = ModelConfig(path=str(tiny_folder))
-    assert weights_hash(model) == weights_hash(ModelConfig(name="other", path=str(copy)))
+    model = little_config(path=str(tiny_folder))
+    assert weights_hash(model) == weights_hash(little_config(name="other", path=str(copy)))
     pipe = load_pipeline(model)
     assert type(pipe).__name__ == "PixArtSigmaPipeline"
     assert len(list_layers(pipe.transformer, "pixart_sigma")) == 16
@@ -90,14 +90,14 @@ def test_a_folder_loads_and_its_hash_depends_on_the_weights_alone(tiny_folder, t
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    assert weights_hash(model) != weights_hash(ModelConfig(path=str(copy)))
+    assert weights_hash(model) != weights_hash(little_config(path=str(copy)))
 
 
 def test_missing_folders_are_answered_with_what_lies_beside_them(tiny_folder):
     with pytest.raises(LoraqError, match=r"model.path=.*tinny.*Beside it: tiny"):
-        load_pipeline(ModelConfig(path=str(tiny_folder.parent / "tinny")))
+        load_pipeline(little_config(path=str(tiny_folder.parent / "tinny")))
     with pytest.raises(LoraqError, match=r"model_index.json"):
-        load_pipeline(ModelConfig(path=str(tiny_folder / "vae")))
+        load_pipeline(little_config(path=str(tiny_folder / "vae")))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_missing_folders_are_answered_with_what_lies_beside_them(tiny_folder):
 )
 def test_arguments_that_would_do_nothing_are_refused(call, words, tiny_folder):
     with pytest.raises(LoraqError, match=words):
-        load_pipeline(ModelConfig(path=str(tiny_folder), guidance=1.0, call=call))
+        load_pipeline(little_config(path=str(tiny_folder), guidance=1.0, call=call))
 
 
 def test_a_corrupted_weights_file_is_named(tiny_folder, tmp_path):
@@ -119,7 +119,7 @@ def test_a_corrupted_weights_file_is_named(tiny_folder, tmp_path):
     weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(LoraqError, match=r"diffusion_pytorch_model.safetensors.*corrupted"):
-        load_pipeline(ModelConfig(path=str(copy)))
+        load_pipeline(little_config(path=str(copy)))
 
 
 def test_checksums_beside_the_weights_are_checked(tiny_folder, tmp_path):
@@ -130,12 +130,12 @@ def test_checksums_beside_the_weights_are_checked(tiny_folder, tmp_path):
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     (copy / "SHA256SUMS").write_text(f"{digest}  vae/diffusion_pytorch_model.safetensors\n")
-    weights_hash(ModelConfig(path=str(copy)))
+    weights_hash(little_config(path=str(copy)))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(LoraqError, match=r"vae/diffusion_pytorch_model.safetensors' is damaged"):
-        weights_hash(ModelConfig(path=str(copy)))
+        weights_hash(little_config(path=str(copy)))
 
 
 def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
@@ -144,9 +144,9 @@ def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
     for path in list(copy.rglob("*.safetensors")):
         path.rename(path.with_suffix(".bin"))
     with pytest.raises(LoraqError, match="safe_serialization"):
-        weights_hash(ModelConfig(path=str(copy)))
+        weights_hash(little_config(path=str(copy)))
     with pytest.raises(LoraqError, match="does not load"):
-        load_pipeline(ModelConfig(path=str(copy)))
+        load_pipeline(little_config(path=str(copy)))
 
 
 def test_a_hub_model_without_network_fails_fast_with_a_remedy(monkeypatch):
@@ -158,7 +158,7 @@ def test_a_hub_model_without_network_fails_fast_with_a_remedy(monkeypatch):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    model = ModelConfig(hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
+    model = little_config(hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
     started = time.monotonic()
     with pytest.raises(LoraqError, match=r"(?s)model.hub_id=.*no route.*model.path=FOLDER"):
         weights_hash(model)

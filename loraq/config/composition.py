@@ -1,0 +1,304 @@
+"""One list of overrides → one configuration: what Hydra composes, in a fraction of its time.
+
+Hydra reads every file anew for each row of an experiment, with its own settings beside ours. Here a
+file is read once for all rows, and a row is merged from plain dicts in the order of the defaults
+list, as far as `conf/` makes use of Hydra:
+
+    config.yaml     `_self_`, `GROUP: OPTION`, `GROUP@PACKAGE: OPTION`
+    groups' files   `_self_`, `NAME` of the same group, `override /GROUP: OPTION`, `# @package NAME`
+    overrides       GROUP=OPTION, GROUP@PACKAGE=OPTION, KEY=VALUE, +KEY=VALUE, ~KEY
+
+All else, mistakes among them, is `Unusual` and left to Hydra itself (`by_hydra`);
+`tests/conf/test_composition.py` holds both equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+
+PRIMARY = "config"
+_HEADER = re.compile(r"#\s*@package\s+(\S+)")
+_PLAIN_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
+
+
+class Unusual(Exception):
+    """What is not merged here but by Hydra."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """package: where its header puts the content (None: where its group is); defaults: its list."""
+
+    package: str | None
+    defaults: list[Any]
+    content: dict[str, Any]
+
+
+class Composer:
+    """Composes lists of overrides over the configuration in `folder`, each file read at most once.
+
+    A composer lives as long as one command looks at its rows: it does not see a file that changes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, _File] = {}
+        self._parsed: dict[str, Override] = {}
+
+    def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """The composed configuration, without `hydra` and with interpolations as written."""
+        try:
+            if _other_folders():
+                raise Unusual
+            return self.merged([self.parse(override) for override in overrides])
+        except Unusual:
+            return by_hydra(self.folder, overrides)
+
+    def parse(self, override: str) -> Override:
+        """One override, taken apart; LoraqError where it is none."""
+        from hydra.errors import HydraException
+
+        if override not in self._parsed:
+            try:
+                self._parsed[override] = self._parser.parse_override(override)
+            except HydraException:
+                raise LoraqError(
+                    f"'{override}' is no override. Write KEY=VALUE, such as data.count=16 or "
+                    "method=rtn (quote values with spaces or commas: 'label=\"a, b\"')."
+                ) from None
+        return self._parsed[override]
+
+    @cached_property
+    def _parser(self) -> OverridesParser:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        return OverridesParser.create()
+
+    def merged(self, entries: Sequence[Override]) -> dict[str, Any]:
+        """The files that the overrides choose, merged in order, then their values; or Unusual."""
+        chosen: dict[str, Any] = {}
+        values = []
+        for entry in entries:
+            if entry.key_or_group.startswith("hydra") or entry.is_sweep_override():
+                raise Unusual
+            if not (self.folder / entry.key_or_group).is_dir():
+                values.append(entry)
+                continue
+            added = entry.is_add() or entry.is_force_add()
+            if added or entry.is_delete() or not isinstance(entry.value(), str):
+                raise Unusual
+            chosen[entry.get_key_element()] = entry.value()
+        unused = set(chosen)
+        tree: dict[str, Any] = {}
+        for place, content in self._parts(PRIMARY, (), chosen, unused):
+            for name in reversed(place):
+                content = {name: content}
+            tree = _merge(tree, content)
+        if unused:
+            raise Unusual
+        tree.pop("hydra", None)
+        for entry in values:
+            if entry.package is not None or not _PLAIN_KEY.fullmatch(entry.key_or_group):
+                raise Unusual
+            tree = _changed(tree, entry.key_or_group.split("."), entry)
+        return tree
+
+    def _parts(
+        self, name: str, place: tuple[str, ...], chosen: dict[str, Any], unused: set[str]
+    ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
+        """A file's content and what its defaults list names, each with its place, to be merged.
+
+        As in Hydra the last entry of a list is opened first, and the first `override` of a choice
+        wins: the command line's, then an experiment's, then a method's.
+        """
+        file = self._read(name)
+        items = [_item(item) for item in file.defaults]
+        overriding = [item[0] == "override" for item in items if item[0] != "self"]
+        if overriding != sorted(overriding):
+            raise Unusual
+        for kind, key, option in items:
+            if kind == "override":
+                unused |= {key} - set(chosen)
+                chosen.setdefault(key, option)
+        if ("self", "", None) not in items:
+            items.append(("self", "", None))
+        parts: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+        for kind, key, option in reversed(items):
+            found: list[tuple[tuple[str, ...], dict[str, Any]]] = []
+            if kind == "self":
+                found = [(place, file.content)]
+            elif kind == "file":
+                sibling = str(Path(name).parent / key)
+                if name == PRIMARY or self._read(sibling).package != file.package:
+                    raise Unusual
+                found = self._parts(sibling, place, chosen, unused)
+            elif kind == "group":
+                if name != PRIMARY:
+                    raise Unusual
+                unused.discard(key)
+                option = chosen.get(key, option)
+                if option is not None:
+                    group, _, mount = key.partition("@")
+                    path = f"{group}/{option}"
+                    where = self._place(path, group, mount)
+                    found = self._parts(path, where, chosen, unused)
+            parts = found + parts
+        return parts
+
+    def _place(self, path: str, group: str, mount: str) -> tuple[str, ...]:
+        package = self._read(path).package
+        if mount and package is not None:
+            raise Unusual
+        name = mount or package or group
+        if name == "_global_":
+            return ()
+        if name.startswith(("_", ".")) or not _PLAIN_KEY.fullmatch(name):
+            raise Unusual
+        return tuple(name.split("."))
+
+    def _read(self, name: str) -> _File:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        if name in self._files:
+            return self._files[name]
+        path = self.folder / f"{name}.yaml"
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        except (OSError, ValueError, YAMLError, OmegaConfBaseException):
+            raise Unusual from None
+        if not isinstance(content, dict):
+            raise Unusual
+        defaults = content.pop("defaults", [])
+        first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+        header = _HEADER.fullmatch(first)
+        if not isinstance(defaults, list) or (re.match(r"#\s*@", first) and header is None):
+            raise Unusual
+        plain = {str(key): value for key, value in content.items()}
+        self._files[name] = _File(header[1] if header else None, defaults, plain)
+        return self._files[name]
+
+
+def _item(written: Any) -> tuple[str, str, Any]:
+    """An entry of a defaults list: its kind (self, file, group, override), its key, its option."""
+    if isinstance(written, str):
+        if "/" in written or "@" in written or "$" in written:
+            raise Unusual
+        return ("self", "", None) if written == "_self_" else ("file", written, None)
+    if not isinstance(written, dict) or len(written) != 1:
+        raise Unusual
+    [(key, option)] = written.items()
+    kind, found = "group", re.fullmatch(r"([\w@.]+)", str(key))
+    if found is None:
+        kind, found = "override", re.fullmatch(r"override /([\w@.]+)", str(key))
+    if found is None or "$" in str(option):
+        raise Unusual
+    return kind, found[1], option
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """As OmegaConf merges: dicts key by key, all else is replaced. Neither argument is changed."""
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        containers = isinstance(base, (dict, list)) and isinstance(over, (dict, list))
+        if (containers and type(base) is not type(over)) or over == "???" or "$" in str(base):
+            raise Unusual
+        return over
+    together = dict(base)
+    for name, value in over.items():
+        together[name] = _merge(base[name], value) if name in base else value
+    return together
+
+
+def _changed(tree: dict[str, Any], path: Sequence[str], entry: Override) -> dict[str, Any]:
+    """`tree` with the value of one override at `path`."""
+    name = path[0]
+    old, value = tree.get(name), entry.value()
+    if len(path) > 1:
+        if not isinstance(old, dict):
+            raise Unusual
+        return {**tree, name: _changed(old, path[1:], entry)}
+    if entry.is_delete():
+        if old in (None, "???") or value not in (None, old):
+            raise Unusual
+        return {key: kept for key, kept in tree.items() if key != name}
+    if entry.is_force_add() or isinstance(value, dict):
+        raise Unusual
+    if entry.is_add():
+        plain = old is None and not isinstance(value, list)
+    elif isinstance(old, list):
+        plain = value is None or isinstance(value, list)
+    else:
+        plain = name in tree and (value is None or not isinstance(old, dict))
+    if not plain:
+        raise Unusual
+    return {**tree, name: value}
+
+
+def _other_folders() -> bool:
+    """Whether Hydra already runs and was given a folder of configurations (`--config-dir`)."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    if not GlobalHydra.instance().is_initialized():
+        return False
+    found = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    return any(entry.provider == "command-line" for entry in found)
+
+
+def by_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra itself composes, whether or not it already runs; LoraqError where it cannot."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        if GlobalHydra.instance().is_initialized():
+            composed = compose(PRIMARY, overrides=list(overrides))
+        else:
+            with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+                composed = compose(PRIMARY, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = error.__cause__
+        if cause is not None and str(cause).strip():
+            lines.append(str(cause).strip().splitlines()[0])
+        raise LoraqError(
+            f"The configuration does not compose: {' '.join(lines[:3])}\n"
+            f"  Overrides: {' '.join(overrides) or 'none'}. See conf/ for groups and keys."
+        ) from None
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`tree` with its interpolations (`${generate.seed}`) replaced by what they stand for."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if "${" not in str(tree):
+        return tree
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise LoraqError(
+            f"An interpolation stands for nothing: {str(error).splitlines()[0]}. Name a setting, "
+            "such as ${generate.seed}."
+        ) from None
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
