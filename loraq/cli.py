@@ -184,8 +184,8 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Metrics of a saved pipeline or of a folder of images."""
-    from loraq import record
     from loraq import score as scoring
+    from loraq.results import record
 
     against = None if options.against is None else Path(options.against)
     found = scoring.score(
@@ -210,15 +210,15 @@ def sweep(options: argparse.Namespace) -> None:
 
 def tables(output: Path, experiments: Sequence[str]) -> None:
     """Tables again from records; reads neither images nor models."""
-    from loraq.publish import rewrite
+    from loraq.results.experiment_folder import rewrite
 
     print(rewrite(output, experiments))
 
 
 def report(options: argparse.Namespace) -> None:
     """One page of an experiment that was run, or is committed."""
-    from loraq.report import write_report
-    from loraq.report.source import located
+    from loraq.results.report import write_report
+    from loraq.results.report.source import located
 
     folder = located(Path(options.output) / "results" / options.experiment)
     target = folder / "report.html" if options.to is None else Path(options.to)

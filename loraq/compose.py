@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import Config, Recipe
@@ -19,12 +18,12 @@ from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.metrics.registry import find_metric
 from loraq.models.layers import with_default_skip
+from loraq.utils.assets import CONF
 from loraq.utils.user_module import is_own_file, label
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-CONF = Path(__file__).resolve().parent / "conf"
 _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_intermediate")
 
 

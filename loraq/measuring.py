@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq import generate as generation
-from loraq import record as records
 from loraq.activations import forwards, rows
 from loraq.config import Config
 from loraq.estimate import stage_kind
 from loraq.keys import ACTIVATIONS, Row
 from loraq.real_images import real_images, with_features
-from loraq.record import Record
+from loraq.results import record as records
+from loraq.results.record import Record
 from loraq.stages import quantise
 from loraq.store import Store
 from loraq.utils.files import write_bytes

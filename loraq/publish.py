@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq.errors import LoraqError, unknown
 from loraq.keys import Row
-from loraq.record import Record, load
+from loraq.results.experiment_folder import ROWS_FILE
+from loraq.results.plots.diagrams import draw
+from loraq.results.plots.grid import image_grid
+from loraq.results.plots.layer_errors import layer_error_map
+from loraq.results.record import Record
 from loraq.utils.files import write_json
 
 if TYPE_CHECKING:
-    from loraq.tracking import TrackedImage
+    from loraq.results.tracking import TrackedImage
     from loraq.workshop import Workshop
 
-ROWS_FILE = "rows.json"
 PICTURE_PROMPTS = 8
 
 
@@ -35,9 +37,9 @@ def publish(
     work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
     """Write tables and pictures, hand each record to W&B once, and put the summary together."""
-    from loraq.tables import write_tables
-    from loraq.tables.brief import brief_table
-    from loraq.tables.text import to_markdown
+    from loraq.results.tables.brief import brief_table
+    from loraq.results.tables.tables import write_tables
+    from loraq.results.tables.text import to_markdown
 
     records = [record for _, record in finished]
     config = finished[0][0].config
@@ -94,14 +96,11 @@ def _pictures(
 
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not grid.is_file():
-        from loraq import pictures
-        from loraq.pictures import diagrams
-
         for old in folder.glob("*.png"):
             old.unlink()
         sets = [image_set(work.store, row) for row, _ in finished]
         shown = range(min(PICTURE_PROMPTS, *(len(images) for images in sets)))
-        pictures.grid(
+        image_grid(
             [record.label for _, record in finished],
             [[images.paths[place] for place in shown] for images in sets],
             [sets[0].prompts[place] for place in shown],
@@ -110,8 +109,8 @@ def _pictures(
         )
         records = [record for _, record in finished]
         if any(record.layers for record in records):
-            pictures.layer_error_map(records, errors)
-        diagrams.draw(records, folder)
+            layer_error_map(records, errors)
+        draw(records, folder)
     return [grid, *sorted(path for path in folder.glob("*.png") if path != grid)]
 
 
@@ -125,7 +124,7 @@ def _track(
 ) -> tuple[list[Path], str]:
     """The W&B runs of all rows, and of all of them together where there is something to compare;
     and the mode in which they were written."""
-    from loraq.tracking import Tracker
+    from loraq.results.tracking import Tracker
 
     settings = finished[0][0].config.tracking
     if settings.mode == "disabled":
@@ -139,7 +138,7 @@ def _track(
 
 def _tracked_images(work: Workshop, row: Row) -> list[TrackedImage]:
     from loraq.measuring import image_set, reference_set
-    from loraq.tracking import IMAGES, TrackedImage
+    from loraq.results.tracking import IMAGES, TrackedImage
 
     images = image_set(work.store, row)
     reference = None if row.recipe is None else reference_set(work.store, row)
@@ -170,38 +169,3 @@ def summary(record: Record) -> str:
         if metric.get("value") is not None:
             words.append(f"{name} {metric['value']:.4g}")
     return ", ".join(words)
-
-
-def rewrite(output: Path, experiments: Sequence[str]) -> str:
-    """The tables of experiments that were run, made again from their records; their text."""
-    from loraq.tables import main_table, write_tables
-    from loraq.tables.text import to_markdown
-
-    lines = []
-    for name in experiments or finished_experiments(output):
-        listed, made = read_experiment(output, name)
-        write_tables(made, output / "results" / name, listed["baseline"])
-        lines += [f"## {name}", "", to_markdown(main_table(made, listed["baseline"]))]
-    return "\n".join(lines)
-
-
-def finished_experiments(output: Path) -> list[str]:
-    """Names of the experiments that were published under `output`; LoraqError without any."""
-    found = [path.parent.name for path in sorted(output.glob(f"results/*/{ROWS_FILE}"))]
-    if not found:
-        raise LoraqError(f"No experiment has finished under {output}/. Run one: make demo")
-    return found
-
-
-def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
-    """What `publish` listed of an experiment, and its records; an unknown name raises."""
-    there = finished_experiments(output)
-    if name not in there:
-        raise unknown("experiment", name, there)
-    listed = json.loads((output / "results" / name / ROWS_FILE).read_text())
-    return listed, [load(record_file(output, row)) for row in listed["rows"]]
-
-
-def record_file(output: Path, listed: Mapping[str, str]) -> Path:
-    """Where the record of a row lies that `publish` listed."""
-    return output / "record" / listed["record"] / "record.json"

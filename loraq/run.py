@@ -28,7 +28,7 @@ from loraq.keys import ACTIVATIONS, Row
 from loraq.measuring import load_record, measure
 from loraq.plan import check, make_plan, result_folder
 from loraq.publish import Outcome, publish, summary
-from loraq.record import Record
+from loraq.results.record import Record
 from loraq.stages import generate, quantise
 from loraq.store import Store
 from loraq.utils.console import duration

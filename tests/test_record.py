@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraq import record as records
 from loraq.errors import LoraqError
-from loraq.record import Record
+from loraq.results import record as records
+from loraq.results.record import Record
 from loraq.utils.plain import to_plain
 
 
@@ -120,7 +120,7 @@ def test_origin_names_no_machine():
 
 @pytest.mark.parametrize(
     ("changed", "dirty"),
-    [("loraq/record.py", True), ("conf/method/rtn.yaml", True), ("README.md", False)],
+    [("loraq/results/record.py", True), ("conf/method/rtn.yaml", True), ("README.md", False)],
 )
 def test_a_commit_is_marked_where_code_or_configuration_has_changes(
     tmp_path: Path, monkeypatch, changed: str, dirty: bool
@@ -129,14 +129,15 @@ def test_a_commit_is_marked_where_code_or_configuration_has_changes(
         who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
         subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True)
 
-    for file in ("loraq/record.py", "conf/method/rtn.yaml", "README.md"):
+    for file in ("loraq/results/record.py", "conf/method/rtn.yaml", "README.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("first", encoding="utf-8")
     (tmp_path / "loraq" / "conf").symlink_to("../conf")
     git("init", "-q")
     git("add", "-A")
     git("commit", "-qm", "first")
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "loraq" / "record.py"))
+    monkeypatch.setattr(records, "PACKAGE", tmp_path / "loraq")
+    monkeypatch.setattr(records, "CONF", tmp_path / "loraq" / "conf")
     clean = records.commit()
     assert len(clean) == 12 and not clean.endswith("+")
     (tmp_path / changed).write_text("second", encoding="utf-8")

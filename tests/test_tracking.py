@@ -15,10 +15,10 @@ from PIL import Image
 
 import loraq
 from loraq.errors import LoraqError
-from loraq.record import Record, from_json
-from loraq.tracking import TrackedImage, Tracker
-from loraq.tracking.contents import summary_of
-from loraq.tracking.tracker import PATIENCE, written
+from loraq.results.record import Record, from_json
+from loraq.results.tracking import TrackedImage, Tracker
+from loraq.results.tracking.contents import summary_of
+from loraq.results.tracking.tracker import PATIENCE, written
 from tests.wandb_server import Arrived, serve
 
 RECORD = Record(
@@ -139,7 +139,7 @@ def test_an_online_run_holds_the_same_and_is_sent_once(tmp_path: Path, online: A
 def test_what_wandb_did_not_take_to_the_end_is_written_offline(
     tmp_path: Path, online: Arrived, monkeypatch
 ):
-    monkeypatch.setattr("loraq.tracking.tracker.UPLOAD", 2.0)
+    monkeypatch.setattr("loraq.results.tracking.tracker.UPLOAD", 2.0)
     images = shown(tmp_path)
     online.breaking = True
     with pytest.warns(UserWarning, match=r"does not answer.*wandb sync"):
@@ -190,7 +190,7 @@ def test_where_wandb_does_not_answer_runs_are_written_offline(tmp_path: Path, mo
     """A closed port of this machine stands for a network that is away."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr("loraq.tracking.tracker.PATIENCE", 2.0)
+    monkeypatch.setattr("loraq.results.tracking.tracker.PATIENCE", 2.0)
     tracker = Tracker(tmp_path, "online")
     with pytest.warns(UserWarning, match=r"does not answer.*wandb sync"):
         folder = tracker.record(RECORD)

@@ -23,11 +23,12 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.errors import LoraqError
 from loraq.metrics.common.bootstrap import paired_difference
-from loraq.record import Record
-from loraq.results import RECORDS, ROOT
+from loraq.results import record
+from loraq.results.committed import RECORDS
+from loraq.results.record import Record
+from loraq.utils.assets import CHECKOUT as ROOT
 
 METRICS = ("psnr", "lpips")
 SAME = ("quant", "data", "generate", "calibration", "compute")

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{row['largest_of_255']} of 255, starts equal: {row['starts_equal']}"
             )
     if options.output:
-        from loraq import record
+        from loraq.results import record
 
         settings: dict[str, Any] = {
             "images": options.images,

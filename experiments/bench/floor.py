@@ -33,11 +33,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from loraq import recipe, record
+from loraq import recipe
 from loraq.compose import load_rows
 from loraq.config import Recipe
 from loraq.models import Layer, list_layers
 from loraq.quantization.quantizer import quantize_model
+from loraq.results import record
 from loraq.utils import batch_invariance
 
 from . import make_fullsize

@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loraq import recipe, record, set_compute
+from loraq import recipe, set_compute
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers
 from loraq.quantization.quantizer import quantize_model
+from loraq.results import record
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.errors import LoraqError
+from loraq.results import record
 
 Row = dict[str, Any]
 

@@ -26,10 +26,10 @@ from PIL import Image
 
 from experiments.parity.clip import LARGE, write_clip
 from experiments.parity.twins import golden_scores, write_image_reward, write_inception
-from loraq import record
 from loraq.errors import LoraqError, unknown
 from loraq.metrics import clip_score, image_reward
 from loraq.metrics.common import features
+from loraq.results import record
 
 METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "psnr": ("psnr", {}),

@@ -24,12 +24,12 @@ from PIL import Image
 from experiments.parity.clip import Restored, write_clip
 from experiments.parity.image_reward import pairs
 from experiments.parity.twins import golden_scores, torchmetrics_lpips, write_image_reward
-from loraq import record
 from loraq.metrics import clip_score, image_reward
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.kid import kernel_distance
 from loraq.metrics.registry import compute
+from loraq.results import record
 
 SIDE = 128
 

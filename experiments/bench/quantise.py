@@ -34,7 +34,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from loraq import recipe, record
+from loraq import recipe
 from loraq.branches.linear_algebra import tracked_svd, truncated_svd
 from loraq.compose import load_rows
 from loraq.config import Recipe
@@ -44,6 +44,7 @@ from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
+from loraq.results import record
 from loraq.utils import batch_invariance
 
 from . import make_fullsize

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq import record
 from loraq.errors import LoraqError
+from loraq.results import record
 from loraq.utils.hashing import cached_hash
 
 from .fullsize import FORMATS, PACKED, quantise_command, settings_of

@@ -30,10 +30,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraq import recipe, record
+from loraq import recipe
 from loraq.compose import load_rows
 from loraq.errors import LoraqError, unknown
 from loraq.models import list_layers, load_pipeline
+from loraq.results import record
 from loraq.utils import batch_invariance
 from loraq.utils.memory import anonymous_bytes
 

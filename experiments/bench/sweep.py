@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cluster import slurm
-from loraq import record
 from loraq.errors import LoraqError, unknown
+from loraq.results import record
 
 JOBS = ["method=rtn,lqer", "quant.weight.clip=none,mse", "quant.seed=0,1"]
 SETTINGS = ["metrics=paired", "metrics.bootstrap=100", "tracking=disabled", "threads=1"]

@@ -11,7 +11,6 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
@@ -19,6 +18,7 @@ from loraq.metrics.common.features import check as check_extractor
 from loraq.metrics.common.features import features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
+from loraq.utils.assets import ASSETS
 
 NAME = "alignment"
 VERSION = "1"
@@ -26,7 +26,7 @@ DIRECTION = "higher"
 NEEDS = "prompts"
 PER_IMAGE = True
 EXTRACTOR = "efflite0"  # what the head was trained on, whatever metrics.extractor says
-HEAD = Path(__file__).parents[1] / "assets" / "alignment_head.safetensors"
+HEAD = ASSETS / "alignment_head.safetensors"
 
 
 def check(options: Options) -> None:

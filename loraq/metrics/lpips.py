@@ -9,19 +9,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet, paired_batches
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
+from loraq.utils.assets import ASSETS
 
 NAME = "lpips"
 VERSION = "1"
 DIRECTION = "lower"
 NEEDS = "reference"
 PER_IMAGE = True
-BACKBONE = Path(__file__).parents[1] / "assets" / "lpips_alexnet.safetensors"
+BACKBONE = ASSETS / "lpips_alexnet.safetensors"
 SMALLEST = 32  # AlexNet's two poolings leave nothing of less
 
 

@@ -18,12 +18,12 @@ from typing import Any
 from loraq.compose import load_rows, swept
 from loraq.config import Config
 from loraq.errors import LoraqError
-from loraq.record import commit
+from loraq.results.record import commit
+from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_json
 from loraq.utils.hashing import key
 
 PLAN = "plan.json"
-PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ def code_hash() -> str:
     """Of this package's source and configuration, whatever git says."""
     digest = hashlib.sha256()
     # in a checkout conf/ is a link, which rglob does not enter by itself
-    for path in sorted([*PACKAGE.rglob("*.py"), *(PACKAGE / "conf").rglob("*.yaml")]):
+    for path in sorted([*PACKAGE.rglob("*.py"), *CONF.rglob("*.yaml")]):
         digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

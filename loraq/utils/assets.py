@@ -8,6 +8,10 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 """The package's own folder: `loraq/`."""
 ASSETS = PACKAGE / "assets"
+CONF = PACKAGE / "conf"
+"""The Hydra configuration. In a checkout this is a link to `conf/` beside the package."""
+CHECKOUT = PACKAGE.parent
+"""The checkout that the package is in; it holds `results/` and the documentation."""
 
 
 def resolve_asset(path: str) -> Path:

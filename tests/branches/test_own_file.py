@@ -12,11 +12,11 @@ from loraq.branches.lookup import find
 from loraq.config import BranchConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.quantization.quantizer import quantize_model
-from loraq.results import ROOT
+from loraq.utils.assets import CHECKOUT
 from tests.branches.test_branches import final_error, problem, weights
 from tests.quantize.toy import Toy, toy_layers
 
-EXAMPLE = str(ROOT / "notebooks" / "outlier_svd.py")
+EXAMPLE = str(CHECKOUT / "notebooks" / "outlier_svd.py")
 OWN = """
 from loraq.branches import svd
 from loraq.branches import Solution

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cluster import slurm
-from loraq.record import load
+from loraq.results.record import load
 
 pytestmark = pytest.mark.cluster
 TWO_WORKERS = "hydra.launcher.array_parallelism=2"

@@ -7,7 +7,7 @@ import tomllib
 import yaml
 
 import loraq
-from loraq.results import ROOT
+from loraq.utils.assets import CHECKOUT as ROOT
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

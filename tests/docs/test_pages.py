@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from loraq import readme, results
 from loraq.cli import COMMANDS
 from loraq.compose import groups, load_rows
+from loraq.results.pages import refresh
+from loraq.utils.assets import CHECKOUT
 
-ROOT = results.ROOT
-PAGES = [*readme.pages(ROOT), *sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+ROOT = CHECKOUT
+PAGES = [*refresh.pages(ROOT), *sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 MARKDOWN = [name for name in TEXTS if name.endswith(".md")]
 
@@ -27,7 +28,7 @@ def first_cells(text: str, heading: str) -> list[str]:
 
 
 def test_numbers_in_the_pages_are_those_of_the_records():
-    stale = readme.refresh_all(check=True)
+    stale = refresh.refresh_all(check=True)
     assert not stale, f"rewrite with `python -m loraq.readme`: {stale}"
 
 

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
-from loraq import readme, results
 from loraq.errors import LoraqError
-from loraq.record import save
-from loraq.tables import bench, brief, times
+from loraq.results import committed
+from loraq.results.pages import bench, refresh, times
+from loraq.results.record import save
+from loraq.results.tables import brief
+from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_json
 from tests.tables.test_tables import rows
 
@@ -42,46 +44,46 @@ def finished(root):
 
 
 def test_what_is_not_measured_says_so(root):
-    assert readme.refresh_all(root=root) == [root / "README.md"]
+    assert refresh.refresh_all(root=root) == [root / "README.md"]
     text = (root / "README.md").read_text()
     assert "Not yet measured: no records of `demo`" in text and text.endswith("\n\nend\n")
-    assert readme.refresh_all(check=True, root=root) == []
+    assert refresh.refresh_all(check=True, root=root) == []
 
 
 def test_records_are_taken_over_and_pages_follow(root, finished):
-    folder = results.take(finished, root)
+    folder = committed.take_over(finished, root)
     assert folder == root / "results" / "demo"
-    found = results.read("demo", root)
+    found = committed.read_results("demo", root)
     assert [record.row for record in found.records] == [record.row for record in rows()]
     assert {path.name for path in folder.iterdir() if path.suffix == ".md"} == {
         "main.md", "paired.md", "splits.md",
     }  # fmt: skip
-    readme.refresh_all(root=root)
+    refresh.refresh_all(root=root)
     text = (root / "README.md").read_text()
     assert "| SVDQUANT" in text and "commit `abc`" in text and "uncommitted" not in text
-    assert readme.refresh_all(check=True, root=root) == []
+    assert refresh.refresh_all(check=True, root=root) == []
 
 
 def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
-    folder = results.take(finished, root)
-    readme.refresh_all(root=root)
+    folder = committed.take_over(finished, root)
+    refresh.refresh_all(root=root)
     for path in (folder / "main.csv", root / "README.md"):
         whole = path.read_text()
         path.write_text(whole.replace("7654321", "1").replace("7,654,321", "1"))
-        assert readme.refresh_all(check=True, root=root) == [path]
-        assert readme.refresh_all(root=root) == [path]
+        assert refresh.refresh_all(check=True, root=root) == [path]
+        assert refresh.refresh_all(root=root) == [path]
         assert path.read_text() == whole
     (folder / "gone.tex").write_text("a table that no record gives\n")
-    assert readme.refresh_all(root=root) == [folder / "gone.tex"]
+    assert refresh.refresh_all(root=root) == [folder / "gone.tex"]
     assert not (folder / "gone.tex").exists()
 
 
 def test_uncommitted_code_is_said(root, finished):
     path = root / "outputs" / "record" / "k1" / "record.json"
     path.write_text(path.read_text().replace('"abc"', '"abc+"'))
-    results.take(finished, root)
-    assert results.changed_checkouts(results.read("demo", root)) == ["rtn"]
-    assert "uncommitted changes (`+`): rtn" in readme.table("demo", root)
+    committed.take_over(finished, root)
+    assert committed.changed_checkouts(committed.read_results("demo", root)) == ["rtn"]
+    assert "uncommitted changes (`+`): rtn" in refresh.table("demo", root)
 
 
 def cells(text):
@@ -92,28 +94,30 @@ def cells(text):
 
 
 def test_the_brief_table_has_a_few_columns_of_both(root, finished):
-    assert "Not yet measured" in readme.brief("demo", root)
-    results.take(finished, root)
-    text = readme.brief("demo", root)
-    both = {part: cells(readme.table(f"demo{part}", root)) for part in ("", "/paired")}
+    assert "Not yet measured" in refresh.brief("demo", root)
+    committed.take_over(finished, root)
+    text = refresh.brief("demo", root)
+    both = {part: cells(refresh.table(f"demo{part}", root)) for part in ("", "/paired")}
     for label, row in cells(text).items():
         assert list(row) == [*brief.MAIN, *brief.PAIRED]
         differences = both["/paired"].get(label, dict.fromkeys(brief.PAIRED, "–"))
         assert row.items() <= (both[""][label] | differences).items()
     assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
-    other = readme.brief("demo@rtn", root)
+    other = refresh.brief("demo@rtn", root)
     label = next(
-        record.label for record in results.read("demo", root).records if record.row == "rtn"
+        record.label
+        for record in committed.read_results("demo", root).records
+        if record.row == "rtn"
     )
     assert f"paired differences to {label or 'rtn'}" in other and other != text
-    assert f"differences to {label or 'rtn'}" in readme.table("demo/paired@rtn", root)
+    assert f"differences to {label or 'rtn'}" in refresh.table("demo/paired@rtn", root)
     with pytest.raises(LoraqError, match="Did you mean 'rtn'"):
-        readme.brief("demo@rtm", root)
+        refresh.brief("demo@rtm", root)
 
 
 def test_one_row_made_again_takes_its_place(root, finished):
-    results.take(finished, root)
-    before = results.read("demo", root)
+    committed.take_over(finished, root)
+    before = committed.read_results("demo", root)
     old = next(record for record in before.records if record.row == "rtn")
     config = {**old.config, "quant": {"weight": {"name": "int4"}}}
     again = type(old)(**{**old.__dict__, "key": "new", "commit": "def", "config": config})
@@ -123,13 +127,13 @@ def test_one_row_made_again_takes_its_place(root, finished):
     folder.mkdir(parents=True)
     listed = [{"row": record.row, "record": record.key} for record in (before.records[0], again)]
     write_json(folder / "rows.json", {"baseline": None, "rows": listed})
-    results.take_row(folder, root)
-    after = results.read("demo", root)
+    committed.take_over_row(folder, root)
+    after = committed.read_results("demo", root)
     assert after.baseline == before.baseline
     assert [r.commit for r in after.records] == ["def" if r.row == "rtn" else "abc" for r in rows()]
     write_json(folder / "rows.json", {"baseline": None, "rows": [{"row": "rtm", "record": "new"}]})
     with pytest.raises(LoraqError, match=r"Unknown row of demo 'rtm'. Did you mean 'rtn'"):
-        results.take_row(folder, root)
+        committed.take_over_row(folder, root)
 
 
 def test_a_shared_product_counts_once(root, finished):
@@ -141,7 +145,7 @@ def test_a_shared_product_counts_once(root, finished):
             record["timings"] |= {"inputs:calibrate": 7.0, "moments": 1.0, "quantised": 0.25}
         record["machine"] = {"device": "cpu", "cpus": 2}
         path.write_text(json.dumps(record))
-    results.take(finished, root)
+    committed.take_over(finished, root)
     text = times.time("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text
     assert "cpu, 2 processors" in text
@@ -153,11 +157,11 @@ def test_a_shared_product_counts_once(root, finished):
 
 
 def test_a_foreign_record_is_refused(root, finished):
-    folder = results.take(finished, root)
+    folder = committed.take_over(finished, root)
     other = (folder / "records" / "rtn.json").read_text()
     (folder / "records" / "svdquant.json").write_text(other)
     with pytest.raises(LoraqError, match="Take the experiment over again"):
-        results.read("demo", root)
+        committed.read_results("demo", root)
 
 
 @pytest.mark.parametrize(
@@ -172,13 +176,13 @@ def test_a_foreign_record_is_refused(root, finished):
 def test_a_mistaken_marker_is_answered(root, page, words):
     (root / "README.md").write_text(page)
     with pytest.raises(LoraqError, match=words):
-        readme.refresh_all(root=root)
+        refresh.refresh_all(root=root)
     assert (root / "README.md").read_text() == page
 
 
 def test_nothing_heavy_is_loaded():
     code = (
-        "import sys, loraq.readme as r; r.refresh_all(check=True);"
+        "import sys, loraq.results.pages.refresh as r; r.refresh_all(check=True);"
         "print(sorted({'torch', 'diffusers', 'hydra', 'wandb', 'matplotlib'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -187,15 +191,15 @@ def test_nothing_heavy_is_loaded():
 
 def test_every_benchs_record_makes_a_table(root):
     (root / "results" / "bench").mkdir(parents=True)
-    names = [path.stem for path in (results.ROOT / "results" / "bench").glob("*.json")]
+    names = [path.stem for path in (CHECKOUT / "results" / "bench").glob("*.json")]
     page = root / "README.md"
     for name in set(names) - {"batch_size"}:
         page.write_text(PAGE.replace("table demo", f"bench {name}"))
-        readme.refresh(page, root=root)
+        refresh.refresh(page, root=root)
         assert f"no `results/bench/{name}.json`" in page.read_text()
-        source = results.ROOT / "results" / "bench" / f"{name}.json"
+        source = CHECKOUT / "results" / "bench" / f"{name}.json"
         (root / "results" / "bench" / source.name).write_bytes(source.read_bytes())
-        readme.refresh(page, root=root)
+        refresh.refresh(page, root=root)
         lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
         found = json.loads(source.read_text())
         held = [
@@ -207,7 +211,7 @@ def test_every_benchs_record_makes_a_table(root):
         assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
     page.write_text(PAGE.replace("table demo", "bench parrity"))
     with pytest.raises(LoraqError, match=r"parrity.*Did you mean 'parity'"):
-        readme.refresh(page, root=root)
+        refresh.refresh(page, root=root)
 
 
 def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):

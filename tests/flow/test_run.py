@@ -16,12 +16,12 @@ from types import SimpleNamespace
 import pytest
 
 from loraq import generate as generation
-from loraq import record as records
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.keys import Row
 from loraq.plan import check, make_plan, result_folder
+from loraq.results import record as records
 from loraq.run import run
 from loraq.store import Store
 

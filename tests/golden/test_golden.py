@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import pytest
 
-from loraq import results
 from loraq.config import ModelConfig, Recipe
 from loraq.config.convert import from_plain
 from loraq.models import list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.quantizer import quantize_model
+from loraq.results import committed
 
 DATA_FREE = ("rtn", "loraq_o2_int8", "loraq_o2_w4a8")
 
 
 @pytest.fixture(scope="module", params=["demo", "demo-tiny_sana"])
 def demo(request):
-    return {record.row: record for record in results.read(request.param).records}
+    return {record.row: record for record in committed.read_results(request.param).records}
 
 
 @pytest.fixture(scope="module")

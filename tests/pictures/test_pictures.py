@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraq import pictures
 from loraq.errors import LoraqError
-from loraq.record import Record
+from loraq.results.plots.grid import image_grid
+from loraq.results.plots.layer_errors import layer_error_map, role_by_depth
+from loraq.results.record import Record
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
@@ -32,9 +33,7 @@ def count(pixels: np.ndarray, colour: tuple[int, ...]) -> int:
 
 def test_every_image_is_shown_whole_and_in_order(columns, tmp_path: Path):
     labels = ["16-bit", "RTN W4A4", "LoRaQ O2, 8-bit branch, rank 19"]
-    out = pictures.grid(
-        labels, columns, ["a red ball", "lobster " * 60], tmp_path / "p" / "grid.png"
-    )
+    out = image_grid(labels, columns, ["a red ball", "lobster " * 60], tmp_path / "p" / "grid.png")
     pixels = np.asarray(Image.open(out))
     for row in (1, 2):
         assert [count(pixels, tuple(c // row for c in colour)) for colour in COLOURS] == [
@@ -47,7 +46,7 @@ def test_every_image_is_shown_whole_and_in_order(columns, tmp_path: Path):
     prompts = pixels[int(centres[0][0]) - 64 :, : int(centres[0][1]) - 64]
     assert (prompts < 100).any(), "the prompts are written at the left"
     assert (
-        pictures.grid(
+        image_grid(
             labels, columns, ["a red ball", "lobster " * 60], tmp_path / "2.png"
         ).read_bytes()
         == out.read_bytes()
@@ -55,12 +54,12 @@ def test_every_image_is_shown_whole_and_in_order(columns, tmp_path: Path):
 
 
 def test_difference_maps_show_four_times_the_difference(columns, tmp_path: Path):
-    out = pictures.grid(
+    out = image_grid(
         ["a", "b"], [columns[0], columns[0]], ["x", "y"], tmp_path / "g.png", differences=True
     )
     assert count(np.asarray(Image.open(out)), (0, 0, 0)) == 2 * 128**2  # equal images: black
     Image.new("RGB", (64, 64), (210, 30, 30)).save(columns[1][0])
-    out = pictures.grid(
+    out = image_grid(
         ["a", "b"],
         columns[:2],
         ["x", "y"],
@@ -88,18 +87,18 @@ def record(row: str, scale: float, blocks: int = 4) -> Record:
 def test_layer_error_map_is_drawn_for_the_rows_that_have_layers(tmp_path: Path):
     reference = Record("k", "e", "reference", "16-bit", {}, "m", {})
     rows = [reference, record("rtn", 1.0), record("svdquant", 0.5), record("zero", 0.0)]
-    out = pictures.layer_error_map(rows, tmp_path / "errors.png")
+    out = layer_error_map(rows, tmp_path / "errors.png")
     image = Image.open(out)
     assert image.mode in ("RGB", "RGBA") and min(image.size) > 150
     assert len(np.unique(np.asarray(image).reshape(-1, np.asarray(image).shape[-1]), axis=0)) > 50
-    again = pictures.layer_error_map(rows, tmp_path / "again.png")
+    again = layer_error_map(rows, tmp_path / "again.png")
     assert again.read_bytes() == out.read_bytes()
     with pytest.raises(LoraqError, match="no record has a layer"):
-        pictures.layer_error_map([reference], tmp_path / "none.png")
+        layer_error_map([reference], tmp_path / "none.png")
 
 
 def test_roles_and_depths_come_from_the_layers_names():
-    roles, depths, field = pictures.role_by_depth(record("rtn", 1.0), "output_error")
+    roles, depths, field = role_by_depth(record("rtn", 1.0), "output_error")
     assert roles == ["self_q", "ff_up", "ff_down"] and depths == [0, 1, 2, 3]
     assert field[1] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
@@ -112,5 +111,5 @@ def test_what_does_not_fit_together_is_refused(columns, tmp_path: Path):
         (["a"], [[tmp_path / "none.png"]], ["x"], "cannot read the image"),
     ):
         with pytest.raises(LoraqError, match=words):
-            pictures.grid(labels, images, prompts, out)
+            image_grid(labels, images, prompts, out)
     assert not out.exists()

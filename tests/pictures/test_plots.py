@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraq import results
 from loraq.errors import LoraqError
-from loraq.pictures import plots, style
-from loraq.pictures.diagrams import draw
-from loraq.pictures.plots import Point
-from loraq.pictures.ranking import Ranked, ranking_plot
+from loraq.results import committed
+from loraq.results.plots import plots, style
+from loraq.results.plots.diagrams import draw
+from loraq.results.plots.plots import Point
+from loraq.results.plots.ranking import Ranked, ranking_plot
 
 ROLES = ("all", "self_q", "ff_up", "ff_down")
 SERIES = {
@@ -164,6 +164,6 @@ def test_a_ranking_has_the_best_row_on_top_of_every_panel(tmp_path: Path):
 def test_many_rows_are_ranked_and_few_are_set_against_memory(tmp_path: Path):
     names = {}
     for name in ("table1", "ablation_pareto"):
-        records = results.read(name).records
+        records = committed.read_results(name).records
         names[name] = [path.name for path in draw(records, tmp_path / name)]
     assert names == {"table1": ["ranking.png"], "ablation_pareto": ["pareto.png"]}

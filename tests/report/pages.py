@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from loraq import results
-from loraq.publish import ROWS_FILE
-from loraq.record import save
-from loraq.report import write_report
+from loraq.results import committed
+from loraq.results.experiment_folder import ROWS_FILE
+from loraq.results.record import save
+from loraq.results.report import write_report
 from loraq.utils.files import write_json
 
 WITH_IMAGES = "demo"
@@ -30,7 +30,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
 def make_run(name: str, output: Path) -> None:
     """The committed records as if they had been run here: a picture a prompt, and its copy with
     a little noise for every further row."""
-    found = results.read(name)
+    found = committed.read_results(name)
     rows = []
     for number, record in enumerate(found.records):
         save(record, output / "record" / record.key / "record.json")

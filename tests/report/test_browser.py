@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from loraq.report.page import LIMIT
-from loraq.results import ROOT
+from loraq.results.report.page import LIMIT
+from loraq.utils.assets import CHECKOUT
 from tests.report.conftest import DESKTOP, PHONE
 from tests.report.pages import NAMES, SIDE, WITH_IMAGES
 
 pytestmark = pytest.mark.browser
-SCREENSHOTS = ROOT / "outputs" / "report" / "screenshots"  # outputs/ is ignored by git
+SCREENSHOTS = CHECKOUT / "outputs" / "report" / "screenshots"  # outputs/ is ignored by git
 OPEN = "document.getElementById('large').open"
 SHOWN = "document.getElementById('large-image').src"
 

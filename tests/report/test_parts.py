@@ -7,17 +7,17 @@ import shlex
 
 import pytest
 
-from loraq import results
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.report import page, write_report
-from loraq.report.commands import experiment_command, row_commands
-from loraq.report.figures import INK, both_schemes, figures
-from loraq.report.heat import LEVELS, heat_maps
-from loraq.report.pareto import HEIGHT, WIDTH, pareto
-from loraq.report.views import cell_view, table_view
-from loraq.tables.text import Cell, Table
+from loraq.results import committed
+from loraq.results.report import page, write_report
+from loraq.results.report.commands import experiment_command, row_commands
+from loraq.results.report.figures import INK, both_schemes, figures
+from loraq.results.report.heat import LEVELS, heat_maps
+from loraq.results.report.pareto import HEIGHT, WIDTH, pareto
+from loraq.results.report.views import cell_view, table_view
+from loraq.results.tables.text import Cell, Table
 from loraq.utils.plain import to_plain
 
 
@@ -45,7 +45,7 @@ def test_a_page_over_the_limit_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "row"), [("demo", "loraq_o2_w4a8"), ("demo-tiny_sana", "rtn")])
 def test_a_rows_command_gives_its_configuration(name, row):
-    records = results.read(name).records
+    records = committed.read_results(name).records
     record = next(record for record in records if record.row == row)
     words = shlex.split(row_commands([record])[row])
     assert words[:2] == ["loraq", "run"]
@@ -63,7 +63,7 @@ def _with(made, like):
 
 
 def test_changed_settings_are_written_as_overrides():
-    record = results.read("demo").records[-1]
+    record = committed.read_results("demo").records[-1]
     record.config["data"]["count"] = 6
     record.config["quant"]["weight"]["name"] = "mxfp4_e2m1"
     record.config["metrics"]["names"] = ["psnr", "ssim"]
@@ -79,7 +79,7 @@ def test_changed_settings_are_written_as_overrides():
 
 def test_the_command_of_a_finder_in_a_file_can_be_given():
     """A record knows the file's name and hash; the command names the file."""
-    record = results.read("demo").records[-1]
+    record = committed.read_results("demo").records[-1]
     record.config["quant"]["branch"]["kind"] = "mine.py@0123456789abcdef"
     assert shlex.split(row_commands([record])[record.row])[2:] == [
         *("experiment=demo", f"row={record.row}", "quant.branch.kind=mine.py"),
@@ -87,7 +87,7 @@ def test_the_command_of_a_finder_in_a_file_can_be_given():
 
 
 def test_heat_maps_share_a_scale():
-    records = results.read("demo").records
+    records = committed.read_results("demo").records
     maps = heat_maps(records, records[:3])
     assert [map.label for map in maps.first] == ["RTN", "SVDQuant, 16-bit branch"]
     assert len(maps.first) + len(maps.others) == 5  # the 16-bit row has no quantised layers
@@ -108,7 +108,7 @@ def test_heat_maps_share_a_scale():
 
 
 def test_quality_against_memory_has_every_row_once_and_labels_that_keep_apart():
-    records = results.read("table1").records
+    records = committed.read_results("table1").records
     plot = pareto(records, records[:2])
     assert plot.better == "lower is better" and plot.x.logarithmic and plot.y.logarithmic
     assert [mark.label for mark in plot.marks] == [r.label for r in records if r.layers]
@@ -140,7 +140,7 @@ def test_cells_know_their_place_in_the_column():
 
 
 def test_diagrams_have_two_colour_schemes_and_are_the_same_each_time():
-    records = results.read("ablation_error_source").records
+    records = committed.read_results("ablation_error_source").records
     drawn = figures(records)
     assert [title for title, _ in drawn] == ["Output error over the denoising steps"]
     assert drawn == figures(records)

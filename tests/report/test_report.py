@@ -14,8 +14,8 @@ from PIL import Image
 
 from loraq.cli import main
 from loraq.errors import LoraqError
-from loraq.pictures import DIFFERENCE_GAIN
-from loraq.report import write_report
+from loraq.results.plots.grid import DIFFERENCE_GAIN
+from loraq.results.report import write_report
 from loraq.run import run
 
 VOID = {"meta", "link", "img", "input", "br"}

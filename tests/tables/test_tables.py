@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from loraq import tables
 from loraq.errors import LoraqError
 from loraq.metrics.common.bootstrap import bootstrap_interval
-from loraq.record import Record, save
+from loraq.results.record import Record, save
+from loraq.results.tables import tables
 
 NAMES = [f"prompt_{i}" for i in range(64)]
 SEEN = [i % 2 == 0 for i in range(64)]

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-HEAD = Path(__file__).resolve().parents[1] / "assets" / "alignment_head.safetensors"
+from loraq.utils.assets import ASSETS
+
+HEAD = ASSETS / "alignment_head.safetensors"
 
 
 class AlignmentModel(nn.Module):

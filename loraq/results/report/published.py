@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 
-from loraq.record import Record
-from loraq.report.views import CellView, aligned, cell_view
-from loraq.results import REPORTED, ROOT
+from loraq.results.committed import REPORTED
+from loraq.results.record import Record
+from loraq.results.report.views import CellView, aligned, cell_view
+from loraq.utils.assets import CHECKOUT
 
 TITLES = {
     **{"model": "model", "dataset": "prompts", "method": "method", "format": "format"},
@@ -20,7 +21,7 @@ def published(record: Record) -> tuple[list[str], list[list[CellView]]]:
     family = record.config["model"]["family"]
     header: list[str] = []
     lines: list[dict[str, str]] = []
-    for path in sorted((ROOT / "results" / REPORTED).glob("*.csv")):
+    for path in sorted((CHECKOUT / "results" / REPORTED).glob("*.csv")):
         with open(path, encoding="utf-8", newline="") as stream:
             for line in csv.DictReader(stream):
                 if line["model"].startswith(family):

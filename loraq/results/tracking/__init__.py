@@ -4,7 +4,7 @@ Offline unless the config says otherwise. W&B shows, it does not keep: tables ne
 whatever goes wrong here is a warning, because the records are already on disk.
 """
 
-from loraq.tracking.contents import IMAGES, TrackedImage
-from loraq.tracking.tracker import MODES, Tracker
+from loraq.results.tracking.contents import IMAGES, TrackedImage
+from loraq.results.tracking.tracker import MODES, Tracker
 
 __all__ = ["IMAGES", "MODES", "TrackedImage", "Tracker"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraq.record import Record
-from loraq.tables import main_table, paired_table
-from loraq.tables.text import Cell, Item, Table
+from loraq.results.record import Record
+from loraq.results.tables.tables import main_table, paired_table
+from loraq.results.tables.text import Cell, Item, Table
 
 MAIN = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
 PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")

@@ -3,6 +3,6 @@
 Made from records and image files alone; it needs neither a network nor a server to be read.
 """
 
-from loraq.report.page import write_report
+from loraq.results.report.page import write_report
 
 __all__ = ["write_report"]

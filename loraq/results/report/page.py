@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.record import Record
-from loraq.report.commands import experiment_command, row_commands
-from loraq.report.figures import figures
-from loraq.report.gallery import gallery
-from loraq.report.heat import LEVELS, heat_maps
-from loraq.report.pareto import pareto
-from loraq.report.published import published
-from loraq.report.source import Source, find
-from loraq.report.views import table_view
-from loraq.tables import all_tables
+from loraq.results.record import Record
+from loraq.results.report.commands import experiment_command, row_commands
+from loraq.results.report.figures import figures
+from loraq.results.report.gallery import gallery
+from loraq.results.report.heat import LEVELS, heat_maps
+from loraq.results.report.pareto import pareto
+from loraq.results.report.published import published
+from loraq.results.report.source import Source, find_source
+from loraq.results.report.views import table_view
+from loraq.results.tables.tables import all_tables
 from loraq.utils.files import write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -30,7 +30,7 @@ def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) 
     Where it was not run, the committed records of that name are taken. rows: those whose images and
     maps are shown first; by default the 16-bit model, RTN, the baseline and the best few.
     """
-    source = find(folder)
+    source = find_source(folder)
     records, shown = source.records, source.chosen(rows)
     columns = source.columns(shown)
     commands = row_commands(records)
@@ -63,7 +63,7 @@ def _render(**values: Any) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("loraq", "report"),
+        loader=PackageLoader("loraq.results", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraq.record import Record
-from loraq.tables.text import Cell
+from loraq.results.record import Record
+from loraq.results.tables.text import Cell
 
 EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
 COUNTED = "counted from what is stored: no sampling, no interval"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_bytes, write_json
 from loraq.utils.plain import decode_float, to_plain
 
@@ -158,8 +159,7 @@ def commit() -> str:
 
     New files count as changes where they are code or configuration: a run may have read them.
     """
-    folder = Path(__file__).resolve().parent
-    parts = folder, (folder / "conf").resolve()  # in a checkout conf/ is a link to the one above
+    parts = PACKAGE, CONF.resolve()
     looked_at = [f":(glob){part}/**/*{suffix}" for part in parts for suffix in (".py", ".yaml")]
     asked = []
     for command in (
@@ -168,7 +168,7 @@ def commit() -> str:
     ):
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(PACKAGE), *command], capture_output=True, text=True, timeout=10
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from loraq.errors import unknown
-from loraq.record import Record, to_json
-from loraq.tracking import contents
-from loraq.tracking.contents import TrackedImage
+from loraq.results.record import Record, to_json
+from loraq.results.tracking import contents
+from loraq.results.tracking.contents import TrackedImage
 from loraq.utils.hashing import key
 
 MODES = ("offline", "online", "disabled")

@@ -15,23 +15,20 @@ Reads records and nothing else: no torch, no images, no W&B.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
-from loraq.pictures.diagrams import draw
-from loraq.publish import ROWS_FILE, record_file
-from loraq.record import Record, load
-from loraq.tables import write_tables
+from loraq.results.experiment_folder import ROWS_FILE, record_file
+from loraq.results.plots.diagrams import draw
+from loraq.results.record import Record, load
+from loraq.results.tables.tables import write_tables
+from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_bytes, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDS = "records"
 REPORTED = "reported"
 
@@ -46,15 +43,15 @@ class Results:
     baseline: str | None
 
 
-def names(root: Path = ROOT) -> list[str]:
+def result_names(root: Path = CHECKOUT) -> list[str]:
     """The experiments whose records are committed."""
     return sorted(path.parent.name for path in (root / "results").glob(f"*/{ROWS_FILE}"))
 
 
-def read(name: str, root: Path = ROOT) -> Results:
+def read_results(name: str, root: Path = CHECKOUT) -> Results:
     """The experiment's records; LoraqError where one is missing, damaged or not the listed one."""
-    if name not in names(root):
-        raise unknown("committed experiment", name, names(root))
+    if name not in result_names(root):
+        raise unknown("committed experiment", name, result_names(root))
     folder = root / "results" / name
     listed = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     records = []
@@ -70,7 +67,7 @@ def read(name: str, root: Path = ROOT) -> Results:
     return Results(name, folder, records, listed["baseline"])
 
 
-def take(source: Path, root: Path = ROOT) -> Path:
+def take_over(source: Path, root: Path = CHECKOUT) -> Path:
     """Copy an experiment's records from OUTPUT/results/NAME, and write its tables beside them."""
     if not (source / ROWS_FILE).is_file():
         raise LoraqError(
@@ -94,7 +91,7 @@ def take(source: Path, root: Path = ROOT) -> Path:
     return target
 
 
-def take_row(source: Path, root: Path = ROOT) -> Path:
+def take_over_row(source: Path, root: Path = CHECKOUT) -> Path:
     """Put the rows of OUTPUT/results/NAME/rows/ROW in the place of NAME's committed ones.
 
     The 16-bit row, which such a run lists as well, stays the committed one.
@@ -121,15 +118,15 @@ def _finish(target: Path, root: Path) -> None:
     refresh_tables(target.name, root)
     for old in target.glob("*.png"):
         old.unlink()
-    draw(read(target.name, root).records, target)
+    draw(read_results(target.name, root).records, target)
 
 
-def refresh_tables(name: str, root: Path = ROOT, check: bool = False) -> list[Path]:
+def refresh_tables(name: str, root: Path = CHECKOUT, check: bool = False) -> list[Path]:
     """Make the experiment's tables anew; the files that were not what the records say.
 
     `check` only looks. A table that the records no longer give counts, and is removed.
     """
-    found = read(name, root)
+    found = read_results(name, root)
     with tempfile.TemporaryDirectory() as folder:
         fresh = write_tables(found.records, folder, found.baseline)
         wanted = {file: path.read_bytes() for file, path in fresh.items()}
@@ -151,13 +148,13 @@ def refresh_tables(name: str, root: Path = ROOT, check: bool = False) -> list[Pa
     return stale
 
 
-def committed(name: str, root: Path) -> Results | None:
+def find_results(name: str, root: Path) -> Results | None:
     """The experiment's records, None where none are committed yet; an unknown name raises."""
-    if name in names(root):
-        return read(name, root)
+    if name in result_names(root):
+        return read_results(name, root)
     planned = [path.stem for path in (root / "conf" / "experiment").glob("*.yaml")]
     if name.partition("-")[0] not in planned:
-        raise unknown("experiment", name, [*planned, *names(root)])
+        raise unknown("experiment", name, [*planned, *result_names(root)])
     return None
 
 
@@ -171,32 +168,3 @@ def not_yet(name: str) -> str:
 def changed_checkouts(found: Results) -> list[str]:
     """Rows whose record was made from code with uncommitted changes (`commit` ends with `+`)."""
     return [record.row for record in found.records if record.commit.endswith("+")]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    from loraq.utils.console import reporting_errors
-
-    parser = argparse.ArgumentParser(
-        prog="python -m loraq.results",
-        description="Take finished experiments over into results/, then rebuild tables and docs.",
-    )
-    parser.add_argument("folders", nargs="+", type=Path, help="such as outputs/results/demo")
-    with reporting_errors():
-        for folder in parser.parse_args(arguments).folders:
-            one_row = folder.resolve().parent.name == "rows"
-            target = take_row(folder) if one_row else take(folder)
-            print(f"{target.relative_to(ROOT)}: {len(read(target.name).records)} records")
-            if rows := changed_checkouts(read(target.name)):
-                print(
-                    f"  made from uncommitted code: {', '.join(rows)}. Their tables say so; "
-                    "commit and run again before quoting them.",
-                    file=sys.stderr,
-                )
-        from loraq.readme import refresh_all
-
-        for path in refresh_all():
-            print(f"rewritten: {path.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.pictures.style import figure_at, log_scale, look
+from loraq.results.plots.style import figure_at, log_scale, look
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.pictures.style import FRAME, MARKERS, figure_at, label_points, log_scale, look
+from loraq.results.plots.style import FRAME, MARKERS, figure_at, label_points, log_scale, look
 
 
 @dataclass(frozen=True)

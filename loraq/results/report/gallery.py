@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from loraq.config import DataConfig
+from loraq.config.convert import from_plain
+from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.reading import read_image
-from loraq.pictures import DIFFERENCE_GAIN, difference
-from loraq.record import Record
+from loraq.results.plots.grid import DIFFERENCE_GAIN, difference
+from loraq.results.record import Record
 
 PROMPTS = 24
 SIDE = 384  # larger images are shown at this size
@@ -69,10 +72,6 @@ def _shown(
 
 def _texts(record: Record) -> dict[str, str]:
     """name → prompt, where the file of prompts is still there."""
-    from loraq.config import DataConfig
-    from loraq.config.convert import from_plain
-    from loraq.data import data_prompts
-
     try:
         found = data_prompts(from_plain(DataConfig, record.config["data"]))
     except LoraqError:

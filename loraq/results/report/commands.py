@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraq.compose import groups, load_rows
 from loraq.errors import LoraqError
-from loraq.record import Record
+from loraq.results.record import Record
+from loraq.utils.plain import to_plain
 
 ELSEWHERE = "…/"
 """Stands before the name of a folder whose place a record does not hold."""
@@ -53,8 +55,6 @@ def _front(record: Record) -> list[str]:
 
 
 def _model(record: Record) -> list[str]:
-    from loraq.compose import groups
-
     name = str(record.config["model"]["name"])
     default = "tiny_pixart"
     return [f"model={name}"] if name != default and name in groups()["model"] else []
@@ -62,9 +62,6 @@ def _model(record: Record) -> list[str]:
 
 def _composed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """row → its settings as `conf/` has them today; empty where it no longer has them."""
-    from loraq.compose import load_rows
-    from loraq.utils.plain import to_plain
-
     try:
         return {str(config.row): to_plain(config) for config in load_rows(overrides)}
     except LoraqError:

@@ -1,15 +1,9 @@
-"""What a person looks at: images of every row side by side, and where in the network errors lie.
-
-Pictures are made from image files and records; they measure nothing.
-"""
+"""Images of every row side by side: prompts × methods in one PNG."""
 
 from __future__ import annotations
 
 import functools
 import io
-import math
-import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.record import Record
 from loraq.utils.files import write_bytes
 
 INK = (20, 20, 20)
@@ -27,7 +20,7 @@ GAP = 6
 DIFFERENCE_GAIN = 4
 
 
-def grid(
+def image_grid(
     labels: Sequence[str],
     images: Sequence[Sequence[Path]],
     prompts: Sequence[str],
@@ -95,7 +88,7 @@ def grid(
             else:
                 shown = difference(pixels, first, files[row])
                 sheet.paste(_sized(Image.fromarray(shown), side), (place, top + step))
-    return _save(sheet, path)
+    return _save_sheet(sheet, path)
 
 
 def difference(pixels: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
@@ -104,79 +97,6 @@ def difference(pixels: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
         raise LoraqError(f"{path} has another size than the first column's image")
     gap = np.abs(pixels.astype(np.int16) - first) * DIFFERENCE_GAIN
     return np.minimum(gap, 255).astype(np.uint8)
-
-
-def layer_error_map(
-    records: Sequence[Record], path: Path, error: str = "output_error", columns: int = 3
-) -> Path:
-    """A PNG of one heat map a row: role × depth, the layer's relative error in each field.
-
-    All maps share one logarithmic scale, so that their colours can be compared. Rows without
-    quantised layers are left out.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    shown = [record for record in records if any(layer.get(error) for layer in record.layers)]
-    if not shown:
-        raise LoraqError(f"no record has a layer with a {error} above 0: nothing to draw")
-    fields = {record.row: role_by_depth(record, error) for record in shown}
-    values = np.concatenate([field[2].ravel() for field in fields.values()])
-    values = values[np.isfinite(values) & (values > 0)]
-    norm = LogNorm(values.min(), max(values.max(), values.min() * 1.01))
-
-    columns = min(columns, math.ceil(math.sqrt(len(shown))))
-    lines = -(-len(shown) // columns)
-    roles, depths, _ = fields[shown[0].row]
-    panel = 1.6 + 0.55 * len(depths)  # inches
-    size = (columns * panel + 1, lines * (0.9 + 0.33 * len(roles)) + 0.3)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(lines, columns, squeeze=False)
-    drawn: Any = None
-    for place, axis in enumerate(axes.ravel()):
-        if place >= len(shown):
-            axis.axis("off")
-            continue
-        record = shown[place]
-        roles, depths, field = fields[record.row]
-        drawn = axis.imshow(field, norm=norm, cmap="viridis", aspect="auto")
-        axis.grid(False)
-        title = f"{record.label or record.row}  (mean {np.nanmean(field):.3f})"
-        axis.set_title(textwrap.fill(title, int(11 * panel)), fontsize=9)
-        axis.set_yticks(range(len(roles)), roles, fontsize=8)
-        axis.set_xticks(range(len(depths)), depths, fontsize=8)
-        if place // columns == lines - 1 or place + columns >= len(shown):
-            axis.set_xlabel("block", fontsize=8)
-        if field.size > 400:
-            continue
-        for (y, x), value in np.ndenumerate(field):
-            if np.isfinite(value):
-                dark = norm(max(value, values.min())) < 0.6
-                label = f"{value:.3f}".lstrip("0")
-                colour = "white" if dark else "black"
-                axis.text(x, y, label, ha="center", va="center", fontsize=6, color=colour)
-    figure.colorbar(drawn, ax=axes, label=f"relative {error.replace('_', ' ')}", shrink=0.8)
-    stream = io.BytesIO()
-    canvas.print_png(stream, metadata={"Software": None})
-    return _written(stream.getvalue(), path)
-
-
-def role_by_depth(record: Record, error: str) -> tuple[list[str], list[int], np.ndarray]:
-    """Roles, depths and the errors between them (NaN where there is no such layer)."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for layer in record.layers:
-        number = re.search(r"\.(\d+)\.", f".{layer['layer']}.")
-        place = (layer["role"], int(number[1]) if number else 0)
-        if layer.get(error) is not None:
-            found.setdefault(place, []).append(layer[error])
-    roles = list(dict.fromkeys(role for role, _ in found))
-    depths = sorted({depth for _, depth in found})
-    field = np.full((len(roles), len(depths)), np.nan)
-    for (role, depth), errors in found.items():
-        field[roles.index(role), depths.index(depth)] = sum(errors) / len(errors)
-    return roles, depths, field
 
 
 @functools.lru_cache(maxsize=4)
@@ -227,13 +147,13 @@ def _read(path: Path) -> Any:
         raise LoraqError(f"cannot read the image {path}: {error}") from error
 
 
-def _save(sheet: Any, path: Path) -> Path:
+def _save_sheet(sheet: Any, path: Path) -> Path:
     stream = io.BytesIO()
     sheet.save(stream, format="PNG", optimize=False)
-    return _written(stream.getvalue(), path)
+    return write_picture(stream.getvalue(), path)
 
 
-def _written(data: bytes, path: Path) -> Path:
+def write_picture(data: bytes, path: Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)

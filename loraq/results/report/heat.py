@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraq.pictures import role_by_depth
-from loraq.record import Record
+from loraq.results.plots.layer_errors import role_by_depth
+from loraq.results.record import Record
 
 LEVELS = 9
 NUMBERS = 14  # blocks up to which cells have room for numbers

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import bootstrap
-from loraq.record import Record, load
-from loraq.tables.columns import (
+from loraq.results.record import Record, load
+from loraq.results.tables.columns import (
     EQUAL_MEMORY,
     bits_cell,
     column,
@@ -21,7 +21,7 @@ from loraq.tables.columns import (
     metric_names,
     titles,
 )
-from loraq.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
+from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
 
 SIGNIFICANCE = 0.05  # of a family of claims, after Holm
 _A_MODEL = "a statement about a model of the weights: no sampling, no interval"

@@ -1,14 +1,14 @@
-"""Seconds of experiments from their records: parts of the documentation (`loraq.readme`)."""
+"""Seconds of experiments from their records: parts of the documentation pages."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from loraq import results
 from loraq.errors import unknown
-from loraq.results import Results, committed, not_yet
-from loraq.tables.bench import Columns, columns_table
+from loraq.results.committed import Results, find_results, not_yet, read_results, result_names
+from loraq.results.pages.bench import Columns, columns_table
+from loraq.utils.console import duration
 
 CALIBRATION = ("inputs:calibrate", "moments", "sensitivity")
 STAGES = {"inputs": "activations", "quantised": "quantising"}
@@ -26,9 +26,7 @@ def machine(found: Results) -> str:
 
 def time(name: str, root: Path) -> str:
     """How long an experiment's products took."""
-    from loraq.utils.console import duration
-
-    found = committed(name, root)
+    found = find_results(name, root)
     if found is None:
         return not_yet(name)
     spent = _spent(found)
@@ -55,14 +53,12 @@ def _prompts(found: Results) -> int:
 
 def times(name: str, root: Path) -> str:
     """`all`: how long the products of every committed experiment took."""
-    from loraq.utils.console import duration
-
     if name != "all":
         raise unknown("list of times", name, ["all"])
     lines = ["| experiment | rows | prompts | time | images | quantising | machine |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | --- |")
-    for experiment in results.names(root):
-        found = results.read(experiment, root)
+    for experiment in result_names(root):
+        found = read_results(experiment, root)
         spent = _spent(found)
         seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
         cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
@@ -72,7 +68,7 @@ def times(name: str, root: Path) -> str:
 
 def seconds(name: str, root: Path) -> str:
     """What each quantised row of an experiment took before its first image."""
-    found = committed(name, root)
+    found = find_results(name, root)
     if found is None:
         return not_yet(name)
     columns: Columns = {

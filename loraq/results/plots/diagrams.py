@@ -6,12 +6,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from loraq.record import Record
-
-if TYPE_CHECKING:
-    from loraq.pictures.plots import Point
+from loraq.results.plots.plots import (
+    Point,
+    allocation_map,
+    convergence_plot,
+    pareto_plot,
+    steps_plot,
+)
+from loraq.results.plots.ranking import Ranked, ranking_plot
+from loraq.results.record import Record
+from loraq.results.tables.columns import column
 
 MEMORY_SPREAD = 0.2
 """Bits per weight between rows from which quality against memory is worth a picture."""
@@ -42,9 +47,6 @@ class Tradeoff:
 
 def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
     """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
-    from loraq.pictures.plots import Point
-    from loraq.tables.columns import column
-
     rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
     for name in ("lpips", "psnr"):
         measured = [r for r in rows if r.metrics.get(name, {}).get("value") is not None]
@@ -63,8 +65,6 @@ def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
 
 
 def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    from loraq.pictures.plots import pareto_plot
-
     found = tradeoff(records)
     if found is None:
         return []
@@ -76,9 +76,6 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
 
 def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """The rows that were compared with the 16-bit images, in order."""
-    from loraq.pictures.ranking import Ranked, ranking_plot
-    from loraq.tables.columns import column
-
     names = [n for n in ("psnr", "lpips") if any(n in record.metrics for record in records)]
     rows, higher = [], {}
     for record in records:
@@ -94,16 +91,12 @@ def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]
 
 
 def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    from loraq.pictures.plots import steps_plot
-
     series = {r.label or r.row: r.analyses["steps"] for r in records if r.analyses.get("steps")}
     return [steps_plot(series, folder / f"error_steps{suffix}")] if series else []
 
 
 def _losses(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Each row's loss by round, the mean over its groups of layers."""
-    from loraq.pictures.plots import convergence_plot
-
     lines = {}
     for record in records:
         groups = list(record.analyses.get("losses", {}).values())
@@ -126,8 +119,6 @@ def _judged_by(record: Record) -> str:
 
 def _allocations(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Who got which rank and bits, for every row that gave them out."""
-    from loraq.pictures.plots import allocation_map
-
     drawn = []
     for record in records:
         choice = {}

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loraq.pictures.diagrams import tradeoff
-from loraq.pictures.plots import Point, frontier
-from loraq.pictures.style import COLOURS
-from loraq.record import Record
-from loraq.report.figures import at_night
+from loraq.results.plots.diagrams import tradeoff
+from loraq.results.plots.plots import Point, frontier
+from loraq.results.plots.style import COLOURS
+from loraq.results.record import Record
+from loraq.results.report.figures import at_night
 
 WIDTH, HEIGHT = 820, 460
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 14, 50

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraq.record import Record
+from loraq.results.record import Record
 from loraq.utils.plain import to_plain
 
 IMAGES = 16  # rows of the image table: enough to look at, small on disk

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq.pictures.diagrams import draw
-from loraq.record import Record
-from loraq.report.gallery import picture
+from loraq.results.plots.diagrams import draw
+from loraq.results.record import Record
+from loraq.results.report.gallery import picture
 
 TITLES = {
     "error_steps": "Output error over the denoising steps",

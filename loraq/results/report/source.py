@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraq import results
 from loraq.errors import LoraqError, unknown
-from loraq.publish import ROWS_FILE, finished_experiments, read_experiment
-from loraq.record import Record
+from loraq.results.committed import read_results, result_names
+from loraq.results.experiment_folder import ROWS_FILE, finished_experiments, read_experiment
+from loraq.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,25 @@ class Source:
 
 def located(folder: Path) -> Path:
     """`folder`; or NAME-HASH beside it, where NAME was run with one set of other settings only."""
-    if (folder / ROWS_FILE).is_file() or folder.name in results.names():
+    if (folder / ROWS_FILE).is_file() or folder.name in result_names():
         return folder
     there = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{ROWS_FILE}")]
     return there[0] if len(there) == 1 else folder
 
 
-def find(folder: Path) -> Source:
+def find_source(folder: Path) -> Source:
     """The experiment of OUTPUT/results/NAME; the committed one where it was not run."""
     name, output = folder.name, folder.resolve().parents[1]
     committed = not (folder / ROWS_FILE).is_file()
     if not committed:
         listed, records = read_experiment(output, name)
         baseline = listed["baseline"]
-    elif name in results.names():
-        found = results.read(name)
+    elif name in result_names():
+        found = read_results(name)
         records, baseline = found.records, found.baseline
         listed = json.loads((found.folder / ROWS_FILE).read_text(encoding="utf-8"))
     else:
-        raise unknown("experiment", name, dict.fromkeys([*_finished(output), *results.names()]))
+        raise unknown("experiment", name, dict.fromkeys([*_finished(output), *result_names()]))
     keys = {row["row"]: row.get("images") for row in listed["rows"]}
     images = {row: output / "images" / key for row, key in keys.items() if key}
     return Source(name, records, baseline, images, committed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraq.tables.text import Cell, Item, Table
+from loraq.results.tables.text import Cell, Item, Table
 
 HEADINGS = {
     "main": "Results",

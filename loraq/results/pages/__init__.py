@@ -1,0 +1,1 @@
+"""Generated blocks of the documentation pages: tables, run times, benchmarks. No torch."""
