@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder = Path(options.folder).expanduser()
             print(describe(fetch(options.set, folder, progress=not options.quiet), folder))
         elif options.command == "fit":
-            from loraq.fitting import fit
+            from loraq.runner.batch_size import fit
 
             print(fit(options.overrides, progress=not options.quiet).text())
         elif options.cfg is not None:
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.dry_run:
             dry_run(options.overrides)
         elif options.command in ("run", "evaluate"):
-            from loraq.run import run
+            from loraq.runner.experiment import run
 
             print(run(options.overrides, progress=not options.quiet).text)
         else:
@@ -140,9 +140,9 @@ def print_configuration(overrides: Sequence[str], resolve: bool) -> None:
 def dry_run(overrides: Sequence[str]) -> None:
     """What is cached, what would be made, how long and how large; nothing is made."""
     from loraq.compose import load_rows
-    from loraq.estimate import describe
-    from loraq.plan import check, make_plan
-    from loraq.store import Store
+    from loraq.runner.estimate import describe
+    from loraq.runner.plan import check, make_plan
+    from loraq.runner.store import Store
 
     configs = load_rows(overrides)
     store = Store(configs[0].output)
@@ -153,30 +153,30 @@ def dry_run(overrides: Sequence[str]) -> None:
 
 def part(command: str, overrides: Sequence[str], progress: bool) -> None:
     """The stages up to packed layers (`quantize`) or images (`generate`), without metrics."""
-    from loraq.activations import calibrate
     from loraq.compose import load_rows
-    from loraq.keys import ACTIVATIONS
-    from loraq.plan import check, make_plan
-    from loraq.stages import generate, quantise
-    from loraq.store import Store
-    from loraq.workshop import Workshop
+    from loraq.runner.calibrate import calibrate
+    from loraq.runner.plan import check, make_plan
+    from loraq.runner.product_keys import ACTIVATIONS
+    from loraq.runner.session import Session
+    from loraq.runner.stages import generate, quantise
+    from loraq.runner.store import Store
 
     configs = load_rows(overrides)
     store = Store(configs[0].output)
     rows = make_plan(configs, store, last="quantised" if command == "quantize" else "images")
     check(rows)
-    work = Workshop(store, progress)
+    session = Session(store, progress)
     for row in rows:
-        with work.using(row):
+        with session.using(row):
             for stage in ACTIVATIONS:
                 if stage in row.todo:
-                    calibrate(work, row, stage)
+                    calibrate(session, row, stage)
             if "quantised" in row.todo:
-                model = quantise(work, row)
+                model = quantise(session, row)
                 ranks = "–".join(map(str, dict.fromkeys((model.ranks[0], model.ranks[-1]))))
                 print(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {ranks}")
             if "images" in row.todo:
-                generate(work, row)
+                generate(session, row)
         stage = "quantised" if command == "quantize" else "images"
         if stage in row.keys:
             print(f"{row.name}: {store.path(stage, row.keys[stage])}")
@@ -184,8 +184,8 @@ def part(command: str, overrides: Sequence[str], progress: bool) -> None:
 
 def score(options: argparse.Namespace) -> None:
     """Metrics of a saved pipeline or of a folder of images."""
-    from loraq import score as scoring
     from loraq.results import record
+    from loraq.runner import score as scoring
 
     against = None if options.against is None else Path(options.against)
     found = scoring.score(
@@ -198,7 +198,7 @@ def score(options: argparse.Namespace) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """Jobs of a new sweep, or of an old one; or only how they ended."""
-    from loraq.sweep import again, launch, status
+    from loraq.runner.sweep import again, launch, status
 
     if options.status is not None:
         print(status(Path(options.status)))
@@ -231,7 +231,7 @@ def report(options: argparse.Namespace) -> None:
 
 def cache(output: Path, verify: bool, remove: str | None) -> None:
     """List the products by stage; with `verify` set damaged ones aside; `remove` what is no use."""
-    from loraq.store import Store
+    from loraq.runner.store import Store
 
     store, total = Store(output), 0
     for stage, name, state, size in list(store.products()):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraq.cli import main
 from loraq.errors import LoraqError
-from loraq.fitting import SHARE, largest
+from loraq.runner.batch_size import SHARE, largest
 from loraq.utils.memory import INTERVAL, anonymous_bytes, free_bytes, held_bytes, peak
 
 MIB = 2**20

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loraq import replay
 from loraq.config import BranchConfig, FormatConfig, ModelConfig, Recipe
 from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
-from loraq.replay import Forward, applied, errors_by_role, output_errors, sensitivity
+from loraq.runner import trajectories
+from loraq.runner.generate import image_batch
+from loraq.runner.trajectories import Forward, errors_by_role, output_errors, sensitivity
 from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
@@ -48,7 +48,7 @@ def pipe(model):
 
 @pytest.fixture(scope="module")
 def forwards(pipe, model) -> list[Forward]:
-    return replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
+    return trajectories.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def test_unquantised_replay_is_exact_at_every_step(pipe, forwards, untouched):
 
 def test_recorded_is_what_generation_computes(pipe, model, forwards):
     """The scheduler's timesteps; guidance doubles the batch; the variance channels are left out."""
-    again = replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
+    again = trajectories.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
     assert all(torch.equal(a.output, b.output) for a, b in zip(forwards, again, strict=True))
     pipe.scheduler.set_timesteps(STEPS)
     times = [int(f.kwargs["timestep"][0]) for f in forwards]
     assert times == [int(t) for t in pipe.scheduler.timesteps] * 2
     assert [f.output.shape for f in forwards] == [(4, 4, 8, 8)] * STEPS + [(2, 4, 8, 8)] * STEPS
-    seeds = replay.record_forwards(pipe, model, PROMPTS[:1], seed=4, batch_size=2)
+    seeds = trajectories.record_forwards(pipe, model, PROMPTS[:1], seed=4, batch_size=2)
     assert not torch.equal(seeds[0].output, forwards[0].output[:1])
     own = []
     handle = pipe.transformer.register_forward_pre_hook(
@@ -106,7 +106,7 @@ def test_recorded_is_what_generation_computes(pipe, model, forwards):
 
 
 def test_every_keeps_every_second_step_and_unchanging_inputs_once(pipe, model, forwards, untouched):
-    some = replay.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2, every=2)
+    some = trajectories.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2, every=2)
     assert [f.step for f in some] == [0, 2, 4, 0, 2, 4]
     assert torch.equal(some[1].output, forwards[2].output)
     assert output_errors(pipe.transformer, some) == [0.0] * 3
@@ -118,7 +118,7 @@ def test_every_keeps_every_second_step_and_unchanging_inputs_once(pipe, model, f
 def test_hook_is_removed_when_the_pipeline_fails(pipe, model, untouched):
     with pytest.raises(Exception, match="height"):
         broken = ModelConfig(**{**vars(model), "height": 60})
-        replay.record_forwards(pipe, broken, PROMPTS, 0, 2)
+        trajectories.record_forwards(pipe, broken, PROMPTS, 0, 2)
 
 
 def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
@@ -126,16 +126,16 @@ def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
 ):
     name = layers[0].name
     linear = pipe.transformer.get_submodule(name)
-    with applied(pipe.transformer, quantised, []):
+    with quantised.subset([]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is linear
-    with pytest.raises(ZeroDivisionError), applied(pipe.transformer, quantised, [name]):
+    with pytest.raises(ZeroDivisionError), quantised.subset([name]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is not linear
         assert isinstance(pipe.transformer.get_submodule(layers[1].name), torch.nn.Linear)
         1 / 0  # noqa: B018
     with (
-        applied(pipe.transformer, quantised, [name]),
+        quantised.subset([name]).applied(pipe.transformer),
         pytest.raises(LoraqError, match="quantised already"),
-        applied(pipe.transformer, quantised, quantised.layers),
+        quantised.subset(quantised.layers).applied(pipe.transformer),
     ):
         pass
 
@@ -183,13 +183,13 @@ def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forw
     packed = quantize_model(transformer, layers, rtn("int8"), progress=None)
     predicted = 0.0
     for unit in units:
-        with applied(transformer, packed, [layer.name for layer in unit.layers]):
+        with packed.subset([layer.name for layer in unit.layers]).applied(transformer):
             effect = output_errors(transformer, first)[0] ** 2
         layer_error = effect / at_8[unit.name]  # what at_8 was divided by: the unit's own e²
         assert 1e-6 < layer_error < 1e-3
         assert 0.5 < at_4[unit.name] * layer_error / effect < 2, unit.name
         predicted += at_4[unit.name] * layer_error
-    with applied(transformer, packed, packed.layers):
+    with packed.subset(packed.layers).applied(transformer):
         together = output_errors(transformer, first)[0] ** 2
     assert 1 / 1.5 < predicted / together < 1.5
     assert max(at_4.values()) > 3 * min(at_4.values()), "units that matter differently"
@@ -198,7 +198,7 @@ def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forw
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"every": 0}, {"prompts": []}])
 def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
     with pytest.raises(LoraqError, match="limit"):
-        replay.record_forwards(
+        trajectories.record_forwards(
             pipe, model, **{"prompts": PROMPTS, "seed": 0, "batch_size": 2} | settings
         )
     with pytest.raises(LoraqError, match="No forwards"):
@@ -213,8 +213,8 @@ def test_outputs_and_inputs_of_every_usual_form_are_understood():
     class Named:
         sample = torch.ones(1, 2)
 
-    assert replay._sample((Named.sample,)) is replay._sample(Named()) is Named.sample
+    assert trajectories._sample((Named.sample,)) is trajectories._sample(Named()) is Named.sample
     value = {"a": None, "b": [True, Named.sample], "c": {"d": (2, Named.sample)}}
-    doubled = replay._mapped(value, lambda tensor: tensor * 2)
+    doubled = trajectories._mapped(value, lambda tensor: tensor * 2)
     assert doubled["a"] is None and doubled["b"][0] is True and doubled["c"]["d"][0] == 2
     assert doubled["b"][1].sum() == doubled["c"]["d"][1].sum() == 4 and Named.sample.sum() == 2

@@ -8,7 +8,7 @@ import torch
 from loraq.config import Recipe
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
-from loraq.replay import Forward, sensitivity
+from loraq.runner.trajectories import Forward, sensitivity
 from tests.quantize.toy import Toy, toy_layers
 from tests.test_replay import Exact, rtn
 

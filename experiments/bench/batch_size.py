@@ -38,9 +38,9 @@ def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict
     from loraq import recipe
     from loraq.compose import load_rows
     from loraq.data import data_prompts
-    from loraq.generate import batch_images, batches, generators, image_batch
     from loraq.models import list_layers, load_pipeline
     from loraq.quantization.quantizer import quantize_model
+    from loraq.runner.generate import batch_images, batches, generators, image_batch
 
     config = load_rows(["method=reference"])[0]
     pipe, model = load_pipeline(config.model, "cpu"), config.model

@@ -26,12 +26,12 @@ import torch
 from loraq import recipe, set_compute
 from loraq.compose import load_rows
 from loraq.data import data_prompts
-from loraq.embeddings import encode
 from loraq.errors import LoraqError, unknown
-from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.results import record
+from loraq.runner.embeddings import encode
+from loraq.runner.generate import image_batch
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 

@@ -127,8 +127,6 @@ def set_compute(model: nn.Module, mode: str) -> None:
 
     LoraqError for an unknown mode, and for a model without packed layers.
     """
-    from loraq.layers.linear import QuantizedLinear
-
     if mode not in MODES:
         raise unknown("compute", mode, MODES)
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]

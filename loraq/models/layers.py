@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from loraq.config import Recipe
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.models import families
 
 if TYPE_CHECKING:
     import torch
-
-    from loraq.config import Recipe
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import nn
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError
-from loraq.layers.linear import QuantizedLinear
+from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
 
@@ -56,6 +58,21 @@ class QuantizedModel:
             from loraq.quantization.diffusers_packed import forget
 
             forget(transformer)
+
+    @contextlib.contextmanager
+    def applied(self, transformer: nn.Module, compute: str = "emulate") -> Iterator[None]:
+        """The packed layers are in `transformer` while the block runs, whatever happens in it."""
+        self.apply(transformer)
+        try:
+            if compute != "emulate":  # which is how packed layers start
+                set_compute(transformer, compute)
+            yield
+        finally:
+            self.revert(transformer)
+
+    def subset(self, names: Iterable[str]) -> QuantizedModel:
+        """The packed layers `names` alone."""
+        return QuantizedModel({name: self.layers[name] for name in names})
 
     @property
     def ranks(self) -> list[int]:

@@ -18,6 +18,7 @@ from loraq.models.layers import family as family_table
 from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
+from loraq.quantization.allocation.allocate import allocate
 from loraq.quantization.budget import choose_rank
 from loraq.quantization.fingerprint import fingerprint
 from loraq.quantization.group_file import load_group, save_group
@@ -127,8 +128,6 @@ def _shares(
     rank = choose_rank(units, recipe)
     if recipe.allocation.kind == "uniform":
         return {unit.name: Share(rank) for unit in units}
-    from loraq.quantization.allocation.allocate import allocate
-
     names = [layer.name for unit in units for layer in unit.layers]
     weights = LazyMapping(names, lambda name: weight_matrix(transformer.get_submodule(name)))
     return allocate(units, weights, recipe, rank, read.sensitivity)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraq.errors import LoraqError, unknown
 from loraq.results.record import Record, load
 from loraq.results.tables.tables import main_table, write_tables
 from loraq.results.tables.text import to_markdown
-
-if TYPE_CHECKING:
-    pass
-
 
 ROWS_FILE = "rows.json"
 

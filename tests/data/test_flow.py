@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraq.run import run
+from loraq.runner.experiment import run
 from tests.data.layouts import mjhq_folder
 
 

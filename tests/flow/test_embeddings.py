@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraq import embeddings, workshop
 from loraq.compose import load_rows
 from loraq.data import Prompt
-from loraq.generate import image_batch
 from loraq.models import load_pipeline
-from loraq.run import run
+from loraq.runner import embeddings, session
+from loraq.runner.experiment import run
+from loraq.runner.generate import image_batch
 from loraq.utils import batch_invariance
 
 PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]
@@ -53,7 +53,7 @@ def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_pa
     for number, batch in enumerate((PROMPTS[:2], PROMPTS[2:])):
         text = embeddings.read(tmp_path, number, "cpu")
         wanted = image_batch(pipe, model, batch, 0, "pt")
-        bare = load_pipeline(model, without=workshop.TEXT)
+        bare = load_pipeline(model, without=session.TEXT)
         assert bare.text_encoder is None
         assert torch.equal(image_batch(bare, model, batch, 0, "pt", text), wanted)
         other = {name: tensor.flip(1) for name, tensor in text.items()}
@@ -71,7 +71,7 @@ def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
 
 
 def test_what_no_mask_shows_is_not_stored(model, tmp_path):
-    pipe = load_pipeline(model, without=workshop.IMAGE)
+    pipe = load_pipeline(model, without=session.IMAGE)
     assert pipe.transformer is None and pipe.vae is None
     embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
     made, held = embeddings.encode(pipe, model, PROMPTS), embeddings.read(tmp_path, 0, "cpu")
@@ -88,7 +88,7 @@ def test_what_no_mask_shows_is_not_stored(model, tmp_path):
 
 
 def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatch):
-    pipe = load_pipeline(model, without=workshop.IMAGE)
+    pipe = load_pipeline(model, without=session.IMAGE)
     blind = {
         n: t * 0 if "mask" in n else t for n, t in embeddings.encode(pipe, model, PROMPTS).items()
     }
@@ -99,7 +99,7 @@ def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatc
 
 
 def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
-    pipe = load_pipeline(model, without=workshop.IMAGE)
+    pipe = load_pipeline(model, without=session.IMAGE)
     embeddings.write(pipe, model, PROMPTS, 1, tmp_path, each)
     (tmp_path / "00001.safetensors").unlink()
     made, original = [], embeddings.encode
@@ -109,19 +109,19 @@ def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
 
 
 def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides, monkeypatch):
-    loads, original = [], workshop.load_pipeline
+    loads, original = [], session.load_pipeline
 
     def load(model, device, without, **given):
         loads.append(tuple(without))
         return original(model, device, without, **given)
 
-    monkeypatch.setattr(workshop, "load_pipeline", load)
+    monkeypatch.setattr(session, "load_pipeline", load)
     run(["method=rtn", *overrides], progress=False)
     # embeddings, images, then the text of what errors are measured on
-    assert loads == [workshop.IMAGE, workshop.TEXT, workshop.IMAGE]
+    assert loads == [session.IMAGE, session.TEXT, session.IMAGE]
     loads.clear()
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
-    assert loads == [workshop.TEXT]
+    assert loads == [session.TEXT]
     folder = Path(overrides[-1].removeprefix("output=")) / "embeddings"
     run(["method=reference", *overrides, "model.steps=1"], progress=False)
-    assert loads == [workshop.TEXT] * 2 and len([p for p in folder.iterdir() if p.is_dir()]) == 1
+    assert loads == [session.TEXT] * 2 and len([p for p in folder.iterdir() if p.is_dir()]) == 1

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraq import generate as generation
 from loraq import recipe
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import DiskFullError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
+from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from tests.little import little_config
 

@@ -15,15 +15,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from loraq import generate as generation
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.keys import Row
-from loraq.plan import check, make_plan, result_folder
 from loraq.results import record as records
-from loraq.run import run
-from loraq.store import Store
+from loraq.runner import generate as generation
+from loraq.runner.experiment import run
+from loraq.runner.plan import check, make_plan
+from loraq.runner.product_keys import Row
+from loraq.runner.result_folder import result_folder
+from loraq.runner.store import Store
 
 
 def output(overrides: list[str]) -> Path:
@@ -69,7 +70,7 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
 
 def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
     first = run(["method=rtn", *overrides], progress=False)
-    monkeypatch.setattr("loraq.workshop.load_pipeline", None)
+    monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
     second = run(["method=rtn", *overrides], progress=False)
     assert comparable(first) == comparable(second)
     assert [record.created for record in first.records] == [r.created for r in second.records]

@@ -10,7 +10,7 @@ from diffusers import PixArtSigmaPipeline
 import loraq
 from loraq.cli import main
 from loraq.metrics.common.image_set import ImageSet
-from loraq.run import run
+from loraq.runner.experiment import run
 
 RECIPE = ("loraq_o2", "quant.branch.rank=4")
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from loraq.run import run
-from loraq.store import Store
+from loraq.runner.experiment import run
+from loraq.runner.store import Store
 
 WORKER = """
 import sys, loraq.generate as g
@@ -56,7 +56,7 @@ def test_a_claim_is_let_go_by_a_process_that_dies(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "images").mkdir()
     code = (
-        "import os, sys; from loraq.store import Store\n"
+        "import os, sys; from loraq.runner.store import Store\n"
         "with Store(sys.argv[1]).claim('images', 'k', '00000', False) as mine:\n"
         "    print(mine, flush=True); sys.stdin.readline(); os._exit(1)"
     )

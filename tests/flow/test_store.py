@@ -12,7 +12,7 @@ import pytest
 
 from loraq.config import FormatConfig
 from loraq.errors import DiskFullError
-from loraq.store import MANIFEST, Store
+from loraq.runner.store import MANIFEST, Store
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from loraq.compose import load_rows, swept
 from loraq.errors import LoraqError
-from loraq.sweep import jobs, launch, watch, worker
+from loraq.runner.sweep import jobs, launch, watch, worker
 
 
 @pytest.fixture

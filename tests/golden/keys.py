@@ -19,9 +19,9 @@ from unittest import mock
 import transformers  # noqa: F401  (before versions are pinned: it looks at torch's when imported)
 
 from loraq.compose import groups, load_rows
-from loraq.keys import keyed
 from loraq.quantization.fingerprint import fingerprint_text
 from loraq.quantization.grouping import Share
+from loraq.runner.product_keys import keyed
 from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 

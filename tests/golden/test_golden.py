@@ -60,7 +60,7 @@ def test_the_first_batch_of_16_bit_images_is_the_recorded_one(demo, model, pipe,
     from loraq import metrics
     from loraq.config import GenerateConfig
     from loraq.data import Prompt
-    from loraq.generate import generate
+    from loraq.runner.generate import generate
 
     record = demo["reference"]
     size = record.config["generate"]["batch_size"]

@@ -15,7 +15,7 @@ import torch
 
 from loraq.compose import load_rows
 from loraq.config.validation import setting
-from loraq.keys import keyed
+from loraq.runner.product_keys import keyed
 from loraq.utils.hashing import key
 from tests.golden import keys
 

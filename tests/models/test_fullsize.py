@@ -19,18 +19,18 @@ from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.models.pointwise import weight_matrix
-from loraq.plan import make_plan
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import moments_from
 from loraq.quantization.group_file import load_group
 from loraq.quantization.quantizer import quantize_model
-from loraq.store import Store
+from loraq.runner.generate import image_batch
+from loraq.runner.plan import make_plan
+from loraq.runner.session import TEXT, Session
+from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
-from loraq.workshop import TEXT, Workshop
 
 OF = ["model=pixart_sigma", "model.hub_id=null"]
 
@@ -126,12 +126,12 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
         ]
         store = Store(tmp_path / dtype)
         (row,) = make_plan([config], store, last="quantised")
-        work, own = Workshop(store, progress=False), load_pipeline(config.model, without=TEXT)
+        session, own = Session(store, progress=False), load_pipeline(config.model, without=TEXT)
         before = mappings(ASSETS / name / "transformer")
-        pipe = work.pipe(row, text=False)
+        pipe = session.pipe(row, text=False)
         assert (mappings(ASSETS / name / "transformer") > before) == stays
-        assert work.transformer(row) is pipe.transformer
-        assert (work.release(row) is not None) == stays
+        assert session.transformer(row) is pipe.transformer
+        assert (session.release(row) is not None) == stays
         assert torch.equal(latents(pipe, config.model), latents(own, config.model))
 
 

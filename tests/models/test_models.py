@@ -204,5 +204,5 @@ def test_a_mapped_transformer_refuses_weights_that_do_not_fit(tiny_folder, tmp_p
 
 
 def test_data_free_quantising_loads_no_pipeline(overrides, monkeypatch):
-    monkeypatch.setattr("loraq.workshop.load_pipeline", None)
+    monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
     main(["quantize", "method=loraq_o2", *overrides, "--quiet"])

@@ -16,7 +16,7 @@ from loraq.models.families.sana import known_inputs
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
-from loraq.run import run
+from loraq.runner.experiment import run
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ import torch
 
 from loraq.compose import load_rows
 from loraq.data import Prompt
-from loraq.generate import image_batch
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.activations import Activations
 from loraq.quantization.budget import planned_branch_bits
 from loraq.quantization.calibration import InputCapture
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
+from loraq.runner.generate import image_batch
 from loraq.utils.assets import resolve_asset
 from tests.quantize.svdquant_restated import Unit, full_svd, leading_svd
 

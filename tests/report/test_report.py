@@ -16,7 +16,7 @@ from loraq.cli import main
 from loraq.errors import LoraqError
 from loraq.results.plots.grid import DIFFERENCE_GAIN
 from loraq.results.report import write_report
-from loraq.run import run
+from loraq.runner.experiment import run
 
 VOID = {"meta", "link", "img", "input", "br"}
 

@@ -8,7 +8,15 @@ from typing import Any
 from loraq.config import Config
 from loraq.data import data_prompts, location, set_images
 from loraq.errors import LoraqError
-from loraq.store import Store
+from loraq.metrics.common.features import (
+    EXTRACTORS,
+    choose,
+    features_of,
+    load_features,
+    save_features,
+)
+from loraq.metrics.common.image_set import ImageSet, Options, module
+from loraq.runner.store import Store
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import cached_hash, key
 
@@ -18,9 +26,6 @@ FILE = "features.safetensors"
 
 def real_images(config: Config) -> Any:
     """The real images of the prompts: the set's own, those of a folder, or a file of features."""
-    from loraq.metrics.common.features import load_features
-    from loraq.metrics.common.image_set import ImageSet
-
     assert config.data.real is not None
     if config.data.real == "set":
         names = [prompt.name for prompt in data_prompts(config.data)]
@@ -40,15 +45,6 @@ def real_images(config: Config) -> Any:
 
 def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
     """`real` with the features that the metrics read, so that no row extracts them again."""
-    from loraq.metrics.common.features import (
-        EXTRACTORS,
-        choose,
-        features_of,
-        load_features,
-        save_features,
-    )
-    from loraq.metrics.common.image_set import ImageSet, Options, module
-
     if not isinstance(real, ImageSet):
         return real
     if not any(module(name).NEEDS == "real" for name in config.metrics.names):

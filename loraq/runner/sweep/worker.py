@@ -16,8 +16,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.sweep import jobs
+from loraq.runner.experiment import run
+from loraq.runner.publish import summary
+from loraq.runner.sweep import jobs
 from loraq.utils.files import write_json
 
 
@@ -53,10 +56,6 @@ def work(folder: Path, number: int) -> None:
 
 def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:
     """The job's work, once it is the job that was submitted."""
-    from loraq.compose import load_rows
-    from loraq.publish import summary
-    from loraq.run import run
-
     os.chdir(plan.folder)
     job = plan.jobs[number]
     if (code := jobs.code_hash()) != plan.code:

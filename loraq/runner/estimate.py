@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from loraq.keys import ACTIVATIONS, Row
 from loraq.models.source import resolve_folder
-from loraq.store import PARTIAL, Store
+from loraq.runner.product_keys import ACTIVATIONS, Row, stage_kind
+from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
 
 
@@ -83,19 +83,6 @@ def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
         size = sum(pair[1] for pair in measured) / count
         return units * seconds, units * size, f"measured on {count} earlier"
     return _stated(row, stage, units)
-
-
-def stage_kind(row: Row, stage: str) -> str:
-    """Products of one kind cost alike: the key of recorded timings."""
-    emulated = "16-bit" if row.recipe is None else "emulated"
-    words = [stage.split(":")[0], row.config.model.name, row.device]
-    if stage == "images":
-        words += [emulated, f"{row.config.model.height}x{row.config.model.width}"]
-    if stage == "quantised" and row.recipe is not None:
-        words += [row.config.method]
-    if stage in ("measured", "record"):
-        words += [emulated, str(len(row.prompts))]
-    return " ".join(words)
 
 
 def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:

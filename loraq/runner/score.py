@@ -11,8 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraq import metrics
+from loraq.compose import load_rows
 from loraq.config import Config
+from loraq.data import data_prompts
 from loraq.errors import LoraqError
+from loraq.metrics.common.image_set import ImageSet
+from loraq.runner.plan import check, make_plan
+from loraq.runner.real_images import real_images
+from loraq.runner.session import Session
+from loraq.runner.stages import generate
+from loraq.runner.store import Store
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,6 @@ def score(
     overrides: of the configuration, for captions, sampler and metrics. `against`: a folder of the
     images to compare with, pair by pair; without it metrics that need one are left out.
     """
-    from loraq import metrics
-    from loraq.compose import load_rows
-    from loraq.data import data_prompts
-    from loraq.metrics.common.image_set import ImageSet
-    from loraq.real_images import real_images
-
     for folder in (target, against):
         if folder is not None and not folder.is_dir():
             raise LoraqError(f"There is no folder '{folder}'. Give one of images or a pipeline.")
@@ -100,19 +103,15 @@ def score(
 def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:
     """The folder of the pipeline's images, made where they are missing; what it packs."""
     from loraq.diffusers_quantizer import packed_layers
-    from loraq.plan import check, make_plan
     from loraq.quantization.diffusers_packed import PackedQuantizer
-    from loraq.stages import generate
-    from loraq.store import Store
-    from loraq.workshop import Workshop
 
     store = Store(config.output)
     row = make_plan([config], store, last="images")[0]
     check([row])
-    work, packed = Workshop(store, progress), None
-    with work.using(row):
-        transformer = work.pipe(row, text=False).transformer
-        generate(work, row)
+    session, packed = Session(store, progress), None
+    with session.using(row):
+        transformer = session.pipe(row, text=False).transformer
+        generate(session, row)
     if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}

@@ -9,6 +9,13 @@ from pathlib import Path
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.runner import embeddings
+from loraq.runner.generate import image_batch
+from loraq.runner.plan import check, make_plan
+from loraq.runner.session import Session
+from loraq.runner.stages import applied, quantise
+from loraq.runner.store import Store
+from loraq.utils.memory import free_bytes, held_bytes, peak
 
 TRIALS = (1, 2)
 STEPS = 2  # a second-order solver holds all it ever holds after two
@@ -51,26 +58,20 @@ def largest(peaks: Mapping[int, int], free: int, most: int) -> int:
 
 def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
     """Measure the last row that `overrides` describe; it is quantised first where it is not yet."""
-    from loraq import embeddings
-    from loraq.generate import image_batch
-    from loraq.plan import check, make_plan
-    from loraq.stages import applied, quantise
-    from loraq.store import Store
-    from loraq.utils.memory import free_bytes, held_bytes, peak
-    from loraq.workshop import Workshop
-
     config = load_rows(overrides)[-1]
     store = Store(config.output)
     row = make_plan([config], store, last="quantised")[0]
     check([row])
-    work, model = Workshop(store, progress), replace(config.model, steps=STEPS)
-    with work.using(row):
-        packed = None if row.recipe is None else quantise(work, row)
+    session, model = Session(store, progress), replace(config.model, steps=STEPS)
+    with session.using(row):
+        packed = None if row.recipe is None else quantise(session, row)
         prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
         with tempfile.TemporaryDirectory() as folder:
-            embeddings.write(work.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list)
+            embeddings.write(
+                session.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list
+            )
             text = embeddings.read(Path(folder), 0, row.device)
-        pipe, peaks = work.pipe(row, text=False), {}
+        pipe, peaks = session.pipe(row, text=False), {}
         with applied(packed, pipe.transformer, row.config.compute):
             before, free = held_bytes(row.device), free_bytes(row.device)
             for size in TRIALS:

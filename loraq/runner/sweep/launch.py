@@ -11,9 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraq.compose import CONF
+from loraq.compose import CONF, load_rows
 from loraq.errors import LoraqError
-from loraq.sweep import jobs, watch
+from loraq.runner.experiment import run
+from loraq.runner.plan import make_plan
+from loraq.runner.store import Store
+from loraq.runner.sweep import jobs, watch
+from loraq.runner.sweep.worker import work
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -105,8 +109,6 @@ def _hydra(plan: jobs.Plan, folder: Path) -> bool:
 
 def one_job(config: DictConfig) -> None:
     """What a launcher calls, here or far away."""
-    from loraq.sweep.worker import work
-
     work(Path(config.sweep), int(config.job))
 
 
@@ -114,11 +116,6 @@ def _whole(plan: jobs.Plan) -> str:
     """The experiment's tables, where its rows were the jobs and this machine finds them all."""
     if plan.whole is None:
         return ""
-    from loraq.compose import load_rows
-    from loraq.plan import make_plan
-    from loraq.run import run
-    from loraq.store import Store
-
     configs = load_rows(plan.whole)
     if any(row.todo for row in make_plan(configs, Store(configs[0].output))):
         return (

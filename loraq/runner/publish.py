@@ -7,19 +7,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loraq.keys import Row
 from loraq.results.experiment_folder import ROWS_FILE
 from loraq.results.plots.diagrams import draw
 from loraq.results.plots.grid import image_grid
 from loraq.results.plots.layer_errors import layer_error_map
 from loraq.results.record import Record
+from loraq.results.tables.brief import brief_table
+from loraq.results.tables.tables import write_tables
+from loraq.results.tables.text import to_markdown
+from loraq.results.tracking import IMAGES, TrackedImage, Tracker
+from loraq.runner.evaluate import image_set, reference_set
+from loraq.runner.product_keys import Row
+from loraq.runner.session import Session
 from loraq.utils.files import write_json
-
-if TYPE_CHECKING:
-    from loraq.results.tracking import TrackedImage
-    from loraq.workshop import Workshop
 
 PICTURE_PROMPTS = 8
 
@@ -34,13 +36,9 @@ class Outcome:
 
 
 def publish(
-    work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
+    session: Session, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
     """Write tables and pictures, hand each record to W&B once, and put the summary together."""
-    from loraq.results.tables.brief import brief_table
-    from loraq.results.tables.tables import write_tables
-    from loraq.results.tables.text import to_markdown
-
     records = [record for _, record in finished]
     config = finished[0][0].config
     baseline = config.baseline if config.baseline in {record.row for record in records} else None
@@ -50,22 +48,23 @@ def publish(
     ]
     rows = {"baseline": baseline, "rows": listed}
     changed = _previous(folder) != rows
-    with work.timed("tables and pictures"):
+    with session.timed("tables and pictures"):
         folder.mkdir(parents=True, exist_ok=True)
         write_tables(records, folder, baseline)
-        pictures = _pictures(work, finished, folder, changed)
-    with work.timed("W&B"):
-        runs, mode = _track(work, finished, pictures)
+        pictures = _pictures(session, finished, folder, changed)
+    with session.timed("W&B"):
+        runs, mode = _track(session, finished, pictures)
     write_json(folder / ROWS_FILE, rows)
+    images = session.store.path("images", finished[-1][0].keys["images"])
     others = ", ".join([*_others(folder), ".tex", ".csv"])
     lines = [
         to_markdown(brief_table(records, baseline)),
         f"Tables:  {folder}/main.md has all columns (also {others})",
         *(f"Picture: {path}" for path in pictures),
-        f"Images:  {work.store.path('images', finished[-1][0].keys['images'])} (of the last row)",
+        f"Images:  {images} (of the last row)",
         *([f"Report:  {_report(folder)}"] if folder.parent.name == "results" else []),
         *([f"W&B:     {len(runs)} runs in {runs[0].parent} ({mode})"] if runs else []),
-        time_shares(work, started),
+        time_shares(session, started),
     ]
     return Outcome(records, folder, "\n".join(lines))
 
@@ -89,16 +88,14 @@ def _report(folder: Path) -> str:
 
 
 def _pictures(
-    work: Workshop, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
+    session: Session, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
 ) -> list[Path]:
     """The grid prompts × methods and the map of errors per layer; drawn when rows have changed."""
-    from loraq.measuring import image_set
-
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not grid.is_file():
         for old in folder.glob("*.png"):
             old.unlink()
-        sets = [image_set(work.store, row) for row, _ in finished]
+        sets = [image_set(session.store, row) for row, _ in finished]
         shown = range(min(PICTURE_PROMPTS, *(len(images) for images in sets)))
         image_grid(
             [record.label for _, record in finished],
@@ -120,28 +117,23 @@ def _psnr(record: Record) -> str:
 
 
 def _track(
-    work: Workshop, finished: Sequence[tuple[Row, Record]], pictures: Sequence[Path]
+    session: Session, finished: Sequence[tuple[Row, Record]], pictures: Sequence[Path]
 ) -> tuple[list[Path], str]:
     """The W&B runs of all rows, and of all of them together where there is something to compare;
     and the mode in which they were written."""
-    from loraq.results.tracking import Tracker
-
     settings = finished[0][0].config.tracking
     if settings.mode == "disabled":
         return [], settings.mode
-    tracker = Tracker(work.store.root, settings.mode, settings.project)
-    runs = [tracker.record(record, _tracked_images(work, row)) for row, record in finished]
+    tracker = Tracker(session.store.root, settings.mode, settings.project)
+    runs = [tracker.record(record, _tracked_images(session, row)) for row, record in finished]
     if len(finished) > 2:
         runs.append(tracker.overview([record for _, record in finished], pictures))
     return [run for run in runs if run], tracker.mode
 
 
-def _tracked_images(work: Workshop, row: Row) -> list[TrackedImage]:
-    from loraq.measuring import image_set, reference_set
-    from loraq.results.tracking import IMAGES, TrackedImage
-
-    images = image_set(work.store, row)
-    reference = None if row.recipe is None else reference_set(work.store, row)
+def _tracked_images(session: Session, row: Row) -> list[TrackedImage]:
+    images = image_set(session.store, row)
+    reference = None if row.recipe is None else reference_set(session.store, row)
     return [
         TrackedImage(
             images.names[place],
@@ -153,10 +145,10 @@ def _tracked_images(work: Workshop, row: Row) -> list[TrackedImage]:
     ]
 
 
-def time_shares(work: Workshop, started: float) -> str:
+def time_shares(session: Session, started: float) -> str:
     """How this run's time was spent, in percent."""
     total = time.perf_counter() - started
-    shares = {**work.seconds, "everything else": total - sum(work.seconds.values())}
+    shares = {**session.seconds, "everything else": total - sum(session.seconds.values())}
     parts = [f"{name} {seconds / total:.0%}" for name, seconds in shares.items()]
     return f"Time:    {total:.0f} s ({', '.join(parts)})"
 

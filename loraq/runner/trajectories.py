@@ -9,8 +9,7 @@ the layers do at that step, without what earlier steps' errors made of the traje
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -21,12 +20,12 @@ from torch import Tensor, nn
 from loraq.config import BranchConfig, ModelConfig, Recipe
 from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.generate import batches, image_batch
 from loraq.models.layers import Layer
 from loraq.models.pointwise import channels_last, weight_matrix
 from loraq.quantization.grouping import Unit
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
+from loraq.runner.generate import batches, image_batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +119,6 @@ def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[f
     return [math.sqrt(sums[step][0] / sums[step][1]) for step in sorted(sums)]
 
 
-@contextmanager
-def applied(
-    transformer: nn.Module, quantised: QuantizedModel, names: Iterable[str]
-) -> Iterator[None]:
-    """The layers `names` of `quantised` in their places, taken out again whatever happens."""
-    subset = QuantizedModel({name: quantised.layers[name] for name in names})
-    subset.apply(transformer)
-    try:
-        yield
-    finally:
-        subset.revert(transformer)
-
-
 def errors_by_role(
     transformer: nn.Module,
     quantised: QuantizedModel,
@@ -155,7 +141,7 @@ def errors_by_role(
         parts.setdefault(role, []).append(name)
     errors = {}
     for part, names in parts.items():
-        with applied(transformer, quantised, names):
+        with quantised.subset(names).applied(transformer):
             errors[part] = output_errors(transformer, forwards)
     return errors
 
@@ -189,7 +175,7 @@ def sensitivity(
     for unit in tqdm(units, desc=progress, unit="unit", disable=progress is None):
         quantised = quantize_model(transformer, unit.layers, plain, progress=None)
         originals = {name: transformer.get_submodule(name) for name in quantised.layers}
-        with applied(transformer, quantised, originals):
+        with quantised.applied(transformer):
             layer_sums, handles = [0.0, 0.0], []
             try:
                 for name, original in originals.items():

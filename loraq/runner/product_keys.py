@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraq import generate
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
 from loraq.errors import LoraqError
+from loraq.metrics.common.features import choose
+from loraq.metrics.registry import find_metric
 from loraq.models.source import weights_hash
+from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
+from loraq.runner import generate
 from loraq.utils import batch_invariance
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import cached_hash, key
@@ -100,8 +103,6 @@ def keyed(config: Config) -> Row:
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
     keys = {"images": reference, "reference": reference}
     if config.quant is not None:
-        from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
-
         keys["inputs:measure"] = key("inputs", drawing, measuring)
         keys |= _calibration_keys(config.quant, drawing, calibration)
         read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
@@ -164,9 +165,6 @@ def _calibration_keys(
 
 def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What the metrics of a record depend on."""
-    from loraq.metrics.common.features import choose
-    from loraq.metrics.registry import find_metric
-
     real: Any = config.data.real
     extractor = config.metrics.extractor
     if real == "set":
@@ -212,3 +210,16 @@ def thread_count(config: Config) -> int:
     import torch
 
     return torch.get_num_threads() if config.threads is None else config.threads
+
+
+def stage_kind(row: Row, stage: str) -> str:
+    """Products of one kind cost alike: the key of recorded timings."""
+    emulated = "16-bit" if row.recipe is None else "emulated"
+    words = [stage.split(":")[0], row.config.model.name, row.device]
+    if stage == "images":
+        words += [emulated, f"{row.config.model.height}x{row.config.model.width}"]
+    if stage == "quantised" and row.recipe is not None:
+        words += [row.config.method]
+    if stage in ("measured", "record"):
+        words += [emulated, str(len(row.prompts))]
+    return " ".join(words)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraq import generate as generation
 from loraq.config import ModelConfig
 from loraq.data import Prompt
+from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from loraq.utils.files import write_bytes
 

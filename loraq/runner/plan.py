@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
+from loraq import metrics
 from loraq.config import Config
 from loraq.errors import LoraqError
-from loraq.keys import ACTIVATIONS, Row, keyed
-from loraq.store import Store
+from loraq.layers.backends import check_compute
+from loraq.models.layers import list_layers
+from loraq.models.loading import meta_transformer
+from loraq.quantization.budget import planned_branch_bits
+from loraq.runner.product_keys import ACTIVATIONS, Row, keyed
+from loraq.runner.real_images import real_images
+from loraq.runner.store import Store
 from loraq.utils import batch_invariance
-from loraq.utils.hashing import key
 
 
 def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> list[Row]:
@@ -57,9 +61,6 @@ def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> 
 
 def check(rows: Sequence[Row]) -> None:
     """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
-    from loraq import metrics
-    from loraq.real_images import real_images
-
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":
             raise LoraqError(
@@ -81,11 +82,6 @@ def check(rows: Sequence[Row]) -> None:
         return
     import torch
 
-    from loraq.layers.backends import check_compute
-    from loraq.models.layers import list_layers
-    from loraq.models.loading import meta_transformer
-    from loraq.quantization.budget import planned_branch_bits
-
     transformer = meta_transformer(made[0].config.model)
     for row in made:
         assert row.recipe is not None
@@ -98,22 +94,3 @@ def check(rows: Sequence[Row]) -> None:
                 check_compute(formats, requantize, rank, widths, torch.device(row.device))
         except LoraqError as error:
             raise LoraqError(f"{error}\n  (in row '{row.name}')") from None
-
-
-def result_folder(rows: Sequence[Row], overrides: Sequence[str]) -> Path:
-    """EXPERIMENT, EXPERIMENT-MODEL or EXPERIMENT-HASH: other settings have other folders.
-
-    One method's run (no experiment) is called by it: METHOD, METHOD-HASH. A single row of an
-    experiment (`row=NAME`) is kept below its folder: rows/NAME.
-    """
-    config = rows[0].config
-    neutral = ("experiment=", "output=", "device=", "threads=", "tracking")
-    changed = sorted(o for o in overrides if not o.startswith(neutral))
-    models = [o.removeprefix("model=") for o in changed if o.startswith("model=")]
-    whole = not any(o.startswith("experiment=") for o in overrides)
-    single = [] if whole else [o.removeprefix("row=") for o in changed if o.startswith("row=")]
-    others = [o for o in changed if not o.startswith(("model=", "method=" if whole else "row="))]
-    name = rows[-1].config.method if whole else config.experiment
-    parts = [name, *models, *([key(others)[:6]] if others else [])]
-    folder = Path(config.output) / "results" / "-".join(parts)
-    return folder / "rows" / single[0] if single else folder

@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from loraq.keys import Row
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
-from loraq.store import Store
+from loraq.runner.product_keys import Row
+from loraq.runner.store import Store
 
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
 
 
-class Workshop:
+class Session:
     """The store, the loaded pipeline, and how long each kind of work took in this process."""
 
     def __init__(self, store: Store, progress: bool = True) -> None:

@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraq.sweep import jobs
-from loraq.sweep.worker import lock_file, status_file
+from loraq.runner.sweep import jobs
+from loraq.runner.sweep.worker import lock_file, status_file
 from loraq.utils.console import duration
 
 ENDED = ("done", "skipped", "failed", "lost")

@@ -18,40 +18,41 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraq import generate as generation
 from loraq.data import Prompt
-from loraq.estimate import stage_kind
-from loraq.keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row
+from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.grouping import make_units
+from loraq.runner import generate as generation
+from loraq.runner.embeddings import encode_together
+from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row, stage_kind
+from loraq.runner.session import Session
+from loraq.runner.trajectories import Forward, record_forwards, sensitivity
 from loraq.utils.files import reporting_full_disk, write_json
-from loraq.workshop import Workshop
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from loraq.quantization.activations import Activations
-    from loraq.replay import Forward
-
 SENSITIVITY = "sensitivity.json"
 
 
-def calibrate(work: Workshop, row: Row, stage: str) -> None:
+def calibrate(session: Session, row: Row, stage: str) -> None:
     """Make one product of activations: `inputs:calibrate`, `inputs:measure`, `moments`, …"""
     product, name = stage.split(":")[0], row.keys[stage]
     prompts = row.measuring if stage == "inputs:measure" else row.calibration
     info = {"kind": stage_kind(row, stage), "units": len(prompts)}
-    with work.store.lock(product, name):
-        if work.store.finished(product, name):
+    with session.store.lock(product, name):
+        if session.store.finished(product, name):
             return
-        with work.store.write(product, name, info) as folder, reporting_full_disk(folder):
+        with session.store.write(product, name, info) as folder, reporting_full_disk(folder):
             if product == "sensitivity":
-                write_json(folder / SENSITIVITY, _sensitivity(work, row))
+                write_json(folder / SENSITIVITY, _sensitivity(session, row))
             else:
-                _capture(work, row, product, prompts, folder)
+                _capture(session, row, product, prompts, folder)
 
 
 @contextlib.contextmanager
 def _pipe(
-    work: Workshop, row: Row, prompts: Sequence[Prompt], scratch: Path
+    session: Session, row: Row, prompts: Sequence[Prompt], scratch: Path
 ) -> Iterator[tuple[Any, Callable[[int], dict[str, Tensor]]]]:
     """The pipeline without its text encoder, and the embeddings of each batch, encoded before.
 
@@ -60,13 +61,11 @@ def _pipe(
     """
     from safetensors.torch import load_file, save_file
 
-    from loraq.embeddings import encode_together
-
     batches = generation.batches(prompts, row.config.generate.batch_size)
-    text, files = work.text_pipe(row), []
+    text, files = session.text_pipe(row), []
     scratch.mkdir(parents=True)
-    with work.timed("text encoder"):
-        for number, batch in enumerate(work.each(batches, text="text", unit="batch")):
+    with session.timed("text encoder"):
+        for number, batch in enumerate(session.each(batches, text="text", unit="batch")):
             files.append(scratch / f"{number:05d}.safetensors")
             save_file(encode_together(text, row.config.model, batch), files[-1])
     del text
@@ -74,32 +73,30 @@ def _pipe(
     def embeddings(number: int) -> dict[str, Tensor]:
         return {name: x.to(row.device) for name, x in load_file(files[number]).items()}
 
-    pipe = work.pipe(row, text=False)
-    with work.timed("model forward"):
+    pipe = session.pipe(row, text=False)
+    with session.timed("model forward"):
         yield pipe, embeddings
 
 
 def _capture(
-    work: Workshop, row: Row, product: str, prompts: Sequence[Prompt], folder: Path
+    session: Session, row: Row, product: str, prompts: Sequence[Prompt], folder: Path
 ) -> None:
     """One file an input; until then they are gathered in mapped files beside them."""
     from safetensors.torch import save_file
-
-    from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors
 
     model, settings = row.config.model, row.config.calibration
     batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
     scratch = folder / "scratch"
-    with _pipe(work, row, prompts, scratch / "text") as (pipe, embeddings):
-        layers = work.layers(row, skip=())
+    with _pipe(session, row, prompts, scratch / "text") as (pipe, embeddings):
+        layers = session.layers(row, skip=())
         capture: InputCapture | MomentCapture
         if product == "inputs":
             rows = settings.rows_per_layer
             capture = InputCapture(pipe.transformer, layers, rows, forwards, seed, scratch)
         else:
             capture = MomentCapture(pipe.transformer, layers, scratch)
-        bar = work.each(batches, f"{product} of the 16-bit model", "batch")
+        bar = session.each(batches, f"{product} of the 16-bit model", "batch")
         with capture:
             for number, batch in enumerate(bar):
                 text = embeddings(number)
@@ -116,39 +113,36 @@ def _capture(
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _sensitivity(work: Workshop, row: Row) -> dict[str, float]:
-    from loraq.quantization.grouping import make_units
-    from loraq.replay import sensitivity
-
+def _sensitivity(session: Session, row: Row) -> dict[str, float]:
     assert row.recipe is not None
     every = max(1, row.config.model.steps // SENSITIVITY_STEPS)
-    recorded = _forwards(work, row, row.calibration[:SENSITIVITY_PROMPTS], every)
-    units = make_units(work.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
-    transformer, bar = work.pipe(row, text=False).transformer, work.bar("sensitivity")
-    with work.timed("model forward"):
+    recorded = _forwards(session, row, row.calibration[:SENSITIVITY_PROMPTS], every)
+    units = make_units(session.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
+    transformer, bar = session.pipe(row, text=False).transformer, session.bar("sensitivity")
+    with session.timed("model forward"):
         return sensitivity(transformer, units, row.recipe, recorded, progress=bar)
 
 
-def forwards(work: Workshop, row: Row) -> list[Forward]:
+def forwards(session: Session, row: Row) -> list[Forward]:
     """Every step of the 16-bit model on the first batch of captions kept for measuring."""
-    return _forwards(work, row, row.measuring[: row.config.generate.batch_size])
+    return _forwards(session, row, row.measuring[: row.config.generate.batch_size])
 
 
-def _forwards(work: Workshop, row: Row, prompts: Sequence[Prompt], every: int = 1) -> list[Forward]:
-    from loraq.replay import record_forwards
-
+def _forwards(
+    session: Session, row: Row, prompts: Sequence[Prompt], every: int = 1
+) -> list[Forward]:
     config, size = row.config, row.config.generate.batch_size
     seed = config.calibration.seed
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-        _pipe(work, row, prompts, Path(scratch) / "text") as (pipe, embeddings),
+        _pipe(session, row, prompts, Path(scratch) / "text") as (pipe, embeddings),
     ):
         return record_forwards(pipe, config.model, prompts, seed, size, every, embeddings)
 
 
-def rows(work: Workshop, row: Row, use: str) -> dict[str, Tensor]:
+def rows(session: Session, row: Row, use: str) -> dict[str, Tensor]:
     """Captured rows; made here where the plan did not foresee that they are needed."""
-    return _load(_folder(work, row, f"inputs:{use}"), row.device)
+    return _load(_folder(session, row, f"inputs:{use}"), row.device)
 
 
 def _load(folder: Path, device: str) -> dict[str, Tensor]:
@@ -159,25 +153,22 @@ def _load(folder: Path, device: str) -> dict[str, Tensor]:
     return {name: x.to(device) for path in files for name, x in load_file(path).items()}
 
 
-def activations(work: Workshop, row: Row) -> Activations:
+def activations(session: Session, row: Row) -> Activations:
     """What the row's recipe may read: nothing for a data-free one."""
-    from loraq.quantization.activations import Activations
-    from loraq.quantization.calibration import moments_from
-
     recipe = row.recipe
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(_load(_folder(work, row, "moments"), row.device))
+        moments = moments_from(_load(_folder(session, row, "moments"), row.device))
     if recipe.needs_sensitivity:
-        sensitivity = json.loads((_folder(work, row, "sensitivity") / SENSITIVITY).read_text())
-    read = rows(work, row, "calibrate") if recipe.needs_rows else None
+        sensitivity = json.loads((_folder(session, row, "sensitivity") / SENSITIVITY).read_text())
+    read = rows(session, row, "calibrate") if recipe.needs_rows else None
     return Activations(rows=read, moments=moments, sensitivity=sensitivity)
 
 
-def _folder(work: Workshop, row: Row, stage: str) -> Path:
+def _folder(session: Session, row: Row, stage: str) -> Path:
     product = stage.split(":")[0]
-    folder = work.store.path(product, row.keys[stage])
+    folder = session.store.path(product, row.keys[stage])
     if not folder.is_dir():
-        calibrate(work, row, stage)
+        calibrate(session, row, stage)
     return folder

@@ -10,7 +10,7 @@ Where jobs run is Hydra's business: `hydra/launcher=basic` (here, one after the 
 
 from __future__ import annotations
 
-from loraq.sweep.launch import again, launch
-from loraq.sweep.watch import summary as status
+from loraq.runner.sweep.launch import again, launch
+from loraq.runner.sweep.watch import summary as status
 
 __all__ = ["again", "launch", "status"]

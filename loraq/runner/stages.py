@@ -1,0 +1,101 @@
+"""The stages after the activations: quantise, generate, measure. `run.py` orders them.
+
+Every stage takes its product's lock, looks
+again whether it is there, and writes it aside before it counts as finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraq.models.layers import Layer
+from loraq.quantization.group_file import load_group
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.quantizer import quantize_model
+from loraq.runner import embeddings
+from loraq.runner import generate as generation
+from loraq.runner.calibrate import activations
+from loraq.runner.product_keys import Row, stage_kind
+from loraq.runner.session import Session
+
+
+def quantise(session: Session, row: Row) -> QuantizedModel:
+    """The row's packed layers: made group by group, or read where they are finished."""
+    assert row.recipe is not None
+    name, recipe = row.keys["quantised"], row.recipe
+    layers = session.layers(row, row.recipe.skip)
+    with session.store.lock("quantised", name):
+        if session.store.finished("quantised", name):
+            with session.timed("read packed layers"):
+                return read_packed(session.store.path("quantised", name), layers)
+        read = activations(session, row)
+        info: dict[str, Any] = {"kind": stage_kind(row, "quantised"), "units": 1}
+        with (
+            session.timed("quantise"),
+            session.store.write("quantised", name, info, resume=True) as folder,
+        ):
+            bar, family = session.bar("quantise"), row.config.model.family
+            transformer = session.transformer(row)
+            release = session.release(row)
+            model = quantize_model(transformer, layers, recipe, read, folder, bar, family, release)
+            info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
+            return model
+
+
+def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
+    """A finished product's packed layers; its files were checked against their checksums."""
+    found, info = {}, {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors, info[path.stem] = load_group(path)
+        found.update(tensors)
+    return QuantizedModel({layer.name: found[layer.name] for layer in layers}, info)
+
+
+def embed(session: Session, row: Row) -> Path:
+    """The folder with the embeddings of the row's prompts, made where they are missing."""
+    name = row.keys["embeddings"]
+    info: dict[str, Any] = {"kind": stage_kind(row, "embeddings"), "units": len(row.prompts)}
+    with session.store.lock("embeddings", name):
+        if not session.store.finished("embeddings", name):
+            pipe, bar = (
+                session.text_pipe(row),
+                functools.partial(session.each, text="text", unit="batch"),
+            )
+            with (
+                session.timed("text encoder"),
+                session.store.write("embeddings", name, info, resume=True) as folder,
+            ):
+                size = row.config.generate.batch_size
+                embeddings.write(pipe, row.config.model, row.prompts, size, folder, bar)
+    return session.store.path("embeddings", name)
+
+
+def generate(session: Session, row: Row) -> None:
+    """The row's images, batch by batch; processes that want the same ones share the batches."""
+    name, text = row.keys["images"], embed(session, row)
+    info: dict[str, Any] = {"kind": stage_kind(row, "images"), "units": len(row.prompts)}
+    model = None if row.recipe is None else quantise(session, row)
+    pipe = session.pipe(row, text=False)
+    with session.store.share("images", name, info) as folder:
+        if folder is None:
+            return
+        with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
+            claim = functools.partial(session.store.claim, "images", name)
+            generation.generate(
+                *(pipe, row.config.model, row.prompts, row.config.generate),
+                *(folder, session.bar("images"), claim),
+                lambda number: embeddings.read(text, number, row.device),
+            )
+        if folder.is_dir():
+            info["seconds"] = generation.generation_seconds(folder)
+
+
+def applied(
+    model: QuantizedModel | None, transformer: Any, compute: str
+) -> contextlib.AbstractContextManager[None]:
+    """The transformer with the packed layers in their places; unchanged for the 16-bit row."""
+    return contextlib.nullcontext() if model is None else model.applied(transformer, compute)
