@@ -63,9 +63,10 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
 	$(BIN)/python -m pytest -m browser tests/report
 
-check: $(INSTALLED_DEV) ## lint, formatting and types of the public API
+check: $(INSTALLED_DEV) ## lint, formatting, types, and the order of the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(INSTALLED_DEV) ## format the code in place
