@@ -15,7 +15,9 @@ from loraq.metrics.common.features import (
     load_features,
     save_features,
 )
-from loraq.metrics.common.image_set import ImageSet, Options, module
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.result import Options
+from loraq.metrics.registry import find_metric
 from loraq.runner.store import Store
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import cached_hash, key
@@ -47,7 +49,7 @@ def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
     """`real` with the features that the metrics read, so that no row extracts them again."""
     if not isinstance(real, ImageSet):
         return real
-    if not any(module(name).NEEDS == "real" for name in config.metrics.names):
+    if not any(find_metric(name).NEEDS == "real" for name in config.metrics.names):
         return real
     extractor = choose(config.metrics.extractor, real)
     weights = cached_hash(EXTRACTORS[extractor].weights())
