@@ -11,9 +11,10 @@ from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.runner import embeddings
 from loraq.runner.generate import image_batch
-from loraq.runner.plan import check, make_plan
+from loraq.runner.plan import check_rows, make_plan
+from loraq.runner.rows import Stage
 from loraq.runner.session import Session
-from loraq.runner.stages import applied, quantise
+from loraq.runner.stages import applied, quantize
 from loraq.runner.store import Store
 from loraq.utils.memory import free_bytes, held_bytes, peak
 
@@ -60,17 +61,17 @@ def fit(overrides: Sequence[str], progress: bool = True) -> Fit:
     """Measure the last row that `overrides` describe; it is quantised first where it is not yet."""
     config = load_rows(overrides)[-1]
     store = Store(config.output)
-    row = make_plan([config], store, last="quantised")[0]
-    check([row])
+    row = make_plan([config], store, last=Stage.QUANTIZED)[0]
+    check_rows([row])
     session, model = Session(store, progress), replace(config.model, steps=STEPS)
     with session.using(row):
-        packed = None if row.recipe is None else quantise(session, row)
+        packed = None if row.recipe is None else quantize(session, row)
         prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
         with tempfile.TemporaryDirectory() as folder:
-            embeddings.write(
+            embeddings.write_embeddings(
                 session.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list
             )
-            text = embeddings.read(Path(folder), 0, row.device)
+            text = embeddings.read_embeddings(Path(folder), 0, row.device)
         pipe, peaks = session.pipe(row, text=False), {}
         with applied(packed, pipe.transformer, row.config.compute):
             before, free = held_bytes(row.device), free_bytes(row.device)

@@ -24,7 +24,8 @@ from loraq.quantization.calibration import InputCapture, MomentCapture, moment_t
 from loraq.quantization.grouping import make_units
 from loraq.runner import generate as generation
 from loraq.runner.embeddings import encode_together
-from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS, Row, stage_kind
+from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS
+from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
 from loraq.runner.trajectories import Forward, record_forwards, sensitivity
 from loraq.utils.files import reporting_full_disk, write_json
@@ -35,16 +36,16 @@ if TYPE_CHECKING:
 SENSITIVITY = "sensitivity.json"
 
 
-def calibrate(session: Session, row: Row, stage: str) -> None:
+def calibrate(session: Session, row: Row, stage: Stage) -> None:
     """Make one product of activations: `inputs:calibrate`, `inputs:measure`, `moments`, …"""
-    product, name = stage.split(":")[0], row.keys[stage]
-    prompts = row.measuring if stage == "inputs:measure" else row.calibration
-    info = {"kind": stage_kind(row, stage), "units": len(prompts)}
+    product, name = row.product(stage)
+    prompts = row.measuring if stage is Stage.MEASURING_INPUTS else row.calibration
+    info = {"kind": row.kind(stage), "units": len(prompts)}
     with session.store.lock(product, name):
         if session.store.finished(product, name):
             return
         with session.store.write(product, name, info) as folder, reporting_full_disk(folder):
-            if product == "sensitivity":
+            if stage is Stage.SENSITIVITY:
                 write_json(folder / SENSITIVITY, _sensitivity(session, row))
             else:
                 _capture(session, row, product, prompts, folder)
@@ -140,9 +141,9 @@ def _forwards(
         return record_forwards(pipe, config.model, prompts, seed, size, every, embeddings)
 
 
-def rows(session: Session, row: Row, use: str) -> dict[str, Tensor]:
+def rows(session: Session, row: Row, stage: Stage) -> dict[str, Tensor]:
     """Captured rows; made here where the plan did not foresee that they are needed."""
-    return _load(_folder(session, row, f"inputs:{use}"), row.device)
+    return _load(_folder(session, row, stage), row.device)
 
 
 def _load(folder: Path, device: str) -> dict[str, Tensor]:
@@ -159,16 +160,17 @@ def activations(session: Session, row: Row) -> Activations:
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(_load(_folder(session, row, "moments"), row.device))
+        moments = moments_from(_load(_folder(session, row, Stage.MOMENTS), row.device))
     if recipe.needs_sensitivity:
-        sensitivity = json.loads((_folder(session, row, "sensitivity") / SENSITIVITY).read_text())
-    read = rows(session, row, "calibrate") if recipe.needs_rows else None
+        sensitivity = json.loads(
+            (_folder(session, row, Stage.SENSITIVITY) / SENSITIVITY).read_text()
+        )
+    read = rows(session, row, Stage.CALIBRATION_INPUTS) if recipe.needs_rows else None
     return Activations(rows=read, moments=moments, sensitivity=sensitivity)
 
 
-def _folder(session: Session, row: Row, stage: str) -> Path:
-    product = stage.split(":")[0]
-    folder = session.store.path(product, row.keys[stage])
+def _folder(session: Session, row: Row, stage: Stage) -> Path:
+    folder = session.store.path(*row.product(stage))
     if not folder.is_dir():
         calibrate(session, row, stage)
     return folder

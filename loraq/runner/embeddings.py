@@ -60,7 +60,7 @@ def encode_together(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) ->
     return {name: tensor for name, tensor in pairs if tensor is not None}
 
 
-def write(
+def write_embeddings(
     pipe: Any, model: ModelConfig, prompts: Sequence[Prompt], size: int, folder: Path, bar: Any
 ) -> None:
     """One file a batch of `size` prompts; a file that is there is kept."""
@@ -70,7 +70,7 @@ def write(
             write_bytes(path, _packed(encode(pipe, model, batch)))
 
 
-def read(folder: Path, number: int, device: str) -> dict[str, Tensor]:
+def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]:
     """The embeddings of batch `number`, as `encode` returned them up to tokens without weight."""
     from safetensors import safe_open
 

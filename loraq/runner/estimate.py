@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.models.source import resolve_folder
-from loraq.runner.product_keys import ACTIVATIONS, Row, stage_kind
+from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
 
 
-def describe(rows: Sequence[Row], store: Store) -> str:
+def describe_plan(rows: Sequence[Row], store: Store) -> str:
     """The plan for `--dry-run`: per row what is cached, what will be made, time and disk."""
     lines, total_seconds, total_bytes = [], 0.0, 0.0
     planned: set[tuple[str, str]] = set()
     for row in rows:
         lines.append(f"{row.name}  ({row.label})")
-        for stage in (*ACTIVATIONS, "quantised", "embeddings", "images", "measured", "record"):
-            if stage not in row.keys:
-                continue
-            product = (stage.split(":")[0], row.keys[stage])
+        for stage in row.stages:
+            product = row.product(stage)
             if stage not in row.todo:
                 there = store.path(*product).is_dir()
                 state = "cached" if there or product in planned else "not needed"
@@ -52,25 +50,25 @@ def remaining(rows: Sequence[Row], store: Store) -> float:
     seconds, counted = 0.0, set()
     for row in rows:
         for stage in sorted(row.todo):
-            product = (stage.split(":")[0], row.keys[stage])
+            product = row.product(stage)
             if product not in counted and not store.path(*product).is_dir():
                 counted.add(product)
                 seconds += _estimate(row, stage, store)[0]
     return seconds
 
 
-def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
+def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
     """(seconds, bytes, where they come from): measured rates of earlier runs, else stated ones."""
     units = {
-        "inputs:calibrate": len(row.calibration),
-        "moments": len(row.calibration),
-        "inputs:measure": len(row.measuring),
-        "images": len(row.prompts),
-        "embeddings": len(row.prompts),
+        Stage.CALIBRATION_INPUTS: len(row.calibration),
+        Stage.MOMENTS: len(row.calibration),
+        Stage.MEASURING_INPUTS: len(row.measuring),
+        Stage.IMAGES: len(row.prompts),
+        Stage.EMBEDDINGS: len(row.prompts),
     }.get(stage, 1)
-    kind = stage_kind(row, stage)
+    kind = row.kind(stage)
     measured = []
-    folder = store.root / stage.split(":")[0]
+    folder = store.root / stage.folder
     for path in folder.iterdir() if folder.is_dir() else ():
         manifest = store.manifest(folder.name, path.name)
         info = (manifest or {}).get("info", {})
@@ -85,7 +83,7 @@ def _estimate(row: Row, stage: str, store: Store) -> tuple[float, float, str]:
     return _stated(row, stage, units)
 
 
-def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
+def _stated(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
     """Rates stated from counting operations: 40 GFLOP/s on a CPU, 100 TFLOP/s on a GPU."""
     model = row.config.model
     folder = resolve_folder(model) / "transformer"
@@ -104,5 +102,5 @@ def _stated(row: Row, stage: str, units: int) -> tuple[float, float, str]:
         "quantised": (weights * 2e-6, weights * 0.7),
         "measured": (len(row.prompts) * pixels * 1e-5, 1e5),
         "record": (0.1, 1e5),
-    }[stage.split(":")[0]]
+    }[stage.folder]
     return seconds, size, "from stated rates"

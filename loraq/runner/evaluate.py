@@ -21,10 +21,10 @@ from loraq.results import record as records
 from loraq.results.record import Record
 from loraq.runner import generate as generation
 from loraq.runner.calibrate import forwards, rows
-from loraq.runner.product_keys import ACTIVATIONS, Row, stage_kind
 from loraq.runner.real_images import real_images, with_features
+from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.runner.session import Session
-from loraq.runner.stages import quantise
+from loraq.runner.stages import quantize
 from loraq.runner.store import Store
 from loraq.runner.trajectories import errors_by_role
 from loraq.utils.files import write_bytes
@@ -37,10 +37,10 @@ RECORD_FILE = "record.json"
 
 def measure(session: Session, row: Row) -> Record:
     """The row's record: what was measured, with its names, timings and origin."""
-    name = row.keys["record"]
-    info = {"kind": stage_kind(row, "record"), "units": 1}
-    with session.store.lock("record", name):
-        if session.store.finished("record", name):
+    name = row.keys[Stage.RECORD]
+    info = {"kind": row.kind(Stage.RECORD), "units": 1}
+    with session.store.lock(Stage.RECORD, name):
+        if session.store.finished(Stage.RECORD, name):
             return load_record(session.store, row)
         found = _measured(session, row)
         made = Record(
@@ -54,19 +54,19 @@ def measure(session: Session, row: Row) -> Record:
             **found,
             **records.origin(row.device),
         )
-        with session.store.write("record", name, info) as folder:
+        with session.store.write(Stage.RECORD, name, info) as folder:
             records.save(made, folder / RECORD_FILE)
         return load_record(session.store, row)
 
 
 def _measured(session: Session, row: Row) -> dict[str, Any]:
     """budget, layers, images, metrics, analyses: read where they are there, else measured."""
-    name = row.keys["measured"]
-    info = {"kind": stage_kind(row, "measured"), "units": 1}
-    path = session.store.path("measured", name) / MEASURED_FILE
-    with session.store.lock("measured", name):
-        if not session.store.finished("measured", name):
-            model = None if row.recipe is None else quantise(session, row)
+    name = row.keys[Stage.MEASURED]
+    info = {"kind": row.kind(Stage.MEASURED), "units": 1}
+    path = session.store.path(Stage.MEASURED, name) / MEASURED_FILE
+    with session.store.lock(Stage.MEASURED, name):
+        if not session.store.finished(Stage.MEASURED, name):
+            model = None if row.recipe is None else quantize(session, row)
             layers, budget = _errors(session, row, model)
             analyses = {} if model is None else _analyses(session, row, model)
             images, metrics = _metrics(session, row)
@@ -75,7 +75,7 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
             text = json.dumps(
                 to_plain(found, where="record"), indent=1, ensure_ascii=False, allow_nan=False
             )
-            with session.store.write("measured", name, info) as folder:
+            with session.store.write(Stage.MEASURED, name, info) as folder:
                 write_bytes(folder / MEASURED_FILE, text.encode())
     loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=decode_float)
     return loaded
@@ -101,19 +101,19 @@ def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def load_record(store: Store, row: Row) -> Record:
-    return records.load(store.path("record", row.keys["record"]) / RECORD_FILE)
+    return records.load(store.path(Stage.RECORD, row.keys[Stage.RECORD]) / RECORD_FILE)
 
 
-def image_set(store: Store, row: Row, stage: str = "images") -> Any:
+def image_set(store: Store, row: Row, key: str = Stage.IMAGES) -> Any:
     """The row's images in the order of its prompts."""
-    folder = store.path("images", row.keys[stage])
+    folder = store.path(Stage.IMAGES, row.keys[key])
     paths = [generation.image_path(folder, prompt) for prompt in row.prompts]
     return ImageSet.of_prompts(paths, row.prompts)
 
 
 def reference_set(store: Store, row: Row) -> Any:
     """The 16-bit model's images of the same prompts."""
-    return image_set(store, row, "reference")
+    return image_set(store, row, REFERENCE)
 
 
 def _errors(
@@ -122,7 +122,10 @@ def _errors(
     """(weight and output error of every layer, what the packed layers cost)."""
     if row.recipe is None or model is None:
         return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
-    layers, inputs = session.layers(row, row.recipe.skip), rows(session, row, "measure")
+    layers, inputs = (
+        session.layers(row, row.recipe.skip),
+        rows(session, row, Stage.MEASURING_INPUTS),
+    )
     with session.timed("metrics"):
         errors = layer_errors(model, session.pipe(row, text=False).transformer, layers, inputs)
         if row.recipe.allocation.kind != "uniform":
@@ -165,10 +168,10 @@ def _rank(model: QuantizedModel) -> int | str:
 def _timings(store: Store, row: Row) -> dict[str, float]:
     """Seconds that each of the row's products took, over all attempts."""
     found = {}
-    for stage in (*ACTIVATIONS, "quantised", "images"):
-        manifest = store.manifest(stage.split(":")[0], row.keys.get(stage, "none"))
+    for stage in (*ACTIVATIONS, Stage.QUANTIZED, Stage.IMAGES):
+        manifest = store.manifest(*row.product(stage)) if stage in row.keys else None
         if manifest is not None:
-            found[stage] = float(manifest["info"]["seconds"])
+            found[stage.value] = float(manifest["info"]["seconds"])
     return found
 
 

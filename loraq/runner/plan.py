@@ -15,51 +15,58 @@ from loraq.layers.backends import check_compute
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
 from loraq.quantization.budget import planned_branch_bits
-from loraq.runner.product_keys import ACTIVATIONS, Row, keyed
+from loraq.runner.product_keys import keyed
 from loraq.runner.real_images import real_images
+from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
 
 
-def make_plan(configs: Sequence[Config], store: Store, last: str = "record") -> list[Row]:
-    """The rows with their keys, and for each what is still to be made, up to the stage `last`.
+def make_plan(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
+    """The rows with their keys and the stages that are still to be made, up to stage `last`.
 
-    Every product that is there is read and compared with its checksums; a damaged one is reported
-    and set aside by the store, and planned anew.
+    Every product that exists is read and compared with its checksums. The store reports a damaged
+    one and sets it aside; it is planned again.
     """
     batch_invariance.configure_cpu_math()
     rows = [keyed(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
 
-    def finished(stage: str, row: Row) -> bool:
-        product = (stage.split(":")[0], row.keys[stage])
+    def finished(stage: Stage, row: Row) -> bool:
+        product = row.product(stage)
         if product not in state:
             state[product] = store.finished(*product)
         return state[product]
 
     planned = []
     for row in rows:
-        there = {stage: finished(stage, row) for stage in row.keys if stage != "reference"}
-        damaged = {s for s in there if (s.split(":")[0], row.keys[s]) in store.corrupted}
-        ends = {"record": ("images", "record"), "images": ("images",)}.get(last, ())
-        todo = {stage for stage in ends if not there[stage]} | damaged
-        if "images" in todo and not there["embeddings"]:
-            todo.add("embeddings")
-        if "record" in todo and not there["measured"]:
-            todo.add("measured")
-        if row.recipe is not None:
-            if not there["quantised"] and (todo & {"images", "measured"} or last == "quantised"):
-                todo.add("quantised")
-            if not there["inputs:measure"] and "measured" in todo:
-                todo.add("inputs:measure")
-            if "quantised" in todo:
-                read = (stage for stage in ACTIVATIONS[:-1] if stage in row.keys)
-                todo |= {stage for stage in read if not there[stage]}
-        planned.append(dataclasses.replace(row, todo=frozenset(todo)))
+        there = {stage: finished(stage, row) for stage in row.stages}
+        planned.append(dataclasses.replace(row, todo=_todo(row, there, store, last)))
     return planned
 
 
-def check(rows: Sequence[Row]) -> None:
+def _todo(row: Row, there: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
+    """The stages to make, given which products are there."""
+    todo = {stage for stage in there if row.product(stage) in store.corrupted}
+    wanted = {Stage.RECORD: (Stage.IMAGES, Stage.RECORD), Stage.IMAGES: (Stage.IMAGES,)}
+    todo |= {stage for stage in wanted.get(last, ()) if not there[stage]}
+    if Stage.IMAGES in todo and not there[Stage.EMBEDDINGS]:
+        todo.add(Stage.EMBEDDINGS)
+    if Stage.RECORD in todo and not there[Stage.MEASURED]:
+        todo.add(Stage.MEASURED)
+    if row.recipe is None:
+        return frozenset(todo)
+    reads_layers = todo & {Stage.IMAGES, Stage.MEASURED} or last is Stage.QUANTIZED
+    if reads_layers and not there[Stage.QUANTIZED]:
+        todo.add(Stage.QUANTIZED)
+    if Stage.MEASURED in todo and not there[Stage.MEASURING_INPUTS]:
+        todo.add(Stage.MEASURING_INPUTS)
+    if Stage.QUANTIZED in todo:
+        todo |= {s for s in ACTIVATIONS[:-1] if s in there and not there[s]}
+    return frozenset(todo)
+
+
+def check_rows(rows: Sequence[Row]) -> None:
     """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":
@@ -67,7 +74,7 @@ def check(rows: Sequence[Row]) -> None:
                 "compute=triton runs on a GPU, and this run is on the CPU. Set compute=emulate "
                 "(the definition, on any device) or compute=auto."
             )
-        if "measured" in row.todo:
+        if Stage.MEASURED in row.todo:
             names = row.config.metrics.names
             needing = [name for name in names if metrics.find_metric(name).NEEDS == "real"]
             if needing and row.config.data.real is None:
@@ -77,7 +84,7 @@ def check(rows: Sequence[Row]) -> None:
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
             metrics.check_metrics(names, real_images(row.config) if needing else None, **options)
-    made = [row for row in rows if "quantised" in row.todo]
+    made = [row for row in rows if Stage.QUANTIZED in row.todo]
     if not made:
         return
     import torch

@@ -1,14 +1,7 @@
-"""What every row's products are called: the hash of exactly what each depends on.
+"""Keys of a row's products: the hash of exactly what each product depends on.
 
-Resolved settings, the weights' hash, the stage's version, and what matters of the environment.
-
-    inputs     activations of the 16-bit model (for calibrated methods, and for output errors);
-               moments and sensitivity likewise (activations.py)
-    quantised  packed layers
-    embeddings of the prompts, the text encoder's part of every image
-    images     PNGs; the reference row's serve every other row of the same prompts
-    measured   errors and metrics, without the row's names
-    record     what was measured, with names, settings, timings and origin
+A key covers resolved settings, the hash of the weights, the version of the stage's code, and what
+matters of the environment. `rows.py` lists the products.
 """
 
 from __future__ import annotations
@@ -16,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
@@ -27,6 +19,7 @@ from loraq.metrics.registry import find_metric
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
+from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.utils import batch_invariance
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import cached_hash, key
@@ -36,40 +29,11 @@ INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
 KERNELS_VERSION = 1
 RECORD_VERSION = 1
-ACTIVATIONS = ("inputs:calibrate", "moments", "sensitivity", "inputs:measure")
-"""Products of the 16-bit model's activations, in the order in which they are made."""
 SENSITIVITY_PROMPTS, SENSITIVITY_STEPS = 8, 4
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row with the keys of its products and the prompts that they read."""
-
-    config: Config
-    model_hash: str
-    device: str
-    threads: int
-    prompts: Sequence[Prompt]
-    calibration: Sequence[Prompt]
-    measuring: Sequence[Prompt]
-    keys: dict[str, str] = field(default_factory=dict)
-    todo: frozenset[str] = frozenset()
-
-    @property
-    def name(self) -> str:
-        return self.config.row or self.config.method
-
-    @property
-    def label(self) -> str:
-        return self.config.label or self.name
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return self.config.quant
-
-
 def keyed(config: Config) -> Row:
-    """A row's keys, each from exactly what the product depends on."""
+    """The row of a configuration with its keys; loads no model and changes nothing."""
     device, threads = find_device(config), thread_count(config)
     model_hash = weights_hash(config.model)
     prompts = data_prompts(config.data)
@@ -101,27 +65,27 @@ def keyed(config: Config) -> Row:
         **sampler,
     }
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
-    keys = {"images": reference, "reference": reference}
+    keys: dict[str, str] = {Stage.IMAGES: reference, REFERENCE: reference}
     if config.quant is not None:
-        keys["inputs:measure"] = key("inputs", drawing, measuring)
+        keys[Stage.MEASURING_INPUTS] = key("inputs", drawing, measuring)
         keys |= _calibration_keys(config.quant, drawing, calibration)
         read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
         found_by = config.quant.branch.kind, config.quant.branch.select
-        keys["quantised"] = key(
+        keys[Stage.QUANTIZED] = key(
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
             *(config.model.dtype, machine, *(read or [None])),
             *([BRANCH_VERSIONS[found_by]] if found_by in BRANCH_VERSIONS else []),
             *(["oneDNN"] if found_by[0] == "loraq" and batch_invariance.use_onednn(device) else []),
         )
-        keys["images"] = key(
+        keys[Stage.IMAGES] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
-            *(keys["quantised"], *_kernels(config, device)),
+            *(keys[Stage.QUANTIZED], *_kernels(config, device)),
         )
     judging = _judging(config, prompts)
     record = key("record", RECORD_VERSION, keys, judging, _named(config))
-    keys["measured"] = key("measured", RECORD_VERSION, keys, judging)
-    keys["record"] = record
-    keys["embeddings"] = _embeddings_key(sampler, config.model, prompts)
+    keys[Stage.MEASURED] = key("measured", RECORD_VERSION, keys, judging)
+    keys[Stage.RECORD] = record
+    keys[Stage.EMBEDDINGS] = _embeddings_key(sampler, config.model, prompts)
     return dataclasses.replace(row, keys=keys)
 
 
@@ -149,14 +113,14 @@ def _calibration_keys(
     recipe: Recipe, drawing: dict[str, Any], calibration: Sequence[Prompt]
 ) -> dict[str, str]:
     """Keys of the activations that the recipe reads; none for a data-free one."""
-    keys = {}
+    keys: dict[str, str] = {}
     if recipe.needs_rows:
-        keys["inputs:calibrate"] = key("inputs", drawing, calibration)
+        keys[Stage.CALIBRATION_INPUTS] = key("inputs", drawing, calibration)
     if recipe.needs_moments:
-        keys["moments"] = key("moments", drawing, calibration)
+        keys[Stage.MOMENTS] = key("moments", drawing, calibration)
     if recipe.needs_sensitivity:
         perturbing = [recipe.identity()[operand] for operand in ("weight", "activation")]
-        keys["sensitivity"] = key(
+        keys[Stage.SENSITIVITY] = key(
             *("sensitivity", drawing, calibration[:SENSITIVITY_PROMPTS], SENSITIVITY_STEPS),
             *(perturbing, recipe.skip, recipe.branch.share_qkv),
         )
@@ -210,16 +174,3 @@ def thread_count(config: Config) -> int:
     import torch
 
     return torch.get_num_threads() if config.threads is None else config.threads
-
-
-def stage_kind(row: Row, stage: str) -> str:
-    """Products of one kind cost alike: the key of recorded timings."""
-    emulated = "16-bit" if row.recipe is None else "emulated"
-    words = [stage.split(":")[0], row.config.model.name, row.device]
-    if stage == "images":
-        words += [emulated, f"{row.config.model.height}x{row.config.model.width}"]
-    if stage == "quantised" and row.recipe is not None:
-        words += [row.config.method]
-    if stage in ("measured", "record"):
-        words += [emulated, str(len(row.prompts))]
-    return " ".join(words)

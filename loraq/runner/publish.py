@@ -19,7 +19,7 @@ from loraq.results.tables.tables import write_tables
 from loraq.results.tables.text import to_markdown
 from loraq.results.tracking import IMAGES, TrackedImage, Tracker
 from loraq.runner.evaluate import image_set, reference_set
-from loraq.runner.product_keys import Row
+from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
 from loraq.utils.files import write_json
 
@@ -43,7 +43,7 @@ def publish(
     config = finished[0][0].config
     baseline = config.baseline if config.baseline in {record.row for record in records} else None
     listed = [
-        {"row": row.name, "record": row.keys["record"], "images": row.keys["images"]}
+        {"row": row.name, "record": row.keys[Stage.RECORD], "images": row.keys[Stage.IMAGES]}
         for row, _ in finished
     ]
     rows = {"baseline": baseline, "rows": listed}
@@ -55,7 +55,7 @@ def publish(
     with session.timed("W&B"):
         runs, mode = _track(session, finished, pictures)
     write_json(folder / ROWS_FILE, rows)
-    images = session.store.path("images", finished[-1][0].keys["images"])
+    images = session.store.path(*finished[-1][0].product(Stage.IMAGES))
     others = ", ".join([*_others(folder), ".tex", ".csv"])
     lines = [
         to_markdown(brief_table(records, baseline)),

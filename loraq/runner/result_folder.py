@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq.runner.product_keys import Row
+from loraq.runner.rows import Row
 from loraq.utils.hashing import key
 
 

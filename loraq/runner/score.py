@@ -17,8 +17,9 @@ from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
-from loraq.runner.plan import check, make_plan
+from loraq.runner.plan import check_rows, make_plan
 from loraq.runner.real_images import real_images
+from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate
 from loraq.runner.store import Store
@@ -106,8 +107,8 @@ def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | No
     from loraq.quantization.diffusers_packed import PackedQuantizer
 
     store = Store(config.output)
-    row = make_plan([config], store, last="images")[0]
-    check([row])
+    row = make_plan([config], store, last=Stage.IMAGES)[0]
+    check_rows([row])
     session, packed = Session(store, progress), None
     with session.using(row):
         transformer = session.pipe(row, text=False).transformer
@@ -115,4 +116,4 @@ def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | No
     if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}
-    return store.path("images", row.keys["images"]), packed
+    return store.path(*row.product(Stage.IMAGES)), packed

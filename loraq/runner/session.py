@@ -12,7 +12,7 @@ from typing import Any
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
-from loraq.runner.product_keys import Row
+from loraq.runner.rows import Row
 from loraq.runner.store import Store
 
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")

@@ -19,24 +19,24 @@ from loraq.quantization.quantizer import quantize_model
 from loraq.runner import embeddings
 from loraq.runner import generate as generation
 from loraq.runner.calibrate import activations
-from loraq.runner.product_keys import Row, stage_kind
+from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
 
 
-def quantise(session: Session, row: Row) -> QuantizedModel:
+def quantize(session: Session, row: Row) -> QuantizedModel:
     """The row's packed layers: made group by group, or read where they are finished."""
     assert row.recipe is not None
-    name, recipe = row.keys["quantised"], row.recipe
+    name, recipe = row.keys[Stage.QUANTIZED], row.recipe
     layers = session.layers(row, row.recipe.skip)
-    with session.store.lock("quantised", name):
-        if session.store.finished("quantised", name):
+    with session.store.lock(Stage.QUANTIZED, name):
+        if session.store.finished(Stage.QUANTIZED, name):
             with session.timed("read packed layers"):
-                return read_packed(session.store.path("quantised", name), layers)
+                return read_packed(session.store.path(Stage.QUANTIZED, name), layers)
         read = activations(session, row)
-        info: dict[str, Any] = {"kind": stage_kind(row, "quantised"), "units": 1}
+        info: dict[str, Any] = {"kind": row.kind(Stage.QUANTIZED), "units": 1}
         with (
             session.timed("quantise"),
-            session.store.write("quantised", name, info, resume=True) as folder,
+            session.store.write(Stage.QUANTIZED, name, info, resume=True) as folder,
         ):
             bar, family = session.bar("quantise"), row.config.model.family
             transformer = session.transformer(row)
@@ -57,38 +57,38 @@ def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
 
 def embed(session: Session, row: Row) -> Path:
     """The folder with the embeddings of the row's prompts, made where they are missing."""
-    name = row.keys["embeddings"]
-    info: dict[str, Any] = {"kind": stage_kind(row, "embeddings"), "units": len(row.prompts)}
-    with session.store.lock("embeddings", name):
-        if not session.store.finished("embeddings", name):
+    name = row.keys[Stage.EMBEDDINGS]
+    info: dict[str, Any] = {"kind": row.kind(Stage.EMBEDDINGS), "units": len(row.prompts)}
+    with session.store.lock(Stage.EMBEDDINGS, name):
+        if not session.store.finished(Stage.EMBEDDINGS, name):
             pipe, bar = (
                 session.text_pipe(row),
                 functools.partial(session.each, text="text", unit="batch"),
             )
             with (
                 session.timed("text encoder"),
-                session.store.write("embeddings", name, info, resume=True) as folder,
+                session.store.write(Stage.EMBEDDINGS, name, info, resume=True) as folder,
             ):
                 size = row.config.generate.batch_size
-                embeddings.write(pipe, row.config.model, row.prompts, size, folder, bar)
-    return session.store.path("embeddings", name)
+                embeddings.write_embeddings(pipe, row.config.model, row.prompts, size, folder, bar)
+    return session.store.path(Stage.EMBEDDINGS, name)
 
 
 def generate(session: Session, row: Row) -> None:
     """The row's images, batch by batch; processes that want the same ones share the batches."""
-    name, text = row.keys["images"], embed(session, row)
-    info: dict[str, Any] = {"kind": stage_kind(row, "images"), "units": len(row.prompts)}
-    model = None if row.recipe is None else quantise(session, row)
+    name, text = row.keys[Stage.IMAGES], embed(session, row)
+    info: dict[str, Any] = {"kind": row.kind(Stage.IMAGES), "units": len(row.prompts)}
+    model = None if row.recipe is None else quantize(session, row)
     pipe = session.pipe(row, text=False)
-    with session.store.share("images", name, info) as folder:
+    with session.store.share(Stage.IMAGES, name, info) as folder:
         if folder is None:
             return
         with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
-            claim = functools.partial(session.store.claim, "images", name)
+            claim = functools.partial(session.store.claim, Stage.IMAGES, name)
             generation.generate(
                 *(pipe, row.config.model, row.prompts, row.config.generate),
                 *(folder, session.bar("images"), claim),
-                lambda number: embeddings.read(text, number, row.device),
+                lambda number: embeddings.read_embeddings(text, number, row.device),
             )
         if folder.is_dir():
             info["seconds"] = generation.generation_seconds(folder)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any
 
 from loraq.utils.files import disk_error, remove_temporaries, write_json
 from loraq.utils.hashing import file_hash
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
@@ -60,10 +62,9 @@ class Store:
                 return True
             self.corrupted.add((stage, name))
             aside = folder.with_name(f"{name}.corrupted")
-            print(
-                f"loraq: cached product {folder} is corrupted ({reason}); it is set aside as "
-                f"{aside.name} and made again.",
-                file=sys.stderr,
+            log.warning(
+                "cached product %s is corrupted (%s); it is set aside as %s and made again.",
+                *(folder, reason, aside.name),
             )
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)
@@ -91,7 +92,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"loraq: another process makes {stage}/{name}; waiting for it.", file=sys.stderr)
+            log.warning("another process makes %s/%s; waiting for it.", stage, name)
             lock.acquire()
         try:
             yield

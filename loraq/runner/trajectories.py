@@ -82,7 +82,8 @@ def record_forwards(
 
 def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
     """A forward hook for one batch, which counts the calls and keeps every `every`-th."""
-    calls, latest = 0, []
+    calls = 0
+    latest: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         nonlocal calls, latest

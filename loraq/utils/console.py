@@ -1,27 +1,56 @@
-"""Messages for people on a terminal: errors without a traceback, durations."""
+"""Messages for people: the `loraq` logger on a terminal, errors without a traceback, durations.
+
+Modules log to `logging.getLogger(__name__)`. Commands and `run` show these messages as plain lines
+on stderr. A program can change that before it calls them:
+
+    logging.getLogger("loraq").setLevel(logging.ERROR)       # silence
+    logging.getLogger("loraq").addHandler(my_handler)        # redirect
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 
 from loraq.errors import LoraqError
 
+LOGGER = logging.getLogger("loraq")
+
+
+class TerminalHandler(logging.Handler):
+    """Writes messages as plain lines to the present `sys.stderr`; warnings start with `loraq:`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"loraq: {text}"
+        print(text, file=sys.stderr, flush=True)
+
+
+def show_messages() -> None:
+    """Show the messages on stderr (INFO and above), unless the `loraq` logger has a handler."""
+    if LOGGER.handlers:
+        return
+    LOGGER.addHandler(TerminalHandler())
+    LOGGER.propagate = False  # Hydra's own handlers would print every message again
+    if LOGGER.level == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+
 
 @contextlib.contextmanager
 def reporting_errors() -> Iterator[None]:
-    """Print a LoraqError without a traceback and exit with 2; on Ctrl-C exit with 130."""
+    """Log a LoraqError without a traceback and exit with 2; on Ctrl-C exit with 130."""
+    show_messages()
     try:
         yield
     except LoraqError as error:
-        print(f"loraq: {error}", file=sys.stderr)
+        LOGGER.error("%s", error)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(
-            "\nloraq: interrupted. Finished work is kept; run the same command again to resume.",
-            file=sys.stderr,
-        )
+        print(file=sys.stderr)  # after the ^C of the terminal
+        LOGGER.error("interrupted. Finished work is kept; run the same command again to resume.")
         raise SystemExit(130) from None
 
 

@@ -12,6 +12,7 @@ from loraq.compose import load_rows
 from loraq.data import Prompt
 from loraq.models import load_pipeline
 from loraq.runner import embeddings, session
+from loraq.runner.embeddings import read_embeddings, write_embeddings
 from loraq.runner.experiment import run
 from loraq.runner.generate import image_batch
 from loraq.utils import batch_invariance
@@ -49,9 +50,9 @@ def each(batches):
 def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_path, guidance):
     model = replace(model, guidance=guidance)
     pipe = load_pipeline(model)
-    embeddings.write(pipe, model, PROMPTS, 2, tmp_path, each)
+    write_embeddings(pipe, model, PROMPTS, 2, tmp_path, each)
     for number, batch in enumerate((PROMPTS[:2], PROMPTS[2:])):
-        text = embeddings.read(tmp_path, number, "cpu")
+        text = read_embeddings(tmp_path, number, "cpu")
         wanted = image_batch(pipe, model, batch, 0, "pt")
         bare = load_pipeline(model, without=session.TEXT)
         assert bare.text_encoder is None
@@ -63,18 +64,22 @@ def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_pa
 def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
     model = replace(model, call={**model.call, "negative_prompt": "green dog"})
     pipe = load_pipeline(model)
-    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
+    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
     wanted = image_batch(pipe, model, PROMPTS, 0, "pt")
     assert torch.equal(
-        image_batch(pipe, model, PROMPTS, 0, "pt", embeddings.read(tmp_path, 0, "cpu")), wanted
+        image_batch(pipe, model, PROMPTS, 0, "pt", read_embeddings(tmp_path, 0, "cpu")),
+        wanted,
     )
 
 
 def test_what_no_mask_shows_is_not_stored(model, tmp_path):
     pipe = load_pipeline(model, without=session.IMAGE)
     assert pipe.transformer is None and pipe.vae is None
-    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
-    made, held = embeddings.encode(pipe, model, PROMPTS), embeddings.read(tmp_path, 0, "cpu")
+    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
+    made, held = (
+        embeddings.encode(pipe, model, PROMPTS),
+        read_embeddings(tmp_path, 0, "cpu"),
+    )
     assert sorted(made) == sorted(held) == sorted(embeddings.NAMES)
     for name, tensor in made.items():
         masked = f"{name.removesuffix('_attention_mask').removesuffix('_embeds')}_attention_mask"
@@ -93,18 +98,18 @@ def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatc
         n: t * 0 if "mask" in n else t for n, t in embeddings.encode(pipe, model, PROMPTS).items()
     }
     monkeypatch.setattr(embeddings, "encode", lambda *_: blind)
-    embeddings.write(pipe, model, PROMPTS, 3, tmp_path, each)
-    held = embeddings.read(tmp_path, 0, "cpu")
+    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
+    held = read_embeddings(tmp_path, 0, "cpu")
     assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
 
 
 def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
     pipe = load_pipeline(model, without=session.IMAGE)
-    embeddings.write(pipe, model, PROMPTS, 1, tmp_path, each)
+    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     (tmp_path / "00001.safetensors").unlink()
     made, original = [], embeddings.encode
     monkeypatch.setattr(embeddings, "encode", lambda *a: made.append(a[2]) or original(*a))
-    embeddings.write(pipe, model, PROMPTS, 1, tmp_path, each)
+    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     assert made == [PROMPTS[1:2]]
 
 

@@ -19,11 +19,12 @@ from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.results import record as records
+from loraq.runner import experiment
 from loraq.runner import generate as generation
 from loraq.runner.experiment import run
-from loraq.runner.plan import check, make_plan
-from loraq.runner.product_keys import Row
+from loraq.runner.plan import check_rows, make_plan
 from loraq.runner.result_folder import result_folder
+from loraq.runner.rows import Row
 from loraq.runner.store import Store
 
 
@@ -63,9 +64,9 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
         rows = make_plan(load_rows([*asked, *more]), Store(str(output(overrides))))
         return [replace(row, device="cuda") for row in rows]
 
-    check(planned())
+    check_rows(planned())
     with pytest.raises(LoraqError, match=r"g16.*compute=emulate(.|\n)*in row 'loraq_o2'"):
-        check(planned("quant.activation.block=16"))
+        check_rows(planned("quant.activation.block=16"))
 
 
 def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
@@ -115,16 +116,14 @@ def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
 
 @pytest.mark.parametrize("fault", [LoraqError("no luck today"), RuntimeError("no luck today")])
 def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys, fault):
-    import loraq.run
-
-    original = loraq.run.quantise
+    original = experiment.quantize
 
     def fails(work, row):
         if row.name == "rtn":
             raise fault
         return original(work, row)
 
-    monkeypatch.setattr(loraq.run, "quantise", lambda work, row: fails(work, row))
+    monkeypatch.setattr(experiment, "quantize", lambda work, row: fails(work, row))
     with pytest.raises(LoraqError, match="1 of 2 rows failed"):
         run(["method=rtn", *overrides], progress=False)
     assert "no luck today" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from loraq.runner.experiment import run
 from loraq.runner.store import Store
 
 WORKER = """
-import sys, loraq.generate as g
+import sys, loraq.runner.generate as g
 from loraq.run import run
 made = g.image_batch
 def counted(pipe, model, batch, *rest, **more):

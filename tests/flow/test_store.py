@@ -71,7 +71,7 @@ def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
 
 LOOK = """
 import sys
-from loraq.store import Store
+from loraq.runner.store import Store
 sys.stdin.readline()  # all at once
 print(Store(sys.argv[1]).finished("images", "k"))
 """

@@ -22,7 +22,7 @@ from loraq.runner.sweep import jobs, launch, watch, worker
 @pytest.fixture
 def planned(overrides):
     """Two jobs that have not begun."""
-    return jobs.make_plan(["method=rtn,lqer", *overrides])
+    return jobs.plan_sweep(["method=rtn,lqer", *overrides])
 
 
 def by_name(folder: Path) -> list[str]:
@@ -33,17 +33,17 @@ def test_jobs_are_the_product_of_what_is_swept_over(planned):
     plan, folder = planned
     assert [plan.title(number) for number in (0, 1)] == ["method=rtn", "method=lqer"]
     assert by_name(folder) == ["queued", "queued"]
-    assert jobs.read(folder) == plan
+    assert jobs.read_sweep_plan(folder) == plan
     assert len(swept(["method=rtn,lqer,loftq", "quant.seed=range(0,3)"])) == 9
     assert [job[0] for job in swept(["method=glob(loraq_o*)"])] == [
         "method=loraq_o1", "method=loraq_o2",
     ]  # fmt: skip
     with pytest.raises(LoraqError, match=r"interval\(0,3\).*KEY=range"):
-        jobs.make_plan(["method=rtn", "quant.seed=interval(0,3)"])
+        jobs.plan_sweep(["method=rtn", "quant.seed=interval(0,3)"])
 
 
 def test_an_experiments_rows_are_its_jobs(overrides):
-    plan, _ = jobs.make_plan(["experiment=demo", *overrides])
+    plan, _ = jobs.plan_sweep(["experiment=demo", *overrides])
     assert [plan.title(number) for number in range(4)] == [
         "row=rtn", "row=svdquant", "row=loraq_o2_int8", "row=loraq_o2_w4a8",
     ]  # fmt: skip
@@ -56,7 +56,7 @@ def test_an_experiments_rows_are_its_jobs(overrides):
 
 def test_a_mistake_in_one_job_stops_all_before_they_begin(overrides, tmp_path):
     with pytest.raises(LoraqError, match="Did you mean 'lqer'"):
-        jobs.make_plan(["method=rtn,lqr", *overrides])
+        jobs.plan_sweep(["method=rtn,lqr", *overrides])
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
@@ -88,7 +88,7 @@ def test_other_code_or_another_configuration_is_refused(planned, capsys):
         (replace(plan, code="0" * 16), "other code"),
         (replace(plan, jobs=[replace(plan.jobs[0], config="0" * 16)]), "another configuration"),
     ):
-        other = jobs.write(odd, folder.parent.parent)
+        other = jobs.write_sweep_plan(odd, folder.parent.parent)
         worker.work(other, 0)
         assert watch.states(other)[0].name == "failed"
         assert words in watch.states(other)[0].text and words in capsys.readouterr().err

@@ -53,7 +53,7 @@ class Plan:
         return " ".join(own)
 
 
-def make_plan(overrides: Sequence[str]) -> tuple[Plan, Path]:
+def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
     """The jobs, each composed and checked, and the folder where their plan is written.
 
     Where nothing is swept over but an experiment is named, its rows are the jobs.
@@ -71,10 +71,10 @@ def make_plan(overrides: Sequence[str]) -> tuple[Plan, Path]:
         whole = plain
     jobs = [Job(one, fingerprint(rows)) for one, rows in zip(lists, composed, strict=True)]
     plan = Plan(str(Path.cwd()), commit(), code_hash(), launcher, jobs, whole)
-    return plan, write(plan, Path(composed[0][0].output))
+    return plan, write_sweep_plan(plan, Path(composed[0][0].output))
 
 
-def write(plan: Plan, output: Path) -> Path:
+def write_sweep_plan(plan: Plan, output: Path) -> Path:
     """A new folder under OUTPUT/sweeps with the plan in it."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = output.resolve() / "sweeps" / f"{stamp}-{key(plan)[:4]}"
@@ -83,7 +83,7 @@ def write(plan: Plan, output: Path) -> Path:
     return folder
 
 
-def read(folder: Path) -> Plan:
+def read_sweep_plan(folder: Path) -> Plan:
     """The plan of a sweep; LoraqError where there is none."""
     path = folder / PLAN
     if not path.is_file():

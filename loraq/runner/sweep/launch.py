@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,12 @@ from loraq.runner.plan import make_plan
 from loraq.runner.store import Store
 from loraq.runner.sweep import jobs, watch
 from loraq.runner.sweep.worker import work
+from loraq.utils.console import show_messages
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
 
 PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 
@@ -28,13 +32,13 @@ PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 def launch(overrides: Sequence[str]) -> str:
     """Plan the jobs, run them all, and return the summary; LoraqError where any did not finish."""
     _check_launcher(overrides)
-    plan, folder = jobs.make_plan(overrides)
+    plan, folder = jobs.plan_sweep(overrides)
     return _launch(plan, folder)
 
 
 def again(folder: Path, overrides: Sequence[str] = ()) -> str:
     """The jobs of a sweep that failed, were lost or never began, as a sweep of their own."""
-    old, numbers = jobs.read(folder), watch.unfinished(folder)
+    old, numbers = jobs.read_sweep_plan(folder), watch.unfinished(folder)
     if not numbers:
         return f"Nothing to do again.\n{watch.summary(folder)}"
     odd = [o for o in overrides if not o.startswith("hydra")]
@@ -45,11 +49,12 @@ def again(folder: Path, overrides: Sequence[str] = ()) -> str:
     launcher = list(overrides) or old.launcher
     _check_launcher(launcher)
     plan = replace(old, commit=jobs.commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh)
-    return _launch(plan, jobs.write(plan, folder.resolve().parent.parent))
+    return _launch(plan, jobs.write_sweep_plan(plan, folder.resolve().parent.parent))
 
 
 def _launch(plan: jobs.Plan, folder: Path) -> str:
-    print(f"{watch.counted(plan)}, {folder}", file=sys.stderr, flush=True)
+    show_messages()
+    log.info("%s, %s", watch.counted(plan), folder)
     with contextlib.suppress(watch.AllEnded), watch.Watch(folder):
         if not _hydra(plan, folder):
             watch.wait(folder)
@@ -100,7 +105,7 @@ def _hydra(plan: jobs.Plan, folder: Path) -> bool:
         )()
     except SystemExit as stop:
         if stop.code not in (0, None):
-            print("loraq: Hydra's launcher ended with an error (above).", file=sys.stderr)
+            log.error("Hydra's launcher ended with an error (above).")
             return False
     finally:
         sys.argv = before

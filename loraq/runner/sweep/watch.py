@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +14,8 @@ from pathlib import Path
 from loraq.runner.sweep import jobs
 from loraq.runner.sweep.worker import lock_file, status_file
 from loraq.utils.console import duration
+
+log = logging.getLogger(__name__)
 
 ENDED = ("done", "skipped", "failed", "lost")
 ORDER = ("done", "skipped", "failed", "lost", "running", "queued")
@@ -46,7 +48,7 @@ def state(folder: Path, number: int) -> State:
 
 
 def states(folder: Path) -> list[State]:
-    return [state(folder, number) for number in range(len(jobs.read(folder).jobs))]
+    return [state(folder, number) for number in range(len(jobs.read_sweep_plan(folder).jobs))]
 
 
 def _held(lock: Path) -> bool:
@@ -76,7 +78,7 @@ class Watch:
 
     def __init__(self, folder: Path, every: float = 1.0) -> None:
         self.folder, self.every = folder, every
-        self.plan = jobs.read(folder)
+        self.plan = jobs.read_sweep_plan(folder)
         self.told: set[int] = set()
         self.started = time.monotonic()
         self._stop = threading.Event()
@@ -120,7 +122,7 @@ class Watch:
                 rest = spent / len(self.told) * (count - len(self.told))
                 left = f", about {duration(rest)} left"
             line = f"[{len(self.told)}/{count}{left}] {found.name}: {self.plan.title(number)}"
-            print(f"{line}\n  {found.text}", file=sys.stderr, flush=True)
+            log.info("%s\n  %s", line, found.text)
 
 
 def wait(folder: Path) -> None:
@@ -147,7 +149,7 @@ def counted(plan: jobs.Plan) -> str:
 
 def summary(folder: Path) -> str:
     """How many jobs ended how, each with its outcome, and what to do about those that failed."""
-    plan, found = jobs.read(folder), states(folder)
+    plan, found = jobs.read_sweep_plan(folder), states(folder)
     counts = Counter(one.name for one in found)
     parts = [f"{counts[name]} {name}" for name in ORDER if counts[name]]
     lines = [f"{counted(plan)}: {', '.join(parts)}"]

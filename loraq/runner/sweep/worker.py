@@ -8,11 +8,11 @@ process died is told apart from one that still works.
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from loraq.errors import LoraqError
 from loraq.runner.experiment import run
 from loraq.runner.publish import summary
 from loraq.runner.sweep import jobs
+from loraq.utils.console import show_messages
 from loraq.utils.files import write_json
+
+log = logging.getLogger(__name__)
 
 
 def status_file(folder: Path, number: int) -> Path:
@@ -36,22 +39,23 @@ def work(folder: Path, number: int) -> None:
     """Run job `number` of the plan in `folder`: done, skipped (all was there) or failed."""
     from filelock import FileLock
 
+    show_messages()
     started = time.time()
     status: dict[str, Any] = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
     status["started"] = started
     with FileLock(str(lock_file(folder, number))):
         write_json(status_file(folder, number), status)
         try:
-            status |= _run(jobs.read(folder), number)
+            status |= _run(jobs.read_sweep_plan(folder), number)
         except LoraqError as error:
             status |= {"state": "failed", "error": str(error)}
         except Exception as error:
-            traceback.print_exc()
-            status |= {"state": "failed", "error": f"a fault of ours: {error!r}"}
+            log.exception("job %d failed with an internal error (please report):", number)
+            status |= {"state": "failed", "error": f"internal error: {error!r}"}
         status["seconds"] = time.time() - started
         write_json(status_file(folder, number), status)
     if "error" in status:
-        print(f"loraq: job {number} failed: {status['error']}", file=sys.stderr, flush=True)
+        log.error("job %d failed: %s", number, status["error"])
 
 
 def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:

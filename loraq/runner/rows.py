@@ -1,0 +1,104 @@
+"""One row of an experiment: its configuration, its prompts, and the keys of its products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from loraq.config import Config, Recipe
+from loraq.data import Prompt
+
+
+class Stage(StrEnum):
+    """What a row is made of, in the order in which it is made; each is a product of the store."""
+
+    CALIBRATION_INPUTS = "inputs:calibrate"
+    """Rows of every layer's input, for methods that read them."""
+    MOMENTS = "moments"
+    """Second moments of every layer's input, for methods that read them."""
+    SENSITIVITY = "sensitivity"
+    """How much each layer's error changes the transformer's output, for allocation."""
+    MEASURING_INPUTS = "inputs:measure"
+    """Rows of every layer's input on other captions, for measuring output errors."""
+    QUANTIZED = "quantised"
+    """The packed layers."""
+    EMBEDDINGS = "embeddings"
+    """Text embeddings of the prompts."""
+    IMAGES = "images"
+    """PNG files. Those of the 16-bit row are the reference of all rows with the same prompts."""
+    MEASURED = "measured"
+    """Errors and metrics, without the row's names."""
+    RECORD = "record"
+    """What was measured, with names, settings, timings and origin."""
+
+    @property
+    def folder(self) -> str:
+        """The product's folder in the store; both kinds of inputs share one."""
+        return "inputs" if self.value.startswith("inputs") else self.value
+
+
+ACTIVATIONS = (
+    Stage.CALIBRATION_INPUTS,
+    Stage.MOMENTS,
+    Stage.SENSITIVITY,
+    Stage.MEASURING_INPUTS,
+)
+"""Stages that run the 16-bit model for its activations, in order."""
+REFERENCE = "reference"
+"""Name under which a row keeps the key of the 16-bit images that it is compared with."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with the keys of its products and the prompts that they read.
+
+    keys: stage → key of its product in the store, and `REFERENCE`. todo: stages still to be made.
+    """
+
+    config: Config
+    model_hash: str
+    device: str
+    threads: int
+    prompts: Sequence[Prompt]
+    calibration: Sequence[Prompt]
+    measuring: Sequence[Prompt]
+    keys: dict[str, str] = field(default_factory=dict)
+    todo: frozenset[Stage] = frozenset()
+
+    @property
+    def name(self) -> str:
+        return self.config.row or self.config.method
+
+    @property
+    def label(self) -> str:
+        return self.config.label or self.name
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return self.config.quant
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that this row has, in order."""
+        return [stage for stage in Stage if stage in self.keys]
+
+    def product(self, stage: Stage) -> tuple[str, str]:
+        """(folder, key) of a stage's product in the store."""
+        return stage.folder, self.keys[stage]
+
+    def kind(self, stage: Stage) -> str:
+        """Products of one kind take about as long: the label of recorded timings."""
+        emulated = "16-bit" if self.recipe is None else "emulated"
+        model = self.config.model
+        words = [stage.folder, model.name, self.device]
+        if stage is Stage.IMAGES:
+            words += [emulated, f"{model.height}x{model.width}"]
+        elif stage is Stage.QUANTIZED:
+            words += [self.config.method]
+        elif stage in (Stage.MEASURED, Stage.RECORD):
+            words += [emulated, str(len(self.prompts))]
+        return " ".join(words)
+
+    def __repr__(self) -> str:
+        return f"Row({self.name!r}, todo=[{', '.join(s for s in Stage if s in self.todo)}])"
