@@ -8,7 +8,7 @@ A page marks what is generated; everything between the two lines is rewritten:
 `table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits) and `brief EXPERIMENT`, both with @ROW
 behind where differences are not to the experiment's own baseline, `time EXPERIMENT`,
 `times all` (a table of all experiments'), `seconds EXPERIMENT` (each row's), `reported FILE`,
-`bench RECORD` of results/bench/.
+`bench RECORD` of results/bench/, `drawing packages`, `way weight` and `way prompt`.
 
     python -m loraq.readme           rewrite every page and the tables under results/
     python -m loraq.readme --check   only look; exit 2 and name what is stale
@@ -34,6 +34,7 @@ from loraq.results.committed import (
     result_names,
 )
 from loraq.results.pages import bench as bench_tables
+from loraq.results.pages import layout
 from loraq.results.pages import times as time_tables
 from loraq.results.tables.brief import brief_table
 from loraq.results.tables.tables import all_tables
@@ -165,4 +166,6 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "seconds": time_tables.seconds,
     "reported": reported,
     "bench": bench,
+    "drawing": layout.drawing,
+    "way": layout.way,
 }
