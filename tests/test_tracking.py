@@ -17,8 +17,8 @@ import loraq
 from loraq.errors import LoraqError
 from loraq.results.record import Record, from_json
 from loraq.results.tracking import TrackedImage, Tracker
-from loraq.results.tracking.contents import summary_of
-from loraq.results.tracking.tracker import PATIENCE, written
+from loraq.results.tracking.contents import run_summary
+from loraq.results.tracking.tracker import PATIENCE, find_finished_run
 from tests.wandb_server import Arrived, serve
 
 RECORD = Record(
@@ -86,7 +86,7 @@ def holds_the_record(server: Arrived, images: list[TrackedImage]) -> None:
     assert {name: config[name] for name in RECORD.config} == RECORD.config
     assert config["record"]["model_hash"] == "ab"
     summary = server.summary(RECORD.key)
-    assert {name: summary[name] for name in summary_of(RECORD)} == summary_of(RECORD)
+    assert {name: summary[name] for name in run_summary(RECORD)} == run_summary(RECORD)
     assert "fd_efflite0/lo" not in summary
     layers = server.table(RECORD.key, "layers")
     rows = [dict(zip(layers["columns"], line, strict=True)) for line in layers["data"]]
@@ -115,7 +115,7 @@ def test_an_offline_run_read_by_wandb_itself_holds_what_the_record_holds(
     assert (printed.out, printed.err) == ("", "")  # quiet console
     assert "WANDB_DATA_DIR" not in os.environ
 
-    assert written(RECORD.key, tmp_path, "offline") == folder
+    assert find_finished_run(RECORD.key, tmp_path, "offline") == folder
     assert Tracker(tmp_path).record(RECORD) == folder  # not written twice
     assert runs(tmp_path) == [folder.name]
     assert not server.runs
@@ -226,7 +226,7 @@ def test_disabled_does_nothing_and_unknown_modes_are_answered(tmp_path: Path):
 
 
 def test_summary_is_flat_and_finite():
-    summary = summary_of(RECORD)
+    summary = run_summary(RECORD)
     assert all(isinstance(value, int | float) for value in summary.values())
     assert summary["n"] == 2 and summary["seconds/generate"] == 3.5
 
@@ -235,5 +235,5 @@ def test_wandb_is_imported_here_alone_and_only_when_used():
     package = Path(loraq.__file__).parent
     users = [path.name for path in package.rglob("*.py") if "import wandb" in path.read_text()]
     assert users == ["tracker.py"]
-    code = "import sys, loraq.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
+    code = "import sys, loraq.results.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

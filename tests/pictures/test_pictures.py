@@ -93,7 +93,7 @@ def test_layer_error_map_is_drawn_for_the_rows_that_have_layers(tmp_path: Path):
     assert len(np.unique(np.asarray(image).reshape(-1, np.asarray(image).shape[-1]), axis=0)) > 50
     again = layer_error_map(rows, tmp_path / "again.png")
     assert again.read_bytes() == out.read_bytes()
-    with pytest.raises(LoraqError, match="no record has a layer"):
+    with pytest.raises(LoraqError, match="No record has a layer"):
         layer_error_map([reference], tmp_path / "none.png")
 
 
@@ -108,7 +108,7 @@ def test_what_does_not_fit_together_is_refused(columns, tmp_path: Path):
     for labels, images, prompts, words in (
         (["a"], columns, ["x", "y"], "1 labels for 3 columns"),
         (["a", "b", "c"], columns, ["x"], "1 prompts"),
-        (["a"], [[tmp_path / "none.png"]], ["x"], "cannot read the image"),
+        (["a"], [[tmp_path / "none.png"]], ["x"], "Cannot read the image"),
     ):
         with pytest.raises(LoraqError, match=words):
             image_grid(labels, images, prompts, out)

@@ -13,7 +13,7 @@ from PIL import Image
 from loraq.errors import LoraqError
 from loraq.results import committed
 from loraq.results.plots import plots, style
-from loraq.results.plots.diagrams import draw
+from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.plots.plots import Point
 from loraq.results.plots.ranking import Ranked, ranking_plot
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
         (lambda: plots.convergence_plot({}, out), "without a loss above 0"),
         (lambda: plots.convergence_plot({"rtn": []}, out), "without a loss above 0"),
         (lambda: plots.allocation_map({}, out), "no layers"),
-        (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "another entry"),
+        (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "different entry"),
     ):
         with pytest.raises(LoraqError, match=words):
             call()
@@ -165,5 +165,5 @@ def test_many_rows_are_ranked_and_few_are_set_against_memory(tmp_path: Path):
     names = {}
     for name in ("table1", "ablation_pareto"):
         records = committed.read_results(name).records
-        names[name] = [path.name for path in draw(records, tmp_path / name)]
+        names[name] = [path.name for path in draw_diagrams(records, tmp_path / name)]
     assert names == {"table1": ["ranking.png"], "ablation_pareto": ["pareto.png"]}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from loraq.results import committed
 from loraq.results.experiment_folder import ROWS_FILE
-from loraq.results.record import save
+from loraq.results.record import save_record
 from loraq.results.report import write_report
 from loraq.utils.files import write_json
 
@@ -33,7 +33,7 @@ def make_run(name: str, output: Path) -> None:
     found = committed.read_results(name)
     rows = []
     for number, record in enumerate(found.records):
-        save(record, output / "record" / record.key / "record.json")
+        save_record(record, output / "record" / record.key / "record.json")
         rows.append({"row": record.row, "record": record.key, "images": record.key})
         folder = output / "images" / record.key
         folder.mkdir(parents=True)

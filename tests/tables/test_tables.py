@@ -14,7 +14,7 @@ import pytest
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.bootstrap import bootstrap_interval
-from loraq.results.record import Record, save
+from loraq.results.record import Record, save_record
 from loraq.results.tables import tables
 
 NAMES = [f"prompt_{i}" for i in range(64)]
@@ -172,9 +172,10 @@ def test_csv_keeps_full_precision_and_latex_compiles_in_form():
 
 def test_tables_need_no_torch_and_are_quick(tmp_path):
     for record in rows():
-        save(record, tmp_path / f"{record.row}.json")
+        save_record(record, tmp_path / f"{record.row}.json")
     code = (
-        "import sys; from loraq import tables; r = tables.load_records([sys.argv[1]]);"
+        "import sys; from loraq.results.tables import tables;"
+        "r = tables.load_records([sys.argv[1]]);"
         "tables.write_tables(r, sys.argv[2], 'svdquant'); assert 'torch' not in sys.modules"
     )
     out = tmp_path / "tables"

@@ -1,4 +1,7 @@
-"""Records → tables as Markdown, LaTeX and CSV. Reads records and nothing else."""
+"""Tables of records as Markdown, LaTeX and CSV. Reads only records, without torch.
+
+Imported by the other packages of `results` and by the runner.
+"""
 
 from loraq.results.tables.tables import all_tables, load_records, main_table, write_tables
 
