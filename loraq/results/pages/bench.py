@@ -69,11 +69,11 @@ def _forward(found: Found) -> list[str]:
         for way in settings["ways"]
     }
     columns: Columns = {
-        "way": str,
+        "variant": str,
         "block, ms": lambda way: f"{1000 * block[way]['median_seconds']:.0f}",
-        f"over {first}": lambda way: f"{block[way]['ratio']:.2f}",
-        "its layers, ms": lambda way: f"{1000 * median(sums[way]):.0f}",
-        f"layers over {first}": lambda way: (
+        f"relative to {first}": lambda way: f"{block[way]['ratio']:.2f}",
+        "quantised layers, ms": lambda way: f"{1000 * median(sums[way]):.0f}",
+        f"layers relative to {first}": lambda way: (
             f"{median(a / b for a, b in zip(sums[way], sums[first], strict=True)):.2f}"
         ),
         "stored bytes": lambda way: "–" if size[way] is None else f"{size[way] / size[first]:.3f}",
@@ -82,19 +82,19 @@ def _forward(found: Found) -> list[str]:
 
 
 GENERATION: Columns = {
-    "way": lambda row: row["name"],
-    "images a minute": lambda row: f"{row['images_per_minute']:.1f}",
-    "time over the first": lambda row: f"{row['ratio']:.2f}",
+    "variant": lambda row: row["name"],
+    "images per minute": lambda row: f"{row['images_per_minute']:.1f}",
+    "time relative to the first": lambda row: f"{row['ratio']:.2f}",
 }
 
 QUANTISE: Columns = {
     "method": lambda row: row["name"],
     "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
     "seconds": lambda row: f"{row['median_seconds']['library']:.1f}",
-    "seconds, one by one": lambda row: f"{row['median_seconds']['reference']:.1f}",
+    "seconds, layer by layer": lambda row: f"{row['median_seconds']['reference']:.1f}",
     "ratio": lambda row: f"{row['ratio']:.1f}",
     "error": lambda row: f"{row['weight_error']['library']:.5f}",
-    "error, one by one": lambda row: f"{row['weight_error']['reference']:.5f}",
+    "error, layer by layer": lambda row: f"{row['weight_error']['reference']:.5f}",
 }
 
 ROUND_TRIP: Columns = {
@@ -112,9 +112,9 @@ ROUND_TRIP: Columns = {
 METRICS: Columns = {
     "metric": lambda row: row["name"],
     "images/s": lambda row: f"{row['images_per_second']:.1f}",
-    "hours for 5000": lambda row: f"{row['hours_for_5000']:.1f}",
+    "hours for 5000 images": lambda row: f"{row['hours_for_5000']:.1f}",
     "peak, GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
-    "peak over a quarter's": lambda row: f"{row['peak_growth']:.2f}",
+    "peak relative to a quarter of the images": lambda row: f"{row['peak_growth']:.2f}",
 }
 
 PARITY: Columns = {
@@ -132,8 +132,8 @@ SWEEP: Columns = {
     "workers": lambda row: str(row["workers"]),
     "wall, s": lambda row: f"{row['wall_seconds']:.0f}",
     "in jobs, s": lambda row: f"{row['job_seconds']:.0f}",
-    "before the first, s": lambda row: f"{row['before_seconds']:.1f}",
-    "after the last, s": lambda row: f"{row['after_seconds']:.1f}",
+    "before the first job, s": lambda row: f"{row['before_seconds']:.1f}",
+    "after the last job, s": lambda row: f"{row['after_seconds']:.1f}",
     "overhead": lambda row: f"{100 * row['overhead']:.1f} %",
     "same records": lambda row: _yes(row["same_records"]),
 }
@@ -143,7 +143,7 @@ FULLSIZE: Columns = {
     "method": lambda row: row["method"],
     "seconds": lambda row: f"{row['wall_seconds']:.0f}",
     "GiB above torch": lambda row: f"{row['peak_above_torch_bytes'] / 2**30:.2f}",
-    "foreseen after a tenth": lambda row: (
+    "error of the estimate at 10 %": lambda row: (
         "–"
         if not row["estimated_seconds"]
         else f"{100 * (row['estimated_seconds'] / row['bar_seconds'] - 1):+.0f} %"
@@ -170,7 +170,7 @@ FLOOR: Columns = {
     "GFLOP": lambda row: f"{sum(kind['flops'] for kind in row['kinds'].values()) / 1e9:,.0f}",
     "floor by FLOPs, s": lambda row: f"{row['floor_seconds']['flops']:.2f}",
     "floor by bytes, s": lambda row: f"{row['floor_seconds']['bytes']:.4f}",
-    "seconds over floor": lambda row: f"{row['over_floor']:.1f}",
+    "seconds / floor": lambda row: f"{row['over_floor']:.1f}",
 }
 
 
@@ -187,11 +187,11 @@ def _resume(found: Found) -> list[str]:
     columns: Columns = {
         "method": lambda row: row["settings"]["method"],
         "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
-        "of": lambda row: str(files),
+        "total files": lambda row: str(files),
         "seconds, all attempts": lambda row: (
             f"{row['rest_seconds'] + sum(kill['seconds'] for kill in kills):.0f}"
         ),
-        "seconds, undisturbed": lambda row: f"{row['whole_seconds']:.0f}",
+        "seconds, uninterrupted": lambda row: f"{row['whole_seconds']:.0f}",
         "finished files kept": lambda row: _yes(row["kept"]),
         "same bytes": lambda row: _yes(row["identical"]),
     }
@@ -201,7 +201,7 @@ def _resume(found: Found) -> list[str]:
 AGAIN: Columns = {
     "row": lambda row: row["row"],
     "PSNR": lambda row: f"{row['psnr']['first']:.2f}",
-    "again": lambda row: f"{row['psnr']['last']:.2f}",
+    "PSNR again": lambda row: f"{row['psnr']['last']:.2f}",
     "difference": lambda row: (
         f"{row['psnr']['mean']:+.2f} [{row['psnr']['lo']:.2f}, {row['psnr']['hi']:.2f}]"
     ),

@@ -18,7 +18,7 @@ from loraq.results.tables.tables import (
 from loraq.results.tables.text import Cell, Item, Table
 
 METRICS = ("psnr", "lpips")
-BASELINE = Cell(reason="what the other rows are compared with")
+BASELINE = Cell(reason="baseline of the paired differences")
 
 
 def brief_table(records: Sequence[Record], baseline: str | None) -> Table:

@@ -10,8 +10,8 @@ from loraq.results.record import Record
 from loraq.results.tables.text import Cell
 
 EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
-COUNTED = "counted from what is stored: no sampling, no interval"
-OVER_LAYERS = "mean over the quantised layers, all of them: no sampling, no interval"
+COUNTED = "exact count of the stored bits; no sampling, so no interval"
+OVER_LAYERS = "mean over all quantised layers; no sampling, so no interval"
 
 
 @dataclass(frozen=True)

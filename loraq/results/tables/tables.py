@@ -27,7 +27,7 @@ from loraq.utils.files import write_bytes
 
 SAMPLES = 2000  # bootstrap resamples of a paired difference
 SIGNIFICANCE = 0.05  # level of a family of claims, after Holm's correction
-_A_MODEL = "a statement about a model of the weights: no sampling, no interval"
+_A_MODEL = "derived from a model of the weights; no sampling, so no interval"
 
 
 def load_records(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
@@ -77,7 +77,7 @@ def splits_table(records: Sequence[Record]) -> Table:
                 cells = [metric_cell(entries[name], name) for name in names]
                 rows.append([row_label(record), title, max(sizes), *cells])
     columns = ["row", "captions", "N", *column_titles(records, names)]
-    return Table("Seen and held-out captions apart", columns, rows)
+    return Table("Seen and held-out captions", columns, rows)
 
 
 def paired_table(records: Sequence[Record], baseline: str, samples: int = SAMPLES) -> Table:
@@ -129,9 +129,9 @@ def limits_table(records: Sequence[Record]) -> Table:
     columns = ["row", "bits/weight", "weight err", "Gaussian D(R)", "Shannon bound", "spectral"]
     notes = [
         "relative to the norm of W, mean over the layers. Gaussian D(R): independent Gaussian "
-        "weights. Shannon bound: independent weights of their own distribution, by its "
-        "entropy. spectral: water-filling over the singular values, whose directions it has for "
-        "nothing"
+        "weights. Shannon bound: independent weights with the layer's distribution, from its "
+        "entropy. spectral: water-filling over the singular values; the singular vectors cost no "
+        "bits"
     ]
     return Table("Weight errors and rate–distortion references", columns, rows, notes)
 
