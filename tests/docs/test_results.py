@@ -14,7 +14,7 @@ from loraq.results.pages import bench, refresh, times
 from loraq.results.record import save_record
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_json
-from tests.tables.test_tables import rows
+from tests.results.tables.test_tables import rows
 
 BRIEF = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
 BRIEF_PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")

@@ -10,8 +10,8 @@ import pytest
 
 from loraq.results.report.page import LIMIT
 from loraq.utils.assets import CHECKOUT
-from tests.report.conftest import DESKTOP, PHONE
-from tests.report.pages import NAMES, SIDE, WITH_IMAGES
+from tests.results.report.conftest import DESKTOP, PHONE
+from tests.results.report.pages import NAMES, SIDE, WITH_IMAGES
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = CHECKOUT / "outputs" / "report" / "screenshots"  # outputs/ is ignored by git

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.pages import write_pages
+from tests.results.report.pages import write_pages
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 REMEDY = (
