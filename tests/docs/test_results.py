@@ -1,4 +1,4 @@
-"""Committed records, their tables and the pages made from them: taken over, refreshed, stale."""
+"""Committed records, their tables and pages: import, refresh, detection of outdated files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def finished(root):
-    """outputs/results/demo as a run leaves it."""
+    """outputs/results/demo as a run writes it."""
     listed = []
     for number, record in enumerate(rows()):
         record = type(record)(**{**record.__dict__, "key": f"k{number}", "commit": "abc"})
@@ -44,14 +44,14 @@ def finished(root):
     return folder
 
 
-def test_what_is_not_measured_says_so(root):
+def test_an_unmeasured_experiment_has_a_placeholder(root):
     assert refresh.refresh_all(root=root) == [root / "README.md"]
     text = (root / "README.md").read_text()
     assert "Not yet measured: no records of `demo`" in text and text.endswith("\n\nend\n")
     assert refresh.refresh_all(check=True, root=root) == []
 
 
-def test_records_are_taken_over_and_pages_follow(root, finished):
+def test_records_are_imported_and_pages_are_updated(root, finished):
     folder = committed.import_experiment(finished, root)
     assert folder == root / "results" / "demo"
     found = committed.read_results("demo", root)
@@ -65,7 +65,7 @@ def test_records_are_taken_over_and_pages_follow(root, finished):
     assert refresh.refresh_all(check=True, root=root) == []
 
 
-def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
+def test_a_number_changed_by_hand_is_detected_and_restored(root, finished):
     folder = committed.import_experiment(finished, root)
     refresh.refresh_all(root=root)
     for path in (folder / "main.csv", root / "README.md"):
@@ -79,7 +79,7 @@ def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
     assert not (folder / "gone.tex").exists()
 
 
-def test_uncommitted_code_is_said(root, finished):
+def test_uncommitted_code_is_stated(root, finished):
     path = root / "outputs" / "record" / "k1" / "record.json"
     path.write_text(path.read_text().replace('"abc"', '"abc+"'))
     committed.import_experiment(finished, root)
@@ -116,7 +116,7 @@ def test_the_brief_table_has_a_few_columns_of_both(root, finished):
         refresh.brief_block("demo@rtm", root)
 
 
-def test_one_row_made_again_takes_its_place(root, finished):
+def test_a_row_that_was_run_again_replaces_the_committed_one(root, finished):
     committed.import_experiment(finished, root)
     before = committed.read_results("demo", root)
     old = next(record for record in before.records if record.row == "rtn")
@@ -157,7 +157,7 @@ def test_a_shared_product_counts_once(root, finished):
     assert row.endswith("| 8.0 | 0.2 |")
 
 
-def test_a_foreign_record_is_refused(root, finished):
+def test_a_record_of_another_row_raises(root, finished):
     folder = committed.import_experiment(finished, root)
     other = (folder / "records" / "rtn.json").read_text()
     (folder / "records" / "svdquant.json").write_text(other)
@@ -174,7 +174,7 @@ def test_a_foreign_record_is_refused(root, finished):
         (PAGE.replace("table demo", "table"), "marker lines"),
     ],
 )
-def test_a_mistaken_marker_is_answered(root, page, words):
+def test_an_invalid_marker_raises(root, page, words):
     (root / "README.md").write_text(page)
     with pytest.raises(LoraqError, match=words):
         refresh.refresh_all(root=root)
@@ -190,7 +190,7 @@ def test_nothing_heavy_is_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_benchs_record_makes_a_table(root):
+def test_every_benchmark_record_makes_a_table(root):
     (root / "results" / "bench").mkdir(parents=True)
     names = [path.stem for path in (CHECKOUT / "results" / "bench").glob("*.json")]
     page = root / "README.md"

@@ -1,4 +1,4 @@
-"""Records: round trip, atomic writing, non-finite numbers, refused values and schemas."""
+"""Records: round trip, atomic writing, non-finite numbers, invalid values and schemas."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def example(**changes) -> Record:
 def test_round_trip(tmp_path: Path):
     path = records.save_record(example(), tmp_path / "records" / "row.json")
     loaded = records.load_record(path)
-    # tuples become lists, once
+    # tuples become lists
     assert loaded == example(config=to_plain(example().config), created=loaded.created)
     assert records.to_json(loaded) == path.read_text(encoding="utf-8")
     assert [file.name for file in path.parent.iterdir()] == ["row.json"]
@@ -56,7 +56,7 @@ def test_every_number_survives_exactly_and_non_finite_ones_are_explicit():
     json.loads(text, parse_constant=lambda word: pytest.fail(f"bare {word} in the JSON"))
     back = records.from_json(text).metrics["m"]["per_image"]
     assert list(map(repr, back)) == list(map(repr, values))
-    # a text that only looks like one stays a text
+    # the string "nan" stays a string
     assert records.from_json(records.to_json(example(row="nan"))).row == "nan"
 
 
@@ -68,7 +68,7 @@ def test_numpy_and_torch_scalars_become_plain_numbers():
     assert [type(value) for value in plain.values()] == [float, int, float, bool]
 
 
-def test_what_json_cannot_say_is_refused_with_its_place():
+def test_values_that_json_cannot_represent_raise_with_their_place():
     with pytest.raises(LoraqError, match=r"record\.metrics\.psnr\.per_image: a ndarray"):
         records.to_json(example(metrics={"psnr": {"per_image": np.zeros(3)}}))
     with pytest.raises(LoraqError, match="key 3 is no string"):
@@ -122,7 +122,7 @@ def test_origin_names_no_machine():
     ("changed", "dirty"),
     [("loraq/results/record.py", True), ("conf/method/rtn.yaml", True), ("README.md", False)],
 )
-def test_a_commit_is_marked_where_code_or_configuration_has_changes(
+def test_a_commit_is_marked_if_code_or_configuration_has_changes(
     tmp_path: Path, monkeypatch, changed: str, dirty: bool
 ):
     def git(*command: str) -> None:

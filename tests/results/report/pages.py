@@ -1,4 +1,4 @@
-"""Pages for the browser, of committed records: one with small images made here, two without."""
+"""Report pages of committed records for the browser: one with generated images, two without."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 128
 
 
 def write_pages(folder: Path) -> dict[str, Path]:
-    """name → page; the first is of a run whose rows have an image for every prompt."""
+    """Return name → page; only the first is from a run with images."""
     make_run(WITH_IMAGES, folder)
     pages = {}
     for name in NAMES:
@@ -28,8 +28,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
 
 
 def make_run(name: str, output: Path) -> None:
-    """The committed records as if they had been run here: a picture a prompt, and its copy with
-    a little noise for every further row."""
+    """Write committed records as a run, with one picture per prompt and a noisy copy per row."""
     found = committed.read_results(name)
     rows = []
     for number, record in enumerate(found.records):

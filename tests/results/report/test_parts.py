@@ -1,4 +1,4 @@
-"""What the page is put together from: committed records, commands, heat maps, cells, diagrams."""
+"""Parts of the report page: committed records, commands, heat maps, cells, diagrams."""
 
 from __future__ import annotations
 
