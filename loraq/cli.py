@@ -253,17 +253,17 @@ def sweep(options: argparse.Namespace) -> None:
 
 def tables(output: Path, experiments: Sequence[str]) -> None:
     """Tables again from records; reads neither images nor models."""
-    from loraq.results.experiment_folder import rewrite
+    from loraq.results.experiment_folder import rewrite_tables
 
-    print(rewrite(output, experiments))
+    print(rewrite_tables(output, experiments))
 
 
 def report(options: argparse.Namespace) -> None:
     """One page of an experiment that was run, or is committed."""
     from loraq.results.report import write_report
-    from loraq.results.report.source import located
+    from loraq.results.report.source import locate_experiment
 
-    folder = located(Path(options.output) / "results" / options.experiment)
+    folder = locate_experiment(Path(options.output) / "results" / options.experiment)
     target = folder / "report.html" if options.to is None else Path(options.to)
     rows = None if options.rows is None else options.rows.split(",")
     size = write_report(folder, target, rows).stat().st_size

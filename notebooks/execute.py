@@ -1,11 +1,11 @@
-"""Execute the notebooks, time them, and see that they are committed without outputs.
+"""Execute the notebooks, time them, and check that they are committed without outputs.
 
-    python -m notebooks.execute                 all of them: make test-notebooks
-    python -m notebooks.execute 1_first_tour    some of them, by name
-    python -m notebooks.execute --strip         take outputs out, as they are committed
+    python -m notebooks.execute                 all notebooks: make test-notebooks
+    python -m notebooks.execute 1_first_tour    some notebooks, by name
+    python -m notebooks.execute --strip         remove outputs before a commit
 
-Executed copies lie in outputs/notebooks/. A notebook runs in an empty folder without the network
-(the hub's libraries are told so), so that nothing can depend on where Jupyter was started.
+Executed copies are written to outputs/notebooks/. A notebook runs in an empty folder and with the
+hub libraries offline, so that it cannot depend on the folder in which Jupyter was started.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ METADATA = {
 
 
 def notebooks(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these names, or all, in their order."""
+    """Return the paths of the notebooks with these names, or of all; LoraqError if unknown."""
     there = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
     wanted = [Path(name).stem for name in names] or list(there)
     for name in wanted:
@@ -44,7 +44,7 @@ def notebooks(names: Sequence[str] = ()) -> list[Path]:
 
 
 def stripped(text: str) -> str:
-    """A notebook's text as it is committed: no outputs, no counts, nothing of who ran it."""
+    """Return a notebook's text without outputs, execution counts and the user's metadata."""
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         cell["metadata"] = {}
@@ -60,7 +60,7 @@ def is_stripped(path: Path) -> bool:
 
 
 def execute(path: Path, limit: float) -> float:
-    """Run one notebook, keep its executed copy, return the seconds; LoraqError where it fails."""
+    """Run one notebook, save its executed copy, return the seconds; LoraqError if it fails."""
     try:
         import nbformat
         from nbclient import NotebookClient
@@ -68,7 +68,7 @@ def execute(path: Path, limit: float) -> float:
     except ImportError as error:
         raise LoraqError(
             f"{error}. Install the extra: pip install -c constraints.txt -e '.[notebooks]', or "
-            "give `make test-notebooks`, which does it."
+            "run `make test-notebooks`, which installs it."
         ) from None
     notebook = nbformat.read(path, as_version=4)
     started = time.perf_counter()
@@ -89,7 +89,7 @@ def execute(path: Path, limit: float) -> float:
             on_cell_executed=lambda **_: bar.update(),
         )
         client.km = client.create_kernel_manager()
-        client.km.transport = "ipc"  # sockets in a folder of ours, no ports of the machine
+        client.km.transport = "ipc"  # sockets in a temporary folder, no ports
         client.km.connection_file = str(Path(sockets) / "kernel.json")
         try:
             client.execute(env=_environment())
@@ -108,15 +108,15 @@ def execute(path: Path, limit: float) -> float:
 
 
 def _environment() -> dict[str, str]:
-    """The kernel's: this checkout's library, no network."""
+    """Return the kernel's environment: this checkout's library, hub libraries offline."""
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
 
 
 def _too_long(path: Path, limit: float, seconds: float) -> str:
     return (
-        f"{path.name} took {seconds:.0f} s, the limit is {limit:.0f} s. Make it do less; or, on a "
-        "slow or busy machine, give a higher --limit."
+        f"{path.name} took {seconds:.0f} s, the limit is {limit:.0f} s. Shorten it or, on a "
+        "slow or busy machine, set a higher --limit."
     )
 
 
@@ -127,8 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m notebooks.execute", description="Execute the notebooks and time them."
     )
     parser.add_argument("names", nargs="*", help="such as 1_first_tour; by default all")
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for one (%(default)g)")
-    parser.add_argument("--strip", action="store_true", help="only take outputs out of the files")
+    parser.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds per notebook (%(default)g)"
+    )
+    parser.add_argument(
+        "--strip", action="store_true", help="only remove the outputs from the files"
+    )
     options = parser.parse_args(arguments)
     with reporting_errors():
         paths = notebooks(options.names)
@@ -139,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         failures, took = [], {}
         for path in paths:
             if not is_stripped(path):
-                remedy = "take them out: python -m notebooks.execute --strip"
-                failures.append(f"{path.name} holds outputs or metadata; {remedy}")
+                remedy = "remove them: python -m notebooks.execute --strip"
+                failures.append(f"{path.name} contains outputs or metadata; {remedy}")
             try:
                 took[path.stem] = execute(path, options.limit)
             except LoraqError as error:

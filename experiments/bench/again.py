@@ -37,7 +37,7 @@ SAME = ("quant", "data", "generate", "calibration", "compute")
 def records(output: Path, model: str) -> list[Record]:
     """Every quantised row's record of this model, the earliest first."""
     committed = (ROOT / "results").glob(f"*/{RECORDS}/*.json")
-    found = map(record.load, [*committed, *output.glob("record/*/record.json")])
+    found = map(record.load_record, [*committed, *output.glob("record/*/record.json")])
     mine = [r for r in found if r.config["model"]["name"] == model and r.config["quant"]]
     return sorted(mine, key=lambda r: r.created)
 

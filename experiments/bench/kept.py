@@ -53,6 +53,8 @@ class KeptRows:
 
     def add(self, row: Row) -> None:
         """Put it in its place and save: a later row may fail."""
-        self.rows = sorted([*self.rows, row | {"commit": record.commit()}], key=self._place)
+        self.rows = sorted(
+            [*self.rows, row | {"commit": record.checkout_commit()}], key=self._place
+        )
         if self._output is not None:
             record.save_findings({**self._rest, "rows": self.rows}, self._output)

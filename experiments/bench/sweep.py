@@ -77,7 +77,7 @@ def sweep(launcher: str, images: int, folder: Path) -> tuple[dict[str, Any], dic
     busy = sum(job["seconds"] for job in jobs)
     first = min(job["started"] for job in jobs)
     last = max(job["started"] + job["seconds"] for job in jobs)
-    found = [record.load(path) for path in sorted(output.glob("record/*/record.json"))]
+    found = [record.load_record(path) for path in sorted(output.glob("record/*/record.json"))]
     row = {
         "workers": workers,
         "jobs": len(jobs),

@@ -1,7 +1,7 @@
-"""A Slurm of one node on this machine: munge, slurmctld and slurmd on loopback, all in one folder.
+"""A Slurm cluster of one node on this machine: munge, slurmctld and slurmd in one folder.
 
-Wants root and Debian's packages slurmctld, slurmd, slurm-client and munge. Two processors are given
-out one by one, whatever the machine has, so that two jobs run at a time.
+Requires root and Debian's packages slurmctld, slurmd, slurm-client and munge. The node offers two
+processors, independent of the machine, so that two jobs run at a time.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 
 
 def missing() -> list[str]:
-    """Programs that are not installed."""
+    """Return the required programs that are not installed."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A running Slurm; the environment in which its commands find it."""
+    """Start Slurm and yield the environment for its commands; stop it on exit."""
     host = socket.gethostname().split(".")[0]
     port, node_port = _free_port(), _free_port()
     for name in ("state", "spool"):
@@ -96,14 +96,14 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 
 def _wait_for_node(environment: dict[str, str], folder: Path) -> None:
     for _ in range(60):
-        told = subprocess.run(
+        answer = subprocess.run(
             ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, text=True
         )
-        if told.stdout.strip() == "idle":
+        if answer.stdout.strip() == "idle":
             return
         time.sleep(0.5)
     logs = "\n".join(path.read_text()[-2000:] for path in sorted(folder.glob("*.out")))
-    raise RuntimeError(f"Slurm's node is not idle: {told.stdout} {told.stderr}\n{logs}")
+    raise RuntimeError(f"Slurm's node is not idle: {answer.stdout} {answer.stderr}\n{logs}")
 
 
 def _free_port() -> int:

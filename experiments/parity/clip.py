@@ -1,4 +1,4 @@
-"""A CLIP of random weights, laid out as the hub does, and what torchmetrics wants of one."""
+"""A CLIP with random weights in the hub's folder layout, and an adapter for torchmetrics."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LARGE: dict[str, Any] = {
     "patch": 14,
     "projection": 768,
 }
-"""openai/clip-vit-large-patch14's."""
+"""Sizes of openai/clip-vit-large-patch14."""
 
 
 def write_clip(folder: Path, size: dict[str, Any] = LITTLE) -> None:
-    """Random weights of this size; the vocabulary is single letters."""
+    """Write a CLIP of this size with random weights; its vocabulary is single characters."""
     from transformers import (
         CLIPConfig,
         CLIPImageProcessor,
@@ -42,7 +42,7 @@ def write_clip(folder: Path, size: dict[str, Any] = LITTLE) -> None:
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: number for number, token in enumerate(vocabulary)}
-    out, (heads, looks), side = size["projection"], size["heads"], size["side"]
+    out, (heads, vision_heads), side = size["projection"], size["heads"], size["side"]
     ends = {
         "bos_token_id": len(ids) - 2,
         "eos_token_id": len(ids) - 1,
@@ -50,24 +50,26 @@ def write_clip(folder: Path, size: dict[str, Any] = LITTLE) -> None:
     }
     more = {"num_attention_heads": heads, "projection_dim": out, **ends}
     text = CLIPTextConfig(vocab_size=len(ids), **more, **size["text"])
-    more = {"num_attention_heads": looks, "projection_dim": out, "patch_size": size["patch"]}
+    more = {"num_attention_heads": vision_heads, "projection_dim": out, "patch_size": size["patch"]}
     vision = CLIPVisionConfig(image_size=side, **more, **size["vision"])
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=out))
     with torch.no_grad():
-        for parameter in model.parameters():  # far from its small start, so that scores differ
+        for (
+            parameter
+        ) in model.parameters():  # larger than the default initialisation, so that scores differ
             parameter.add_(0.1 * torch.randn_like(parameter))
     images = CLIPImageProcessor(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     model.save_pretrained(folder)
     CLIPProcessor(images, CLIPTokenizer(vocab=ids, merges=[])).save_pretrained(folder)
-    if not (folder / "preprocessor_config.json").is_file():  # some releases keep both in one file
+    if not (folder / "preprocessor_config.json").is_file():  # some releases store both in one file
         images.save_pretrained(folder)
 
 
 class Restored:
-    """What torchmetrics calls: it wants tensors from `get_*_features`, as transformers 4 gave."""
+    """Adapter for torchmetrics, whose calls of `get_*_features` expect tensors (transformers 4)."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config

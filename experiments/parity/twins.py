@@ -1,4 +1,4 @@
-"""The reference packages' models with our weights in them, and files as their publishers do."""
+"""Models of the reference packages with our weights, and weight files in the published formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraq.metrics import lpips
 
 
 def torchmetrics_lpips() -> Any:
-    """torchmetrics' LPIPS over AlexNet; takes images in [0, 1] with `normalize=True`."""
+    """Return torchmetrics' LPIPS with AlexNet; `normalize=True` takes images in [0, 1]."""
     from safetensors.torch import load_file
     from torchmetrics.functional.image import lpips as theirs
 
@@ -29,13 +29,13 @@ def torchmetrics_lpips() -> Any:
 
 
 def golden_scores(size: str) -> dict[str, Any]:
-    """What the published ImageReward gave; size: base or large."""
+    """Return the scores of the published ImageReward; size: base or large."""
     path = Path(pairs.__file__).parent / f"golden_{size}.json"
     return json.loads(path.read_text())
 
 
 def write_image_reward(folder: Path, golden: dict[str, Any]) -> None:
-    """The files as they are published, with the random weights of the golden scores."""
+    """Write ImageReward's files in the published format, with the golden scores' random weights."""
     drawn = pairs.weights(golden["shapes"], golden["seed"])
     state = {name: torch.from_numpy(values) for name, values in drawn.items()}
     torch.save(state, folder / "ImageReward.pt")
@@ -43,9 +43,9 @@ def write_image_reward(folder: Path, golden: dict[str, Any]) -> None:
 
 
 def write_inception(folder: Path) -> None:
-    """TorchScript with the interface of FID's Inception: torchvision's network, random weights.
+    """Write TorchScript with the interface of FID's Inception: torchvision's, random weights.
 
-    The two differ in the pooling of a few branches, so in no cost worth the name.
+    The two networks differ only in the pooling of a few branches, so their cost is the same.
     """
     from torchvision.models import inception_v3
 
@@ -63,6 +63,6 @@ def write_inception(folder: Path) -> None:
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; FID's weights are in it
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, but FID's weights use it
         traced = torch.jit.trace(Network().eval(), torch.zeros(1, 3, 299, 299))
         traced.save(str(folder / INCEPTION_FILE))

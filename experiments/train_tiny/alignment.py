@@ -1,8 +1,8 @@
 """Train the alignment proxy's head: images and names of Fluent 3D and Noto emoji, contrastively.
 
-No name of the test and development captions is trained on, neither seen nor held out. Printed at
-the end, over the held-out test names' Fluent images: recall@1 among them and how often the
-matching caption scores above a random other one.
+The names of the test and development captions, seen or held out, are not trained on. At the end the
+script prints, for the Fluent images of the held-out test names, recall@1 and how often the matching
+caption scores above a random other one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def collect() -> dict:
 
 
 def train(steps: int = 1500, size: int = 512) -> dict[str, float]:
-    """Train the head, write it and return its held-out figures."""
+    """Train the head, save it and return its metrics on held-out pairs."""
     torch.manual_seed(SETTINGS.seed)
     pairs = collect()
     image, name = pairs["train"]["image"], pairs["train"]["name"]
@@ -64,7 +64,7 @@ def train(steps: int = 1500, size: int = 512) -> dict[str, float]:
         for group in optimiser.param_groups:
             group["lr"] = runtime.learning_rate(step / steps, 1e-3)
         picks = torch.randperm(len(image))[:size]
-        # Dropout on the features keeps 3,000 pairs from being learned by heart.
+        # Dropout on the features prevents overfitting to the 3,000 pairs.
         a = model.image_features(F.dropout(image[picks], 0.3))
         kind = torch.randint(2, (len(picks),))
         words = texts[kind, name[picks]]

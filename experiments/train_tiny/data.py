@@ -1,7 +1,7 @@
-"""Named emoji images: which exist, which are easy subjects, and their pixels on white.
+"""Named emoji images: list, selection of easy subjects, pixels on a white background.
 
 An *item* is one named Fluent 3D emoji; its caption is ``"<name>, <group words>"``, for example
-``"red apple, food fruit"``: the group words let a held-out name land near its relatives.
+``"red apple, food fruit"``: the group words place a held-out name near related names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GROUPS = {
     "Smileys & Emotion",
     "Travel & Places",
 }
-# Clock faces and moon phases differ by a few pixels only; letters and signs are no subjects.
+# Clock faces and moon phases differ by a few pixels only; letters and signs show no subject.
 DROPPED_NAME = re.compile(
     r"o.clock|thirty|moon|button|mailbox with|closed mailbox|open mailbox|globe showing"
     r"|emoji modifier"

@@ -1,8 +1,9 @@
-"""Score the exported model on the test captions, beside the real images and an untrained model.
+"""Score the exported model on the test captions, compared with real images and an untrained model.
 
-``fd_efflite0`` is the Fréchet distance to the real images of the same captions (256 of them: its
-covariance is rank-deficient, so compare only at the same N); ``alignment`` the proxy's mean cosine
-with the own caption, ``other`` with the next caption; ``matched`` how often the own caption wins.
+``fd_efflite0`` is the Fréchet distance to the real images of the same captions (with 256 images its
+covariance is rank-deficient, so compare only at the same N). ``alignment`` is the proxy's mean
+cosine with the image's caption, ``other`` with the other captions; ``matched`` is how often the
+image's caption scores above another one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def generate(
 
 @torch.no_grad()
 def scores(values: torch.Tensor, real: torch.Tensor, entries: list[dict], head) -> dict[str, float]:
-    """Return the figures of features [n, 1280] of images made for the entries."""
+    """Return the metrics of the features [n, 1280] of images generated for the entries."""
     cosine = head.image_features(values) @ head.text_features([e["prompt"] for e in entries]).T
     own = cosine.diagonal()
     other = cosine[~torch.eye(len(cosine), dtype=torch.bool)].view(len(cosine), -1)

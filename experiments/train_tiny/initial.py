@@ -1,4 +1,4 @@
-"""How a transformer to be trained starts: small, so that training outgrows the random matrices."""
+"""Small initial weights of the transformers, so that training dominates the random matrices."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ BRANCH, OUTPUT, TIME = 0.01, 0.002, 0.005  # standard deviations
 
 
 def start_small(module: nn.Module, std: float) -> None:
-    """Draw the weight anew and zero the bias, if there is one."""
+    """Initialise the weight with N(0, std²) and the bias, if any, with 0."""
     module.weight.normal_(std=std)
     if module.bias is not None:
         module.bias.zero_()
 
 
 def start_block(block: nn.Module, inner: Iterable[nn.Module], output: nn.Module) -> None:
-    """Small weights everywhere, smaller ones where the block's three residual branches end.
+    """Initialise a block with small weights, smaller at the ends of its three residual branches.
 
-    With gates at one, every branch starts near zero: a rate of 1e-3 works from the first step, and
-    no large random matrix is left behind for a quantiser. ``inner``: what to draw, in order;
-    ``output``: the feed-forward's last layer.
+    With gates at one, every branch starts near zero: a learning rate of 1e-3 works from the first
+    step, and no large random matrix remains in the trained weights. ``inner``: modules to
+    initialise, in order; ``output``: the last layer of the feed-forward.
     """
     for module in inner:
         start_small(module, BRANCH)
@@ -33,7 +33,7 @@ def start_block(block: nn.Module, inner: Iterable[nn.Module], output: nn.Module)
 
 
 def start_ends(time: nn.Module, output: nn.Module) -> None:
-    """A small time conditioning; an output layer of zeros."""
+    """Initialise the time conditioning with small weights and the output layer with zeros."""
     start_small(time, TIME)
     output.weight.zero_()
     output.bias.zero_()

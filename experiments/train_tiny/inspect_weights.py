@@ -1,9 +1,8 @@
-"""Show that the weights have left their random start: spectra, kurtosis and activation outliers.
+"""Spectra, kurtosis and activation outliers, to show how far training moved the weights.
 
 Per linear layer of the blocks: the share of the squared singular values in the first 16, the same
-for a Gaussian matrix of that shape, the weights' kurtosis (3 for a Gaussian), the largest weight
-over the root mean square, and of the layer's inputs the mean over tokens of absmax over root mean
-square.
+for a Gaussian matrix of that shape, the weights' kurtosis (3 for a Gaussian), max|W| / rms(W), and
+the mean over tokens of max|x| / rms(x) of the layer's input x.
 """
 
 from __future__ import annotations

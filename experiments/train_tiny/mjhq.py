@@ -1,10 +1,10 @@
-"""A folder in MJHQ-30K's layout from the embedded models' own captions and real pictures.
+"""Write a folder in MJHQ-30K's layout with the embedded models' captions and real pictures.
 
     python -m experiments.train_tiny.mjhq FOLDER
 
-What the protocol's command reads at full size it reads here: `meta_data.json` and
+The folder has the files that the published protocol reads: `meta_data.json` and
 `mjhq30k_imgs/CATEGORY/NAME.jpg`, 448 captions (test, development and calibration), pictures of 128
-px. The pictures are of the data that `experiments.train_tiny.run` fetches. Seconds.
+px. The pictures come from the data that `experiments.train_tiny.run` fetches. Takes seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ SPLITS = ("test", "development", "calibration")
 
 
 def write(folder: Path, captions: dict[str, list[dict]], items: dict[str, Item]) -> int:
-    """Write meta data and pictures of the captions; how many. A caption ends in its category."""
+    """Write metadata and pictures of the captions; returns their number.
+
+    A caption ends with its category.
+    """
     found = {}
     for split in SPLITS:
         for entry in captions[split]:

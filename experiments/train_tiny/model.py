@@ -1,4 +1,4 @@
-"""The networks of the model that is trained (`settings.SETTINGS`), its scheduler and pipeline."""
+"""Networks, scheduler and pipeline of the model to train (`settings.SETTINGS`)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Captions outside of what the embedded model was trained on: other styles, scenes and sentences.
+"""Captions outside the training distribution of the embedded models: other styles and sentences.
 
-The training captions are a name and a category ("lobster, animal marine"). These are sentences of a
-style, two things and a place, so words, grammar, length and meaning are all new to the model. Its
-images of them are poor; what is compared is how well a quantised model keeps to the 16-bit one.
+A training caption is a name and a category ("lobster, animal marine"). These captions are sentences
+of a style, a subject and a place, so words, grammar, length and meaning are new to the model. Its
+images of them are poor; they test how closely a quantised model follows the 16-bit model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLACES = ("at night in the rain", "under a purple sky")
 
 
 def outside_captions() -> list[dict]:
-    """128 captions, the whole product, in an order whose every prefix mixes styles and things."""
+    """Return all 128 combinations, ordered so that every prefix mixes styles and subjects."""
     made = []
     for number in range(len(STYLES) * len(THINGS) * len(PLACES)):
         turn, style = divmod(number, len(STYLES))

@@ -1,9 +1,8 @@
 """Data parallelism over single-threaded processes on one machine.
 
-One thread per process means no barrier inside an operator: on a shared machine a two-thread
-operator waits for whichever thread was pushed aside, hundreds of times a step. Here processes meet
-once a step, over gradients in shared memory. On a GPU there is one worker and nothing is
-exchanged.
+With one thread per process, operators have no internal barrier: on a shared machine a two-thread
+operator waits for its preempted thread hundreds of times per step. Here the processes synchronise
+once per step, over gradients in shared memory. On a GPU there is one worker and no exchange.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ import torch.multiprocessing as multiprocessing
 
 
 class Exchange:
-    """Averages gradients and a clock over the workers; buffers alternate so one meeting a step is
-    enough."""
+    """Averages gradients over the workers and broadcasts worker 0's clock.
+
+    Two alternating buffers make one barrier per step sufficient.
+    """
 
     def __init__(self, rank: int, world: int, capacity: int, shared: tuple | None):
-        """Take this worker's place; ``shared`` is (gradients [2, world, capacity], clock [2],
-        barrier)."""
+        """``shared``: (gradients [2, world, capacity], clock [2], barrier), or ``None``."""
         self.rank, self.world, self.capacity = rank, world, capacity
         self.shared, self.turn = shared, 0
 
@@ -63,8 +63,7 @@ def _enter(
 
 
 def launch(function: Callable, capacity: int, arguments: tuple) -> None:
-    """Run ``function(exchange, *arguments)`` in one process per core, or here when there is a
-    GPU."""
+    """Run ``function(exchange, *arguments)`` in one process per core; on a GPU, in this process."""
     world = (
         1
         if torch.cuda.is_available()

@@ -66,8 +66,8 @@ def reconstruct(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, torc
 def normalised(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
     """Fold ``z -> (z - mean) / std`` per channel into the two 1 x 1 convolutions around the latent.
 
-    Exact in real numbers: the convolution before the latent loses the affine map, the one after it
-    gains the inverse, and the log-variances shift by ``-2 log std``.
+    Exact in real numbers: the convolution before the latent applies the affine map, the one after
+    it applies the inverse, and the log-variances shift by ``-2 log std``.
     """
     c = len(mean)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def normalised(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> Aut
 
 
 def transformer(settings: Settings) -> PixArtTransformer2DModel:
-    """Return the untrained transformer, started small (`initial`)."""
+    """Return the untrained transformer with small initial weights (`initial`)."""
     torch.manual_seed(settings.seed + 2)
     latent = settings.image_size // 8
     net = PixArtTransformer2DModel(
@@ -123,5 +123,5 @@ def flow(
         added_cond_kwargs={"resolution": None, "aspect_ratio": None},
         return_dict=False,
     )[0]
-    # The second half stands for the learned variance of a Sigma checkpoint and is never used.
+    # The second half is the learned variance of a Sigma checkpoint, which is not used.
     return out[:, : x.shape[1]]

@@ -1,6 +1,6 @@
-"""Retrain an embedded text-to-image model and every asset beside it, in one command.
+"""Retrain an embedded text-to-image model and all related assets, with one command.
 
-Command:   python -m experiments.train_tiny.run [--model tiny_sana]   (resumes where it was stopped)
+Command:   python -m experiments.train_tiny.run [--model tiny_sana]  (resumes after an interruption)
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
 Time:      2 to 2.5 hours on 2 cores (fp32): autoencoder 15 to 25 minutes, transformer 90 to 110;
            on an H100 (bf16) minutes, an estimate, not measured
@@ -8,7 +8,7 @@ Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_
 Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03);
            tiny_sana: 162 (0, 505), 0.12 (0.27, 0.03)
 
-``--quick`` checks the machine: every stage with a handful of steps, into outputs/train_tiny_quick.
+``--quick`` runs every stage with a few steps and writes to outputs/train_tiny_quick.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .settings import ASSETS, MODELS, ROOT
 
 QUICK = ROOT / "outputs" / "train_tiny_quick"
 
-# What the committed weights saw: about 2,400 batches of 8 crops, 75,000 pictures at 64 px and then
-# 62,000 at 128 px. The first 600 low steps had batch 64; batch 32 twice as often learned faster.
+# Training of the committed weights: about 2,400 batches of 8 crops, then 75,000 pictures at 64 px
+# and 62,000 at 128 px. The first 600 low-resolution steps had batch 64; batch 32 with twice as many
+# steps learned faster.
 LOW_STEPS, HIGH_STEPS = 2400, 3800
 
 
@@ -46,12 +47,12 @@ def stages(name: str, quick: bool, downloads: Path | None) -> list[list[str]]:
         ["inspect_weights", "--folder", str(folder)],
         ["evaluate", "--folder", str(folder)] + (["--count", "16"] if quick else []),
     ]
-    # A check of the machine must not rewrite committed assets.
+    # A quick run must not rewrite committed assets.
     return [c for c in commands if not quick or c[0] not in ("features", "alignment")]
 
 
 def main() -> None:
-    """Run the stages, each as its own process: a kill loses one stage's last minutes at most."""
+    """Run the stages, each in its own process: a kill loses at most minutes of one stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,6 +1,4 @@
-"""Device, number format, learning-rate schedule, atomic checkpoints and W&B: what both trainings
-share.
-"""
+"""Shared by both trainings: device, dtype, learning-rate schedule, checkpoints and W&B."""
 
 from __future__ import annotations
 
@@ -13,13 +11,12 @@ import torch
 
 
 def device() -> torch.device:
-    """Return the GPU when there is one, else the CPU."""
+    """Return the GPU if available, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast_dtype(where: torch.device) -> torch.dtype | None:
-    """Return bf16 where a matrix product is faster in it than in fp32 on this machine, else
-    ``None``."""
+    """Return bf16 if its matrix products are faster than fp32's on this machine, else ``None``."""
     if where.type == "cuda":
         return torch.bfloat16
     seconds = {}
@@ -45,8 +42,7 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.03, decay: flo
 
 
 def save_atomic(state: dict, path: Path) -> None:
-    """Write a checkpoint beside its final name and move it there, so that a kill leaves the old one
-    whole."""
+    """Write a checkpoint to a temporary file and rename it, so that a kill leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -54,14 +50,14 @@ def save_atomic(state: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: Path, where: torch.device) -> dict | None:
-    """Return a checkpoint, or ``None`` when there is none yet."""
+    """Return a checkpoint, or ``None`` if it does not exist yet."""
     if not path.exists():
         return None
     return torch.load(path, map_location=where, weights_only=True)
 
 
 def wandb_run(name: str, config: dict, folder: Path):
-    """Start a W&B run, offline unless ``WANDB_MODE`` says otherwise."""
+    """Start a W&B run, offline unless ``WANDB_MODE`` is set."""
     os.environ.setdefault("WANDB_MODE", "offline")
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb

@@ -44,9 +44,9 @@ def encoder(settings: Settings) -> Gemma2Model:
 
 
 def autoencoder(settings: Settings) -> AutoencoderDC:
-    """Return an untrained autoencoder of stride 16, resampled as SANA's is.
+    """Return an untrained autoencoder of stride 16, with SANA's resampling.
 
-    Without shortcuts around the latent's convolutions, so that its scale can be folded into them.
+    It has no shortcuts around the latent's convolutions, so that its scale can be folded into them.
     """
     torch.manual_seed(settings.seed)
     channels, none = settings.vae_channels, ((),) * len(settings.vae_channels)
@@ -75,7 +75,7 @@ def encode(vae: AutoencoderDC, x: torch.Tensor) -> torch.Tensor:
 
 
 def reconstruct(vae: AutoencoderDC, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decoded latent, and its mean square as what keeps latents from growing."""
+    """Return the decoded latent, and its mean square as a penalty on large latents."""
     z = encode(vae, x)
     return vae.decode(z).sample, z.square().mean()
 
@@ -83,8 +83,8 @@ def reconstruct(vae: AutoencoderDC, x: torch.Tensor) -> tuple[torch.Tensor, torc
 def normalised(vae: AutoencoderDC, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderDC:
     """Fold ``z -> z / std`` per channel into the two convolutions around the latent, exactly.
 
-    The mean stays: the decoder's first convolution pads with zeros, and no bias makes up for
-    another zero at the border.
+    The mean is not folded: the decoder's first convolution pads with zeros, and no bias can
+    compensate a shift at the border.
     """
     with torch.no_grad():
         before, after = vae.encoder.conv_out, vae.decoder.conv_in
@@ -95,7 +95,7 @@ def normalised(vae: AutoencoderDC, mean: torch.Tensor, std: torch.Tensor) -> Aut
 
 
 def transformer(settings: Settings) -> SanaTransformer2DModel:
-    """Return the untrained transformer, started small (`initial`)."""
+    """Return the untrained transformer with small initial weights (`initial`)."""
     torch.manual_seed(settings.seed + 2)
     net = SanaTransformer2DModel(
         in_channels=settings.latent_channels,
@@ -116,7 +116,7 @@ def transformer(settings: Settings) -> SanaTransformer2DModel:
             pointwise = (block.ff.conv_inverted,)
             inner = (m for m in block.modules() if isinstance(m, torch.nn.Linear) or m in pointwise)
             start_block(block, inner, block.ff.conv_point)
-            # A depthwise kernel that starts as the identity: gates and values pass as they are.
+            # The depthwise kernel starts as the identity, so gates and values pass unchanged.
             depth = block.ff.conv_depth
             start_small(depth, 0.02)
             depth.weight[:, :, 1, 1] += 1.0

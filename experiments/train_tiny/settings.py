@@ -1,4 +1,4 @@
-"""Every number of the recipe that two files share, in one frozen dataclass a model."""
+"""Settings that several files of the training share, one frozen dataclass per model."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ MODELS = {
         vae_rate=1e-3,
     ),
 }
-# Which model is trained; an environment variable, so that every stage and worker agrees.
+# The model to train, from an environment variable, so that all stages and workers agree.
 SETTINGS = MODELS[os.environ.get("LORAQ_TRAIN_MODEL", "tiny_pixart")]
-# Unpacked data (shared by the models), checkpoints and logs; the variable keeps a trial run apart.
+# Unpacked data (shared by the models), checkpoints and logs; a trial run sets the variable.
 TRAINING = Path(os.environ.get("LORAQ_TRAIN_OUTPUTS", ROOT / "outputs" / "train_tiny"))
 DATA = TRAINING / "data"
 OUTPUTS = TRAINING if SETTINGS.name == "tiny_pixart" else TRAINING / SETTINGS.name

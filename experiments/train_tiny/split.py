@@ -1,9 +1,8 @@
-"""The split of names, and ``captions.json``: deterministic, disjoint, seen and held-out names
-apart.
+"""The deterministic, disjoint split of names, and ``captions.json``.
 
 ``random.Random(0)`` shuffles the sorted slugs of the easy items; the first names are held out for
-the test, the next for development, the next are the training subjects. Calibration,
-development-seen and test-seen captions are cut from the training subjects without overlap.
+the test split, the next for development, and the next are the training subjects. Calibration
+captions and the seen captions of development and test are disjoint parts of the training subjects.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from .settings import ASSETS, SETTINGS, Settings
 
 @dataclass(frozen=True)
 class Split:
-    """Slugs by role: what is trained on, and the three caption lists cut from seen and held-out
-    names."""
+    """Slugs of the training subjects and of the caption lists, seen and held out."""
 
     train: list[str]
     held_test: list[str]

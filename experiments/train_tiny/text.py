@@ -1,7 +1,4 @@
-"""The subword tokenizer.
-
-Byte-level BPE over every emoji caption: any word becomes known pieces, there is no unknown token.
-"""
+"""The subword tokenizer: byte-level BPE trained on all emoji captions, without unknown tokens."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def tokenizer(captions: list[str], settings: Settings = SETTINGS) -> PreTrainedT
 def tokens(
     tokenizer: PreTrainedTokenizerFast, captions: list[str], length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask, int64 [n, length] each, padded and cut as the pipeline does."""
+    """Return ids and mask, int64 [n, length] each, padded and truncated as in the pipeline."""
     out = tokenizer(
         captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )

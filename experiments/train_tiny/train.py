@@ -1,9 +1,9 @@
 """Train text encoder and transformer jointly by flow matching, first at 64 px, then at 128 px.
 
 x_t = (1 - t) x_0 + t noise with logit-normal t; the network predicts noise - x_0 from (x_t, 1000
-t, caption). A tenth of the captions are empty, for classifier-free guidance. The first phase sees
-pictures of half size (16 tokens, a quarter of the cost); PixArt's position embeddings cover the
-same range in both phases, SANA has none.
+t, caption). A tenth of the captions are empty, for classifier-free guidance. The first phase uses
+pictures of half the size (16 tokens, a quarter of the cost). PixArt's position embeddings cover the
+same range in both phases; SANA has none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import export, latents, model, parallel, runtime, split, text
 from .settings import OUTPUTS, SETTINGS, Settings
 
 CHECKPOINT = OUTPUTS / "transformer.pt"
-# The average is updated every few steps only: on a CPU its memory traffic would be felt.
+# The average is updated only every few steps, to limit its memory traffic on a CPU.
 AVERAGE_EVERY = 4
 PREVIEW = (
     "red apple, food fruit",
@@ -36,7 +36,7 @@ PREVIEW = (
 
 @dataclass(frozen=True)
 class Phase:
-    """One resolution: latent side, steps, batch size; ``minutes`` may cut it short."""
+    """One resolution: latent side, steps, batch size, and a time limit in minutes."""
 
     side: int
     steps: int
@@ -73,7 +73,7 @@ def parameter_groups(pair: Pair, decay: float) -> list[dict]:
 
 
 def batches(step: int, count: int, size: int, shape: tuple[int, ...], dropout: float) -> tuple:
-    """Return indices, times, noise and dropped captions of a step, a function of the step alone."""
+    """Return indices, times, noise and dropped captions, which depend only on the step."""
     generator = torch.Generator().manual_seed(SETTINGS.seed * 1_000_003 + step)
     # Each epoch is a fresh permutation, so every subject is seen equally often.
     first, picks = step * size, []
@@ -153,7 +153,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
         last = time.time()
         while phase_step < phase.steps and used < phase.minutes * 60:
             progress = max(phase_step / phase.steps, used / (phase.minutes * 60))
-            # Only the last phase decays; each phase warms up, for the resolution has changed.
+            # Only the last phase decays; every phase warms up because the resolution changes.
             rate = (
                 runtime.learning_rate(progress, peak)
                 if final

@@ -1,9 +1,9 @@
 """Train the autoencoder with L1, LPIPS and a small penalty on the latent, on all named emoji.
 
-Half of a batch are random 64-px crops of the full pictures, half are whole pictures shrunk to 64
-px: the transformer's first phase trains on the latents of the latter. Afterwards the latents'
-scale is folded into the convolutions around them (export.py), so ``scaling_factor`` is exactly 1
-and no pipeline needs to know about it.
+Half of a batch are random 64-px crops of the full pictures, half are complete pictures resized to
+64 px: the transformer's first phase trains on the latents of the latter. Afterwards the scale of
+the latents is folded into the convolutions around them (export.py), so ``scaling_factor`` is
+exactly 1.
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ CROP = 64
 
 
 def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """Return a training batch in [-1, 1], [size, 3, 64, 64]: crops and whole pictures, half
-    flipped."""
+    """Return a training batch in [-1, 1], [size, 3, 64, 64]: crops and resized pictures."""
     rows = []
     for k, index in enumerate(rng.integers(len(images), size=size)):
         image = torch.from_numpy(np.array(images[index])).permute(2, 0, 1).float()
         if k % 4 < 2:
-            # Crops start inside the picture's middle: emoji corners are plain white.
+            # Crops avoid the border: the corners of emoji are white.
             top, left = rng.integers(8, image.shape[1] - CROP - 8 + 1, size=2)
             image = image[:, top : top + CROP, left : left + CROP]
         else:
@@ -48,8 +47,7 @@ def losses(vae: torch.nn.Module, metric: torch.nn.Module, x: torch.Tensor) -> di
 
 
 def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, peak: float) -> None:
-    """Train for ``steps`` steps or ``seconds`` of wall time, whichever ends first; resumes after a
-    kill."""
+    """Train for ``steps`` steps or ``seconds`` of wall time; resumes from the last checkpoint."""
     where = runtime.device()
     images = pictures([i.fluent for i in items()], DATA / "fluent128.npy")
     metric = lpips_weights.perceptual_distance().to(where)
@@ -71,7 +69,7 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
 
     last = time.time()
     while step < steps and used < seconds:
-        # The generator depends on the step alone, so a resumed run sees the same batches.
+        # The generator depends only on the step, so a resumed run sees the same batches.
         rng = np.random.default_rng((SETTINGS.seed, step))
         torch.manual_seed(step * 64 + exchange.rank)
         rate = runtime.learning_rate(max(step / steps, used / seconds), peak, decay=0.45)

@@ -1,5 +1,5 @@
-"""Results: one record a row, and what people read: tables, plots, pages, reports, W&B.
+"""Results: records (one per row), and tables, plots, documentation pages, reports and W&B runs.
 
-Everything here reads records; `record`, `tables`, `pages` and `committed` need no torch. Imported
-by the runner; imports the public API, metrics' statistics and below.
+All modules read records. `record`, `tables`, `pages` and `committed` do not need torch. Imported by
+the runner and the command line; imports the public API, the metrics' statistics and below.
 """

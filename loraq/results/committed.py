@@ -1,31 +1,30 @@
 """Committed results: the records of finished experiments under `results/`, and their tables.
 
-    results/<experiment>/rows.json            which rows, in which order, compared with which one
-    results/<experiment>/records/<row>.json   one record a row, as the run wrote it
-    results/<experiment>/main.md …            tables, made from the records and never edited
+    results/<experiment>/rows.json            the rows, their order and their baseline
+    results/<experiment>/records/<row>.json   one record per row, as the run wrote it
+    results/<experiment>/main.md …            tables made from the records, never edited by hand
     results/reported/*.csv                    numbers published by others (see its README)
 
-`outputs/` is a workplace and stays out of git. What is to be kept is taken over from there:
+`outputs/` is not in git. To keep an experiment, or one row that was run again, import it:
 
     python -m loraq.results outputs/results/demo
-    python -m loraq.results outputs/results/table1/rows/rtn     (one row, made again)
+    python -m loraq.results outputs/results/table1/rows/rtn
 
-Reads records and nothing else: no torch, no images, no W&B.
+Reads only records: no torch, no images, no W&B.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
-from loraq.results.experiment_folder import ROWS_FILE, record_file
-from loraq.results.plots.diagrams import draw
-from loraq.results.record import Record, load
-from loraq.results.tables.tables import write_tables
+from loraq.results.experiment_folder import ROWS_FILE, record_path
+from loraq.results.plots.diagrams import draw_diagrams
+from loraq.results.record import Record, load_record
+from loraq.results.tables.tables import render_tables
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_bytes, write_json
 
@@ -35,66 +34,75 @@ REPORTED = "reported"
 
 @dataclass(frozen=True)
 class Results:
-    """The committed records of one experiment, in the order of its rows."""
+    """The committed records of one experiment, in the order of its rows.
+
+    baseline: the row that the others are compared with, if any.
+    """
 
     name: str
     folder: Path
     records: list[Record]
     baseline: str | None
 
+    def __repr__(self) -> str:
+        count = len(self.records)
+        return f"Results({self.name!r}, {count} records, baseline={self.baseline!r})"
+
 
 def result_names(root: Path = CHECKOUT) -> list[str]:
-    """The experiments whose records are committed."""
+    """Return the sorted names of the experiments with committed records."""
     return sorted(path.parent.name for path in (root / "results").glob(f"*/{ROWS_FILE}"))
 
 
 def read_results(name: str, root: Path = CHECKOUT) -> Results:
-    """The experiment's records; LoraqError where one is missing, damaged or not the listed one."""
+    """Read an experiment; LoraqError if a record is missing, damaged or not the listed one."""
     if name not in result_names(root):
         raise unknown("committed experiment", name, result_names(root))
     folder = root / "results" / name
     listed = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
     records = []
     for row in listed["rows"]:
-        record = load(folder / RECORDS / f"{row['row']}.json")
+        record = load_record(folder / RECORDS / f"{row['row']}.json")
         if (record.row, record.key) != (row["row"], row["record"]):
             raise LoraqError(
                 f"{folder / RECORDS}/{row['row']}.json is the record {record.key} of row "
-                f"'{record.row}', and {ROWS_FILE} lists {row['record']}. Take the experiment over "
+                f"'{record.row}', but {ROWS_FILE} lists {row['record']}. Import the experiment "
                 f"again: python -m loraq.results outputs/results/{name}"
             )
         records.append(record)
     return Results(name, folder, records, listed["baseline"])
 
 
-def take_over(source: Path, root: Path = CHECKOUT) -> Path:
-    """Copy an experiment's records from OUTPUT/results/NAME, and write its tables beside them."""
+def import_experiment(source: Path, root: Path = CHECKOUT) -> Path:
+    """Copy the records of OUTPUT/results/NAME to results/NAME, write its tables and plots there."""
     if not (source / ROWS_FILE).is_file():
         raise LoraqError(
-            f"'{source}' has no {ROWS_FILE}, so no experiment has finished there. Give the folder "
-            "that `loraq run` names after its table, such as outputs/results/demo."
+            f"'{source}' has no {ROWS_FILE}, so it holds no finished experiment. Give the folder "
+            "that `loraq run` prints below its table, such as outputs/results/demo."
         )
     if source.resolve().name == REPORTED:
-        raise LoraqError(f"results/{REPORTED}/ is kept for published numbers; rename '{source}'.")
+        raise LoraqError(
+            f"results/{REPORTED}/ is reserved for published numbers; rename '{source}'."
+        )
     rows = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
     output = source.resolve().parents[1]
-    paths = {row["row"]: record_file(output, row) for row in rows}
+    paths = {row["row"]: record_path(output, row) for row in rows}
     for path in paths.values():
-        load(path)  # all are there and whole before anything is replaced
+        load_record(path)  # fails on a missing or damaged record before anything is replaced
     target = root / "results" / source.resolve().name
     shutil.rmtree(target / RECORDS, ignore_errors=True)
     (target / RECORDS).mkdir(parents=True)
     for row, path in paths.items():
         write_bytes(target / RECORDS / f"{row}.json", path.read_bytes())
     write_bytes(target / ROWS_FILE, (source / ROWS_FILE).read_bytes())
-    _finish(target, root)
+    _refresh(target, root)
     return target
 
 
-def take_over_row(source: Path, root: Path = CHECKOUT) -> Path:
-    """Put the rows of OUTPUT/results/NAME/rows/ROW in the place of NAME's committed ones.
+def import_row(source: Path, root: Path = CHECKOUT) -> Path:
+    """Replace committed rows of NAME by those of OUTPUT/results/NAME/rows/ROW.
 
-    The 16-bit row, which such a run lists as well, stays the committed one.
+    Such a run also lists the 16-bit row; the committed 16-bit row stays.
     """
     target = root / "results" / source.resolve().parents[1].name
     listed = json.loads((target / ROWS_FILE).read_text(encoding="utf-8"))
@@ -103,40 +111,42 @@ def take_over_row(source: Path, root: Path = CHECKOUT) -> Path:
     for row in made:
         if row["row"] not in places:
             raise unknown(f"row of {target.name}", row["row"], places)
-        path = record_file(source.resolve().parents[3], row)
-        if not load(path).config.get("quant"):
+        path = record_path(source.resolve().parents[3], row)
+        if not load_record(path).config.get("quant"):
             continue
         write_bytes(target / RECORDS / f"{row['row']}.json", path.read_bytes())
         listed["rows"][places[row["row"]]] = row
     write_json(target / ROWS_FILE, listed)
-    _finish(target, root)
+    _refresh(target, root)
     return target
 
 
-def _finish(target: Path, root: Path) -> None:
-    """Tables and pictures of records that have just come."""
+def _refresh(target: Path, root: Path) -> None:
+    """Rebuild the tables and plots of records that were just imported."""
     refresh_tables(target.name, root)
     for old in target.glob("*.png"):
         old.unlink()
-    draw(read_results(target.name, root).records, target)
+    draw_diagrams(read_results(target.name, root).records, target)
 
 
 def refresh_tables(name: str, root: Path = CHECKOUT, check: bool = False) -> list[Path]:
-    """Make the experiment's tables anew; the files that were not what the records say.
+    """Rebuild an experiment's tables from its records; returns the files that were out of date.
 
-    `check` only looks. A table that the records no longer give counts, and is removed.
+    A table that the records no longer produce is out of date and is deleted. With `check`, nothing
+    is written or deleted.
     """
     found = read_results(name, root)
-    with tempfile.TemporaryDirectory() as folder:
-        fresh = write_tables(found.records, folder, found.baseline)
-        wanted = {file: path.read_bytes() for file, path in fresh.items()}
-    kinds = {Path(file).suffix for file in wanted}
-    there = {path.name: path for path in found.folder.iterdir() if path.suffix in kinds}
-    there.pop("README.md", None)
+    wanted = {
+        file: text.encode("utf-8")
+        for file, text in render_tables(found.records, found.baseline).items()
+    }
+    suffixes = {Path(file).suffix for file in wanted}
+    existing = {path.name: path for path in found.folder.iterdir() if path.suffix in suffixes}
+    existing.pop("README.md", None)
     stale = []
-    for file in sorted({*wanted, *there}):
+    for file in sorted({*wanted, *existing}):
         path = found.folder / file
-        if file in there and wanted.get(file) == path.read_bytes():
+        if file in existing and wanted.get(file) == path.read_bytes():
             continue
         stale.append(path)
         if check:
@@ -149,7 +159,7 @@ def refresh_tables(name: str, root: Path = CHECKOUT, check: bool = False) -> lis
 
 
 def find_results(name: str, root: Path) -> Results | None:
-    """The experiment's records, None where none are committed yet; an unknown name raises."""
+    """Return the experiment, or None if it is not committed yet; LoraqError for an unknown name."""
     if name in result_names(root):
         return read_results(name, root)
     planned = [path.stem for path in (root / "conf" / "experiment").glob("*.yaml")]
@@ -158,13 +168,13 @@ def find_results(name: str, root: Path) -> Results | None:
     return None
 
 
-def not_yet(name: str) -> str:
-    """What stands where a table will be."""
+def not_measured_text(name: str) -> str:
+    """Return the placeholder for a table whose experiment has no committed records."""
     experiment, _, model = name.partition("-")
     command = f"loraq run experiment={experiment}" + (f" model={model}" if model else "")
     return f"*Not yet measured: no records of `{name}` are committed. `{command}` makes them.*"
 
 
-def changed_checkouts(found: Results) -> list[str]:
-    """Rows whose record was made from code with uncommitted changes (`commit` ends with `+`)."""
+def rows_from_changed_code(found: Results) -> list[str]:
+    """Return the rows that were run from code with uncommitted changes (`commit` ends in `+`)."""
     return [record.row for record in found.records if record.commit.endswith("+")]

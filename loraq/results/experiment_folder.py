@@ -1,4 +1,4 @@
-"""What a run leaves under OUTPUT/results/NAME: the list of its rows, and their records."""
+"""The output of a run under OUTPUT/results/NAME: the list of its rows, and their records."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
-from loraq.results.record import Record, load
+from loraq.results.record import Record, load_record
 from loraq.results.tables.tables import main_table, write_tables
 from loraq.results.tables.text import to_markdown
 
 ROWS_FILE = "rows.json"
 
 
-def rewrite(output: Path, experiments: Sequence[str]) -> str:
-    """The tables of experiments that were run, made again from their records; their text."""
+def rewrite_tables(output: Path, experiments: Sequence[str]) -> str:
+    """Rebuild the tables of experiments (all finished ones if empty); returns the main tables."""
     lines = []
     for name in experiments or finished_experiments(output):
         listed, made = read_experiment(output, name)
@@ -26,22 +26,22 @@ def rewrite(output: Path, experiments: Sequence[str]) -> str:
 
 
 def finished_experiments(output: Path) -> list[str]:
-    """Names of the experiments that were published under `output`; LoraqError without any."""
+    """Return the names of the experiments finished under `output`; LoraqError if there are none."""
     found = [path.parent.name for path in sorted(output.glob(f"results/*/{ROWS_FILE}"))]
     if not found:
-        raise LoraqError(f"No experiment has finished under {output}/. Run one: make demo")
+        raise LoraqError(f"No finished experiment under {output}/. Run one: make demo")
     return found
 
 
 def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
-    """What `publish` listed of an experiment, and its records; an unknown name raises."""
-    there = finished_experiments(output)
-    if name not in there:
-        raise unknown("experiment", name, there)
+    """Return an experiment's rows.json and its records; LoraqError for an unknown name."""
+    finished = finished_experiments(output)
+    if name not in finished:
+        raise unknown("experiment", name, finished)
     listed = json.loads((output / "results" / name / ROWS_FILE).read_text())
-    return listed, [load(record_file(output, row)) for row in listed["rows"]]
+    return listed, [load_record(record_path(output, row)) for row in listed["rows"]]
 
 
-def record_file(output: Path, listed: Mapping[str, str]) -> Path:
-    """Where the record of a row lies that `publish` listed."""
+def record_path(output: Path, listed: Mapping[str, str]) -> Path:
+    """Return the path of the record of a row that rows.json lists."""
     return output / "record" / listed["record"] / "record.json"

@@ -1,8 +1,8 @@
-"""One run = one JSON: what was run, on what, and what came out. Atomic, versioned, readable alone.
+"""Records: one JSON file per row with configuration, environment and results.
 
-Numbers are plain floats. JSON has no infinity and no NaN, so those are written as
-`{"float": "inf" | "-inf" | "nan"}` and read back as floats; anything else that JSON cannot say is
-refused. `tables.py`, `pictures.py` and `tracking/` read records and nothing else.
+Numbers are plain floats. JSON has no infinity and no NaN, so these are written as
+`{"float": "inf" | "-inf" | "nan"}` and read back as floats; any other value that JSON cannot
+represent raises LoraqError. Files are versioned (`SCHEMA`) and written atomically.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loraq.utils.files import write_bytes, write_json
 from loraq.utils.plain import decode_float, to_plain
 
 SCHEMA = 1
-VOLATILE = ("created", "timings", "machine")  # what may differ between two equal runs
+VOLATILE = ("created", "timings", "machine")  # fields that may differ between equal runs
 PACKAGES = (
     *("loraq", "torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy"),
     *("scipy", "pillow", "torchmetrics", "lpips", "clean-fid"),
@@ -32,13 +32,13 @@ PACKAGES = (
 class Record:
     """Results of one row (one model × method × prompt set).
 
-    budget: bits_per_weight, branch_bits_per_weight, nbytes, rank (None where there is none).
+    budget: bits_per_weight, branch_bits_per_weight, nbytes, rank (None without a branch).
     layers: one dict per quantised layer: layer, role, weight_error, output_error.
-    images: hash, names and seen (one flag per image); `per_image` lists follow this order.
+    images: hash, names and seen (one flag per image); `per_image` lists have this order.
     metrics: name → value, lo, hi, n, direction, per_image, details, reason, seen{…}, held_out{…}
         (see `loraq.metrics.measure`).
-    paired: metric → against, diff, lo, hi. Tables work paired differences out themselves.
-    analyses: what `metrics.analyses` asked for: limits, steps, losses.
+    paired: metric → against, diff, lo, hi. Tables compute paired differences themselves.
+    analyses: results of the analyses set in `metrics.analyses`: limits, steps, losses.
     """
 
     key: str
@@ -60,8 +60,14 @@ class Record:
     machine: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    def __repr__(self) -> str:
+        values = {name: entry.get("value") for name, entry in self.metrics.items()}
+        shown = [f"{name}={value:.4g}" for name, value in values.items() if value is not None]
+        where = f"{self.experiment}/{self.row}"
+        return f"Record({', '.join([repr(where), f'key={self.key!r}', *shown])})"
+
     def comparable(self) -> dict[str, Any]:
-        """The record without what may differ between two runs of one config (`VOLATILE`)."""
+        """Return the record without the fields that may differ between equal runs (`VOLATILE`)."""
         kept = dataclasses.asdict(self)
         for name in VOLATILE:
             del kept[name]
@@ -69,13 +75,13 @@ class Record:
 
 
 def save_findings(found: dict[str, Any], path: Path) -> None:
-    """Write what a bench or `loraq score` found, with its origin, as JSON; folders as needed."""
+    """Write the results of a benchmark or `loraq score`, with `provenance()`, to a JSON file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, to_plain(found | origin(), where="record"))
+    write_json(path, to_plain(found | provenance(), where="record"))
 
 
-def save(record: Record, path: str | os.PathLike[str]) -> Path:
-    """Write `record` to `path` whole or not at all (written beside it, synced, then renamed)."""
+def save_record(record: Record, path: str | os.PathLike[str]) -> Path:
+    """Write `record` to `path` atomically: to a temporary file, synced, then renamed."""
     path = Path(path)
     data = to_json(record).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,19 +89,20 @@ def save(record: Record, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def load(path: str | os.PathLike[str]) -> Record:
-    """Read one record; LoraqError where the file is missing, damaged or of another schema."""
+def load_record(path: str | os.PathLike[str]) -> Record:
+    """Read one record; LoraqError if the file is missing, damaged or has another schema."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise LoraqError(f"no record at {path}; run the experiment that makes it") from error
+        raise LoraqError(f"No record at {path}. Run the experiment that writes it.") from error
     try:
         return from_json(text)
     except (LoraqError, ValueError) as error:
-        raise LoraqError(f"cannot read the record {path}: {error}") from error
+        raise LoraqError(f"Cannot read the record {path}: {error}") from error
 
 
 def to_json(record: Record) -> str:
+    """Return the record as indented JSON; LoraqError for a value that JSON cannot represent."""
     return (
         json.dumps(to_plain(record, where="record"), indent=1, ensure_ascii=False, allow_nan=False)
         + "\n"
@@ -103,13 +110,14 @@ def to_json(record: Record) -> str:
 
 
 def from_json(text: str) -> Record:
+    """Parse a record; LoraqError for another schema, unknown or missing fields."""
     data = json.loads(text, object_hook=decode_float)
     if not isinstance(data, dict) or "schema" not in data:
-        raise LoraqError("this is not a LoRaQ record: it has no 'schema'")
+        raise LoraqError("this is not a LoRaQ record: it has no field 'schema'")
     if data["schema"] != SCHEMA:
         raise LoraqError(
-            f"schema {data['schema']!r}, this version reads {SCHEMA}; "
-            "use the LoRaQ version that wrote it, or run the experiment again"
+            f"schema {data['schema']!r}, but this version reads {SCHEMA}. Use the LoRaQ version "
+            "that wrote it, or run the experiment again"
         )
     known = {item.name for item in dataclasses.fields(Record)}
     required = {
@@ -124,10 +132,10 @@ def from_json(text: str) -> Record:
     return Record(**data)
 
 
-def origin(device: str = "cpu") -> dict[str, Any]:
-    """The fields that say where a record comes from: created, commit, versions, machine.
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Return the provenance fields of a record: created, commit, versions, machine.
 
-    The machine is described (system, processor kind and count), never named.
+    The machine is described by system, processor type and count; its host name is not stored.
     """
     import datetime
     import importlib.metadata as metadata
@@ -141,7 +149,7 @@ def origin(device: str = "cpu") -> dict[str, Any]:
             continue
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": checkout_commit(),
         "versions": versions,
         "machine": {
             "system": platform.system(),
@@ -154,17 +162,17 @@ def origin(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-def commit() -> str:
-    """Commit of this package's checkout, "" outside git; `+` where code or `conf/` has changes.
+def checkout_commit() -> str:
+    """Return the commit of this package's checkout, with `+` if code or `conf/` has changes.
 
-    New files count as changes where they are code or configuration: a run may have read them.
+    Untracked .py and .yaml files count as changes, because a run may read them. "" outside git.
     """
-    parts = PACKAGE, CONF.resolve()
-    looked_at = [f":(glob){part}/**/*{suffix}" for part in parts for suffix in (".py", ".yaml")]
-    asked = []
+    folders = PACKAGE, CONF.resolve()
+    patterns = [f":(glob){part}/**/*{suffix}" for part in folders for suffix in (".py", ".yaml")]
+    answers = []
     for command in (
         ["rev-parse", "--short=12", "HEAD"],
-        ["status", "--porcelain", "--untracked-files=all", "--", *looked_at],
+        ["status", "--porcelain", "--untracked-files=all", "--", *patterns],
     ):
         try:
             done = subprocess.run(
@@ -174,5 +182,5 @@ def commit() -> str:
             return ""
         if done.returncode:
             return ""
-        asked.append(done.stdout.strip())
-    return asked[0] + ("+" if asked[1] else "")
+        answers.append(done.stdout.strip())
+    return answers[0] + ("+" if answers[1] else "")

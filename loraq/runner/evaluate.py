@@ -52,10 +52,10 @@ def measure(session: Session, row: Row) -> Record:
             model_hash=row.model_hash,
             timings=_timings(session.store, row),
             **found,
-            **records.origin(row.device),
+            **records.provenance(row.device),
         )
         with session.store.write(Stage.RECORD, name, info) as folder:
-            records.save(made, folder / RECORD_FILE)
+            records.save_record(made, folder / RECORD_FILE)
         return load_record(session.store, row)
 
 
@@ -101,7 +101,7 @@ def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def load_record(store: Store, row: Row) -> Record:
-    return records.load(store.path(Stage.RECORD, row.keys[Stage.RECORD]) / RECORD_FILE)
+    return records.load_record(store.path(*row.product(Stage.RECORD)) / RECORD_FILE)
 
 
 def image_set(store: Store, row: Row, key: str = Stage.IMAGES) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.results.experiment_folder import ROWS_FILE
-from loraq.results.plots.diagrams import draw
+from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.plots.grid import image_grid
 from loraq.results.plots.layer_errors import layer_error_map
 from loraq.results.record import Record
@@ -107,7 +107,7 @@ def _pictures(
         records = [record for _, record in finished]
         if any(record.layers for record in records):
             layer_error_map(records, errors)
-        draw(records, folder)
+        draw_diagrams(records, folder)
     return [grid, *sorted(path for path in folder.glob("*.png") if path != grid)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cluster import slurm
-from loraq.results.record import load
+from loraq.results.record import load_record
 
 pytestmark = pytest.mark.cluster
 TWO_WORKERS = "hydra.launcher.array_parallelism=2"
@@ -55,7 +55,7 @@ def sweep(output: Path, environment: dict[str, str], *arguments: str) -> subproc
 
 def records(output: Path) -> dict[str, dict]:
     """What may be compared of every record, by key; none for rows that were not finished."""
-    found = (load(path) for path in sorted(output.glob("record/*/record.json")))
+    found = (load_record(path) for path in sorted(output.glob("record/*/record.json")))
     return {record.key: record.comparable() for record in found}
 
 

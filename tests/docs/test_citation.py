@@ -1,4 +1,4 @@
-"""CITATION.cff: what the format asks for is there, and it agrees with pyproject.toml."""
+"""CITATION.cff: required fields, and agreement with pyproject.toml."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_it_says_what_the_format_asks_for():
+def test_it_has_the_required_fields():
     """Citation File Format 1.2.0: the fields that are required, of the file and of a reference."""
     assert CITATION["cff-version"] == "1.2.0" and CITATION["type"] == "software"
     for entry in (CITATION, *CITATION["references"]):

@@ -15,7 +15,7 @@ from loraq.results.pages import refresh
 from loraq.utils.assets import CHECKOUT
 
 ROOT = CHECKOUT
-PAGES = [*refresh.pages(ROOT), *sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+PAGES = [*refresh.documentation_pages(ROOT), *sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 MARKDOWN = [name for name in TEXTS if name.endswith(".md")]
 

@@ -1,4 +1,4 @@
-"""Committed records, their tables and the pages made from them: taken over, refreshed, stale."""
+"""Committed records, their tables and pages: import, refresh, detection of outdated files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from loraq.errors import LoraqError
 from loraq.results import committed
 from loraq.results.pages import bench, refresh, times
-from loraq.results.record import save
-from loraq.results.tables import brief
+from loraq.results.record import save_record
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_json
-from tests.tables.test_tables import rows
+from tests.results.tables.test_tables import rows
 
+BRIEF = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
+BRIEF_PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
 PAGE = "# T\n\n<!-- generated: table demo -->\n<!-- /generated -->\n\nend\n"
 
 
@@ -31,11 +32,11 @@ def root(tmp_path):
 
 @pytest.fixture
 def finished(root):
-    """outputs/results/demo as a run leaves it."""
+    """outputs/results/demo as a run writes it."""
     listed = []
     for number, record in enumerate(rows()):
         record = type(record)(**{**record.__dict__, "key": f"k{number}", "commit": "abc"})
-        save(record, root / "outputs" / "record" / record.key / "record.json")
+        save_record(record, root / "outputs" / "record" / record.key / "record.json")
         listed.append({"row": record.row, "record": record.key})
     folder = root / "outputs" / "results" / "demo"
     folder.mkdir(parents=True)
@@ -43,15 +44,15 @@ def finished(root):
     return folder
 
 
-def test_what_is_not_measured_says_so(root):
+def test_an_unmeasured_experiment_has_a_placeholder(root):
     assert refresh.refresh_all(root=root) == [root / "README.md"]
     text = (root / "README.md").read_text()
     assert "Not yet measured: no records of `demo`" in text and text.endswith("\n\nend\n")
     assert refresh.refresh_all(check=True, root=root) == []
 
 
-def test_records_are_taken_over_and_pages_follow(root, finished):
-    folder = committed.take_over(finished, root)
+def test_records_are_imported_and_pages_are_updated(root, finished):
+    folder = committed.import_experiment(finished, root)
     assert folder == root / "results" / "demo"
     found = committed.read_results("demo", root)
     assert [record.row for record in found.records] == [record.row for record in rows()]
@@ -64,8 +65,8 @@ def test_records_are_taken_over_and_pages_follow(root, finished):
     assert refresh.refresh_all(check=True, root=root) == []
 
 
-def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
-    folder = committed.take_over(finished, root)
+def test_a_number_changed_by_hand_is_detected_and_restored(root, finished):
+    folder = committed.import_experiment(finished, root)
     refresh.refresh_all(root=root)
     for path in (folder / "main.csv", root / "README.md"):
         whole = path.read_text()
@@ -78,12 +79,12 @@ def test_a_number_changed_by_hand_is_stale_and_is_put_right(root, finished):
     assert not (folder / "gone.tex").exists()
 
 
-def test_uncommitted_code_is_said(root, finished):
+def test_uncommitted_code_is_stated(root, finished):
     path = root / "outputs" / "record" / "k1" / "record.json"
     path.write_text(path.read_text().replace('"abc"', '"abc+"'))
-    committed.take_over(finished, root)
-    assert committed.changed_checkouts(committed.read_results("demo", root)) == ["rtn"]
-    assert "uncommitted changes (`+`): rtn" in refresh.table("demo", root)
+    committed.import_experiment(finished, root)
+    assert committed.rows_from_changed_code(committed.read_results("demo", root)) == ["rtn"]
+    assert "uncommitted changes (`+`): rtn" in refresh.table_block("demo", root)
 
 
 def cells(text):
@@ -94,46 +95,46 @@ def cells(text):
 
 
 def test_the_brief_table_has_a_few_columns_of_both(root, finished):
-    assert "Not yet measured" in refresh.brief("demo", root)
-    committed.take_over(finished, root)
-    text = refresh.brief("demo", root)
-    both = {part: cells(refresh.table(f"demo{part}", root)) for part in ("", "/paired")}
+    assert "Not yet measured" in refresh.brief_block("demo", root)
+    committed.import_experiment(finished, root)
+    text = refresh.brief_block("demo", root)
+    both = {part: cells(refresh.table_block(f"demo{part}", root)) for part in ("", "/paired")}
     for label, row in cells(text).items():
-        assert list(row) == [*brief.MAIN, *brief.PAIRED]
-        differences = both["/paired"].get(label, dict.fromkeys(brief.PAIRED, "–"))
+        assert list(row) == [*BRIEF, *BRIEF_PAIRED]
+        differences = both["/paired"].get(label, dict.fromkeys(BRIEF_PAIRED, "–"))
         assert row.items() <= (both[""][label] | differences).items()
     assert "better or worse: the interval excludes 0" in text and "commit `abc`" in text
-    other = refresh.brief("demo@rtn", root)
+    other = refresh.brief_block("demo@rtn", root)
     label = next(
         record.label
         for record in committed.read_results("demo", root).records
         if record.row == "rtn"
     )
     assert f"paired differences to {label or 'rtn'}" in other and other != text
-    assert f"differences to {label or 'rtn'}" in refresh.table("demo/paired@rtn", root)
+    assert f"differences to {label or 'rtn'}" in refresh.table_block("demo/paired@rtn", root)
     with pytest.raises(LoraqError, match="Did you mean 'rtn'"):
-        refresh.brief("demo@rtm", root)
+        refresh.brief_block("demo@rtm", root)
 
 
-def test_one_row_made_again_takes_its_place(root, finished):
-    committed.take_over(finished, root)
+def test_a_row_that_was_run_again_replaces_the_committed_one(root, finished):
+    committed.import_experiment(finished, root)
     before = committed.read_results("demo", root)
     old = next(record for record in before.records if record.row == "rtn")
     config = {**old.config, "quant": {"weight": {"name": "int4"}}}
     again = type(old)(**{**old.__dict__, "key": "new", "commit": "def", "config": config})
     for record in (again, before.records[0]):
-        save(record, root / "outputs" / "record" / record.key / "record.json")
+        save_record(record, root / "outputs" / "record" / record.key / "record.json")
     folder = finished / "rows" / "rtn"
     folder.mkdir(parents=True)
     listed = [{"row": record.row, "record": record.key} for record in (before.records[0], again)]
     write_json(folder / "rows.json", {"baseline": None, "rows": listed})
-    committed.take_over_row(folder, root)
+    committed.import_row(folder, root)
     after = committed.read_results("demo", root)
     assert after.baseline == before.baseline
     assert [r.commit for r in after.records] == ["def" if r.row == "rtn" else "abc" for r in rows()]
     write_json(folder / "rows.json", {"baseline": None, "rows": [{"row": "rtm", "record": "new"}]})
     with pytest.raises(LoraqError, match=r"Unknown row of demo 'rtm'. Did you mean 'rtn'"):
-        committed.take_over_row(folder, root)
+        committed.import_row(folder, root)
 
 
 def test_a_shared_product_counts_once(root, finished):
@@ -145,22 +146,22 @@ def test_a_shared_product_counts_once(root, finished):
             record["timings"] |= {"inputs:calibrate": 7.0, "moments": 1.0, "quantised": 0.25}
         record["machine"] = {"device": "cpu", "cpus": 2}
         path.write_text(json.dumps(record))
-    committed.take_over(finished, root)
-    text = times.time("demo", root)
+    committed.import_experiment(finished, root)
+    text = times.time_block("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text
     assert "cpu, 2 processors" in text
-    line = times.times("all", root).splitlines()[2]
+    line = times.times_block("all", root).splitlines()[2]
     assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
     assert "| 1 min 39 s | 0 min 30 s |" in line
-    (row,) = times.seconds("demo", root).splitlines()[2:3]
+    (row,) = times.seconds_block("demo", root).splitlines()[2:3]
     assert row.endswith("| 8.0 | 0.2 |")
 
 
-def test_a_foreign_record_is_refused(root, finished):
-    folder = committed.take_over(finished, root)
+def test_a_record_of_another_row_raises(root, finished):
+    folder = committed.import_experiment(finished, root)
     other = (folder / "records" / "rtn.json").read_text()
     (folder / "records" / "svdquant.json").write_text(other)
-    with pytest.raises(LoraqError, match="Take the experiment over again"):
+    with pytest.raises(LoraqError, match="Import the experiment again"):
         committed.read_results("demo", root)
 
 
@@ -173,7 +174,7 @@ def test_a_foreign_record_is_refused(root, finished):
         (PAGE.replace("table demo", "table"), "marker lines"),
     ],
 )
-def test_a_mistaken_marker_is_answered(root, page, words):
+def test_an_invalid_marker_raises(root, page, words):
     (root / "README.md").write_text(page)
     with pytest.raises(LoraqError, match=words):
         refresh.refresh_all(root=root)
@@ -189,17 +190,17 @@ def test_nothing_heavy_is_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_benchs_record_makes_a_table(root):
+def test_every_benchmark_record_makes_a_table(root):
     (root / "results" / "bench").mkdir(parents=True)
     names = [path.stem for path in (CHECKOUT / "results" / "bench").glob("*.json")]
     page = root / "README.md"
     for name in set(names) - {"batch_size"}:
         page.write_text(PAGE.replace("table demo", f"bench {name}"))
-        refresh.refresh(page, root=root)
+        refresh.refresh_page(page, root=root)
         assert f"no `results/bench/{name}.json`" in page.read_text()
         source = CHECKOUT / "results" / "bench" / f"{name}.json"
         (root / "results" / "bench" / source.name).write_bytes(source.read_bytes())
-        refresh.refresh(page, root=root)
+        refresh.refresh_page(page, root=root)
         lines = [line for line in page.read_text().splitlines() if line.startswith("|")]
         found = json.loads(source.read_text())
         held = [
@@ -211,7 +212,7 @@ def test_every_benchs_record_makes_a_table(root):
         assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
     page.write_text(PAGE.replace("table demo", "bench parrity"))
     with pytest.raises(LoraqError, match=r"parrity.*Did you mean 'parity'"):
-        refresh.refresh(page, root=root)
+        refresh.refresh_page(page, root=root)
 
 
 def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
@@ -225,4 +226,4 @@ def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
     made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
     path = tmp_path / "forward_x.json"
     write_json(path, {"settings": settings, "modules": modules} | made)
-    assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench.markdown(path)
+    assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench.bench_block(path)

@@ -245,6 +245,6 @@ def test_parts_of_the_flow_are_commands_of_their_own(overrides, capsys):
     assert len(list(root.glob("images/*/*.png"))) == 8
     assert not (root / "record").exists()
     main(["evaluate", "--quiet", "method=rtn", *overrides])
-    made = [records.load(path) for path in sorted(root.glob("record/*/record.json"))]
+    made = [records.load_record(path) for path in sorted(root.glob("record/*/record.json"))]
     assert {record.row for record in made} == {"reference", "rtn"}
     assert json.loads((next(root.glob("results/*/rows.json"))).read_text())["rows"]

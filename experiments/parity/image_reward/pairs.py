@@ -1,6 +1,6 @@
-"""Pictures, prompts and weights that both sides of the comparison make for themselves, bit for bit.
+"""Pictures, prompts and weights that both sides of the comparison generate bitwise identically.
 
-NumPy and PIL alone, so that it runs in the package's old environment as well.
+Needs only NumPy and PIL, so that it also runs in the package's old environment.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ watercolour; antidisestablishmentarianism hyperrealistic portrait with sunflower
 
 
 def prompts() -> list[str]:
-    """From one word to a hundred: the later third is longer than 35 tokens."""
+    """Return prompts of 1 to about 100 words; the last third is longer than 35 tokens."""
     draw = np.random.Generator(np.random.PCG64(7))
     lengths = [1 + number if number < 16 else 30 + 9 * (number - 16) for number in range(PAIRS)]
     return [" ".join(draw.choice(TEXT.split(), size=length)) for length in lengths]
 
 
 def pictures() -> list[Image.Image]:
-    """Smooth colour fields with edges, of many sizes and both orientations."""
+    """Return smooth colour fields with edges, of many sizes and both orientations."""
     made = []
     for number in range(PAIRS):
         draw = np.random.Generator(np.random.PCG64(100 + number))
@@ -64,7 +64,7 @@ def pictures() -> list[Image.Image]:
 
 
 def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """float32 of a parameter, from its name alone; norms near 1, matrices keep a signal's size."""
+    """Return a float32 parameter from its name: norms near 1, matrices that preserve scale."""
     draw = np.random.Generator(np.random.PCG64(seed + zlib.crc32(name.encode())))
     values = draw.standard_normal(shape, dtype=np.float32)
     if len(shape) < 2:
@@ -76,7 +76,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def weights(shapes: Mapping[str, Iterable[int]], seed: int) -> dict[str, np.ndarray]:
-    """The whole state of a model, from its parameters' names and shapes, without positions."""
+    """Return a model's state from the names and shapes of its parameters, without positions."""
     named = {name: tuple(shape) for name, shape in shapes.items()}
     return {
         name: weight(name, shape, seed)

@@ -1,7 +1,7 @@
-"""What benches measured, as Markdown: a record of `results/bench/` gives one table.
+"""Tables of the benchmark records in `results/bench/`, as Markdown.
 
-A record's name says which bench made it: `forward_sana_1_6b` is of `experiments.bench.forward`.
-Seconds are medians, ratios are of runs side by side in one process.
+A record's name starts with its benchmark: `forward_sana_1_6b` is from `experiments.bench.forward`.
+Seconds are medians; ratios compare runs that alternate in one process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from loraq.errors import unknown
 Found = dict[str, Any]
 
 
-def markdown(record: Path) -> str:
-    """The record's table and where it comes from; says so where the record is not there."""
+def bench_block(record: Path) -> str:
+    """Render a record's table and its provenance, or a placeholder if the file does not exist."""
     bench = next((name for name in TABLES if record.stem.startswith(name)), None)
     if bench is None:
         raise unknown("bench with a table", record.stem, TABLES)
@@ -32,7 +32,7 @@ def markdown(record: Path) -> str:
 
 
 Columns = dict[str, Callable[[Any], str]]
-"""A table's titles, each with what a row has under it."""
+"""Column title → function from a row to the text of its cell."""
 
 
 def _yes(holds: bool) -> str:
@@ -40,17 +40,17 @@ def _yes(holds: bool) -> str:
 
 
 def columns_table(columns: Columns, rows: Iterable[Any], text: int = 1) -> list[str]:
-    """`text`: how many columns, from the left, hold words."""
+    """Return the lines of a Markdown table; the first `text` columns are left-aligned."""
     rule = ["---" if place < text else "---:" for place in range(len(columns))]
     cells = ([cell(row) for cell in columns.values()] for row in rows)
     return ["| " + " | ".join(line) + " |" for line in (columns, rule, *cells)]
 
 
-def _plain(columns: Columns, where: str, text: int = 1) -> Callable[[Found], list[str]]:
-    """A table of what lies under `where`: a list of rows, or rows by name."""
+def _rows_table(columns: Columns, field: str, text: int = 1) -> Callable[[Found], list[str]]:
+    """Return a renderer for the rows in `field` of a record: a list, or a mapping by name."""
 
     def table(found: Found) -> list[str]:
-        rows = found[where]
+        rows = found[field]
         if isinstance(rows, dict):
             rows = [{"name": name, **row} for name, row in rows.items()]
         return columns_table(columns, rows, text)
@@ -59,21 +59,21 @@ def _plain(columns: Columns, where: str, text: int = 1) -> Callable[[Found], lis
 
 
 def _forward(found: Found) -> list[str]:
-    """A block's ways, and the quantised layers' sums; the set's bytes as they are stored."""
+    """Time of a block and of its quantised layers (summed), and stored bytes, for each variant."""
     modules, settings = found["modules"], found["settings"]
     block, *layers = (modules[name] for name in sorted(modules, key=len))
     size, first = settings["bytes"], settings["ways"][0]
-    # repeat by repeat: all ways of one repeat ran next to one another
+    # sums per repeat: all variants of one repeat ran one after the other
     sums = {
         way: [sum(repeat) for repeat in zip(*(one[way]["seconds"] for one in layers), strict=True)]
         for way in settings["ways"]
     }
     columns: Columns = {
-        "way": str,
+        "variant": str,
         "block, ms": lambda way: f"{1000 * block[way]['median_seconds']:.0f}",
-        f"over {first}": lambda way: f"{block[way]['ratio']:.2f}",
-        "its layers, ms": lambda way: f"{1000 * median(sums[way]):.0f}",
-        f"layers over {first}": lambda way: (
+        f"relative to {first}": lambda way: f"{block[way]['ratio']:.2f}",
+        "quantised layers, ms": lambda way: f"{1000 * median(sums[way]):.0f}",
+        f"layers relative to {first}": lambda way: (
             f"{median(a / b for a, b in zip(sums[way], sums[first], strict=True)):.2f}"
         ),
         "stored bytes": lambda way: "–" if size[way] is None else f"{size[way] / size[first]:.3f}",
@@ -82,19 +82,19 @@ def _forward(found: Found) -> list[str]:
 
 
 GENERATION: Columns = {
-    "way": lambda row: row["name"],
-    "images a minute": lambda row: f"{row['images_per_minute']:.1f}",
-    "time over the first": lambda row: f"{row['ratio']:.2f}",
+    "variant": lambda row: row["name"],
+    "images per minute": lambda row: f"{row['images_per_minute']:.1f}",
+    "time relative to the first": lambda row: f"{row['ratio']:.2f}",
 }
 
 QUANTISE: Columns = {
     "method": lambda row: row["name"],
     "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
     "seconds": lambda row: f"{row['median_seconds']['library']:.1f}",
-    "seconds, one by one": lambda row: f"{row['median_seconds']['reference']:.1f}",
+    "seconds, layer by layer": lambda row: f"{row['median_seconds']['reference']:.1f}",
     "ratio": lambda row: f"{row['ratio']:.1f}",
     "error": lambda row: f"{row['weight_error']['library']:.5f}",
-    "error, one by one": lambda row: f"{row['weight_error']['reference']:.5f}",
+    "error, layer by layer": lambda row: f"{row['weight_error']['reference']:.5f}",
 }
 
 ROUND_TRIP: Columns = {
@@ -112,9 +112,9 @@ ROUND_TRIP: Columns = {
 METRICS: Columns = {
     "metric": lambda row: row["name"],
     "images/s": lambda row: f"{row['images_per_second']:.1f}",
-    "hours for 5000": lambda row: f"{row['hours_for_5000']:.1f}",
+    "hours for 5000 images": lambda row: f"{row['hours_for_5000']:.1f}",
     "peak, GB": lambda row: f"{row['peak_bytes'] / 1e9:.2f}",
-    "peak over a quarter's": lambda row: f"{row['peak_growth']:.2f}",
+    "peak relative to a quarter of the images": lambda row: f"{row['peak_growth']:.2f}",
 }
 
 PARITY: Columns = {
@@ -132,8 +132,8 @@ SWEEP: Columns = {
     "workers": lambda row: str(row["workers"]),
     "wall, s": lambda row: f"{row['wall_seconds']:.0f}",
     "in jobs, s": lambda row: f"{row['job_seconds']:.0f}",
-    "before the first, s": lambda row: f"{row['before_seconds']:.1f}",
-    "after the last, s": lambda row: f"{row['after_seconds']:.1f}",
+    "before the first job, s": lambda row: f"{row['before_seconds']:.1f}",
+    "after the last job, s": lambda row: f"{row['after_seconds']:.1f}",
     "overhead": lambda row: f"{100 * row['overhead']:.1f} %",
     "same records": lambda row: _yes(row["same_records"]),
 }
@@ -143,7 +143,7 @@ FULLSIZE: Columns = {
     "method": lambda row: row["method"],
     "seconds": lambda row: f"{row['wall_seconds']:.0f}",
     "GiB above torch": lambda row: f"{row['peak_above_torch_bytes'] / 2**30:.2f}",
-    "foreseen after a tenth": lambda row: (
+    "error of the estimate at 10 %": lambda row: (
         "–"
         if not row["estimated_seconds"]
         else f"{100 * (row['estimated_seconds'] / row['bar_seconds'] - 1):+.0f} %"
@@ -158,26 +158,28 @@ CALIBRATED: Columns = {
     "GiB of activations in files": lambda row: f"{row['activation_bytes'] / 2**30:.2f}",
 }
 
+
+def _kind_seconds(kind: str) -> Callable[[Found], str]:
+    return lambda row: f"{row['kinds'][kind]['seconds']:.2f}"
+
+
 FLOOR: Columns = {
     "method": lambda row: row["name"],
     "seconds": lambda row: f"{row['seconds']:.2f}",
-    **{
-        kind: (lambda row, kind=kind: f"{row['kinds'][kind]['seconds']:.2f}")
-        for kind in ("products", "decompositions", "rounding", "rest")
-    },
+    **{kind: _kind_seconds(kind) for kind in ("products", "decompositions", "rounding", "rest")},
     "GFLOP": lambda row: f"{sum(kind['flops'] for kind in row['kinds'].values()) / 1e9:,.0f}",
     "floor by FLOPs, s": lambda row: f"{row['floor_seconds']['flops']:.2f}",
     "floor by bytes, s": lambda row: f"{row['floor_seconds']['bytes']:.4f}",
-    "seconds over floor": lambda row: f"{row['over_floor']:.1f}",
+    "seconds / floor": lambda row: f"{row['over_floor']:.1f}",
 }
 
 
 def _floor(found: Found) -> list[str]:
     rates, settings = found["rates"], found["settings"]
-    told = f"Blocks: {settings['blocks']}, threads: {settings['threads']}; "
-    told += f"a large product: {rates['flops'] / 1e9:.0f} GFLOP/s, a large copy: "
-    told += f"{rates['bytes'] / 1e9:.0f} GB/s."
-    return [*_plain(FLOOR, "rows")(found), "", told]
+    note = f"Blocks: {settings['blocks']}, threads: {settings['threads']}; "
+    note += f"a large product: {rates['flops'] / 1e9:.0f} GFLOP/s, a large copy: "
+    note += f"{rates['bytes'] / 1e9:.0f} GB/s."
+    return [*_rows_table(FLOOR, "rows")(found), "", note]
 
 
 def _resume(found: Found) -> list[str]:
@@ -185,11 +187,11 @@ def _resume(found: Found) -> list[str]:
     columns: Columns = {
         "method": lambda row: row["settings"]["method"],
         "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
-        "of": lambda row: str(files),
+        "total files": lambda row: str(files),
         "seconds, all attempts": lambda row: (
             f"{row['rest_seconds'] + sum(kill['seconds'] for kill in kills):.0f}"
         ),
-        "seconds, undisturbed": lambda row: f"{row['whole_seconds']:.0f}",
+        "seconds, uninterrupted": lambda row: f"{row['whole_seconds']:.0f}",
         "finished files kept": lambda row: _yes(row["kept"]),
         "same bytes": lambda row: _yes(row["identical"]),
     }
@@ -199,7 +201,7 @@ def _resume(found: Found) -> list[str]:
 AGAIN: Columns = {
     "row": lambda row: row["row"],
     "PSNR": lambda row: f"{row['psnr']['first']:.2f}",
-    "again": lambda row: f"{row['psnr']['last']:.2f}",
+    "PSNR again": lambda row: f"{row['psnr']['last']:.2f}",
     "difference": lambda row: (
         f"{row['psnr']['mean']:+.2f} [{row['psnr']['lo']:.2f}, {row['psnr']['hi']:.2f}]"
     ),
@@ -210,21 +212,21 @@ AGAIN: Columns = {
 
 def _again(found: Found) -> list[str]:
     spread, count = found["root_mean_square"], len(found["rows"])
-    told = f"Root mean square of the {count} differences: {spread['psnr']:.2f} dB in PSNR, "
-    return [*_plain(AGAIN, "rows")(found), "", f"{told}{spread['lpips']:.4f} in LPIPS."]
+    note = f"Root mean square of the {count} differences: {spread['psnr']:.2f} dB in PSNR, "
+    return [*_rows_table(AGAIN, "rows")(found), "", f"{note}{spread['lpips']:.4f} in LPIPS."]
 
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
-    "calibrated": _plain(CALIBRATED, "rows"),
+    "calibrated": _rows_table(CALIBRATED, "rows"),
     "floor": _floor,
     "forward": _forward,
-    "fullsize": _plain(FULLSIZE, "rows", text=2),
-    "generation": _plain(GENERATION, "ways"),
-    "metrics": _plain(METRICS, "metrics"),
-    "parity": _plain(PARITY, "rows", text=3),
-    "quantise": _plain(QUANTISE, "methods"),
+    "fullsize": _rows_table(FULLSIZE, "rows", text=2),
+    "generation": _rows_table(GENERATION, "ways"),
+    "metrics": _rows_table(METRICS, "metrics"),
+    "parity": _rows_table(PARITY, "rows", text=3),
+    "quantise": _rows_table(QUANTISE, "methods"),
     "resume": _resume,
-    "round_trip": _plain(ROUND_TRIP, "rows"),
-    "sweep": _plain(SWEEP, "launchers"),
+    "round_trip": _rows_table(ROUND_TRIP, "rows"),
+    "sweep": _rows_table(SWEEP, "launchers"),
 }

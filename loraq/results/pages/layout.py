@@ -47,7 +47,7 @@ YAML to a cell of a table, in order. `tests/test_ways.py` runs both and checks t
 WIDTH = 66
 
 
-def drawing(name: str, root: Path) -> str:
+def drawing_block(name: str, root: Path) -> str:
     """`packages`: the packages of `loraq/`, from the command down to the errors, as a drawing."""
     if name != "packages":
         raise unknown("drawing", name, ["packages"])
@@ -65,7 +65,7 @@ def drawing(name: str, root: Path) -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
-def way(name: str, root: Path) -> str:
+def way_block(name: str, root: Path) -> str:
     """`weight` or `prompt`: the modules of `WAYS`, numbered, each with what it is."""
     if name not in WAYS:
         raise unknown("way", name, WAYS)

@@ -1,19 +1,28 @@
-"""Generated parts of the documentation: the numbers in README and docs come from records alone.
+"""Generated blocks of README and docs: their numbers come only from records.
 
-A page marks what is generated; everything between the two lines is rewritten:
+A page marks a block by two lines; the text between them is rewritten:
 
     <!-- generated: table demo -->
     <!-- /generated -->
 
-`table EXPERIMENT` (or EXPERIMENT/paired, EXPERIMENT/splits) and `brief EXPERIMENT`, both with @ROW
-behind where differences are not to the experiment's own baseline, `time EXPERIMENT`,
-`times all` (a table of all experiments'), `seconds EXPERIMENT` (each row's), `reported FILE`,
-`bench RECORD` of results/bench/, `drawing packages`, `way weight` and `way prompt`.
+Kinds of blocks:
 
-    python -m loraq.readme           rewrite every page and the tables under results/
-    python -m loraq.readme --check   only look; exit 2 and name what is stale
+    table EXPERIMENT[/TABLE][@ROW]   a table: main (default), paired, splits or limits
+    brief EXPERIMENT[@ROW]           the summary table
+    time EXPERIMENT                  run time of the experiment, by stage
+    times all                        run times of all experiments
+    seconds EXPERIMENT               seconds of calibration and quantisation of each row
+    reported FILE                    results/reported/FILE.csv
+    bench RECORD                     results/bench/RECORD.json
+    drawing packages                 the packages of loraq/ and their order
+    way weight | prompt              the modules that one weight or one prompt passes
 
-Reads records and nothing else: no torch, no images, no W&B.
+@ROW replaces the experiment's own baseline.
+
+    python -m loraq.readme           rewrite all pages and the tables under results/
+    python -m loraq.readme --check   write nothing; exit with 2 and list files that are out of date
+
+Reads only records: no torch, no images, no W&B.
 """
 
 from __future__ import annotations
@@ -27,11 +36,11 @@ from loraq.errors import LoraqError, unknown
 from loraq.results.committed import (
     REPORTED,
     Results,
-    changed_checkouts,
     find_results,
-    not_yet,
+    not_measured_text,
     refresh_tables,
     result_names,
+    rows_from_changed_code,
 )
 from loraq.results.pages import bench as bench_tables
 from loraq.results.pages import layout
@@ -58,16 +67,19 @@ BLOCK = re.compile(
 MARKER = re.compile(r"^<!-- /?generated\b.*$", re.MULTILINE)
 
 
-def pages(root: Path = CHECKOUT) -> list[Path]:
-    """The pages that may hold generated blocks."""
+def documentation_pages(root: Path = CHECKOUT) -> list[Path]:
+    """Return the pages that can contain generated blocks."""
     return sorted({path for pattern in PAGES for path in root.glob(pattern)})
 
 
-def refresh(path: Path, check: bool = False, root: Path = CHECKOUT) -> bool:
-    """Rewrite the page's generated blocks; whether they were stale. `check` only looks."""
+def refresh_page(path: Path, check: bool = False, root: Path = CHECKOUT) -> bool:
+    """Rewrite a page's generated blocks unless `check`; returns whether they were out of date.
+
+    LoraqError for an unknown block or a marker line without its counterpart.
+    """
     text = path.read_text(encoding="utf-8")
 
-    def made(match: re.Match[str]) -> str:
+    def rendered(match: re.Match[str]) -> str:
         kind, name = match["kind"], match["name"]
         if kind not in KINDS:
             raise LoraqError(f"{path}: {unknown('kind of generated block', kind, KINDS)}")
@@ -77,10 +89,10 @@ def refresh(path: Path, check: bool = False, root: Path = CHECKOUT) -> bool:
             raise LoraqError(f"{path}: {match['open']}: {error}") from None
         return f"{match['open']}\n{body.strip()}\n{match['close']}"
 
-    fresh, count = BLOCK.subn(made, text)
+    fresh, count = BLOCK.subn(rendered, text)
     if (markers := len(MARKER.findall(text))) != 2 * count:
         raise LoraqError(
-            f"{path}: {markers} marker lines but {count} whole blocks. A block is a line "
+            f"{path}: {markers} marker lines but {count} complete blocks. A block is a line "
             "'<!-- generated: KIND NAME -->' and a line '<!-- /generated -->'."
         )
     stale = fresh != text
@@ -90,35 +102,38 @@ def refresh(path: Path, check: bool = False, root: Path = CHECKOUT) -> bool:
 
 
 def refresh_all(check: bool = False, root: Path = CHECKOUT) -> list[Path]:
-    """Every page and every table under `results/`; those that were stale."""
+    """Refresh all pages and all tables under `results/`; returns those that were out of date."""
     tables = [p for name in result_names(root) for p in refresh_tables(name, root, check)]
-    return [*tables, *(path for path in pages(root) if refresh(path, check, root))]
+    return [
+        *tables,
+        *(path for path in documentation_pages(root) if refresh_page(path, check, root)),
+    ]
 
 
-def table(name: str, root: Path) -> str:
-    """`EXPERIMENT` or `EXPERIMENT/TABLE`: a table of `loraq.tables`, and where it comes from."""
+def table_block(name: str, root: Path) -> str:
+    """Render `table EXPERIMENT[/TABLE][@ROW]`, with the provenance of its records."""
     name, _, row = name.partition("@")
     experiment, _, part = name.partition("/")
     found = find_results(experiment, root)
     if found is None:
-        return not_yet(experiment)
+        return not_measured_text(experiment)
     tables = all_tables(found.records, row or found.baseline)
     if (part or "main") not in tables:
         raise unknown(f"table of {experiment}", part, tables)
-    return f"{to_markdown(tables[part or 'main'])}\n{_origin(found)}"
+    return f"{to_markdown(tables[part or 'main'])}\n{_provenance(found)}"
 
 
-def brief(name: str, root: Path) -> str:
-    """The columns that are read first (`brief_table`)."""
+def brief_block(name: str, root: Path) -> str:
+    """Render `brief EXPERIMENT[@ROW]` (`brief_table`), with the provenance of its records."""
     name, _, row = name.partition("@")
     found = find_results(name, root)
     if found is None:
-        return not_yet(name)
-    return f"{to_markdown(brief_table(found.records, row or found.baseline))}\n{_origin(found)}"
+        return not_measured_text(name)
+    return f"{to_markdown(brief_table(found.records, row or found.baseline))}\n{_provenance(found)}"
 
 
-def _origin(found: Results) -> str:
-    """Where the numbers come from: records, commits, versions, machine."""
+def _provenance(found: Results) -> str:
+    """Return one sentence of provenance: records, commits, versions, machine."""
     first = found.records[0]
     commits = sorted({record.commit or "unknown" for record in found.records})
     versions = [
@@ -130,16 +145,16 @@ def _origin(found: Results) -> str:
         f"Made from `results/{found.name}/records/`",
         f"commit {', '.join(f'`{commit}`' for commit in commits)}",
         *versions,
-        time_tables.machine(found),
+        time_tables.machine_text(found),
     ]
     text = "; ".join(filter(None, words)) + "."
-    if rows := changed_checkouts(found):
+    if rows := rows_from_changed_code(found):
         text += f" **Made from code with uncommitted changes (`+`): {', '.join(rows)}.**"
     return text
 
 
-def reported(name: str, root: Path) -> str:
-    """A file of published numbers as a table; a dash where the source gives none."""
+def reported_block(name: str, root: Path) -> str:
+    """Render `reported FILE`: a CSV of published numbers as a table, "–" for missing numbers."""
     folder = root / "results" / REPORTED
     files = {path.stem: path for path in folder.glob("*.csv")}
     if name not in files:
@@ -153,19 +168,19 @@ def reported(name: str, root: Path) -> str:
     return "\n".join(["Published by others, not measured here.", "", *lines])
 
 
-def bench(name: str, root: Path) -> str:
-    """`results/bench/NAME.json` as a table."""
-    return bench_tables.markdown(root / "results" / "bench" / f"{name}.json")
+def bench_block(name: str, root: Path) -> str:
+    """Render `bench RECORD`: `results/bench/RECORD.json` as a table."""
+    return bench_tables.bench_block(root / "results" / "bench" / f"{name}.json")
 
 
 KINDS: dict[str, Callable[[str, Path], str]] = {
-    "table": table,
-    "brief": brief,
-    "time": time_tables.time,
-    "times": time_tables.times,
-    "seconds": time_tables.seconds,
-    "reported": reported,
-    "bench": bench,
-    "drawing": layout.drawing,
-    "way": layout.way,
+    "table": table_block,
+    "brief": brief_block,
+    "time": time_tables.time_block,
+    "times": time_tables.times_block,
+    "seconds": time_tables.seconds_block,
+    "reported": reported_block,
+    "bench": bench_block,
+    "drawing": layout.drawing_block,
+    "way": layout.way_block,
 }

@@ -1,4 +1,4 @@
-"""Seconds of experiments from their records: parts of the documentation pages."""
+"""Run times of experiments, from their records: blocks of the documentation pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraq.errors import unknown
-from loraq.results.committed import Results, find_results, not_yet, read_results, result_names
+from loraq.results.committed import (
+    Results,
+    find_results,
+    not_measured_text,
+    read_results,
+    result_names,
+)
 from loraq.results.pages.bench import Columns, columns_table
 from loraq.utils.console import duration
 
@@ -14,8 +20,8 @@ CALIBRATION = ("inputs:calibrate", "moments", "sensitivity")
 STAGES = {"inputs": "activations", "quantised": "quantising"}
 
 
-def machine(found: Results) -> str:
-    """The machines that an experiment's rows ran on, in words."""
+def machine_text(found: Results) -> str:
+    """Return the machines that an experiment's rows ran on: device and number of processors."""
     kinds = {
         f"{record.machine.get('device', '?')}, {record.machine.get('cpus', '?')} processors"
         for record in found.records
@@ -24,22 +30,22 @@ def machine(found: Results) -> str:
     return " and ".join(sorted(kinds))
 
 
-def time(name: str, root: Path) -> str:
-    """How long an experiment's products took."""
+def time_block(name: str, root: Path) -> str:
+    """Render `time EXPERIMENT`: total run time and its stages, without metrics."""
     found = find_results(name, root)
     if found is None:
-        return not_yet(name)
+        return not_measured_text(name)
     spent = _spent(found)
     parts = [f"{STAGES.get(stage, stage)} {duration(seconds)}" for stage, seconds in spent.items()]
     return (
         f"`{name}`, {len(found.records)} rows of {_prompts(found)} prompts: "
         f"{duration(sum(spent.values()))} ({', '.join(parts)}; metrics not counted) on "
-        f"{machine(found) or 'a machine that the records do not describe'}."
+        f"{machine_text(found) or 'a machine that the records do not describe'}."
     )
 
 
 def _spent(found: Results) -> dict[str, float]:
-    """Stage → seconds; a product that several rows share counts once."""
+    """Return stage → seconds; a result that several rows share counts once."""
     spent: dict[str, set[float]] = {}
     for record in found.records:
         for stage, seconds in record.timings.items():
@@ -51,8 +57,8 @@ def _prompts(found: Results) -> int:
     return len(found.records[0].images.get("names", ()))
 
 
-def times(name: str, root: Path) -> str:
-    """`all`: how long the products of every committed experiment took."""
+def times_block(name: str, root: Path) -> str:
+    """Render `times all`: the run times of every committed experiment."""
     if name != "all":
         raise unknown("list of times", name, ["all"])
     lines = ["| experiment | rows | prompts | time | images | quantising | machine |"]
@@ -62,26 +68,26 @@ def times(name: str, root: Path) -> str:
         spent = _spent(found)
         seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
         cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
-        lines.append(f"| {' | '.join(map(str, [*cells, machine(found)]))} |")
+        lines.append(f"| {' | '.join(map(str, [*cells, machine_text(found)]))} |")
     return "\n".join(lines)
 
 
-def seconds(name: str, root: Path) -> str:
-    """What each quantised row of an experiment took before its first image."""
+def seconds_block(name: str, root: Path) -> str:
+    """Render `seconds EXPERIMENT`: seconds of each quantised row before its first image."""
     found = find_results(name, root)
     if found is None:
-        return not_yet(name)
+        return not_measured_text(name)
     columns: Columns = {
         "row": lambda record: record.label,
-        "calibration activations, s": lambda record: _read_seconds(record.timings),
+        "calibration activations, s": lambda record: _calibration_seconds(record.timings),
         "quantising, s": lambda record: f"{record.timings['quantised']:.1f}",
     }
     quantised = [record for record in found.records if "quantised" in record.timings]
     lines = columns_table(columns, quantised)
-    return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machine(found)}."])
+    return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machine_text(found)}."])
 
 
-def _read_seconds(spent: Mapping[str, float]) -> str:
-    """Of the calibration activations that a row reads."""
+def _calibration_seconds(spent: Mapping[str, float]) -> str:
+    """Return the seconds of the calibration activations that a row reads, "–" if it reads none."""
     read = [spent[stage] for stage in CALIBRATION if stage in spent]
     return f"{sum(read):.1f}" if read else "–"

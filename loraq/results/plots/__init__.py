@@ -1,1 +1,4 @@
-"""Pictures made from image files and records: grids, heat maps, diagrams. They measure nothing."""
+"""Plots of records and image files: image grids, heat maps, diagrams. No measurements.
+
+Imported by the report, the runner and `committed`; imports records and tables.
+"""

@@ -1,4 +1,4 @@
-"""Which diagrams an experiment's records allow, drawn beside its tables. Reads records alone."""
+"""Draw all diagrams for which an experiment's records hold data. Reads only records."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from loraq.results.plots.plots import (
 )
 from loraq.results.plots.ranking import Ranked, ranking_plot
 from loraq.results.record import Record
-from loraq.results.tables.columns import column
+from loraq.results.tables.columns import metric_column, row_label
 
 MEMORY_SPREAD = 0.2
-"""Bits per weight between rows from which quality against memory is worth a picture."""
+"""Smallest range of bits per weight for which quality against memory is plotted."""
 POINTS = 16
-"""With more rows than this their labels cover one another: they are ranked instead."""
+"""Largest number of rows in a scatter plot; above it labels overlap, so a ranking is drawn."""
 
 
-def draw(
+def draw_diagrams(
     records: Sequence[Record], folder: Path, suffix: str = ".png", pareto: bool = True
 ) -> list[Path]:
-    """Write every diagram for which the records hold something, as .png or .svg; the files.
+    """Write every diagram for which the records hold data to `folder`; returns the paths.
 
-    pareto: quality against memory among them.
+    suffix: .png or .svg. pareto: whether to draw quality against memory.
     """
     kinds: list[Callable[[Sequence[Record], Path, str], list[Path]]]
     kinds = [*[_pareto] * pareto, _steps, _losses, _allocations]
@@ -38,7 +38,7 @@ def draw(
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """The rows that have a memory and a metric: what quality against memory is drawn from."""
+    """Data of the plot of quality against memory: the rows that have both."""
 
     points: list[Point]
     metric: str
@@ -46,7 +46,7 @@ class Tradeoff:
 
 
 def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
-    """LPIPS (else PSNR) against bits per weight, where rows differ in memory."""
+    """LPIPS (else PSNR) against bits per weight; None if the rows hardly differ in memory."""
     rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
     for name in ("lpips", "psnr"):
         measured = [r for r in rows if r.metrics.get(name, {}).get("value") is not None]
@@ -58,9 +58,9 @@ def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
             entry = record.metrics[name]
             family = str(record.config.get("method", record.row))
             place = record.budget["bits_per_weight"], entry["value"], entry["lo"], entry["hi"]
-            points.append(Point(record.label or record.row, family, *place))
+            points.append(Point(row_label(record), family, *place))
         higher = measured[0].metrics[name].get("direction") == "higher"
-        return Tradeoff(points, column(name).title, higher)
+        return Tradeoff(points, metric_column(name).title, higher)
     return None
 
 
@@ -75,42 +75,48 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
 
 
 def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    """The rows that were compared with the 16-bit images, in order."""
+    """Rank the rows that were compared with the 16-bit images."""
     names = [n for n in ("psnr", "lpips") if any(n in record.metrics for record in records)]
     rows, higher = [], {}
     for record in records:
         entries = {n: record.metrics.get(n, {}) for n in names}
         if any(entry.get("value") is None for entry in entries.values()):
             continue
-        values = {column(n).title: (e["value"], e["lo"], e["hi"]) for n, e in entries.items()}
-        higher = {column(n).title: e.get("direction") == "higher" for n, e in entries.items()}
+        values = {
+            metric_column(n).title: (e["value"], e["lo"], e["hi"]) for n, e in entries.items()
+        }
+        higher = {
+            metric_column(n).title: e.get("direction") == "higher" for n, e in entries.items()
+        }
         bits = f"{record.budget['bits_per_weight']:.2f}"
         family = str(record.config.get("method", record.row))
-        rows.append(Ranked(f"{record.label or record.row}  ({bits})", family, values))
+        rows.append(Ranked(f"{row_label(record)}  ({bits})", family, values))
     return [ranking_plot(rows, folder / f"ranking{suffix}", higher)] if rows else []
 
 
 def _steps(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    series = {r.label or r.row: r.analyses["steps"] for r in records if r.analyses.get("steps")}
+    series = {row_label(r): r.analyses["steps"] for r in records if r.analyses.get("steps")}
     return [steps_plot(series, folder / f"error_steps{suffix}")] if series else []
 
 
 def _losses(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    """Each row's loss by round, the mean over its groups of layers."""
+    """Plot each row's loss per round, the mean over its groups of layers."""
     lines = {}
     for record in records:
         groups = list(record.analyses.get("losses", {}).values())
         rounds = max(map(len, groups), default=0)
         if rounds < 2:
             continue
-        last = [[*g, *[g[-1]] * (rounds - len(g))] for g in groups]  # a group that is done stays
-        name = (record.label or record.row) + _judged_by(record)
+        last = [
+            [*g, *[g[-1]] * (rounds - len(g))] for g in groups
+        ]  # a converged group keeps its last loss
+        name = row_label(record) + _loss_note(record)
         lines[name] = [sum(v) / len(v) for v in zip(*last, strict=True)]
     return [convergence_plot(lines, folder / f"convergence{suffix}")] if lines else []
 
 
-def _judged_by(record: Record) -> str:
-    """What a row's losses are errors of, where it is not the weights."""
+def _loss_note(record: Record) -> str:
+    """Return the quantity of a row's losses, "" for weight errors."""
     branch = (record.config.get("quant") or {}).get("branch", {})
     if branch.get("select") == "output":
         return " (of outputs)"
@@ -118,7 +124,7 @@ def _judged_by(record: Record) -> str:
 
 
 def _allocations(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
-    """Who got which rank and bits, for every row that gave them out."""
+    """Draw the ranks and bits of every row that allocates them."""
     drawn = []
     for record in records:
         choice = {}

@@ -30,12 +30,15 @@ def image_grid(
     differences: bool = False,
     side: int | None = None,
 ) -> Path:
-    """A PNG of prompts (rows) × methods (columns): names on top, prompts at the left.
+    """Write a PNG of prompts (rows) × methods (columns) to `path`, with labels and prompts.
 
-    images[column][row] are files; `notes` go under the columns' names, such as "31.2 dB".
-    `differences` adds under each row |image − image of the first column| × 4 for the other columns.
-    Images are shown at `side` pixels, by default at their own size within 96 to 256: enlarged by
-    whole factors without smoothing, else resampled.
+    images: image files, images[column][row].
+    notes: text below each label, such as "31.2 dB".
+    differences: adds |image − image of the first column| × 4 below each row, for the other columns.
+    side: pixels of an image's longer side, by default its own size clamped to 96–256. Images are
+        enlarged by integer factors without smoothing, or resampled.
+
+    LoraqError if the numbers of labels, images and prompts differ, or an image cannot be read.
     """
     from PIL import Image, ImageDraw
 
@@ -92,16 +95,16 @@ def image_grid(
 
 
 def difference(pixels: np.ndarray, first: np.ndarray, path: Path) -> np.ndarray:
-    """uint8 |pixels − first| × DIFFERENCE_GAIN, cut at 255; `path` is the image's, for errors."""
+    """Return |pixels − first| × DIFFERENCE_GAIN as uint8, clamped at 255; `path` is for errors."""
     if pixels.shape != first.shape:
-        raise LoraqError(f"{path} has another size than the first column's image")
+        raise LoraqError(f"{path} and the image of the first column differ in size")
     gap = np.abs(pixels.astype(np.int16) - first) * DIFFERENCE_GAIN
     return np.minimum(gap, 255).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=4)
 def _font(size: int) -> Any:
-    """DejaVu Sans as matplotlib ships it: the same letters on every machine."""
+    """DejaVu Sans from matplotlib, so that images are the same on every machine."""
     import matplotlib
     from PIL import ImageFont
 
@@ -109,7 +112,7 @@ def _font(size: int) -> Any:
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels; a word that is wider is cut with an ellipsis."""
+    """Wrap `text` to lines of at most `width` pixels; a wider word is cut with an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -123,7 +126,7 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
 
 
 def _own_side(path: Path) -> int:
-    """The longer side of an image, brought into 96 to 256 pixels, by a whole factor if small."""
+    """Return an image's longer side, clamped to 96–256 pixels; a small one grows by an integer."""
     longest = max(_read(path).size)
     return longest * -(-96 // longest) if longest < 96 else min(longest, 256)
 
@@ -133,8 +136,8 @@ def _sized(image: Any, side: int) -> Any:
 
     factor = side / max(image.size)
     size = tuple(max(1, round(edge * factor)) for edge in image.size)
-    whole = factor >= 1 and factor == int(factor)
-    return image.resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    integer = factor >= 1 and factor == int(factor)
+    return image.resize(size, Image.Resampling.NEAREST if integer else Image.Resampling.LANCZOS)
 
 
 def _read(path: Path) -> Any:
@@ -144,7 +147,7 @@ def _read(path: Path) -> Any:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
-        raise LoraqError(f"cannot read the image {path}: {error}") from error
+        raise LoraqError(f"Cannot read the image {path}: {error}") from error
 
 
 def _save_sheet(sheet: Any, path: Path) -> Path:
@@ -154,6 +157,7 @@ def _save_sheet(sheet: Any, path: Path) -> Path:
 
 
 def write_picture(data: bytes, path: Path) -> Path:
+    """Write an image file atomically, creating its folder; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)

@@ -1,4 +1,4 @@
-"""Where in the network errors are: a heat map of role × depth for each row."""
+"""Heat maps of layer errors, role × depth, one per row."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from loraq.results.record import Record
 def layer_error_map(
     records: Sequence[Record], path: Path, error: str = "output_error", columns: int = 3
 ) -> Path:
-    """A PNG of one heat map a row: role × depth, the layer's relative error in each field.
+    """Write a PNG with one heat map per row: the relative error of each layer, role × depth.
 
     All maps share one logarithmic scale, so that their colours can be compared. Rows without
-    quantised layers are left out.
+    quantised layers are omitted; LoraqError if none remains.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
@@ -31,7 +31,7 @@ def layer_error_map(
 
     shown = [record for record in records if any(layer.get(error) for layer in record.layers)]
     if not shown:
-        raise LoraqError(f"no record has a layer with a {error} above 0: nothing to draw")
+        raise LoraqError(f"No record has a layer with a {error} above 0: nothing to draw")
     fields = {record.row: role_by_depth(record, error) for record in shown}
     values = np.concatenate([field[2].ravel() for field in fields.values()])
     values = values[np.isfinite(values) & (values > 0)]
@@ -75,7 +75,7 @@ def layer_error_map(
 
 
 def role_by_depth(record: Record, error: str) -> tuple[list[str], list[int], np.ndarray]:
-    """Roles, depths and the errors between them (NaN where there is no such layer)."""
+    """Return roles, depths, and errors of shape [role, depth] (NaN where no layer exists)."""
     found: dict[tuple[str, int], list[float]] = {}
     for layer in record.layers:
         number = re.search(r"\.(\d+)\.", f".{layer['layer']}.")

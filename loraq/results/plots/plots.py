@@ -1,6 +1,6 @@
 """Diagrams of results: errors over steps, quality against memory, convergence, allocation.
 
-They draw what they are given and measure nothing; equal input gives equal bytes.
+Equal input gives files with equal bytes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.results.plots.style import FRAME, MARKERS, figure_at, label_points, log_scale, look
+from loraq.results.plots.style import FRAME, MARKERS, figure_at, label_points, line_style, log_scale
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table: x its memory, y its metric with an interval (None: no bar)."""
+    """One row: memory `x`, metric `y` and its interval (None: no error bar)."""
 
     label: str
     family: str
@@ -31,7 +31,7 @@ class Point:
     hi: float | None = None
 
 
-PANEL_TITLE = 36  # characters a line
+PANEL_TITLE = 36  # characters per line
 
 
 def steps_plot(
@@ -42,10 +42,10 @@ def steps_plot(
     steps: Sequence[int] | None = None,
     y: str = "relative error of the output",
 ) -> Path:
-    """A PNG of one panel a row: one line a role over the denoising steps, 'all' in black.
+    """Write a PNG with one panel per row and one line per role: error by denoising step.
 
-    series[row][role] are the errors of `steps` (None: 0, 1, 2 …) as `errors_by_role` gives them.
-    All panels share one logarithmic axis; the legend is in the order of mean errors.
+    series[row][role]: the errors at `steps` (None: 0, 1, 2 …); the role 'all' is drawn in black.
+    All panels share one logarithmic axis; the legend is sorted by mean error.
     """
     roles: dict[str, list[float]] = {}
     for lines in series.values():
@@ -55,11 +55,13 @@ def steps_plot(
         raise LoraqError(f"{len(series)} rows without an error above 0: nothing to draw")
     lengths = {len(values) for lines in series.values() for values in lines.values()}
     if steps is not None and lengths != {len(steps)}:
-        raise LoraqError(f"{len(steps)} steps for lines of {sorted(lengths)} values: give one each")
+        raise LoraqError(
+            f"{len(steps)} steps for {sorted(lengths)} values: give one step per value"
+        )
     order = sorted(
         roles, key=lambda role: (role != "all", -sum(roles[role]) / max(1, len(roles[role])))
     )
-    looks = {role: look(number) for number, role in enumerate(r for r in roles if r != "all")}
+    looks = {role: line_style(number) for number, role in enumerate(r for r in roles if r != "all")}
     looks["all"] = {"color": "black", "linewidth": 2.2}
     columns = min(len(series), 3)
     lines_of_panels = -(-len(series) // columns)
@@ -98,15 +100,17 @@ def pareto_plot(
     higher_is_better: bool = True,
     title: str = "",
 ) -> Path:
-    """A PNG of metric against memory: interval bars, a label a point, the frontier as a step line.
+    """Write a PNG of metric against memory: labelled points, error bars, Pareto frontier.
 
-    The frontier is the best metric to be had with at most so much memory.
+    The frontier, a step line, is the best value at or below each memory size.
     """
-    odd = [p.label for p in points if not (math.isfinite(p.x) and math.isfinite(p.y))]
-    if odd or not points:
-        raise LoraqError(f"{len(points)} points, not finite: {odd or 'none'}. Give finite ones.")
+    invalid = [p.label for p in points if not (math.isfinite(p.x) and math.isfinite(p.y))]
+    if invalid or not points:
+        raise LoraqError(
+            f"{len(points)} points, not finite: {invalid or 'none'}. Give finite points."
+        )
     families = list(dict.fromkeys(point.family for point in points))
-    colours = {family: look(number)["color"] for number, family in enumerate(families)}
+    colours = {family: line_style(number)["color"] for number, family in enumerate(families)}
     with figure_at(path, (7.6, 4.8)) as figure:
         axis = figure.subplots()
         for number, family in enumerate(families):
@@ -138,7 +142,7 @@ def pareto_plot(
 
 
 def frontier(points: Sequence[Point], higher_is_better: bool = True) -> list[Point]:
-    """The points that no other of at most their memory equals, in the order of memory."""
+    """Return the points that no other point with the same or less memory equals, by memory."""
     sign = 1 if higher_is_better else -1
     front: list[Point] = []
     for point in sorted(points, key=lambda p: (p.x, -sign * p.y)):
@@ -153,14 +157,14 @@ def convergence_plot(
     title: str = "",
     y: str = "mean relative error of the weights",
 ) -> Path:
-    """A PNG of loss per round, both axes logarithmic: one line a run, its last value written."""
+    """Write a PNG of loss per round on logarithmic axes: one line per run, labelled by its end."""
     kept = {name: list(values) for name, values in losses.items() if len(values)}
     if not any(value > 0 for values in kept.values() for value in values):
         raise LoraqError(f"{len(losses)} runs without a loss above 0: nothing to draw")
     with figure_at(path, (7.2, 4.0)) as figure:
         axis = figure.subplots()
         for number, (name, values) in enumerate(kept.items()):
-            style = look(number)
+            style = line_style(number)
             label = f"{name}:  {values[-1]:.4g} after {len(values)}"
             axis.plot(range(1, len(values) + 1), values, label=label, **style)
             axis.plot(len(values), values[-1], "o", color=style["color"], markersize=5)
@@ -177,9 +181,9 @@ def convergence_plot(
 def allocation_map(
     choice: Mapping[str, tuple[str, int, int, int]], path: Path, title: str = ""
 ) -> Path:
-    """A PNG of role × block from name → (role, block, rank, bits): colour and number are the rank.
+    """Write a PNG of ranks, role × block, from name → (role, block, rank, bits).
 
-    Cells of other than 4 bits are framed and say their bits.
+    Colour and number show the rank; cells with bits ≠ 4 have a frame and the number of bits.
     """
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -187,7 +191,7 @@ def allocation_map(
     from matplotlib.ticker import MaxNLocator
 
     if not choice:
-        raise LoraqError("An allocation of no layers: nothing to draw")
+        raise LoraqError("The allocation has no layers: nothing to draw")
     roles = list(dict.fromkeys(role for role, *_ in choice.values()))
     depths = sorted({depth for _, depth, *_ in choice.values()})
     ranks = np.full((len(roles), len(depths)), np.nan)
@@ -195,7 +199,9 @@ def allocation_map(
     for name, (role, depth, rank, own_bits) in choice.items():
         place = roles.index(role), depths.index(depth)
         if place in bits and (bits[place], ranks[place]) != (own_bits, rank):
-            raise LoraqError(f"'{name}': role {role} of block {depth} has another entry already")
+            raise LoraqError(
+                f"'{name}': role {role} of block {depth} already has a different entry"
+            )
         ranks[place], bits[place] = rank, own_bits
     with figure_at(path, (2.6 + 0.55 * len(depths), 1.3 + 0.42 * len(roles))) as figure:
         axis = figure.subplots()
@@ -208,9 +214,9 @@ def allocation_map(
         axis.set_xlabel("block")
         axis.set_title(title)
         for (row, column), own_bits in bits.items():
-            rank = ranks[row, column]
-            text = f"{rank:.0f}" + (f"\n{own_bits}-bit" if own_bits != 4 else "")
-            colour = "white" if rank > 0.7 * top else "black"
+            shown = float(ranks[row, column])
+            text = f"{shown:.0f}" + (f"\n{own_bits}-bit" if own_bits != 4 else "")
+            colour = "white" if shown > 0.7 * top else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
             if own_bits != 4:
                 corner = column - 0.46, row - 0.45
@@ -221,5 +227,5 @@ def allocation_map(
 
 
 def _arm(value: float, end: float | None) -> float:
-    """Length of an error bar's arm; NaN draws none."""
+    """Return the length of one side of an error bar; NaN draws nothing."""
     return math.nan if end is None else max(0.0, abs(end - value))

@@ -1,4 +1,4 @@
-"""All rows of a table in order, one line each: what a scatter of many rows cannot show."""
+"""Ranking plot: all rows of a table in order, for tables too long for a scatter plot."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.results.plots.style import figure_at, log_scale, look
+from loraq.results.plots.style import figure_at, line_style, log_scale
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One row: its method's family for the colour, and per metric (value, low, high)."""
+    """One row: label, family (its colour), and metric → (value, low, high)."""
 
     label: str
     family: str
@@ -23,18 +23,20 @@ class Ranked:
 def ranking_plot(
     rows: Sequence[Ranked], path: Path, higher: Mapping[str, bool], title: str = ""
 ) -> Path:
-    """A PNG of one panel a metric of `higher` (is more better?), best row of the first on top.
+    """Write a PNG with one panel per metric: dots with intervals, the best row at the top.
 
-    Dots with intervals on a common list of rows; a metric that is better low has a logarithmic
-    axis where its values allow one.
+    higher: metric → whether higher is better; rows are sorted by its first metric. A metric for
+    which lower is better has a logarithmic axis if all values are positive.
     """
     lacking = [row.label for row in rows if not set(higher) <= set(row.values)]
     if not rows or not higher or lacking:
-        raise LoraqError(f"{len(rows)} rows, without all of {list(higher)}: {lacking or 'all'}.")
+        raise LoraqError(
+            f"{len(rows)} rows; without all of {list(higher)}: {lacking or 'none'}. Give all."
+        )
     first, more = next(iter(higher.items()))
     order = sorted(rows, key=lambda row: row.values[first][0], reverse=not more)
     families = list(dict.fromkeys(row.family for row in rows))
-    colours = {family: look(number)["color"] for number, family in enumerate(families)}
+    colours = {family: line_style(number)["color"] for number, family in enumerate(families)}
     dots: dict[str, Any] = {}
     size = (3.4 + 3.0 * len(higher), 1.0 + 0.235 * len(rows))
     with figure_at(path, size) as figure:

@@ -1,4 +1,4 @@
-"""How diagrams look: one font and one palette, the same bytes each time, labels that keep apart."""
+"""Style of the diagrams: font, palette, reproducible files, label placement."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C564B"),
     *("#7A7A7A", "#A6A600"),
 )
-"""Okabe and Ito's palette for the colour-blind and four more; then they start again, dashed."""
-FRAME = "#D55E00"  # round what stands out
+"""Okabe and Ito's colour-blind-safe palette and four more; further lines repeat it, dashed."""
+FRAME = "#D55E00"  # frame of highlighted cells
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xhp"
 STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same letters on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
@@ -38,16 +38,15 @@ PLACES = (
     *((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center")),
     *((dx, dy, side) for dy in _HEIGHTS[1:] for dx, side in ((9, "left"), (-9, "right"))),
 )
-"""Where a label may stand beside its point, in points, from the nearest to the farthest."""
+"""Candidate label offsets (dx, dy, alignment) in points, nearest first."""
 
 
 @contextmanager
 def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure of `size` inches, written to `path` when the block ends without an error.
+    """Yield a figure of `size` inches; write it to `path` if the block ends without an error.
 
-    A PNG, or an SVG with letters as outlines where the path says so.
-
-    The user's own matplotlib settings have no effect inside, and no window system is touched.
+    The file is a PNG, or an SVG with text as outlines if the suffix is .svg. The user's matplotlib
+    settings have no effect, and no window system is needed.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +56,7 @@ def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = path.stem  # names inside are the same each time
+        matplotlib.rcParams["svg.hashsalt"] = path.stem  # reproducible element names
         figure = Figure(figsize=size, dpi=110, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         yield figure
@@ -70,14 +69,14 @@ def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
     write_bytes(path, stream.getvalue())
 
 
-def look(number: int) -> dict[str, Any]:
-    """Colour and dash of the line with that number."""
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour, dash pattern and width of line `number`."""
     dash = DASHES[number // len(COLOURS) % len(DASHES)]
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": dash, "linewidth": 1.4}
 
 
 def log_scale(axes: Any, side: str = "y") -> None:
-    """A logarithmic axis whose ticks say plain numbers also where it spans less than a decade."""
+    """Make an axis logarithmic, with plain-number ticks also if it spans less than a decade."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set(**{f"{side}scale": "log"})
@@ -98,15 +97,15 @@ def label_points(
     labels: Sequence[tuple[str, float, float, str]],
     keep_free: Sequence[tuple[float, float, float, float]],
 ) -> None:
-    """Write each (label, x, y, colour) beside its point, where it covers least of what is drawn.
+    """Write each (label, x, y, colour) next to its point, with the least overlap of `PLACES`.
 
-    keep_free: strokes (x0, y0, x1, y1) in data coordinates that labels should not cover. Places
-    are tried from the nearest to the farthest; a label that had to go far gets a thin line.
+    keep_free: strokes (x0, y0, x1, y1) in data coordinates that labels should not cover. A label
+    far from its point gets a thin line.
     """
     from matplotlib.transforms import Bbox
 
     figure = axes.figure
-    figure.draw_without_rendering()  # only now is it known where the pixels are
+    figure.draw_without_rendering()  # the layout is known only after drawing
     pixels = figure.dpi / 72
     frame = axes.get_window_extent()
     taken = []
@@ -118,7 +117,7 @@ def label_points(
         note = axes.annotate(text, (x, y), (0, 0), textcoords="offset points", **style)
         note.set_in_layout(False)
         own = note.get_window_extent()
-        best = None
+        best: tuple[float, Any, int, int, str] | None = None
         for dx, dy, side in PLACES:
             left = {"left": 0, "center": -0.5, "right": -1}[side] * own.width
             box = own.translated(dx * pixels + left, dy * pixels)
@@ -126,6 +125,7 @@ def label_points(
             cost -= _overlap(box, frame)
             if best is None or cost < best[0] - 1:
                 best = cost, box, dx, dy, side
+        assert best is not None  # PLACES is not empty
         _, box, dx, dy, side = best
         note.set_ha(side)
         note.xyann = dx, dy
@@ -139,14 +139,14 @@ def label_points(
 
 
 def _darker(colour: str) -> tuple[float, ...]:
-    """The colour as letters need it on white."""
+    """Return a darker shade, readable as text on white."""
     from matplotlib.colors import to_rgb
 
     return tuple(0.65 * part for part in to_rgb(colour))
 
 
 def _overlap(a: Any, b: Any) -> float:
-    """Pixels that two boxes have in common."""
+    """Return the area that two boxes share, in square pixels."""
     width = min(a.x1, b.x1) - max(a.x0, b.x0)
     height = min(a.y1, b.y1) - max(a.y0, b.y0)
     return max(0.0, width) * max(0.0, height)

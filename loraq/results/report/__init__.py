@@ -1,6 +1,7 @@
-"""One self-contained HTML page of an experiment: tables, diagrams, images, configurations.
+"""One self-contained HTML page per experiment: tables, diagrams, images, configurations.
 
-Made from records and image files alone; it needs neither a network nor a server to be read.
+The page is made from records and image files and needs no network and no server. Imported by the
+command line; imports tables, plots and records.
 """
 
 from loraq.results.report.page import write_report

@@ -1,4 +1,4 @@
-"""The experiment's diagrams as SVG that follow the reader's light or dark colour scheme."""
+"""Diagrams of an experiment as SVG that adapt to a light or dark colour scheme."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraq.results.plots.diagrams import draw
+from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.record import Record
-from loraq.results.report.gallery import picture
+from loraq.results.report.gallery import data_uri
 
 TITLES = {
     "error_steps": "Output error over the denoising steps",
@@ -20,12 +20,12 @@ NIGHT_INK = "#e6e3dc"
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 
 
-def figures(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """(title, data URI) of every diagram that the records allow, but for `pareto`."""
+def svg_diagrams(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Return (title, data URI) of every diagram of the records except quality against memory."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = draw(records, Path(folder), ".svg", pareto=False)
+        paths = draw_diagrams(records, Path(folder), ".svg", pareto=False)
         drawn = [(path.stem, both_schemes(path.read_text(encoding="utf-8"))) for path in paths]
-    return [(_title(stem, records), picture(text.encode(), "svg+xml")) for stem, text in drawn]
+    return [(_title(stem, records), data_uri(text.encode(), "svg+xml")) for stem, text in drawn]
 
 
 def _title(stem: str, records: Sequence[Record]) -> str:
@@ -36,9 +36,12 @@ def _title(stem: str, records: Sequence[Record]) -> str:
 
 
 def both_schemes(svg: str) -> str:
-    """Every colour of the SVG as a variable with one value by day and one by night."""
+    """Replace the colours of an SVG by CSS variables with a light and a dark value.
+
+    An SVG with pixel images is returned unchanged, because their colours cannot be replaced.
+    """
     head, opening, body = svg.partition("<svg ")
-    if "<image " in body:  # pixels keep their colours, so what is written on them does as well
+    if "<image " in body:
         return svg
     colours = sorted({INK, *_COLOUR.findall(body)})
     day = "".join(f"--c{colour[1:]}:{colour};" for colour in colours)
@@ -53,7 +56,7 @@ def both_schemes(svg: str) -> str:
 
 
 def at_night(colour: str) -> str:
-    """A colour's counterpart on dark paper: greys turn round, dark colours become lighter."""
+    """Return a colour for a dark background: greys are inverted, dark colours lightened."""
     if colour == DAY:
         return NIGHT
     if colour == INK:

@@ -1,4 +1,4 @@
-// Images: one prompt at a time; a large view in which prompt and row change in place.
+// Images: one prompt at a time, and a large view that switches between prompts and rows.
 document.body.classList.add("scripted");
 const get = (id) => document.getElementById(id);
 const prompts = [...document.querySelectorAll(".prompt")];
@@ -30,7 +30,7 @@ function put(image, caption) {
   get("large-caption").textContent = caption;
   const drawn = image.src.startsWith("data:image/svg");
   large.classList.toggle("drawn", drawn);
-  // pixels at a whole factor, so that every one of them is as large as the others
+  // enlarge by an integer factor, so that all pixels have the same size
   const room = Math.min(innerWidth * 0.9, innerHeight - 220);
   const longest = Math.max(image.naturalWidth, image.naturalHeight, 1);
   const factor = room * devicePixelRatio / longest;
@@ -99,13 +99,13 @@ if (prompts.length) {
   for (const [id, act] of Object.entries(clicks)) get(id).addEventListener("click", act);
   const keys = { ArrowLeft: () => step(-1), ArrowRight: () => step(1) };
   const largeKeys = { ...keys, ArrowUp: () => flip(-1), ArrowDown: () => flip(1), d: turn, D: turn };
-  const inSight = () => {
+  const isVisible = () => {
     const box = get("images").getBoundingClientRect();
     return box.top < innerHeight && box.bottom > 0;
   };
   document.addEventListener("keydown", (event) => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
-    if (large.open ? !opened : !inSight() || event.target.closest(".scroll, pre, input")) return;
+    if (large.open ? !opened : !isVisible() || event.target.closest(".scroll, pre, input")) return;
     const act = (large.open ? largeKeys : keys)[event.key];
     if (!act) return;
     event.preventDefault();

@@ -1,4 +1,4 @@
-"""Images of several rows side by side, prompt by prompt, as data that a page carries in itself."""
+"""Images of several rows for each prompt, embedded in the page as data URIs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from loraq.results.plots.grid import DIFFERENCE_GAIN, difference
 from loraq.results.record import Record
 
 PROMPTS = 24
-SIDE = 384  # larger images are shown at this size
-BUDGET = 9_000_000  # bytes of all images; fewer prompts where it is not enough
+SIDE = 384  # pixels; larger images are downsampled
+BUDGET = 9_000_000  # bytes of all images; further prompts are left out
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One image of one row, and how far it is from the first row's; size: (width, height)."""
+    """One image of a row: data URIs of the image and its difference to the first row's image.
+
+    note: the image's PSNR. size: (width, height) in pixels.
+    """
 
     label: str
     image: str
@@ -33,19 +36,28 @@ class Shown:
     note: str
     size: tuple[int, int]
 
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"Shown({self.label!r}, {width} × {height} px)"
+
 
 @dataclass(frozen=True)
 class Gallery:
-    """For every prompt its text and the images of the rows; `left_out` prompts did not fit."""
+    """Prompts as (name, text, images of the rows); `left_out` prompts exceeded the limits."""
 
     prompts: list[tuple[str, str, list[Shown]]]
     left_out: int
     gain: int = DIFFERENCE_GAIN
 
+    def __repr__(self) -> str:
+        return f"Gallery({len(self.prompts)} prompts, {self.left_out} left out)"
 
-def gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
-    """The first prompts of rows with their images' folders; the first row is what others are
-    compared with. Prompts whose picture a row lacks are an error."""
+
+def make_gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
+    """Build a gallery of the first prompts from (record, folder of its images) of each row.
+
+    Differences are to the first row. LoraqError if a row lacks an image.
+    """
     names, texts = list(columns[0][0].images["names"]), _texts(columns[0][0])
     made: list[tuple[str, str, list[Shown]]] = []
     size = 0
@@ -61,17 +73,17 @@ def gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
 def _shown(
     record: Record, folder: Path, name: str, place: int, first: tuple[Record, Path]
 ) -> Shown:
-    path, apart = folder / f"{name}.png", None
+    path, gap = folder / f"{name}.png", None
     pixels = read_image(path)
     if record is not first[0]:
-        apart = _encoded(difference(pixels, read_image(first[1] / f"{name}.png"), path))
+        gap = _encoded(difference(pixels, read_image(first[1] / f"{name}.png"), path))
     values = record.metrics.get("psnr", {}).get("per_image")
     note = "" if not values else f"{values[place]:.1f} dB"
-    return Shown(record.label or record.row, _encoded(pixels), apart, note, pixels.shape[1::-1])
+    return Shown(record.label or record.row, _encoded(pixels), gap, note, pixels.shape[1::-1])
 
 
 def _texts(record: Record) -> dict[str, str]:
-    """name → prompt, where the file of prompts is still there."""
+    """Return name → prompt text; empty if the prompt file no longer exists."""
     try:
         found = data_prompts(from_plain(DataConfig, record.config["data"]))
     except LoraqError:
@@ -80,7 +92,7 @@ def _texts(record: Record) -> dict[str, str]:
 
 
 def _encoded(pixels: np.ndarray) -> str:
-    """Small images without loss, large ones resampled and compressed."""
+    """Encode small images losslessly, large ones downsampled and compressed."""
     from PIL import Image
 
     image, stream = Image.fromarray(pixels), io.BytesIO()
@@ -89,8 +101,9 @@ def _encoded(pixels: np.ndarray) -> str:
         image.save(stream, "WEBP", quality=85)
     else:
         image.save(stream, "WEBP", lossless=True)
-    return picture(stream.getvalue(), "webp")
+    return data_uri(stream.getvalue(), "webp")
 
 
-def picture(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
+    """Return image data of the MIME type image/`kind` as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Errors of layers by role and depth, as tables whose cells have one of nine colours.
+"""Heat maps of layer errors, role × block, as HTML tables with nine colour levels.
 
 All maps of a page share one logarithmic scale, so that their colours can be compared.
 """
@@ -15,12 +15,12 @@ from loraq.results.plots.layer_errors import role_by_depth
 from loraq.results.record import Record
 
 LEVELS = 9
-NUMBERS = 14  # blocks up to which cells have room for numbers
+NUMBERS = 14  # largest number of blocks for which cells show numbers
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """One row's layers: for each role a cell a block, (number, colour level) or None."""
+    """Layer errors of one row: (role, cells); a cell is (number, colour level), or None."""
 
     label: str
     mean: str
@@ -29,12 +29,13 @@ class HeatMap:
 
     @property
     def dense(self) -> bool:
+        """Whether the cells are too narrow for numbers."""
         return len(self.blocks) > NUMBERS
 
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """The maps of the rows shown, of the other rows, and what their colours mean."""
+    """The maps of the selected rows and of the other rows, and the range of their errors."""
 
     first: list[HeatMap]
     others: list[HeatMap]
@@ -42,9 +43,13 @@ class HeatMaps:
     high: str
     what: str
 
+    def __repr__(self) -> str:
+        count = len(self.first) + len(self.others)
+        return f"HeatMaps({count} rows, {self.what} {self.low} to {self.high})"
+
 
 def heat_maps(records: Sequence[Record], shown: Sequence[Record]) -> HeatMaps | None:
-    """Of output errors (of weight errors where none was measured); None without any above 0."""
+    """Build the maps of output errors, else of weight errors; None if no error is above 0."""
     for error in ("output_error", "weight_error"):
         fields = {r.row: role_by_depth(r, error) for r in records if _above_zero(r, error)}
         if not fields:
@@ -57,10 +62,10 @@ def heat_maps(records: Sequence[Record], shown: Sequence[Record]) -> HeatMaps | 
             for r in records
             if r.row in fields
         }
-        first = [record.row for record in shown if record.row in maps]
-        others = [row for row in maps if row not in first]
-        sides = [[maps[row] for row in rows] for rows in (first, others)]
-        return HeatMaps(*sides, _number(low), _number(high), error.replace("_", " "))
+        selected = [record.row for record in shown if record.row in maps]
+        first = [maps[row] for row in selected]
+        others = [heat_map for row, heat_map in maps.items() if row not in selected]
+        return HeatMaps(first, others, _number(low), _number(high), error.replace("_", " "))
     return None
 
 

@@ -1,4 +1,4 @@
-// The list of sections marks the one that is being read.
+// Mark the current section in the list of sections.
 const links = [...document.querySelectorAll("nav.sections a")];
 const sections = links.map((link) => document.querySelector(link.getAttribute("href")));
 function mark() {

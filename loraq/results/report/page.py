@@ -1,4 +1,4 @@
-"""Records and images of one experiment → the page: what is shown, in which order."""
+"""Build the report page of an experiment from its records and images."""
 
 from __future__ import annotations
 
@@ -10,48 +10,51 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.results.record import Record
 from loraq.results.report.commands import experiment_command, row_commands
-from loraq.results.report.figures import figures
-from loraq.results.report.gallery import gallery
+from loraq.results.report.figures import svg_diagrams
+from loraq.results.report.gallery import make_gallery
 from loraq.results.report.heat import LEVELS, heat_maps
-from loraq.results.report.pareto import pareto
-from loraq.results.report.published import published
+from loraq.results.report.pareto import make_pareto
+from loraq.results.report.published import published_numbers
 from loraq.results.report.source import Source, find_source
 from loraq.results.report.views import table_view
 from loraq.results.tables.tables import all_tables
 from loraq.utils.files import write_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers")
-LIMIT = 15_000_000  # bytes of a page
+LIMIT = 15_000_000  # largest size of a page in bytes
 
 
 def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) -> Path:
-    """Write the page of an experiment's folder (`outputs/results/NAME`) to `target`.
+    """Write the report of an experiment (`outputs/results/NAME`) to `target`; returns the path.
 
-    Where it was not run, the committed records of that name are taken. rows: those whose images and
-    maps are shown first; by default the 16-bit model, RTN, the baseline and the best few.
+    If the folder holds no finished run, the committed records of NAME are used.
+    rows: rows whose images and heat maps come first; by default the 16-bit model, RTN, the baseline
+        and the two rows with the highest PSNR.
+
+    LoraqError for an unknown experiment or row, or a page above 15 MB.
     """
     source = find_source(folder)
-    records, shown = source.records, source.chosen(rows)
-    columns = source.columns(shown)
+    records, shown = source.records, source.select(rows)
+    columns = source.image_folders(shown)
     commands = row_commands(records)
     text = _render(
         title=source.name,
         lead=_lead(source),
         about=_about(source),
         tables=[table_view(k, t) for k, t in all_tables(records, source.baseline).items()],
-        pareto=pareto(records, shown),
-        figures=figures(records),
+        pareto=make_pareto(records, shown),
+        figures=svg_diagrams(records),
         heat=heat_maps(records, shown),
         levels=LEVELS,
-        gallery=gallery(columns) if columns else None,
+        gallery=make_gallery(columns) if columns else None,
         rows=_rows(records, commands),
-        published=published(records[0]),
+        published=published_numbers(records[0]),
         command=experiment_command(records, commands),
     )
     data = text.encode("utf-8")
     if len(data) > LIMIT:
         raise LoraqError(
-            f"The page would have {len(data):,} bytes; the limit is {LIMIT:,}. Show fewer rows: "
+            f"The page has {len(data):,} bytes; the limit is {LIMIT:,}. Show fewer rows: "
             f"--rows {','.join(record.row for record in shown[:3])}"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +76,7 @@ def _render(**values: Any) -> str:
 
 
 def _lead(source: Source) -> str:
-    """One sentence: how many rows, of what, on how many prompts, against what."""
+    """Return one sentence: rows, model, prompts, baseline."""
     first = source.records[0]
     count, prompts = len(source.records), len(first.images.get("names", ()))
     base = next((r.label or r.row for r in source.records if r.row == source.baseline), None)

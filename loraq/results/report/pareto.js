@@ -1,4 +1,4 @@
-// Quality against memory: what a mark is stands above the diagram while one points at it.
+// Quality against memory: show the values of the mark under the pointer above the diagram.
 for (const mark of document.querySelectorAll(".pareto .mark")) {
   const read = () => {
     const [name, numbers] = [document.createElement("strong"), mark.dataset.reading];

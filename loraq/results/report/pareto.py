@@ -1,4 +1,4 @@
-"""Quality against memory, a mark a row that can be read by itself: places in an SVG's pixels."""
+"""Interactive plot of quality against memory: positions in the pixels of an SVG."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraq.results.report.figures import at_night
 
 WIDTH, HEIGHT = 820, 460
 LEFT, RIGHT, TOP, BOTTOM = 66, 24, 14, 50
-LETTER, LINE = 6.6, 15  # pixels of a label's letters, about
+LETTER, LINE = 6.6, 15  # approximate width of a letter and height of a line of a label, in pixels
 SHAPES = (
     "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z",
     "M-5,-5h10v10h-10z",
@@ -24,13 +24,13 @@ SHAPES = (
     "M0,6l6,-10.5h-12z",
     "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
 )
-LOGARITHMIC = 3.0  # from this ratio of the largest to the smallest on, an axis is logarithmic
+LOGARITHMIC = 3.0  # smallest ratio of maximum to minimum for a logarithmic axis
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Numbers → pixels from `start` to `end`, and the numbers that are written."""
+    """Maps numbers from `low` to `high` to pixels from `start` to `end`."""
 
     low: float
     high: float
@@ -48,6 +48,7 @@ class Axis:
 
     @property
     def ticks(self) -> list[tuple[str, float]]:
+        """Labels and pixels of the ticks."""
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         fine = (1, 1.5, 2, 3, 4, 5, 6, 8) if self.high / max(self.low, 1e-12) < 8 else (1, 2, 5)
@@ -58,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """One row: its place, its interval's ends, and its label's place where there is room for it."""
+    """One row: position, ends of its error bar, and (x, y, anchor) of its label if it fits."""
 
     label: str
     reading: str
@@ -71,7 +72,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Pareto:
-    """The whole diagram: families are (name, colour by day, by night, shape)."""
+    """The complete diagram; families are (name, light colour, dark colour, shape).
+
+    edge: the SVG path of the Pareto frontier.
+    """
 
     metric: str
     better: str
@@ -82,9 +86,12 @@ class Pareto:
     edge: str
     size: tuple[int, int] = (WIDTH, HEIGHT)
 
+    def __repr__(self) -> str:
+        return f"Pareto({self.metric!r}, {len(self.marks)} rows)"
 
-def pareto(records: Sequence[Record], first: Sequence[Record]) -> Pareto | None:
-    """None where rows hardly differ in memory. `first`: rows whose labels are placed first."""
+
+def make_pareto(records: Sequence[Record], first: Sequence[Record]) -> Pareto | None:
+    """Build the diagram; None if rows hardly differ in memory. `first`: rows labelled first."""
     found = tradeoff(records)
     if found is None:
         return None
@@ -114,13 +121,13 @@ def pareto(records: Sequence[Record], first: Sequence[Record]) -> Pareto | None:
         for p in points
     ]
     edge = "M" + "L".join(f"{across},{down}" for across, down in corners)
-    families = [(name, *_look(number)) for number, name in enumerate(names)]
+    families = [(name, *_family_style(number)) for number, name in enumerate(names)]
     better = "higher is better" if higher else "lower is better"
     return Pareto(found.metric, better, x, y, marks, families, edge)
 
 
 def _axis(values: Sequence[float], start: float, end: float, after: float = 0.08) -> Axis:
-    """From a little before the values to `after` of their span behind them."""
+    """Axis with a small margin before the values and `after` of their range behind them."""
     low, high = min(values), max(values)
     if low > 0 and high / low >= LOGARITHMIC:
         return Axis(low / (high / low) ** 0.06, high * (high / low) ** after, start, end, True)
@@ -133,7 +140,7 @@ def _reading(point: Point, metric: str) -> str:
     return f"{point.x:.3f} bits per weight, {metric} {point.y:.4g}{interval}"
 
 
-def _look(number: int) -> tuple[str, str, str]:
+def _family_style(number: int) -> tuple[str, str, str]:
     colour = COLOURS[number % len(COLOURS)].lower()
     return colour, at_night(colour), SHAPES[number % len(SHAPES)]
 
@@ -141,7 +148,7 @@ def _look(number: int) -> tuple[str, str, str]:
 def _labels(
     order: Sequence[Point], x: Axis, y: Axis, corners: Sequence[tuple[float, float]]
 ) -> dict[str, tuple[float, float, str]]:
-    """label → (x, y, anchor) for the labels that cover no mark, no edge and no label before."""
+    """Return label → (x, y, anchor) of the labels that overlap no mark, line or earlier label."""
     taken: list[Box] = [(x(p.x) - 6, y(p.y) - 6, x(p.x) + 6, y(p.y) + 6) for p in order]
     for p in order:
         if p.lo is not None and p.hi is not None:
@@ -152,20 +159,20 @@ def _labels(
     placed = {}
     for point in order:
         width = LETTER * len(point.label)
-        for place in _places(x(point.x), y(point.y), width):
+        for place in _candidates(x(point.x), y(point.y), width):
             box = place[:4]
             inside = box[0] >= LEFT and box[2] <= WIDTH - 4 and box[1] >= 0
-            if inside and box[3] <= HEIGHT - BOTTOM and not any(_meet(box, o) for o in taken):
+            if inside and box[3] <= HEIGHT - BOTTOM and not any(_intersect(box, o) for o in taken):
                 taken.append(box)
                 placed[point.label] = place[4]
                 break
     return placed
 
 
-def _places(
+def _candidates(
     x: float, y: float, width: float
 ) -> list[tuple[float, float, float, float, tuple[float, float, str]]]:
-    """Boxes beside a mark, the nearest first, each with where its text begins or ends."""
+    """Return candidate boxes next to a mark, nearest first, each with its (x, y, anchor)."""
     found = []
     for down in (0, -10, 10, -16, 16):
         top, base = y + down - LINE / 2, round(y + down + 4, 1)
@@ -174,5 +181,5 @@ def _places(
     return found
 
 
-def _meet(a: Sequence[float], b: Box) -> bool:
+def _intersect(a: Sequence[float], b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,4 +1,4 @@
-"""Numbers that others have published of the same family: beside ours, never among them."""
+"""Published numbers of models of the same family, in a table of their own."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ TITLES = {
 }
 
 
-def published(record: Record) -> tuple[list[str], list[list[CellView]]]:
-    """Columns and rows of every file of `results/reported/`; the source comes last."""
+def published_numbers(record: Record) -> tuple[list[str], list[list[CellView]]]:
+    """Return columns and rows of the family from all files in `results/reported/`."""
     family = record.config["model"]["family"]
     header: list[str] = []
     lines: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""Where a report's records and images lie: an experiment that was run, or one that is committed."""
+"""Records and images of a report: from a run, or from the committed results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from loraq.results.record import Record
 
 @dataclass(frozen=True)
 class Source:
-    """Records in the order of their rows, and the folder of each row's images (it may be gone)."""
+    """The records of an experiment in the order of its rows.
+
+    images: row → folder of its images, which may no longer exist. committed: whether the records
+    are committed ones.
+    """
 
     name: str
     records: list[Record]
@@ -23,8 +27,15 @@ class Source:
     images: Mapping[str, Path]
     committed: bool
 
-    def chosen(self, rows: Sequence[str] | None) -> list[Record]:
-        """`rows`, or: the 16-bit model, RTN, the baseline, and the two nearest to 16 bits."""
+    def __repr__(self) -> str:
+        kind = "committed" if self.committed else "run"
+        return f"Source({self.name!r}, {len(self.records)} records, {kind})"
+
+    def select(self, rows: Sequence[str] | None) -> list[Record]:
+        """Return `rows`; by default the 16-bit model, RTN, the baseline, the two of highest PSNR.
+
+        LoraqError for an unknown row.
+        """
         by_row = {record.row: record for record in self.records}
         if rows is not None:
             for row in rows:
@@ -36,23 +47,23 @@ class Source:
         wanted = ["reference", "rtn", self.baseline, *(record.row for record in best)]
         return [by_row[row] for row in dict.fromkeys(wanted) if row in by_row]
 
-    def columns(self, shown: Sequence[Record]) -> list[tuple[Record, Path]]:
-        """The rows with their images' folders; empty where a folder is not there (any more)."""
+    def image_folders(self, shown: Sequence[Record]) -> list[tuple[Record, Path]]:
+        """Return the rows with the folders of their images; empty if a folder is missing."""
         found = [(r, self.images[r.row]) for r in shown if r.row in self.images]
-        whole = len(found) == len(shown) and all(folder.is_dir() for _, folder in found)
-        return found if whole else []
+        complete = len(found) == len(shown) and all(folder.is_dir() for _, folder in found)
+        return found if complete else []
 
 
-def located(folder: Path) -> Path:
-    """`folder`; or NAME-HASH beside it, where NAME was run with one set of other settings only."""
+def locate_experiment(folder: Path) -> Path:
+    """Return `folder`, or the only NAME-HASH next to it (a run with non-default settings)."""
     if (folder / ROWS_FILE).is_file() or folder.name in result_names():
         return folder
-    there = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{ROWS_FILE}")]
-    return there[0] if len(there) == 1 else folder
+    variants = [path.parent for path in folder.parent.glob(f"{folder.name}-*/{ROWS_FILE}")]
+    return variants[0] if len(variants) == 1 else folder
 
 
 def find_source(folder: Path) -> Source:
-    """The experiment of OUTPUT/results/NAME; the committed one where it was not run."""
+    """Return the experiment of OUTPUT/results/NAME, else the committed one; LoraqError if none."""
     name, output = folder.name, folder.resolve().parents[1]
     committed = not (folder / ROWS_FILE).is_file()
     if not committed:

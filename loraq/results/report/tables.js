@@ -1,11 +1,11 @@
-// Tables: a click on a column's title sorts by what its cells are worth, the best first where the
-// title says what is better; a second click turns it round, a third gives the own order back.
-// Empty cells stay last.
+// Tables: a click on a column's title sorts by its values, the best first if the title shows a
+// direction; a second click reverses the order, a third restores the original one. Empty cells stay
+// last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
   const original = [...body.rows];
-  const worth = (row, place) => row.cells[place].dataset.value;
+  const valueOf = (row, place) => row.cells[place].dataset.value;
   const turned = { ascending: "descending", descending: "ascending" };
   heads.forEach((head, place) => head.querySelector("button").addEventListener("click", (event) => {
     const first = event.currentTarget.dataset.first;
@@ -16,7 +16,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.setAttribute("aria-sort", order);
     const sign = order === "ascending" ? 1 : -1;
     const compare = (a, b) => {
-      const [x, y] = [worth(a, place), worth(b, place)];
+      const [x, y] = [valueOf(a, place), valueOf(b, place)];
       if (x === "" || y === "") return (x === "") - (y === "");
       const gap = Number(x) - Number(y);
       return sign * (Number.isNaN(gap) ? x.localeCompare(y) : gap);

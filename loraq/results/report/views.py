@@ -1,4 +1,4 @@
-"""Tables as the page shows them: each cell's number, interval, place in its column, sort value."""
+"""Tables for the page's template: text, interval bar and sort value of each cell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class CellView:
-    """What a cell says; `track`: its interval's (start, end, value, zero) in % of the column."""
+    """A cell for the template.
+
+    value: sort value. number: whether the cell is right-aligned. claim: "better" or "worse".
+    track: (start, end, value, zero) of the interval bar, in % of the column's range.
+    """
 
     text: str
     value: float | str
@@ -42,6 +46,7 @@ class TableView:
 
 
 def table_view(key: str, table: Table) -> TableView:
+    """Convert a table; `key` is its name in `all_tables`."""
     spans = [_span(column) for column in zip(*table.rows, strict=True)]
     rows = [
         [cell_view(item, span) for item, span in zip(row, spans, strict=True)] for row in table.rows
@@ -52,14 +57,14 @@ def table_view(key: str, table: Table) -> TableView:
 
 
 def _unbroken(title: str) -> str:
-    """A column's title that is not broken beside its signs."""
+    """Return a column title with non-breaking spaces at its signs."""
     for sign in (" ↑", " ↓", "Δ "):
         title = title.replace(sign, sign.replace(" ", "\u00a0"))
     return title
 
 
 def _reasons(table: Table) -> list[str]:
-    """Why cells have no interval or no value, each with the columns in which that is so."""
+    """Return the reasons for missing intervals and values, each with its columns."""
     found: dict[str, list[str]] = {}
     for title, column in zip(table.columns, zip(*table.rows, strict=True), strict=True):
         reasons = [item.reason for item in column if isinstance(item, Cell) and item.bare]
@@ -69,7 +74,7 @@ def _reasons(table: Table) -> list[str]:
 
 
 def aligned(rows: list[list[CellView]]) -> list[list[CellView]]:
-    """The same cells; those of a column that holds text as well as numbers or dashes are text."""
+    """Return the cells with `number` unset in columns that also contain text."""
     numbers = [all(cell.number for cell in column) for column in zip(*rows, strict=True)]
     return [
         [replace(cell, number=number) for cell, number in zip(row, numbers, strict=True)]
@@ -78,6 +83,7 @@ def aligned(rows: list[list[CellView]]) -> list[list[CellView]]:
 
 
 def cell_view(item: Item, span: tuple[float, float] | None = None) -> CellView:
+    """Convert a cell; `span` is the range of its column's intervals."""
     if isinstance(item, Cell):
         return _measured(item, span)
     if isinstance(item, int):
@@ -90,16 +96,14 @@ def cell_view(item: Item, span: tuple[float, float] | None = None) -> CellView:
 
 def _measured(cell: Cell, span: tuple[float, float] | None) -> CellView:
     value = "" if cell.value is None else cell.value
-    whole = cell.text()
-    number, bracket, rest = whole.partition(" [")
-    if not bracket:
-        return CellView(whole, value, True)
-    interval, _, claim = rest.partition("]")
-    return CellView(number, value, True, f"[{interval}]", claim.strip(), _track(cell, span))
+    if cell.bare:
+        return CellView(cell.text(), value, True)
+    interval, claim = cell.interval(), cell.mark
+    return CellView(cell.number(), value, True, interval, claim, _track(cell, span))
 
 
 def _span(column: Sequence[Any]) -> tuple[float, float] | None:
-    """From the lowest to the highest end of a column's intervals."""
+    """Return the range of a column's intervals; None if it has none."""
     ends = [
         float(end)
         for item in column

@@ -1,5 +1,26 @@
-"""Records → tables as Markdown, LaTeX and CSV. Reads records and nothing else."""
+"""Tables of records as Markdown, LaTeX and CSV. Reads only records, without torch.
 
-from loraq.results.tables.tables import all_tables, load_records, main_table, write_tables
+Imported by the other packages of `results` and by the runner.
+"""
 
-__all__ = ["all_tables", "load_records", "main_table", "write_tables"]
+from loraq.results.tables.tables import (
+    all_tables,
+    limits_table,
+    load_records,
+    main_table,
+    paired_table,
+    render_tables,
+    splits_table,
+    write_tables,
+)
+
+__all__ = [
+    "all_tables",
+    "limits_table",
+    "load_records",
+    "main_table",
+    "paired_table",
+    "render_tables",
+    "splits_table",
+    "write_tables",
+]

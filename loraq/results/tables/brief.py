@@ -1,33 +1,44 @@
-"""The few columns that are read first, and the paired differences beside them."""
+"""The summary table: memory, PSNR and LPIPS of each row, and its paired differences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from loraq.results.record import Record
-from loraq.results.tables.tables import main_table, paired_table
+from loraq.results.tables.columns import bits_cell, column_titles, metric_cell, row_label
+from loraq.results.tables.tables import (
+    compare_rows,
+    find_row,
+    has_per_image,
+    main_notes,
+    main_table,
+    paired_notes,
+    paired_title,
+)
 from loraq.results.tables.text import Cell, Item, Table
 
-MAIN = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
-PAIRED = ("Δ PSNR ↑", "Δ LPIPS ↓")
+METRICS = ("psnr", "lpips")
+BASELINE = Cell(reason="baseline of the paired differences")
 
 
 def brief_table(records: Sequence[Record], baseline: str | None) -> Table:
-    """MAIN of the main table and PAIRED of the paired one; the main table where nothing is paired
-    or these columns were not measured."""
-    main = main_table(records, baseline)
-    if baseline is None or len(records) < 2:
-        return main
-    paired = paired_table(records, baseline)
-    if not {*main.columns, *paired.columns}.issuperset((*MAIN, *PAIRED)):
-        return main
-    differences = {row[0]: _chosen(paired, PAIRED, row) for row in paired.rows}
-    itself: list[Item] = [Cell(reason="what the other rows are compared with")] * len(PAIRED)
-    rows = [[*_chosen(main, MAIN, row), *differences.get(row[0], itself)] for row in main.rows]
-    notes = list(dict.fromkeys([*main.notes, *paired.notes]))
-    title = f"Results, and {paired.title[0].lower()}{paired.title[1:]}"
-    return Table(title, [*MAIN, *PAIRED], rows, notes)
+    """Bits per weight, `METRICS` and their paired differences to the baseline, one line per row.
 
-
-def _chosen(table: Table, columns: Sequence[str], row: Sequence[Item]) -> list[Item]:
-    return [row[table.columns.index(column)] for column in columns]
+    Without a baseline, or if it lacks per-image values of these metrics: the main table.
+    """
+    base = find_row(records, baseline) if baseline else None
+    paired = base is not None and all(has_per_image(base, name) for name in METRICS)
+    if base is None or len(records) < 2 or not paired:
+        return main_table(records, baseline)
+    others = [record for record in records if record is not base]
+    differences = {name: compare_rows(others, base, name) for name in METRICS}
+    rows: list[list[Item]] = []
+    for record in records:
+        values = [metric_cell(record.metrics.get(name), name) for name in METRICS]
+        compared = [differences[name].get(record.row, BASELINE) for name in METRICS]
+        rows.append([row_label(record), bits_cell(record, base), *values, *compared])
+    titles = column_titles(records, METRICS)
+    columns = ["row", "bits/weight", *titles, *(f"Δ {title}" for title in titles)]
+    notes = list(dict.fromkeys([*main_notes(records, base), *paired_notes(base)]))
+    title = paired_title(base)
+    return Table(f"Results, and {title[0].lower()}{title[1:]}", columns, rows, notes)

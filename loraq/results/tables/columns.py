@@ -1,4 +1,4 @@
-"""The columns that tables are built from: which metrics there are, and a record's cells."""
+"""Columns of the tables: titles, order and number format of the metrics, cells of a record."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from loraq.results.record import Record
 from loraq.results.tables.text import Cell
 
 EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
-COUNTED = "counted from what is stored: no sampling, no interval"
-OVER_LAYERS = "mean over the quantised layers, all of them: no sampling, no interval"
+COUNTED = "exact count of the stored bits; no sampling, so no interval"
+OVER_LAYERS = "mean over all quantised layers; no sampling, so no interval"
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a metric is shown: title, digits after `scale`."""
+    """Display of a metric: title, and number of decimals after multiplication by `scale`."""
 
     title: str
     digits: int
@@ -37,35 +37,40 @@ COLUMNS = {
 ARROWS = {"higher": "↑", "lower": "↓"}
 
 
+def row_label(record: Record) -> str:
+    return record.label or record.row
+
+
 def equal_memory(record: Record, base: Record) -> bool:
-    """Whether the total bits per weight of two rows agree within 1 %."""
+    """Whether the total bits per weight of two rows agree within `EQUAL_MEMORY`."""
     own, reference = record.budget.get("bits_per_weight"), base.budget.get("bits_per_weight")
     return bool(own and reference and abs(own / reference - 1) <= EQUAL_MEMORY)
 
 
 def metric_names(records: Sequence[Record]) -> list[str]:
-    """The metrics that any record has, in the order of `COLUMNS`, others last."""
+    """Return the metrics that any record has, in the order of `COLUMNS`, others last."""
     order = list(COLUMNS)
     names = {name for record in records for name in record.metrics}
-    place = {name: order.index(kind(name)) if kind(name) in order else 99 for name in names}
-    return sorted(names, key=lambda name: (place[name], name))
+    position = {name: place for place, name in enumerate(order)}
+    return sorted(names, key=lambda name: (position.get(metric_kind(name), len(order)), name))
 
 
-def kind(name: str) -> str:
-    """`fd_efflite0` → `fd`: the metric without its feature extractor."""
+def metric_kind(name: str) -> str:
+    """Return the metric without its feature extractor: `fd_efflite0` → `fd`."""
     return name if name in COLUMNS else name.split("_")[0]
 
 
-def column(name: str) -> Column:
-    return COLUMNS.get(kind(name), Column(name, 4))
+def metric_column(name: str) -> Column:
+    """Return the display of a metric; an unknown metric is shown by its name, with 4 decimals."""
+    return COLUMNS.get(metric_kind(name), Column(name, 4))
 
 
-def titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
-    """Columns' titles: metric, extractor where it is not in the name, factor, direction."""
+def column_titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
+    """Return the column titles: metric, feature extractor, scale factor, arrow of the direction."""
     made = []
     for name in names:
-        shown = column(name)
-        extractor = f" ({name.split('_', 1)[1]})" if kind(name) != name else ""
+        shown = metric_column(name)
+        extractor = f" ({name.split('_', 1)[1]})" if metric_kind(name) != name else ""
         directions = [r.metrics[name].get("direction", "") for r in records if name in r.metrics]
         title = shown.title + extractor + (" ×10³" if shown.scale == 1e3 else "")
         made.append(f"{title} {ARROWS.get(directions[0], '')}".rstrip())
@@ -73,7 +78,8 @@ def titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
 
 
 def metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
-    shown = column(name)
+    """Value and interval of a record's entry for the metric `name`."""
+    shown = metric_column(name)
     if not entry:
         return Cell(reason="not measured for this row")
     value, lo, hi = (entry.get(part) for part in ("value", "lo", "hi"))
@@ -82,12 +88,14 @@ def metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
 
 
 def bits_cell(record: Record, base: Record | None) -> Cell:
+    """Bits per weight, marked `=` if they equal those of `base`."""
     bits = record.budget.get("bits_per_weight")
     mark = "=" if base is not None and equal_memory(record, base) else ""
     return Cell(bits, digits=3, reason=COUNTED, mark=mark)
 
 
 def layer_cell(record: Record, name: str) -> Cell:
+    """Mean over the quantised layers of `weight_error` or `output_error`."""
     values = [layer[name] for layer in record.layers if layer.get(name) is not None]
     if not values:
         return Cell(reason="no layer is quantised")

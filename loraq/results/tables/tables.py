@@ -1,6 +1,6 @@
-"""Records → tables: every row with its intervals, seen and held-out apart, paired differences.
+"""Tables of records: results with intervals, seen and held-out captions, paired differences.
 
-Reads records and nothing else: no torch, no images, no W&B.
+Reads only records: no torch, no images, no W&B.
 """
 
 from __future__ import annotations
@@ -11,34 +11,37 @@ from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import bootstrap
-from loraq.results.record import Record, load
+from loraq.results.record import Record, load_record
 from loraq.results.tables.columns import (
     EQUAL_MEMORY,
     bits_cell,
-    column,
+    column_titles,
     layer_cell,
     metric_cell,
+    metric_column,
     metric_names,
-    titles,
+    row_label,
 )
 from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
+from loraq.utils.files import write_bytes
 
-SIGNIFICANCE = 0.05  # of a family of claims, after Holm
-_A_MODEL = "a statement about a model of the weights: no sampling, no interval"
+SAMPLES = 2000  # bootstrap resamples of a paired difference
+SIGNIFICANCE = 0.05  # level of a family of claims, after Holm's correction
+_A_MODEL = "derived from a model of the weights; no sampling, so no interval"
 
 
 def load_records(paths: Sequence[str | os.PathLike[str]]) -> list[Record]:
-    """Records of the files given; a folder stands for its *.json files in name order."""
+    """Read the records at `paths`; of a folder, all *.json files in the order of their names."""
     files: list[Path] = []
     for path in map(Path, paths):
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
-        raise LoraqError(f"no records in {[str(path) for path in paths]}; run an experiment first")
-    return [load(path) for path in files]
+        raise LoraqError(f"No records in {[str(path) for path in paths]}. Run an experiment first.")
+    return [load_record(path) for path in files]
 
 
 def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
-    """Every row: budget, errors, metrics. `baseline` names the row that memory is compared with."""
+    """Memory, errors and metrics of every row; `=` marks the memory of the row `baseline`."""
     names = metric_names(records)
     base = find_row(records, baseline) if baseline else None
     columns = ["row", "N", "bits/weight", "branch rank", "bytes", "weight err", "output err"]
@@ -49,16 +52,22 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
         rank = record.budget.get("rank")
         stored = record.budget.get("nbytes")
         front: list[Item] = [
-            *(record.label or record.row, _size(record), bits_cell(record, base)),
+            *(row_label(record), _size(record), bits_cell(record, base)),
             *("–" if rank is None else str(rank), "–" if stored is None else int(stored)),
         ]
         rows.append([*front, *errors, *entries])
-    notes = [_split_sizes(records), *_memory_note(base), *_identical(records)]
-    return Table("Results", columns + titles(records, names), rows, list(filter(None, notes)))
+    return Table(
+        "Results", columns + column_titles(records, names), rows, main_notes(records, base)
+    )
+
+
+def main_notes(records: Sequence[Record], base: Record | None) -> list[str]:
+    """Return the notes of the main table: prompts, equal memory, identical images."""
+    return [_split_sizes(records), *_memory_note(base), *_identical(records)]
 
 
 def splits_table(records: Sequence[Record]) -> Table:
-    """Captions the model was trained on (seen) and captions it never saw (held out), apart."""
+    """Metrics on captions that the model was trained on (seen) and on all others (held out)."""
     names = metric_names(records)
     rows: list[list[Item]] = []
     for record in records:
@@ -66,55 +75,69 @@ def splits_table(records: Sequence[Record]) -> Table:
             entries = {name: record.metrics.get(name, {}).get(part) for name in names}
             if sizes := [entry["n"] for entry in entries.values() if entry]:
                 cells = [metric_cell(entries[name], name) for name in names]
-                rows.append([record.label or record.row, title, max(sizes), *cells])
-    columns = ["row", "captions", "N", *titles(records, names)]
-    return Table("Seen and held-out captions apart", columns, rows)
+                rows.append([row_label(record), title, max(sizes), *cells])
+    columns = ["row", "captions", "N", *column_titles(records, names)]
+    return Table("Seen and held-out captions", columns, rows)
 
 
-def paired_table(records: Sequence[Record], baseline: str, samples: int = 2000) -> Table:
-    """row − baseline over the same prompts for every per-image metric, with better or worse.
+def paired_table(records: Sequence[Record], baseline: str, samples: int = SAMPLES) -> Table:
+    """Mean of (row − baseline) over the same prompts, for every metric with per-image values.
 
-    Said only where the 95 % interval of the difference excludes 0 *and* the claim survives Holm's
-    correction over the rows of that column.
+    A cell is marked better or worse only if the 95 % interval excludes 0 *and* the claim survives
+    Holm's correction over the rows of its column.
     """
     base = find_row(records, baseline)
     others = [record for record in records if record is not base]
-    names = [name for name in metric_names(records) if _per_image(base, name)]
-    compared = {name: _compare(others, base, name, samples) for name in names}
-    columns = ["row", "N", "bits/weight", *(f"Δ {title}" for title in titles(records, names))]
+    names = [name for name in metric_names(records) if has_per_image(base, name)]
+    compared = {name: compare_rows(others, base, name, samples) for name in names}
+    columns = [
+        "row",
+        "N",
+        "bits/weight",
+        *(f"Δ {title}" for title in column_titles(records, names)),
+    ]
     rows: list[list[Item]] = []
     for record in others:
         cells = [compared[name][record.row] for name in names]
-        rows.append([record.label or record.row, _size(record), bits_cell(record, base), *cells])
-    notes = [
-        f"mean of (row − {_name(base)}) over the same prompts, bootstrap 95 % interval. better or "
-        "worse: the interval excludes 0 and the claim survives Holm's correction "
+        rows.append([row_label(record), _size(record), bits_cell(record, base), *cells])
+    return Table(paired_title(base), columns, rows, paired_notes(base))
+
+
+def paired_title(base: Record) -> str:
+    return f"Paired differences to {row_label(base)}"
+
+
+def paired_notes(base: Record) -> list[str]:
+    """Return the notes of the paired table: the test and the correction, equal memory."""
+    return [
+        f"mean of (row − {row_label(base)}) over the same prompts, bootstrap 95 % interval. better "
+        "or worse: the interval excludes 0 and the claim survives Holm's correction "
         f"(family: the rows of the column, level {SIGNIFICANCE:g})",
         *_memory_note(base),
     ]
-    return Table(f"Paired differences to {_name(base)}", columns, rows, notes)
 
 
 def limits_table(records: Sequence[Record]) -> Table:
-    """Weight errors beside how small they can get at the same stored bits (`distortion`)."""
+    """Weight errors and their rate–distortion references at the same bits per weight."""
     names = ("gaussian", "shannon", "spectral")
     rows: list[list[Item]] = []
     for record in records:
         if found := record.analyses.get("limits"):
             cells = [Cell(found[name], digits=4, reason=_A_MODEL) for name in names]
             error = layer_cell(record, "weight_error")
-            rows.append([record.label or record.row, bits_cell(record, None), error, *cells])
+            rows.append([row_label(record), bits_cell(record, None), error, *cells])
     columns = ["row", "bits/weight", "weight err", "Gaussian D(R)", "Shannon bound", "spectral"]
     notes = [
         "relative to the norm of W, mean over the layers. Gaussian D(R): independent Gaussian "
-        "weights. Shannon bound: independent weights of their own distribution, by its entropy. "
-        "spectral: water-filling over the singular values, whose directions it has for nothing"
+        "weights. Shannon bound: independent weights with the layer's distribution, from its "
+        "entropy. spectral: water-filling over the singular values; the singular vectors cost no "
+        "bits"
     ]
     return Table("Weight errors and rate–distortion references", columns, rows, notes)
 
 
 def all_tables(records: Sequence[Record], baseline: str | None = None) -> dict[str, Table]:
-    """name → table: main; splits, limits (where there are any); paired (with a baseline)."""
+    """Return name → table: main; splits and limits if not empty; paired if there is a baseline."""
     tables = {"main": main_table(records, baseline)}
     splits = splits_table(records)
     if splits.rows:
@@ -127,38 +150,47 @@ def all_tables(records: Sequence[Record], baseline: str | None = None) -> dict[s
     return tables
 
 
+def render_tables(records: Sequence[Record], baseline: str | None = None) -> dict[str, str]:
+    """Return file name → text: <name>.md, .tex and .csv of all tables."""
+    renderers = (("md", to_markdown), ("tex", to_latex), ("csv", to_csv))
+    return {
+        f"{name}.{suffix}": render(table)
+        for name, table in all_tables(records, baseline).items()
+        for suffix, render in renderers
+    }
+
+
 def write_tables(
     records: Sequence[Record], folder: str | os.PathLike[str], baseline: str | None = None
 ) -> dict[str, Path]:
-    """Write <name>.md, .tex and .csv of all tables to `folder`; returns file name → path."""
+    """Write the files of `render_tables` to `folder`; returns file name → path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written: dict[str, Path] = {}
-    for name, table in all_tables(records, baseline).items():
-        for suffix, render in (("md", to_markdown), ("tex", to_latex), ("csv", to_csv)):
-            path = folder / f"{name}.{suffix}"
-            beside = path.with_suffix(f".{suffix}.tmp")
-            beside.write_text(render(table), encoding="utf-8")
-            os.replace(beside, path)
-            written[path.name] = path
-    return written
+    paths: dict[str, Path] = {}
+    for name, text in render_tables(records, baseline).items():
+        paths[name] = folder / name
+        write_bytes(paths[name], text.encode("utf-8"))
+    return paths
 
 
 def find_row(records: Sequence[Record], row: str) -> Record:
+    """Return the record of a row; LoraqError for an unknown row."""
     for record in records:
         if record.row == row:
             return record
     raise unknown("row", row, [record.row for record in records])
 
 
-def _compare(others: Sequence[Record], base: Record, name: str, samples: int) -> dict[str, Cell]:
-    """row → cell of its paired difference to `base` in one metric; Holm over these rows."""
-    shown = column(name)
+def compare_rows(
+    others: Sequence[Record], base: Record, name: str, samples: int = SAMPLES
+) -> dict[str, Cell]:
+    """Return row → paired difference to `base` in one metric; Holm's correction over the rows."""
+    shown = metric_column(name)
     direction = base.metrics[name].get("direction")
     differences: dict[str, bootstrap.Interval] = {}
     p_values: dict[str, float] = {}
     for record in others:
-        if _per_image(record, name):
+        if has_per_image(record, name):
             own, reference = _same_prompts(record, base, name)
             tested = bootstrap.paired_test(own, reference, samples)
             differences[record.row], p_values[record.row] = tested
@@ -180,17 +212,14 @@ def _same_prompts(record: Record, base: Record, name: str) -> tuple[list[float],
         raise LoraqError(
             f"rows {record.row!r} ({len(own or [])} prompts) and {base.row!r} "
             f"({len(reference or [])} prompts) were not measured on the same prompts in the same "
-            "order; run both with one data.split and data.count"
+            "order; run both with the same data.split and data.count"
         )
     return record.metrics[name]["per_image"], base.metrics[name]["per_image"]
 
 
-def _per_image(record: Record, name: str) -> bool:
+def has_per_image(record: Record, name: str) -> bool:
+    """Whether the record has per-image values of a metric."""
     return bool(record.metrics.get(name, {}).get("per_image"))
-
-
-def _name(record: Record) -> str:
-    return record.label or record.row
 
 
 def _size(record: Record) -> int:
@@ -201,7 +230,7 @@ def _memory_note(base: Record | None) -> list[str]:
     bits = base.budget.get("bits_per_weight") if base is not None else None
     if base is None or bits is None:
         return []
-    return [f"`=`: bits per weight within {EQUAL_MEMORY:.0%} of {_name(base)} ({bits:.3f})"]
+    return [f"`=`: bits per weight within {EQUAL_MEMORY:.0%} of {row_label(base)} ({bits:.3f})"]
 
 
 def _split_sizes(records: Sequence[Record]) -> str:
@@ -209,20 +238,21 @@ def _split_sizes(records: Sequence[Record]) -> str:
     if len(sizes) > 1:
         return "rows differ in N: Fréchet distances are not comparable across N"
     total, seen = sizes.pop() if sizes else (0, 0)
-    if seen == total:  # as in published sets, which do not tell
+    if seen == total:  # published prompt sets do not mark seen captions
         return f"N = {total} prompts"
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"
 
 
 def _identical(records: Sequence[Record]) -> list[str]:
-    """What PSNR's cap did: images equal to the 16-bit model's in every bit."""
+    """Return a note on the PSNR cap for each row with images identical to the 16-bit model's."""
     notes = []
     for record in records:
         details = record.metrics.get("psnr", {}).get("details", {})
         if count := details.get("identical"):
             cap = details["cap"]
             notes.append(
-                f"{_name(record)}: {count} of {_size(record)} images are identical to the 16-bit "
-                f"model's; their infinite PSNR counts as {cap:.1f} dB, the largest finite one"
+                f"{row_label(record)}: {count} of {_size(record)} images are identical to the "
+                f"16-bit model's; their infinite PSNR counts as {cap:.1f} dB, the largest finite "
+                "one"
             )
     return notes

@@ -1,7 +1,7 @@
-"""A table of cells, and its text: Markdown (aligned, also for terminals), LaTeX, CSV.
+"""A table of cells and its text: Markdown (aligned, also for terminals), LaTeX, CSV.
 
-A cell that has no interval, or no value, carries its reason; reasons become lettered footnotes, at
-the column's title where they hold for the whole column.
+A cell without a value or an interval has a reason. Reasons become lettered footnotes; a reason that
+holds for a complete column is marked at the column's title.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One number, its interval, and why it has none; `scale` multiplies before printing."""
+    """A number with its interval, or the reason why it has none.
+
+    digits: decimals after multiplication by `scale`. mark: text after the number, such as "better".
+    sign: whether positive numbers get a "+".
+    """
 
     value: float | None = None
     lo: float | None = None
@@ -37,15 +41,24 @@ class Cell:
 
     @property
     def bare(self) -> bool:
+        """Whether the cell has no interval."""
         return self.value is None or self.lo is None or self.hi is None
 
     def text(self) -> str:
+        """Number, interval and mark, separated by spaces; "–" without a value."""
         if self.value is None:
             return "–"
-        shown = self._number(self.value, self.sign)
-        if self.lo is not None and self.hi is not None:
-            shown += f" [{self._number(self.lo)}, {self._number(self.hi)}]"
-        return f"{shown} {self.mark}".rstrip()
+        return " ".join(filter(None, (self.number(), self.interval(), self.mark)))
+
+    def number(self) -> str:
+        """The value as text; "–" without a value."""
+        return "–" if self.value is None else self._number(self.value, self.sign)
+
+    def interval(self) -> str:
+        """The interval as text, "[lo, hi]"; empty without an interval."""
+        if self.lo is None or self.hi is None:
+            return ""
+        return f"[{self._number(self.lo)}, {self._number(self.hi)}]"
 
     def _number(self, number: float, sign: bool = False) -> str:
         text = f"{number * self.scale:.{self.digits}f}"
@@ -59,15 +72,19 @@ Item = str | int | Cell
 
 @dataclass(frozen=True)
 class Table:
-    """A title, the columns' titles, rows of text, counts or cells, and notes below."""
+    """A title, column titles, rows of texts, counts or cells, and notes below the table."""
 
     title: str
     columns: list[str]
     rows: list[list[Item]]
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}, {len(self.rows)} rows × {len(self.columns)} columns)"
+
 
 def to_markdown(table: Table) -> str:
+    """Return a Markdown table with aligned columns, the title above and the notes below it."""
     columns, rows, notes = _texts(table)
     widths = [max(3, *map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [_padded(columns, widths)]
@@ -78,7 +95,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs tabular; the notes follow it as comments."""
+    """Return a tabular for the LaTeX package booktabs, followed by the notes as comments."""
     columns, rows, notes = _texts(table)
     lines = [f"% {table.title}", r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule"]
     lines += [" & ".join(map(_escaped, columns)) + r" \\", r"\midrule"]
@@ -88,9 +105,10 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Ten digits, unscaled; a column of cells becomes three: value, lo, hi.
+    """Return CSV of unscaled numbers; a column of cells becomes three columns: value, lo, hi.
 
-    Ten, not all: the last digits of an interval depend on the machine that makes the table.
+    Numbers have ten significant digits: further digits of an interval depend on the machine that
+    makes the table.
     """
     wide = [any(isinstance(row[i], Cell) for row in table.rows) for i in range(len(table.columns))]
     header: list[str] = []
@@ -112,7 +130,7 @@ def to_csv(table: Table) -> str:
 
 
 def _texts(table: Table) -> tuple[list[str], list[list[str]], list[str]]:
-    """Titles, rows and notes as text, with the letters of the footnotes in place."""
+    """Return titles, rows and notes as text, with the footnotes' letters added."""
     letters: dict[str, str] = {}
 
     def letter(reason: str) -> str:
@@ -125,15 +143,15 @@ def _texts(table: Table) -> tuple[list[str], list[list[str]], list[str]]:
         return letters[reason]
 
     columns = list(table.columns)
-    whole = [_common_reason([row[i] for row in table.rows]) for i in range(len(columns))]
-    for i, reason in enumerate(whole):
+    common = [_common_reason([row[i] for row in table.rows]) for i in range(len(columns))]
+    for i, reason in enumerate(common):
         columns[i] += letter(reason)
     rows = []
     for row in table.rows:
         texts = []
         for i, item in enumerate(row):
             if isinstance(item, Cell):
-                marked = item.bare and item.reason != whole[i]
+                marked = item.bare and item.reason != common[i]
                 texts.append(item.text() + (letter(item.reason) if marked else ""))
             else:
                 texts.append(f"{item:,}" if isinstance(item, int) else item.replace("|", "/"))
@@ -146,7 +164,7 @@ def _texts(table: Table) -> tuple[list[str], list[list[str]], list[str]]:
 
 
 def _common_reason(items: list[Item]) -> str:
-    """The reason shared by most of a column's bare cells, where no cell has an interval."""
+    """Return the reason that all values of a column without intervals share, or ""."""
     cells = [item for item in items if isinstance(item, Cell)]
     if not cells or not all(cell.bare for cell in cells):
         return ""

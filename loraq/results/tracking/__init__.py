@@ -1,10 +1,10 @@
-"""A finished experiment → Weights & Biases runs, one a row and an overview of all rows.
+"""Weights & Biases runs of a finished experiment: one per row, and an overview of all rows.
 
-Offline unless the config says otherwise. W&B shows, it does not keep: tables never read it, and
-whatever goes wrong here is a warning, because the records are already on disk.
+Offline by default. Records stay the only source of the tables; any failure here is a warning,
+because the records are already on disk. Imported by the runner; imports records.
 """
 
 from loraq.results.tracking.contents import IMAGES, TrackedImage
-from loraq.results.tracking.tracker import MODES, Tracker
+from loraq.results.tracking.tracker import MODES, Mode, Tracker
 
-__all__ = ["IMAGES", "MODES", "TrackedImage", "Tracker"]
+__all__ = ["IMAGES", "MODES", "Mode", "TrackedImage", "Tracker"]

@@ -1,4 +1,4 @@
-"""What W&B runs hold, as plain data: configuration, summary, and the rows of their tables."""
+"""Contents of W&B runs as plain data: configuration, summary, and the rows of their tables."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from loraq.results.record import Record
 from loraq.utils.plain import to_plain
 
-IMAGES = 16  # rows of the image table: enough to look at, small on disk
+IMAGES = 16  # largest number of rows in the image table
 LAYER_COLUMNS = ("layer", "role", "weight_error", "output_error")
 
 
 @dataclass(frozen=True)
 class TrackedImage:
-    """One row of the image table: an image, and the 16-bit model's image of the same prompt."""
+    """One row of the image table: an image and the 16-bit model's image of the same prompt."""
 
     name: str
     prompt: str
@@ -25,8 +25,8 @@ class TrackedImage:
     reference: Path | None = None
 
 
-def config_of(record: Record) -> dict[str, Any]:
-    """The resolved config, and what the record rests on."""
+def run_config(record: Record) -> dict[str, Any]:
+    """Return the resolved configuration and the record's provenance."""
     origin = {
         "key": record.key,
         "row": record.row,
@@ -38,8 +38,8 @@ def config_of(record: Record) -> dict[str, Any]:
     return {**to_plain(record.config), "record": to_plain(origin)}
 
 
-def summary_of(record: Record) -> dict[str, Any]:
-    """Flat numbers: psnr, psnr/lo, psnr/hi, psnr/seen, …, budget/…, mean errors, seconds."""
+def run_summary(record: Record) -> dict[str, Any]:
+    """Return flat numbers: psnr, psnr/lo, psnr/hi, psnr/seen, …, budget/…, mean errors, seconds."""
     summary: dict[str, Any] = {}
     for name, entry in record.metrics.items():
         summary[name] = entry.get("value")
@@ -57,23 +57,23 @@ def summary_of(record: Record) -> dict[str, Any]:
 
 
 def layer_rows(record: Record) -> list[list[Any]]:
-    """Of `LAYER_COLUMNS`."""
+    """Return the rows of the layer table, with `LAYER_COLUMNS`."""
     return [[layer.get(column) for column in LAYER_COLUMNS] for layer in record.layers]
 
 
 def image_values(record: Record, names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """The metrics that have a value an image, and theirs for each of `names`."""
-    held = list(record.images.get("names", ()))
+    """Return the metrics with per-image values, and their values for each image in `names`."""
+    stored = list(record.images.get("names", ()))
     metrics = [name for name, entry in record.metrics.items() if entry.get("per_image")]
     rows = []
     for name in names:
-        place = held.index(name) if name in held else None
+        place = stored.index(name) if name in stored else None
         rows.append([_of_image(record.metrics[metric], place) for metric in metrics])
     return metrics, rows
 
 
 def overview_rows(records: Sequence[Record]) -> tuple[list[str], list[list[Any]]]:
-    """Columns and one line a record: bits per weight, and every metric with its interval."""
+    """Return columns and one row per record: bits per weight, metrics with their intervals."""
     metrics = list(dict.fromkeys(name for record in records for name in record.metrics))
     columns = ["row", "label", "method", "bits_per_weight"]
     columns += [f"{name}{part}" for name in metrics for part in ("", "/lo", "/hi")]

@@ -1,8 +1,7 @@
-"""Writes W&B runs; the only file that imports wandb.
+"""Writes W&B runs; the only module that imports wandb.
 
-Where online is asked for and W&B does not answer, or falls silent before all has arrived, this run
-and those after it are written offline, whole, for `wandb sync` to send: waiting again for every row
-would cost an hour.
+If W&B does not answer in mode online, or the upload does not finish, this run and all later ones
+are written offline, to be sent by `wandb sync`. Waiting for each row again could take an hour.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, get_args
 
 from loraq.errors import unknown
 from loraq.results.record import Record, to_json
@@ -23,19 +22,20 @@ from loraq.results.tracking import contents
 from loraq.results.tracking.contents import TrackedImage
 from loraq.utils.hashing import key
 
-MODES = ("offline", "online", "disabled")
+Mode = Literal["offline", "online", "disabled"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 DONE = "complete.txt"
-PATIENCE = 30.0  # seconds for W&B to answer
-UPLOAD = 600.0  # seconds for a run to arrive
-FOLDERS = {"offline": ("offline-run", "run"), "online": ("run",)}
-"""Mode → W&B's names for folders of runs that need not be written again."""
+PATIENCE = 30.0  # seconds to wait for an answer of W&B
+UPLOAD = 600.0  # seconds to wait for the upload of a run
+FOLDERS: dict[Mode, tuple[str, ...]] = {"offline": ("offline-run", "run"), "online": ("run",)}
+"""Mode → prefixes of W&B's run folders in which a finished run counts for that mode."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What identifies and describes a run; `logged` makes its tables with wandb's types.
+    """Identity and contents of a run.
 
-    files: name → text, kept with the run as they are.
+    logged: builds the run's tables from the wandb module. files: name → text, stored with the run.
     """
 
     id: str
@@ -49,9 +49,9 @@ class Run:
 
 
 class Tracker:
-    """The runs of one experiment, under `folder`/wandb; a run that is there is not written again.
+    """Writes the W&B runs of an experiment to `folder`/wandb, each one only once.
 
-    Methods return the run's folder; None where tracking is disabled or failed (a warning says why).
+    Methods return the run's folder, or None if tracking is disabled or failed (with a warning).
     """
 
     def __init__(
@@ -61,8 +61,11 @@ class Tracker:
             raise unknown("tracking.mode", mode, MODES)
         self.folder, self.mode, self.project = Path(folder), mode, project
 
+    def __repr__(self) -> str:
+        return f"Tracker({str(self.folder)!r}, mode={self.mode!r}, project={self.project!r})"
+
     def record(self, record: Record, images: Sequence[TrackedImage] = ()) -> Path | None:
-        """One row: configuration, numbers, errors per layer, some images, and the whole record."""
+        """Write the run of a row: configuration, metrics, layer errors, some images, the record."""
 
         def logged(wandb: Any) -> dict[str, Any]:
             tables: dict[str, Any] = {}
@@ -79,15 +82,15 @@ class Tracker:
                 name=record.label or record.row,
                 group=record.experiment,
                 job_type=str(record.config.get("method") or record.row),
-                config=contents.config_of(record),
-                summary=contents.summary_of(record),
+                config=contents.run_config(record),
+                summary=contents.run_summary(record),
                 files={"record.json": to_json(record)},
                 logged=logged,
             )
         )
 
     def overview(self, records: Sequence[Record], pictures: Sequence[Path] = ()) -> Path | None:
-        """All rows beside one another: their table, quality against memory, the pictures."""
+        """Write a run for all rows: their table, quality against memory, the pictures."""
 
         def logged(wandb: Any) -> dict[str, Any]:
             columns, lines = contents.overview_rows(records)
@@ -114,19 +117,22 @@ class Tracker:
         )
 
     def _once(self, run: Run) -> Path | None:
-        """Write the run unless it is there; several processes may want the same one."""
+        """Write the run unless it exists; a lock lets several processes request the same run."""
         from filelock import FileLock
 
         if self.mode == "disabled":
             return None
         try:
             (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
-            with FileLock(str(self.folder / "wandb" / f"{run.id}.lock")), _inside(self.folder):
-                return written(run.id, self.folder, self.mode) or self._write(run)
+            with (
+                FileLock(str(self.folder / "wandb" / f"{run.id}.lock")),
+                _wandb_folders(self.folder),
+            ):
+                return find_finished_run(run.id, self.folder, self.mode) or self._write(run)
         except Exception as error:
             warnings.warn(
-                f"W&B run of {run.name!r} was not written ({type(error).__name__}: {error}); its "
-                "record is safe. tracking.mode=disabled leaves W&B out",
+                f"The W&B run of {run.name!r} was not written ({type(error).__name__}: {error}). "
+                "Its record is safe. tracking.mode=disabled turns W&B off",
                 stacklevel=3,
             )
             return None
@@ -138,27 +144,28 @@ class Tracker:
                 return _write(run, self.folder, self.mode, self.project)
             except Exception as error:
                 self.mode = "offline"
-                _forget()
+                _stop_service()
                 _clear(run.id, self.folder)
+                log = self.folder / "wandb" / "offline-run-*"
                 warnings.warn(
                     f"W&B does not answer ({type(error).__name__}: "
-                    f"{str(error).strip().splitlines()[0]}); this run and the next are written "
-                    f"offline. Later: wandb sync {self.folder / 'wandb'}/offline-run-*",
+                    f"{str(error).strip().splitlines()[0]}); this run and all later ones "
+                    f"are written offline. Send them with: wandb sync {log}",
                     stacklevel=4,
                 )
-                if found := written(run.id, self.folder, self.mode):
+                if found := find_finished_run(run.id, self.folder, self.mode):
                     return found
         return _write(run, self.folder, self.mode, self.project)
 
 
-def written(run_id: str, folder: Path, mode: str) -> Path | None:
-    """The folder of a complete run of this identity that serves the mode, if there is one."""
+def find_finished_run(run_id: str, folder: Path, mode: Mode) -> Path | None:
+    """Return the folder of the finished run with this id that counts for the mode, or None."""
     found = [p for name in FOLDERS[mode] for p in folder.glob(f"wandb/{name}-*-{run_id}/{DONE}")]
     return max(found).parent if found else None
 
 
 def _clear(run_id: str, folder: Path) -> None:
-    """Remove what a killed or failed process left of this run, which a sync would send as well."""
+    """Remove unfinished folders of this run, which `wandb sync` would also send."""
     for name in FOLDERS["offline"]:
         for begun in folder.glob(f"wandb/{name}-*-{run_id}"):
             if not (begun / DONE).is_file():
@@ -166,24 +173,24 @@ def _clear(run_id: str, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
+def _wandb_folders(folder: Path) -> Iterator[None]:
     """Keep W&B's staged artefacts and caches under `folder`, where a later sync finds them.
 
-    Variables that the user has set win; the others are put back afterwards.
+    Environment variables set by the user take precedence; the others are removed afterwards.
     """
-    ours = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
-    ours = {name: place for name, place in ours.items() if name not in os.environ}
-    for name, place in ours.items():
+    variables = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
+    unset = {name: place for name, place in variables.items() if name not in os.environ}
+    for name, place in unset.items():
         os.environ[name] = str(folder.resolve() / "wandb" / place)
     try:
         yield
     finally:
-        for name in ours:
+        for name in unset:
             os.environ.pop(name, None)
 
 
-def _write(run: Run, folder: Path, mode: str, project: str) -> Path:
-    import wandb
+def _write(run: Run, folder: Path, mode: Mode, project: str) -> Path:
+    import wandb  # heavy
 
     settings = wandb.Settings(
         silent=True,
@@ -203,7 +210,7 @@ def _write(run: Run, folder: Path, mode: str, project: str) -> Path:
         job_type=run.job_type,
         config=run.config,
         dir=str(folder),
-        mode=cast(Any, mode),
+        mode=mode,
         reinit="create_new",
         settings=settings,
     )
@@ -220,27 +227,27 @@ def _write(run: Run, folder: Path, mode: str, project: str) -> Path:
         session.finish(exit_code=failed)
     path = Path(session.dir).parent
     if mode == "offline":
-        _settle(path / f"run-{run.id}.wandb")
+        _wait_for_log(path / f"run-{run.id}.wandb")
     (path / DONE).write_text(f"{run.id}\n", encoding="utf-8")
     return path
 
 
-def _forget() -> None:
-    """End W&B's service, which holds on to the identity of a run that could not begin."""
-    import wandb
+def _stop_service() -> None:
+    """Stop W&B's service, which otherwise keeps the id of a run that could not start."""
+    import wandb  # heavy
 
     wandb.teardown()
 
 
-def _settle(log: Path, patience: float = 60.0, pause: float = 0.1) -> None:
-    """Wait until the run's log lies on disk: W&B's service still writes it after `finish`."""
-    deadline, size, still = time.monotonic() + patience, -1, 0
-    while still < 3:
+def _wait_for_log(log: Path, patience: float = 60.0, pause: float = 0.1) -> None:
+    """Wait until the run's log is on disk: W&B's service still writes it after `finish`."""
+    deadline, size, unchanged = time.monotonic() + patience, -1, 0
+    while unchanged < 3:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{log.name} was not written within {patience:g} s")
         time.sleep(pause)
         now = log.stat().st_size if log.is_file() else 0
-        still = still + 1 if now == size and now > 7 else 0  # 7 bytes: its empty head
+        unchanged = unchanged + 1 if now == size and now > 7 else 0  # an empty log has 7 bytes
         size = now
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from loraq.compose import load_rows, swept
 from loraq.config import Config
 from loraq.errors import LoraqError
-from loraq.results.record import commit
+from loraq.results.record import checkout_commit
 from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_json
 from loraq.utils.hashing import key
@@ -70,7 +70,7 @@ def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
         lists, composed = [[*plain, f"row={r.row}"] for r in rows], [[*reference, r] for r in rows]
         whole = plain
     jobs = [Job(one, fingerprint(rows)) for one, rows in zip(lists, composed, strict=True)]
-    plan = Plan(str(Path.cwd()), commit(), code_hash(), launcher, jobs, whole)
+    plan = Plan(str(Path.cwd()), checkout_commit(), code_hash(), launcher, jobs, whole)
     return plan, write_sweep_plan(plan, Path(composed[0][0].output))
 
 

@@ -1,4 +1,4 @@
-"""W&B: what runs hold, read and sent by wandb itself; failures cost a warning only."""
+"""W&B: contents of runs, read and sent by wandb itself; failures are warnings."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import loraq
 from loraq.errors import LoraqError
 from loraq.results.record import Record, from_json
 from loraq.results.tracking import TrackedImage, Tracker
-from loraq.results.tracking.contents import summary_of
-from loraq.results.tracking.tracker import PATIENCE, written
+from loraq.results.tracking.contents import run_summary
+from loraq.results.tracking.tracker import PATIENCE, find_finished_run
 from tests.wandb_server import Arrived, serve
 
 RECORD = Record(
@@ -56,7 +56,7 @@ def server():
 
 @pytest.fixture
 def online(server, monkeypatch):
-    """W&B is the server here. wandb reads its surroundings once a process, hence the teardowns."""
+    """Use the local server as W&B. wandb reads its environment once per process, hence teardown."""
     import wandb
 
     for name, value in server.environment.items():
@@ -67,7 +67,7 @@ def online(server, monkeypatch):
 
 
 def shown(folder: Path) -> list[TrackedImage]:
-    """Two prompts' images; the second has none of the 16-bit model's."""
+    """Images of two prompts; the second has no image of the 16-bit model."""
     paths = [folder / f"{i}.png" for i in range(2)]
     for i, path in enumerate(paths):
         Image.fromarray(np.full((16, 16, 3), 100 * i, np.uint8)).save(path)
@@ -78,7 +78,7 @@ def runs(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("wandb/*run-*") if not path.is_symlink())
 
 
-def holds_the_record(server: Arrived, images: list[TrackedImage]) -> None:
+def assert_run_has_record(server: Arrived, images: list[TrackedImage]) -> None:
     run = server.runs[RECORD.key]
     assert (run["groupName"], run["jobType"]) == ("demo", "loraq_o2")
     assert (run["displayName"], run["project"]) == ("LoRaQ O2", "loraq")
@@ -86,7 +86,7 @@ def holds_the_record(server: Arrived, images: list[TrackedImage]) -> None:
     assert {name: config[name] for name in RECORD.config} == RECORD.config
     assert config["record"]["model_hash"] == "ab"
     summary = server.summary(RECORD.key)
-    assert {name: summary[name] for name in summary_of(RECORD)} == summary_of(RECORD)
+    assert {name: summary[name] for name in run_summary(RECORD)} == run_summary(RECORD)
     assert "fd_efflite0/lo" not in summary
     layers = server.table(RECORD.key, "layers")
     rows = [dict(zip(layers["columns"], line, strict=True)) for line in layers["data"]]
@@ -105,9 +105,7 @@ def holds_the_record(server: Arrived, images: list[TrackedImage]) -> None:
     assert server.finished[RECORD.key] == 0
 
 
-def test_an_offline_run_read_by_wandb_itself_holds_what_the_record_holds(
-    tmp_path: Path, server: Arrived, capfd
-):
+def test_an_offline_run_synced_by_wandb_has_the_record(tmp_path: Path, server: Arrived, capfd):
     images = shown(tmp_path)
     folder = Tracker(tmp_path).record(RECORD, images)
     assert folder is not None and folder.name.startswith("offline-run-")
@@ -115,30 +113,28 @@ def test_an_offline_run_read_by_wandb_itself_holds_what_the_record_holds(
     assert (printed.out, printed.err) == ("", "")  # quiet console
     assert "WANDB_DATA_DIR" not in os.environ
 
-    assert written(RECORD.key, tmp_path, "offline") == folder
+    assert find_finished_run(RECORD.key, tmp_path, "offline") == folder
     assert Tracker(tmp_path).record(RECORD) == folder  # not written twice
     assert runs(tmp_path) == [folder.name]
     assert not server.runs
 
     server.sync(folder)
-    holds_the_record(server, images)
+    assert_run_has_record(server, images)
     server.sync(folder)
     assert server.begun == [RECORD.key]
 
 
-def test_an_online_run_holds_the_same_and_is_sent_once(tmp_path: Path, online: Arrived):
+def test_an_online_run_has_the_record_and_is_sent_once(tmp_path: Path, online: Arrived):
     images = shown(tmp_path)
     folder = Tracker(tmp_path, "online").record(RECORD, images)
     assert folder is not None and folder.name.startswith("run-")
-    holds_the_record(online, images)
+    assert_run_has_record(online, images)
     assert Tracker(tmp_path, "online").record(RECORD, images) == folder
     assert Tracker(tmp_path, "offline").record(RECORD, images) == folder
     assert online.begun == [RECORD.key] and runs(tmp_path) == [folder.name]
 
 
-def test_what_wandb_did_not_take_to_the_end_is_written_offline(
-    tmp_path: Path, online: Arrived, monkeypatch
-):
+def test_an_unfinished_upload_is_written_offline(tmp_path: Path, online: Arrived, monkeypatch):
     monkeypatch.setattr("loraq.results.tracking.tracker.UPLOAD", 2.0)
     images = shown(tmp_path)
     online.breaking = True
@@ -148,10 +144,10 @@ def test_what_wandb_did_not_take_to_the_end_is_written_offline(
     assert runs(tmp_path) == [folder.name]
     online.breaking = False
     online.sync(folder)
-    holds_the_record(online, images)
+    assert_run_has_record(online, images)
 
 
-def test_a_run_that_was_broken_off_is_written_anew_not_twice(tmp_path: Path):
+def test_an_unfinished_run_is_replaced(tmp_path: Path):
     images = shown(tmp_path)
     picture = images[1].path.read_bytes()
     images[1].path.write_bytes(b"no picture")
@@ -164,9 +160,7 @@ def test_a_run_that_was_broken_off_is_written_anew_not_twice(tmp_path: Path):
     assert folder is not None and runs(tmp_path) == [folder.name]
 
 
-def test_an_overview_has_all_rows_and_the_trade_of_quality_against_memory(
-    tmp_path: Path, server: Arrived
-):
+def test_an_overview_has_all_rows_and_quality_against_memory(tmp_path: Path, server: Arrived):
     other = replace(RECORD, key="fedcba9876543210", row="rtn", label="RTN", budget={})
     picture = tmp_path / "grid.png"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
@@ -186,8 +180,8 @@ def test_an_overview_has_all_rows_and_the_trade_of_quality_against_memory(
     assert Tracker(tmp_path).overview([RECORD, other]) == folder
 
 
-def test_where_wandb_does_not_answer_runs_are_written_offline(tmp_path: Path, monkeypatch):
-    """A closed port of this machine stands for a network that is away."""
+def test_runs_are_written_offline_if_wandb_does_not_answer(tmp_path: Path, monkeypatch):
+    """A closed local port simulates a missing network."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr("loraq.results.tracking.tracker.PATIENCE", 2.0)
@@ -218,7 +212,7 @@ def test_a_failure_is_a_warning(tmp_path: Path, monkeypatch):
         assert Tracker(tmp_path / "file").record(RECORD) is None
 
 
-def test_disabled_does_nothing_and_unknown_modes_are_answered(tmp_path: Path):
+def test_disabled_does_nothing_and_unknown_modes_raise(tmp_path: Path):
     assert Tracker(tmp_path / "none", "disabled").record(RECORD) is None
     assert not (tmp_path / "none").exists()
     with pytest.raises(LoraqError, match="offline"):
@@ -226,14 +220,14 @@ def test_disabled_does_nothing_and_unknown_modes_are_answered(tmp_path: Path):
 
 
 def test_summary_is_flat_and_finite():
-    summary = summary_of(RECORD)
+    summary = run_summary(RECORD)
     assert all(isinstance(value, int | float) for value in summary.values())
     assert summary["n"] == 2 and summary["seconds/generate"] == 3.5
 
 
-def test_wandb_is_imported_here_alone_and_only_when_used():
+def test_wandb_is_imported_only_by_the_tracker_and_only_when_used():
     package = Path(loraq.__file__).parent
     users = [path.name for path in package.rglob("*.py") if "import wandb" in path.read_text()]
     assert users == ["tracker.py"]
-    code = "import sys, loraq.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
+    code = "import sys, loraq.results.tracking; assert not {'wandb', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

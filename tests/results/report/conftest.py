@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from tests.report.pages import write_pages
+from tests.results.report.pages import write_pages
 
 COMMANDS = ("chromium", "chromium-browser", "google-chrome")
 REMEDY = (
-    "No Chromium on this machine, and the report is to be seen in one. On Debian: "
+    "No Chromium found; the report tests need one. On Debian: "
     "apt-get install -y chromium fonts-dejavu"
 )
-# as root there is no sandbox; the rest keeps the browser itself off the network
+# the sandbox does not work as root; the other flags keep the browser off the network
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
@@ -31,7 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """The browser with a new profile; a clear failure where there is none."""
+    """Start the browser with a new profile; fail with a remedy if it is not installed."""
     program = next(filter(None, map(shutil.which, COMMANDS)), None)
     if program is None:
         pytest.fail(REMEDY, pytrace=False)
@@ -45,8 +45,8 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]:
-    """Opens a page by name; by the end nothing may have been complained of or asked for."""
-    contexts, complaints, requests = [], [], []
+    """Open a page by name; at the end there must be no console messages and no requests."""
+    contexts, messages, requests = [], [], []
 
     def opened(
         name: str, size: tuple[int, int] = DESKTOP, scheme: str = "light", script: bool = True
@@ -60,8 +60,8 @@ def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: messages.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(pages[name].as_uri())
         return page
@@ -69,6 +69,6 @@ def visit(chromium: Any, pages: dict[str, Path]) -> Iterator[Callable[..., Any]]
     yield opened
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert messages == []
     own = {path.as_uri() for path in pages.values()}
     assert [url[:80] for url in requests if url not in own and not url.startswith("data:")] == []

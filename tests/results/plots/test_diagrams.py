@@ -1,4 +1,4 @@
-"""Diagrams: whole PNGs, equal bytes each time, what is drawn where, errors for nothing to draw."""
+"""Diagrams: complete PNGs, reproducible bytes, positions, errors for empty input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from loraq.errors import LoraqError
 from loraq.results import committed
 from loraq.results.plots import plots, style
-from loraq.results.plots.diagrams import draw
+from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.plots.plots import Point
 from loraq.results.plots.ranking import Ranked, ranking_plot
 
@@ -60,7 +60,7 @@ def coloured(path: Path, colour: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_are_whole_and_the_same_bytes_each_time(name: str, tmp_path: Path):
+def test_pictures_are_complete_and_reproducible(name: str, tmp_path: Path):
     path = PICTURES[name](tmp_path / "new" / "a.png")
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 30}):
@@ -92,7 +92,7 @@ def test_steps_of_zero_error_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("higher", [True, False])
-def test_frontier_holds_what_nothing_as_small_beats(higher: bool):
+def test_frontier_has_the_best_point_for_each_memory(higher: bool):
     points = [Point(str(n), "f", x, y if higher else -y) for n, (x, y) in enumerate(
         [(4.0, 10), (4.0, 12), (4.5, 11), (5.0, 12), (5.0, 13), (6.0, 20)]
     )]  # fmt: skip
@@ -127,7 +127,7 @@ def test_more_bits_are_framed_and_higher_ranks_are_darker(tmp_path: Path):
     assert frame[:, 1].mean() < width / 2 and abs(frame[:, 0].mean() - height / 2) < height / 8
 
 
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
+def test_empty_or_invalid_input_raises_and_writes_nothing(tmp_path: Path):
     out = tmp_path / "none.png"
     for call, words in (
         (lambda: plots.steps_plot({}, out), "without an error above 0"),
@@ -139,7 +139,7 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(tmp_path: Path):
         (lambda: plots.convergence_plot({}, out), "without a loss above 0"),
         (lambda: plots.convergence_plot({"rtn": []}, out), "without a loss above 0"),
         (lambda: plots.allocation_map({}, out), "no layers"),
-        (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "another entry"),
+        (lambda: plots.allocation_map(CHOICE | {"x": ("ff_up", 1, 99, 4)}, out), "different entry"),
     ):
         with pytest.raises(LoraqError, match=words):
             call()
@@ -156,14 +156,14 @@ def test_a_ranking_has_the_best_row_on_top_of_every_panel(tmp_path: Path):
     for higher in (HIGHER, {"LPIPS": False, "PSNR": True}, {"LPIPS": False}):
         path = ranking_plot(rows, tmp_path / "r.png", higher)
         dots = [coloured(path, style.COLOURS[n]) for n in range(3)]
-        panels = 0.8 * Image.open(path).width  # the legend stands to the right of them
+        panels = 0.8 * Image.open(path).width  # the legend is to the right of them
         heights = [found[found[:, 1] < panels, 0].mean() for found in dots]
         assert heights[1] < heights[2] < heights[0]
 
 
-def test_many_rows_are_ranked_and_few_are_set_against_memory(tmp_path: Path):
+def test_many_rows_are_ranked_and_few_are_plotted_against_memory(tmp_path: Path):
     names = {}
     for name in ("table1", "ablation_pareto"):
         records = committed.read_results(name).records
-        names[name] = [path.name for path in draw(records, tmp_path / name)]
+        names[name] = [path.name for path in draw_diagrams(records, tmp_path / name)]
     assert names == {"table1": ["ranking.png"], "ablation_pareto": ["pareto.png"]}

@@ -1,4 +1,4 @@
-"""Tables: what they say, when they say "better", and that they need records alone."""
+"""Tables: contents, claims of "better", and no dependency on torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.bootstrap import bootstrap_interval
-from loraq.results.record import Record, save
+from loraq.results.record import Record, save_record
 from loraq.results.tables import tables
 
 NAMES = [f"prompt_{i}" for i in range(64)]
@@ -78,7 +78,7 @@ def rows() -> list[Record]:
     return [reference, row("rtn", 25.0, 4.25), row("svdquant", 30.0), row("loraq", 31.0, 4.90)]
 
 
-def test_main_table_says_value_interval_budget_and_n():
+def test_main_table_has_value_interval_budget_and_n():
     text = tables.to_markdown(tables.main_table(rows(), "svdquant"))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
     psnr = rows()[3].metrics["psnr"]
@@ -89,11 +89,11 @@ def test_main_table_says_value_interval_budget_and_n():
     assert "N = 64 prompts (32 seen in training, 32 held out)" in text
     assert "PSNR ↑" in text and "KID (efflite0) ×10³ ↓" in text
     flags = [True] * 64
-    told = [replace(r, images={**r.images, "seen": flags}) for r in rows()]
-    assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(told, "svdquant"))
+    published = [replace(r, images={**r.images, "seen": flags}) for r in rows()]
+    assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(published, "svdquant"))
 
 
-def test_a_cell_without_interval_or_value_says_why():
+def test_a_cell_without_interval_or_value_has_a_footnote():
     text = tables.to_markdown(tables.main_table(rows(), "svdquant"))
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     mark = next(note for note in notes if "biased at small N" in note)[2]
@@ -102,7 +102,7 @@ def test_a_cell_without_interval_or_value_says_why():
     assert f"–{missing}" in next(line for line in text.splitlines() if "REFERENCE" in line)
 
 
-def test_better_only_where_the_interval_excludes_zero_and_holm_agrees():
+def test_better_only_if_the_interval_excludes_zero_and_holm_agrees():
     same = row("twin", 30.0, metrics=rows()[2].metrics)
     text = tables.to_markdown(tables.paired_table([*rows()[1:], same], "svdquant"))
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
@@ -134,12 +134,12 @@ def test_paired_rows_must_share_prompts():
         tables.paired_table(rows(), "svdquan")
 
 
-def test_seen_and_held_out_apart():
+def test_seen_and_held_out_rows():
     table = tables.splits_table(rows())
     assert [line[:3] for line in table.rows][:2] == [["RTN", "seen", 32], ["RTN", "held out", 32]]
 
 
-def test_limits_stand_beside_the_errors_of_the_rows_that_have_them():
+def test_limits_table_has_the_rows_with_limits():
     assert "limits" not in tables.all_tables(rows(), "svdquant")
     with_limits = row(
         "loraq",
@@ -158,7 +158,7 @@ def test_identical_images_are_reported():
     assert any("3 of 64 images" in note for note in tables.main_table([record]).notes)
 
 
-def test_csv_keeps_full_precision_and_latex_compiles_in_form():
+def test_csv_has_ten_digits_and_latex_has_equal_columns():
     table = tables.main_table(rows(), "svdquant")
     read = list(csv.DictReader(io.StringIO(tables.to_csv(table))))
     assert float(read[3]["PSNR"]) == pytest.approx(rows()[3].metrics["psnr"]["value"], rel=1e-9)
@@ -172,9 +172,10 @@ def test_csv_keeps_full_precision_and_latex_compiles_in_form():
 
 def test_tables_need_no_torch_and_are_quick(tmp_path):
     for record in rows():
-        save(record, tmp_path / f"{record.row}.json")
+        save_record(record, tmp_path / f"{record.row}.json")
     code = (
-        "import sys; from loraq import tables; r = tables.load_records([sys.argv[1]]);"
+        "import sys; from loraq.results.tables import tables;"
+        "r = tables.load_records([sys.argv[1]]);"
         "tables.write_tables(r, sys.argv[2], 'svdquant'); assert 'torch' not in sys.modules"
     )
     out = tmp_path / "tables"

@@ -1,4 +1,4 @@
-"""Pages for the browser, of committed records: one with small images made here, two without."""
+"""Report pages of committed records for the browser: one with generated images, two without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from loraq.results import committed
 from loraq.results.experiment_folder import ROWS_FILE
-from loraq.results.record import save
+from loraq.results.record import save_record
 from loraq.results.report import write_report
 from loraq.utils.files import write_json
 
@@ -19,7 +19,7 @@ SIDE = 128
 
 
 def write_pages(folder: Path) -> dict[str, Path]:
-    """name → page; the first is of a run whose rows have an image for every prompt."""
+    """Return name → page; only the first is from a run with images."""
     make_run(WITH_IMAGES, folder)
     pages = {}
     for name in NAMES:
@@ -28,12 +28,11 @@ def write_pages(folder: Path) -> dict[str, Path]:
 
 
 def make_run(name: str, output: Path) -> None:
-    """The committed records as if they had been run here: a picture a prompt, and its copy with
-    a little noise for every further row."""
+    """Write committed records as a run, with one picture per prompt and a noisy copy per row."""
     found = committed.read_results(name)
     rows = []
     for number, record in enumerate(found.records):
-        save(record, output / "record" / record.key / "record.json")
+        save_record(record, output / "record" / record.key / "record.json")
         rows.append({"row": record.row, "record": record.key, "images": record.key})
         folder = output / "images" / record.key
         folder.mkdir(parents=True)

@@ -1,5 +1,6 @@
-"""The report in headless Chromium (make test-report): it works by mouse and by keys, on a phone, in
-print and without scripts; it asks for nothing, complains of nothing, and axe finds nothing grave.
+"""The report in headless Chromium (make test-report): mouse, keys, phone size, print, no scripts.
+
+Pages make no requests, log no messages, and axe finds no serious or critical violation.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import pytest
 
 from loraq.results.report.page import LIMIT
 from loraq.utils.assets import CHECKOUT
-from tests.report.conftest import DESKTOP, PHONE
-from tests.report.pages import NAMES, SIDE, WITH_IMAGES
+from tests.results.report.conftest import DESKTOP, PHONE
+from tests.results.report.pages import NAMES, SIDE, WITH_IMAGES
 
 pytestmark = pytest.mark.browser
 SCREENSHOTS = CHECKOUT / "outputs" / "report" / "screenshots"  # outputs/ is ignored by git
@@ -179,16 +180,16 @@ def test_sections_are_marked_while_reading(visit):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", NAMES)
-def test_axe_finds_nothing_grave(visit, name, scheme):
+def test_axe_finds_nothing_serious(visit, name, scheme):
     page = visit(name, scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    assert grave(page, name, scheme) == []
+    assert serious_violations(page, name, scheme) == []
     if name == WITH_IMAGES:
         page.locator(".prompt.current .enlarge").first.click()
-        assert grave(page, f"{name}, enlarged", scheme) == []
+        assert serious_violations(page, f"{name}, enlarged", scheme) == []
 
 
-def grave(page, name: str, scheme: str) -> list[str]:
+def serious_violations(page, name: str, scheme: str) -> list[str]:
     from axe_playwright_python.sync_playwright import Axe
 
     found = Axe().run(page).response
@@ -201,7 +202,7 @@ def grave(page, name: str, scheme: str) -> list[str]:
     ]
 
 
-def test_on_paper_it_is_light_and_whole(visit):
+def test_print_is_light_and_complete(visit):
     page = visit(WITH_IMAGES, scheme="dark")
     page.emulate_media(media="print")
     assert page.locator(".prompt:visible").count() == 24
@@ -217,7 +218,7 @@ def test_without_scripts_everything_is_there(visit):
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_screenshots_for_the_eye(visit, size):
+def test_screenshots(visit, size):
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         for scheme in ("light", "dark"):

@@ -1,4 +1,4 @@
-"""What the page is put together from: committed records, commands, heat maps, cells, diagrams."""
+"""Parts of the report page: committed records, commands, heat maps, cells, diagrams."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from loraq.errors import LoraqError
 from loraq.results import committed
 from loraq.results.report import page, write_report
 from loraq.results.report.commands import experiment_command, row_commands
-from loraq.results.report.figures import INK, both_schemes, figures
+from loraq.results.report.figures import INK, both_schemes, svg_diagrams
 from loraq.results.report.heat import LEVELS, heat_maps
-from loraq.results.report.pareto import HEIGHT, WIDTH, pareto
+from loraq.results.report.pareto import HEIGHT, WIDTH, make_pareto
 from loraq.results.report.views import cell_view, table_view
 from loraq.results.tables.text import Cell, Table
 from loraq.utils.plain import to_plain
@@ -24,7 +24,9 @@ from loraq.utils.plain import to_plain
 def test_committed_records_give_a_page_that_says_where_pictures_come_from(tmp_path):
     path = write_report(tmp_path / "results" / "demo", tmp_path / "page.html", ["svdquant"])
     text = path.read_text(encoding="utf-8")
-    assert "The images are not there" in text and "<code>loraq run experiment=demo</code>" in text
+    assert (
+        "The images are not available" in text and "<code>loraq run experiment=demo</code>" in text
+    )
     assert "results/demo, committed" in text
     assert 'http-equiv="Content-Security-Policy" content="default-src' in text
     assert [line for line in text.splitlines() if "http" in line and "http-equiv" not in line] == []
@@ -109,7 +111,7 @@ def test_heat_maps_share_a_scale():
 
 def test_quality_against_memory_has_every_row_once_and_labels_that_keep_apart():
     records = committed.read_results("table1").records
-    plot = pareto(records, records[:2])
+    plot = make_pareto(records, records[:2])
     assert plot.better == "lower is better" and plot.x.logarithmic and plot.y.logarithmic
     assert [mark.label for mark in plot.marks] == [r.label for r in records if r.layers]
     by_label = {mark.label: mark for mark in plot.marks}
@@ -121,7 +123,7 @@ def test_quality_against_memory_has_every_row_once_and_labels_that_keep_apart():
     assert len(heights) >= 5
     best = min(plot.marks, key=lambda mark: -mark.y)
     assert best.text and plot.edge.endswith(f",{best.y}")  # the best row ends the edge, labelled
-    assert pareto(records[:2], []) is None
+    assert make_pareto(records[:2], []) is None
 
 
 def test_cells_know_their_place_in_the_column():
@@ -141,9 +143,9 @@ def test_cells_know_their_place_in_the_column():
 
 def test_diagrams_have_two_colour_schemes_and_are_the_same_each_time():
     records = committed.read_results("ablation_error_source").records
-    drawn = figures(records)
+    drawn = svg_diagrams(records)
     assert [title for title, _ in drawn] == ["Output error over the denoising steps"]
-    assert drawn == figures(records)
+    assert drawn == svg_diagrams(records)
     svg = '<svg width="1"><path style="fill: #ffffff; stroke: #000000"/></svg>'
     text = both_schemes(svg)
     assert f"--c{INK[1:]}:#000000" in text and "prefers-color-scheme:dark" in text

@@ -1,4 +1,4 @@
-"""Pictures: every image at its place, labels drawn, errors for what does not fit together."""
+"""Image grids and heat maps: positions, labels, errors for inconsistent arguments."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 @pytest.fixture
 def columns(tmp_path: Path) -> list[list[Path]]:
-    """Three columns of two images, each of one colour."""
+    """Three columns of two single-colour images."""
     made = []
     for column, colour in enumerate(COLOURS):
         made.append([tmp_path / f"{column}_{row}.png" for row in range(2)])
@@ -31,7 +31,7 @@ def count(pixels: np.ndarray, colour: tuple[int, ...]) -> int:
     return int((pixels == colour).all(axis=-1).sum())
 
 
-def test_every_image_is_shown_whole_and_in_order(columns, tmp_path: Path):
+def test_every_image_is_shown_completely_and_in_order(columns, tmp_path: Path):
     labels = ["16-bit", "RTN W4A4", "LoRaQ O2, 8-bit branch, rank 19"]
     out = image_grid(labels, columns, ["a red ball", "lobster " * 60], tmp_path / "p" / "grid.png")
     pixels = np.asarray(Image.open(out))
@@ -84,7 +84,7 @@ def record(row: str, scale: float, blocks: int = 4) -> Record:
     return Record("k", "e", row, row.upper(), {}, "m", {}, layers)
 
 
-def test_layer_error_map_is_drawn_for_the_rows_that_have_layers(tmp_path: Path):
+def test_layer_error_map_has_the_rows_with_layers(tmp_path: Path):
     reference = Record("k", "e", "reference", "16-bit", {}, "m", {})
     rows = [reference, record("rtn", 1.0), record("svdquant", 0.5), record("zero", 0.0)]
     out = layer_error_map(rows, tmp_path / "errors.png")
@@ -93,7 +93,7 @@ def test_layer_error_map_is_drawn_for_the_rows_that_have_layers(tmp_path: Path):
     assert len(np.unique(np.asarray(image).reshape(-1, np.asarray(image).shape[-1]), axis=0)) > 50
     again = layer_error_map(rows, tmp_path / "again.png")
     assert again.read_bytes() == out.read_bytes()
-    with pytest.raises(LoraqError, match="no record has a layer"):
+    with pytest.raises(LoraqError, match="No record has a layer"):
         layer_error_map([reference], tmp_path / "none.png")
 
 
@@ -103,12 +103,12 @@ def test_roles_and_depths_come_from_the_layers_names():
     assert field[1] == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
-def test_what_does_not_fit_together_is_refused(columns, tmp_path: Path):
+def test_inconsistent_arguments_raise(columns, tmp_path: Path):
     out = tmp_path / "g.png"
     for labels, images, prompts, words in (
         (["a"], columns, ["x", "y"], "1 labels for 3 columns"),
         (["a", "b", "c"], columns, ["x"], "1 prompts"),
-        (["a"], [[tmp_path / "none.png"]], ["x"], "cannot read the image"),
+        (["a"], [[tmp_path / "none.png"]], ["x"], "Cannot read the image"),
     ):
         with pytest.raises(LoraqError, match=words):
             image_grid(labels, images, prompts, out)

@@ -144,7 +144,7 @@ def test_without_images_the_page_says_how_to_get_them(finished, tmp_path):
     shutil.rmtree(tmp_path / "moved" / "images")
     folder = tmp_path / "moved" / "results" / finished[1].name
     text = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "The images are not there" in text and 'class="prompt"' not in text
+    assert "The images are not available" in text and 'class="prompt"' not in text
 
 
 def test_the_command_and_its_refusals(finished, tmp_path, capsys):

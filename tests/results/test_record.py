@@ -1,4 +1,4 @@
-"""Records: round trip, atomic writing, non-finite numbers, refused values and schemas."""
+"""Records: round trip, atomic writing, non-finite numbers, invalid values and schemas."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def example(**changes) -> Record:
         "images": {"hash": "cd", "names": ["x", "y"], "seen": [True, False]},
         "metrics": {"psnr": {"value": 30.5, "per_image": [math.inf, 30.5], "n": 2}},
         "timings": {"generate": 1.5},
-        **records.origin(),
+        **records.provenance(),
     }
     return Record(**{**fields, **changes})
 
 
 def test_round_trip(tmp_path: Path):
-    path = records.save(example(), tmp_path / "records" / "row.json")
-    loaded = records.load(path)
-    # tuples become lists, once
+    path = records.save_record(example(), tmp_path / "records" / "row.json")
+    loaded = records.load_record(path)
+    # tuples become lists
     assert loaded == example(config=to_plain(example().config), created=loaded.created)
     assert records.to_json(loaded) == path.read_text(encoding="utf-8")
     assert [file.name for file in path.parent.iterdir()] == ["row.json"]
@@ -56,7 +56,7 @@ def test_every_number_survives_exactly_and_non_finite_ones_are_explicit():
     json.loads(text, parse_constant=lambda word: pytest.fail(f"bare {word} in the JSON"))
     back = records.from_json(text).metrics["m"]["per_image"]
     assert list(map(repr, back)) == list(map(repr, values))
-    # a text that only looks like one stays a text
+    # the string "nan" stays a string
     assert records.from_json(records.to_json(example(row="nan"))).row == "nan"
 
 
@@ -68,7 +68,7 @@ def test_numpy_and_torch_scalars_become_plain_numbers():
     assert [type(value) for value in plain.values()] == [float, int, float, bool]
 
 
-def test_what_json_cannot_say_is_refused_with_its_place():
+def test_values_that_json_cannot_represent_raise_with_their_place():
     with pytest.raises(LoraqError, match=r"record\.metrics\.psnr\.per_image: a ndarray"):
         records.to_json(example(metrics={"psnr": {"per_image": np.zeros(3)}}))
     with pytest.raises(LoraqError, match="key 3 is no string"):
@@ -76,7 +76,7 @@ def test_what_json_cannot_say_is_refused_with_its_place():
 
 
 def test_a_killed_or_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch):
-    path = records.save(example(), tmp_path / "row.json")
+    path = records.save_record(example(), tmp_path / "row.json")
     before = path.read_bytes()
 
     def full(handle):
@@ -84,23 +84,23 @@ def test_a_killed_or_failed_write_leaves_the_old_record(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("loraq.utils.files.os.fsync", full)
     with pytest.raises(LoraqError, match="Disk full"):
-        records.save(example(label="new"), path)
+        records.save_record(example(label="new"), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_reading_errors_name_the_file_and_the_remedy(tmp_path: Path):
-    with pytest.raises(LoraqError, match=r"no record at .*none\.json"):
-        records.load(tmp_path / "none.json")
+    with pytest.raises(LoraqError, match=r"No record at .*none\.json"):
+        records.load_record(tmp_path / "none.json")
     damaged = tmp_path / "damaged.json"
     for text, words in (
         (records.to_json(example())[:-40], "damaged.json"),
-        ("[]", "no LoRaQ record|not a LoRaQ record"),
-        (records.to_json(example(schema=99)), "schema 99, this version reads 1"),
+        ("[]", "not a LoRaQ record"),
+        (records.to_json(example(schema=99)), "schema 99, but this version reads 1"),
         (records.to_json(example()).replace('"row"', '"raw"'), "unknown fields .*raw"),
     ):
         damaged.write_text(text, encoding="utf-8")
         with pytest.raises(LoraqError, match=words):
-            records.load(damaged)
+            records.load_record(damaged)
 
 
 def test_comparable_leaves_out_only_what_may_differ():
@@ -113,7 +113,7 @@ def test_comparable_leaves_out_only_what_may_differ():
 def test_origin_names_no_machine():
     import platform
 
-    origin = records.origin()
+    origin = records.provenance()
     assert platform.node() not in json.dumps(to_plain(origin)).split('"')
     assert origin["versions"]["loraq"] and origin["machine"]["cpus"] >= 1
 
@@ -122,7 +122,7 @@ def test_origin_names_no_machine():
     ("changed", "dirty"),
     [("loraq/results/record.py", True), ("conf/method/rtn.yaml", True), ("README.md", False)],
 )
-def test_a_commit_is_marked_where_code_or_configuration_has_changes(
+def test_a_commit_is_marked_if_code_or_configuration_has_changes(
     tmp_path: Path, monkeypatch, changed: str, dirty: bool
 ):
     def git(*command: str) -> None:
@@ -138,10 +138,10 @@ def test_a_commit_is_marked_where_code_or_configuration_has_changes(
     git("commit", "-qm", "first")
     monkeypatch.setattr(records, "PACKAGE", tmp_path / "loraq")
     monkeypatch.setattr(records, "CONF", tmp_path / "loraq" / "conf")
-    clean = records.commit()
+    clean = records.checkout_commit()
     assert len(clean) == 12 and not clean.endswith("+")
     (tmp_path / changed).write_text("second", encoding="utf-8")
-    assert records.commit() == clean + ("+" if dirty else "")
+    assert records.checkout_commit() == clean + ("+" if dirty else "")
     git("checkout", "-q", ".")
     (tmp_path / changed).with_name(f"new_{Path(changed).name}").write_text("", encoding="utf-8")
-    assert records.commit() == clean + ("+" if dirty else "")
+    assert records.checkout_commit() == clean + ("+" if dirty else "")
