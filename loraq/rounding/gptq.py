@@ -29,7 +29,7 @@ from loraq.config import RoundingConfig
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, quantize
 from loraq.formats.blocks import block_length, find_tensor_scale, stored_scales, to_blocks
-from loraq.formats.quantize import (
+from loraq.formats.quantization import (
     all_finite,
     check_finite,
     check_input,

@@ -7,7 +7,7 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import FORMATS, blocks, dequantize, fake_quantize, get_format, quantize
-from loraq.formats.quantize import QuantizedTensor
+from loraq.formats.quantization import QuantizedTensor
 
 BLOCK_NAMES = [name for name, spec in FORMATS.items() if spec.family != "float"]
 OPTIONS = [(name, {}) for name in FORMATS] + [
@@ -143,7 +143,7 @@ def test_kinds_of_input(fmt, monkeypatch):
         assert same_bits(fake_quantize(short, fmt), fake_quantize(short.float(), fmt))
         assert same_bits(fake_quantize(short, fmt), dequantize(quantize(short, fmt)))
     stored = quantize(x, fmt)
-    monkeypatch.setattr(blocks, "PIECE", 4 * 74)  # three pieces, the last one short
+    monkeypatch.setattr(blocks, "CHUNK_VALUES", 4 * 74)  # three pieces, the last one short
     assert same_bits(fake_quantize(x, fmt), wanted)
     for dtype in (torch.float16, torch.bfloat16):
         found = fake_quantize(x.to(dtype), fmt, dtype)

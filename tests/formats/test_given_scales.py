@@ -7,7 +7,7 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import dequantize, get_format, quantize
-from loraq.formats.quantize import quantize_with_scales
+from loraq.formats.quantization import quantize_with_scales
 from tests.formats.test_edges import ALL_FORMATS, randn
 
 BLOCK_FORMATS = [fmt for fmt in ALL_FORMATS if fmt.family != "float"]
@@ -40,7 +40,7 @@ def test_scales_that_do_not_fit_are_refused():
     fmt, x = get_format("int4"), randn(3, 150)
     good = quantize(x, fmt).scale
     for bad in (good[:, :2], good.float(), good[0]):
-        with pytest.raises(LoraqError, match=r"give \(3, 3\) of torch.float16"):
+        with pytest.raises(LoraqError, match=r"shape \(3, 3\) and dtype torch.float16"):
             quantize_with_scales(x, fmt, bad)
     with pytest.raises(LoraqError, match="no scales"):
         quantize_with_scales(x, get_format("bf16"), good)

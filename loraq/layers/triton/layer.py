@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from loraq.formats import Format
-from loraq.formats.quantize import FLOATS
+from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.layers.tensors import LayerTensors
 from loraq.layers.triton.activations import quantise_input
 from loraq.layers.triton.equation import down, linear
@@ -162,7 +162,7 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
     right, how, fmt = branch.right, branch.down, branch.intermediate
     T, rank, width, device = x.codes.shape[0], right.codes.shape[0], right.width, x.codes.device
     if fmt is None or fmt.family == "float":
-        dtype = branch.left.codes.dtype if fmt is None else FLOATS[fmt.name]
+        dtype = branch.left.codes.dtype if fmt is None else FLOAT_DTYPES[fmt.name]
         values = torch.empty(T, rank, dtype=dtype, device=device)
         out = Operand(values, values, 1.0, None, WHOLE, rank)
     else:

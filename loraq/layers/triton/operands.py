@@ -13,7 +13,7 @@ from torch import Tensor
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor
 from loraq.formats.packing import unpack
-from loraq.formats.quantize import FLOATS
+from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.formats.scales import nvfp4_tensor_scale
 from loraq.layers.triton.numbers import Element, element_constants
 
@@ -113,7 +113,7 @@ def has_fp8(device: torch.device) -> bool:
 def room(x_TI: Tensor, fmt: Format) -> Operand:
     """Memory for the codes and scales of x̃, scales above the blocks' filled; or x̃ in 16 bits."""
     if fmt.family == "float":
-        values = x_TI.to(FLOATS[fmt.name])
+        values = x_TI.to(FLOAT_DTYPES[fmt.name])
         return Operand(values, values, 1.0, None, WHOLE, x_TI.shape[1])
     above: float | Tensor = 1.0
     if fmt.tensor_scale == "token":
@@ -128,6 +128,6 @@ def empty_operand(
     element, block = element_constants(fmt), block_of(fmt)
     columns = (width + 1) // 2 if element.bits == 4 else width
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
-    dtype = FLOATS.get(fmt.scale, torch.uint8)
+    dtype = FLOAT_DTYPES.get(fmt.scale, torch.uint8)
     scale = torch.empty(rows, -(-width // min(block, width)), dtype=dtype, device=device)
     return Operand(codes, scale, above, element, block, width)
