@@ -11,7 +11,7 @@ import torch
 from loraq.branches import alternating, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
-    first_image,
+    initial_projection,
     random_rotation,
     solve_left,
     solve_right,
@@ -93,10 +93,10 @@ def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
 def test_a_tracked_svd_follows_a_changing_matrix(shape):
     """Within 1 % of the best, three small changes on."""
     w, moved = weights(2, *shape), weights(2, *shape, seed=9)
-    image = first_image(w, *truncated_svd(w, 8))
+    projection = initial_projection(w, *truncated_svd(w, 8))
     for _ in range(3):
         w = w + 0.02 * moved
-        left, right, image = tracked_svd(w, 8, image)
+        left, right, projection = tracked_svd(w, 8, projection)
     found, least = (
         (w - a @ b).flatten(1).norm(dim=1) for a, b in ((left, right), truncated_svd(w, 8))
     )
@@ -209,7 +209,9 @@ def test_rotation_changes_the_factors_and_not_what_they_can_express():
     rotated = find(p, BranchConfig(kind="loraq", steps=1, rotation="random"))
     assert not torch.allclose(plain.left_BOR, rotated.left_BOR, atol=1e-3)
     assert torch.allclose(
-        plain.left_BOR @ plain.right_BRI, rotated.left_BOR @ rotated.right_BRI, atol=1e-4
+        plain.left_BOR @ plain.right_BRI,
+        rotated.left_BOR @ rotated.right_BRI,
+        atol=1e-4,
     )
 
 

@@ -234,8 +234,8 @@ def test_what_cannot_be_rounded_is_refused_with_a_remedy():
         with pytest.raises(LoraqError, match=match):
             round_weights(w, fmt, second, options(**changes))
 
-    refused("weights need", second=second_BII[:, :20, :20])
-    refused("weights need", second=second_BII[:1])
+    refused("need .2, 30, 30.", second=second_BII[:, :20, :20])
+    refused("need .2, 30, 30.", second=second_BII[:1])
     refused("leading axis", w=w_BOI[0])
     for bad in (float("nan"), float("inf")):
         spoilt = second_BII.clone()
@@ -243,7 +243,7 @@ def test_what_cannot_be_rounded_is_refused_with_a_remedy():
         refused("1 values that are NaN or Inf.*Capture", second=spoilt)
         broken = w_BOI.clone()
         broken[1, 3, 4] = bad
-        refused("Repair", w=broken)
+        refused("Fix the computation", w=broken)
     refused("30 negative", second=torch.cat([second_BII[:1], -second_BII[1:]]))
     ones = torch.ones(2, 30, 30)
     ones[:, 0, 1] = ones[:, 1, 0] = 5.0
