@@ -117,7 +117,7 @@ def test_the_soft_gradient_goes_its_own_way():
     soft = find(p, replace(O2_ADAM, gradient="soft"))
     stop = find(problem(weights()), O2_ADAM)
     assert soft.losses[0] == stop.losses[0] and soft.losses[1:3] != stop.losses[1:3]
-    with pytest.raises(LoraqError, match="even grid"):
+    with pytest.raises(LoraqError, match="uniform grid"):
         find(problem(weights()), replace(O2_ADAM, gradient="soft"))
 
 

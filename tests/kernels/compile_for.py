@@ -53,7 +53,7 @@ class Compiler:
 
 def main() -> None:
     cpu = torch.device("cpu")
-    kernels = {name: getattr(launching, name) for name in ("quantise_input", "down", "linear")}
+    kernels = {name: getattr(launching, name) for name in ("quantize_input", "down", "linear")}
     for target in sys.argv[1:]:
         operands.has_fp8 = lambda _device, target=target: target != "sm80"
         for name, kernel in kernels.items():

@@ -48,7 +48,7 @@ def random_layer(
     width: int = 200,
     rank: int = 10,
     bias: bool = True,
-    requantise: bool = True,
+    requantize: bool = True,
 ) -> LayerTensors:
     generator = torch.Generator().manual_seed(0)
 
@@ -62,7 +62,7 @@ def random_layer(
         left=quantize(random(outputs, rank), named(branch_weight)) if rank else None,
         right=quantize(random(rank, width), named(branch_weight)) if rank else None,
         branch_activation=activation(branch_x) if rank else None,
-        requantize_intermediate=requantise,
+        requantize_intermediate=requantize,
         bias_O=random(outputs) if bias else None,
     )
 

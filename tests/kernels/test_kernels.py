@@ -13,7 +13,7 @@ from loraq.layers.equation import quantized_linear
 from loraq.layers.linear import set_compute
 from loraq.layers.triton import Unsupported, prepare
 from loraq.layers.triton import layer as launching
-from loraq.layers.triton.operands import WHOLE
+from loraq.layers.triton.operands import FULL_AXIS
 from tests.kernels.layers import DEVICE, RECIPES, named, random_input, random_layer
 
 # Products differ from the definition by the order of fp32 sums alone; where the branch's h lies
@@ -40,7 +40,7 @@ def case(recipe, shape):
     tensors = random_layer(RECIPES[recipe], outputs, width, rank)
     x = random_input(rows, width, positive="GELU" in recipe)
     x = x + 1 if rows == 1 else x
-    return tensors, x, quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    return tensors, x, quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
 
 
 @pytest.mark.parametrize("shape", [(37, 200, 40, 10), (1, 33, 7, 3), (5, 64, 130, 70)])
@@ -55,15 +55,15 @@ def test_the_layer_is_the_definition(recipe, shape):
 def test_without_a_branch_and_with_leading_axes(bias):
     tensors = random_layer(RECIPES["int4, int8 branch"], rank=0, bias=bias)
     x = random_input(12, 200).view(2, 3, 2, 200)
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     found = computed(tensors, x)
     assert found.shape == (2, 3, 2, 40) and distance(found, wanted) < BOUND
 
 
 def test_an_intermediate_that_stays_in_16_bits():
-    tensors = random_layer(RECIPES["int4, fp16 branch"], requantise=False)
+    tensors = random_layer(RECIPES["int4, fp16 branch"], requantize=False)
     x = random_input(9, 200).half().float()
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < 1e-3  # h has fp16's last bit
 
 
@@ -79,7 +79,7 @@ def test_inputs_of_16_bits_keep_their_type(dtype):
         pytest.skip("Triton's interpreter rounds bf16 in its own way")
     tensors = random_layer(RECIPES["int4, int8 branch"])
     x = random_input(9, 200).to(dtype)
-    wanted = quantized_linear(x.float(), bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x.float(), bias_O=tensors.bias_O, **tensors.equation_arguments())
     found = computed(tensors, x)
     assert found.dtype == dtype and distance(found, wanted) < 2e-3
 
@@ -101,12 +101,12 @@ def test_codes_are_those_of_the_formats(name, exponent, width):
     x = random_input(19, width, positive=name == "uint4")
     x[3] *= 1e-30
     x[4, :3] = torch.tensor([5e-8, -5e-8, 0.0])
-    main, _ = launching.quantised_input(x.to(DEVICE), fmt, None)
+    main, _ = launching.quantize_operands(x.to(DEVICE), fmt, None)
     codes = main.codes.cpu()
     packed = QuantizedTensor(
         pack(codes, 6) if fmt.bits == 6 else codes,
         main.scale.cpu(),
-        main.above.cpu()[:, None] if isinstance(main.above, torch.Tensor) else None,
+        main.tensor_scale.cpu()[:, None] if isinstance(main.tensor_scale, torch.Tensor) else None,
         tuple(x.shape),
         fmt,
     )
@@ -125,8 +125,8 @@ def test_one_scale_for_a_whole_token_or_matrix():
     tensors = replace(tensors, weight=quantize(dequantize(tensors.weight), weight), **whole)
     x = random_input(9, 200)
     layer = prepare(tensors, x.dtype, DEVICE)
-    assert layer.weight.block == WHOLE and layer.weight.strides[1] == 0
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    assert layer.weight.block == FULL_AXIS and layer.weight.strides[1] == 0
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < BOUND
 
 
@@ -141,11 +141,15 @@ def test_what_is_not_finite_stays_so(recipe, value):
 
 
 REFUSED = {
-    "groups of 16": (("int4", "int4", "int8", "int8"), {"block": 16}, "powers of two from 32"),
+    "groups of 16": (("int4", "int4", "int8", "int8"), {"block": 16}, "powers of two ≥ 32"),
     "16-bit activations of int weights": (("int4", "int4", "int4", "fp16"), {}, "exactly"),
-    "searched scales": (("int4", "int4", "int8", "int8"), {"clip": "mse"}, "searches"),
+    "searched scales": (("int4", "int4", "int8", "int8"), {"clip": "mse"}, "clip=mse"),
     "a scale a token in the branch": (("int4", "int4", "nvfp4", "nvfp4 token"), {}, "a branch's"),
-    "a scale a row of a weight": (("nvfp4 token", "nvfp4", "int8", "int8"), {}, "a scale a row"),
+    "a scale a row of a weight": (
+        ("nvfp4 token", "nvfp4", "int8", "int8"),
+        {},
+        "weights in .*tensor_scale=token",
+    ),
 }
 
 
@@ -177,11 +181,11 @@ def test_what_no_kernel_computes_is_known_from_the_recipe():
     for name in ("loraq_o2", "loraq_best", "svdquant"):
         chosen = recipe(name)
         check_compute(chosen.formats(), chosen.requantize_intermediate, 16, (64, 200), DEVICE)
-    refused("powers of two from 32", "quant.activation.block=16")
-    refused("searches", "quant.activation.clip=mse")
+    refused("powers of two ≥ 32", "quant.activation.block=16")
+    refused("clip=mse", "quant.activation.clip=mse")
     refused("keeps x·Rᵀ in float", "quant.requantize_intermediate=false")
     refused("a branch's", "format@quant.branch_activation=nvfp4", "format@quant.branch_weight=int4")
-    refused("rank 300; the largest is 256", rank=300)
+    refused("rank 300; the limit is 256", rank=300)
 
 
 def test_readers_of_one_input_may_compute_differently(model):
@@ -209,7 +213,7 @@ def test_readers_of_one_input_may_compute_differently(model):
 
 
 def test_too_high_a_rank_says_so():
-    with pytest.raises(Unsupported, match="rank 300; the largest is 256"):
+    with pytest.raises(Unsupported, match="rank 300; the limit is 256"):
         prepare(random_layer(RECIPES["int8"], rank=300), torch.float32, DEVICE)
 
 
