@@ -112,7 +112,7 @@ def grid_step(w_BOI: torch.Tensor) -> torch.Tensor:
     return (w_BOI.abs().amax(-1, keepdim=True) / 7).expand_as(w_BOI)
 
 
-def test_the_soft_gradient_goes_its_own_way():
+def test_the_soft_gradient_differs_from_stop():
     p = replace(problem(weights()), step_main=grid_step)
     soft = find(p, replace(O2_ADAM, gradient="soft"))
     stop = find(problem(weights()), O2_ADAM)
