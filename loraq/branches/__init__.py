@@ -1,7 +1,7 @@
-"""Branch finders: ways to find the low-rank factors L and R. One file a kind, looked up by name.
+"""Branch finders: algorithms for the low-rank factors L and R, one module per kind.
 
-A finder is a function `find(problem, options) -> Solution`, here or in a user's own file. Imported
-by quantization; imports config, formats and below.
+A finder is a function `find(problem, options) -> Solution`, in a module of this package or in a
+user's file; `find` looks it up by name or path. Imported by quantization; imports config and below.
 """
 
 from loraq.branches.lookup import find

@@ -1,6 +1,6 @@
 """Truncated SVDs of batches of weights, and the least-squares steps of alternation.
 
-Shapes: w_BOI a batch of out × in matrices, left_BOR, right_BRI factors with P = left·right.
+Shapes: w_BOI batch × out × in; factors left_BOR and right_BRI with P = left·right.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from torch import Tensor
 from loraq.utils import batch_invariance
 
 EXACT_WIDTH = 768
-"""Up to this shorter side an SVD is exact; above it the leading subspace is iterated for."""
+"""Largest shorter side with an exact SVD; above it, subspace iteration approximates the SVD."""
 ITERATIONS = 8
 """Subspace iterations from a random start."""
 
 
 def svd_is_exact(w_BOI: Tensor) -> bool:
-    """Whether `truncated_svd` takes full decompositions of matrices of this size."""
+    """Whether `truncated_svd` uses a full decomposition for matrices of this size."""
     return min(w_BOI.shape[-2:]) <= EXACT_WIDTH
 
 
 def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), of w's dtype.
+    """Best rank-r factors L = U√S, R = √S Vᵀ in the Frobenius norm (Eckart–Young), in w's dtype.
 
-    Matrices with a shorter side above EXACT_WIDTH get factors whose error is above the best by some
-    tenths of a per cent: a full decomposition takes cubic time, and minutes a model.
+    For a shorter side above EXACT_WIDTH the error exceeds the optimum by some tenths of a per cent:
+    a full decomposition takes cubic time, which adds up to minutes per model.
     """
     tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
     find = _eigenvectors if svd_is_exact(w_BOI) else _leading
@@ -34,56 +34,56 @@ def truncated_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left.to(w_BOI.dtype), right.to(w_BOI.dtype)
 
 
-def tracked_svd(w_BOI: Tensor, rank: int, image_BKN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `truncated_svd`, nearly, of a matrix that changes little from call to call, in w's dtype.
+def tracked_svd(w_BOI: Tensor, rank: int, projection_BKN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Approximate `truncated_svd` of a matrix that changes little between calls, in w's dtype.
 
-    One subspace iteration from what the last call's matrix made of its basis (before any,
-    `first_image`): the rounds of an alternation iterate together. Returns L, R, the next image.
-    N is the longer side, M the shorter, K a little more than the rank.
+    One subspace iteration per call, started from the previous call's projection (at first
+    `initial_projection`). Returns L, R and the next projection. N is the longer side, M the
+    shorter, K slightly more than the rank.
     """
     tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
     a_BNM = w_BOI if tall else w_BOI.mT
-    v_BKM = torch.linalg.qr(thin_product(image_BKN, a_BNM).mT).Q.mT
-    image_BKN = thin_product(v_BKM, a_BNM.mT)
-    gram_BKK = thin_product(image_BKN, image_BKN.mT).double()
+    v_BKM = torch.linalg.qr(thin_product(projection_BKN, a_BNM).mT).Q.mT
+    projection_BKN = thin_product(v_BKM, a_BNM.mT)
+    gram_BKK = thin_product(projection_BKN, projection_BKN.mT).double()
     turn_BRK = torch.linalg.eigh(gram_BKK).eigenvectors[..., -rank:].flip(-1).mT.to(w_BOI)
-    us_BRN, v_BRM = thin_product(turn_BRK, image_BKN), thin_product(turn_BRK, v_BKM)
+    us_BRN, v_BRM = thin_product(turn_BRK, projection_BKN), thin_product(turn_BRK, v_BKM)
     root_BR = us_BRN.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny).sqrt()[..., None]
     long, short = us_BRN / root_BR, v_BRM * root_BR
-    return (long.mT, short, image_BKN) if tall else (short.mT, long, image_BKN)
+    return (long.mT, short, projection_BKN) if tall else (short.mT, long, projection_BKN)
 
 
-def first_image(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
-    """What `tracked_svd` starts from: the image of w's factors and of some random directions."""
+def initial_projection(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+    """The start of `tracked_svd`: w projected on its factors and on some random directions."""
     tall = left_BOR.shape[-2] >= right_BRI.shape[-1]
     start_BMR = right_BRI.mT if tall else left_BOR
-    (height, rank), whole = start_BMR.shape[-2:], left_BOR.shape[-2] + right_BRI.shape[-1]
-    more = _block(height, whole - height, rank) - rank
+    (height, rank), sides = start_BMR.shape[-2:], left_BOR.shape[-2] + right_BRI.shape[-1]
+    more = _block_columns(height, sides - height, rank) - rank
     basis_BMK = torch.linalg.qr(torch.cat([start_BMR, _random(start_BMR, more)], dim=-1)).Q
     return thin_product(basis_BMK.mT, w_BOI.mT if tall else w_BOI)
 
 
 def thin_product(x_BKN: Tensor, w_BNM: Tensor) -> Tensor:
-    """X·W of few rows, or few columns between them, by whichever library is fit for it.
+    """X·W for a small K, or a small N, with the faster library for this device.
 
-    Matrix by matrix where that is oneDNN: a unit depends on its batch no more than elsewhere.
+    oneDNN multiplies one matrix of the batch at a time, so that no unit depends on its batch.
     """
     if x_BKN.dtype != torch.float32 or not batch_invariance.use_onednn(x_BKN.device.type):
         return x_BKN @ w_BNM
     pairs = zip(x_BKN.contiguous(), w_BNM.mT, strict=True)
-    found = [batch_invariance.onednn_product(x, w) for x, w in pairs]
-    return found[0][None] if len(found) == 1 else torch.stack(found)
+    products = [batch_invariance.onednn_product(x, w) for x, w in pairs]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
 
 
 def _from_right(w_BOI: Tensor, v_BIR: Tensor) -> tuple[Tensor, Tensor]:
-    """L, R of W's projection on right singular vectors."""
+    """L, R of W projected on its right singular vectors."""
     us_BOR = w_BOI @ v_BIR
     s_BR = us_BOR.norm(dim=-2).clamp_min(torch.finfo(w_BOI.dtype).tiny)
     return us_BOR / s_BR.sqrt()[..., None, :], (v_BIR * s_BR.sqrt()[..., None, :]).mT
 
 
 def _from_left(w_BOI: Tensor, u_BOR: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for left singular vectors."""
+    """L, R of W projected on its left singular vectors."""
     sv_BRI = u_BOR.mT @ w_BOI
     s_BR = sv_BRI.norm(dim=-1).clamp_min(torch.finfo(w_BOI.dtype).tiny)
     return u_BOR * s_BR.sqrt()[..., None, :], sv_BRI / s_BR.sqrt()[..., :, None]
@@ -92,41 +92,42 @@ def _from_left(w_BOI: Tensor, u_BOR: Tensor) -> tuple[Tensor, Tensor]:
 def _eigenvectors(a_BMN: Tensor, rank: int) -> Tensor:
     """The leading left singular vectors (B, M, r) of A, as eigenvectors of A·Aᵀ, float64.
 
-    At a quarter of a full SVD's time; squaring the condition number costs only the directions below
-    1e-8 of the largest, which a rank-r head never contains usefully.
+    Takes a quarter of the time of a full SVD. Squaring the condition number loses only directions
+    below 1e-8 of the largest singular value, which do not matter for a rank-r approximation.
     """
     a = a_BMN.double()
     return torch.linalg.eigh(a @ a.mT).eigenvectors[..., -rank:].flip(-1)
 
 
 def _leading(a_BMN: Tensor, rank: int) -> Tensor:
-    """Nearly those vectors: randomised subspace iteration (Halko et al. 2011, algorithm 4.4).
+    """`_eigenvectors` approximated by randomised subspace iteration (Halko et al. 2011, alg. 4.4).
 
-    In float32: the vectors need not be exact to be orthonormal.
+    Iterates in float32: the vectors need not be exact to be orthonormal.
     """
     a = a_BMN.float()
-    u_BMK = torch.linalg.qr(_random(a, _block(*a.shape[-2:], rank))).Q
+    height, width = a.shape[-2:]
+    u_BMK = torch.linalg.qr(_random(a, _block_columns(height, width, rank))).Q
     for _ in range(ITERATIONS):
-        image_BKN = thin_product(u_BMK.mT, a)
-        u_BMK = torch.linalg.qr(thin_product(image_BKN, a.mT).mT).Q
+        projection_BKN = thin_product(u_BMK.mT, a)
+        u_BMK = torch.linalg.qr(thin_product(projection_BKN, a.mT).mT).Q
     turn_BKR = _eigenvectors(thin_product(u_BMK.mT, a), rank)
     return torch.linalg.qr(u_BMK.double() @ turn_BKR).Q
 
 
-def _block(height: int, width: int, rank: int) -> int:
-    """Columns to iterate with: some more than the rank, which the leading ones converge by."""
+def _block_columns(height: int, width: int, rank: int) -> int:
+    """Columns of the iterated block: oversampled, so that the leading `rank` converge faster."""
     return min(height, width, rank + max(8, rank // 4))
 
 
 def _random(like_BMN: Tensor, columns: int) -> Tensor:
-    """(B, M, columns), the same for every matrix, so that a unit does not depend on its batch."""
+    """(B, M, columns), equal for every matrix, so that a unit does not depend on its batch."""
     g = torch.Generator().manual_seed(0)
     start_MK = torch.randn(like_BMN.shape[-2], columns, generator=g).to(like_BMN)
     return start_MK.expand(*like_BMN.shape[:-2], -1, -1)
 
 
 def solve_left(target_BOI: Tensor, right_BRI: Tensor) -> Tensor:
-    """argmin_L ‖T − L·R‖²_F = T·Rᵀ·(R·Rᵀ)⁻¹, with a relative ridge of 1e-7 for lost ranks."""
+    """argmin_L ‖T − L·R‖²_F = T·Rᵀ·(R·Rᵀ)⁻¹, with a relative ridge of 1e-7 for rank deficiency."""
     gram_BRR = thin_product(right_BRI, right_BRI.mT)
     return _ridge_solve(gram_BRR, thin_product(right_BRI, target_BOI.mT)).mT
 
@@ -145,13 +146,14 @@ def _ridge_solve(gram_BRR: Tensor, rhs_BRN: Tensor) -> Tensor:
 
 
 def balance(left_BOR: Tensor, right_BRI: Tensor, split: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Share every rank-one term's size s_r = ‖L_r‖·‖R_r‖ as s^split and s^(1−split), same product.
+    """Rescale each rank-one term of size s_r = ‖L_r‖·‖R_r‖ to norms s^split and s^(1−split).
 
-    split=0.5 is the balanced ‖L_r‖ = ‖R_r‖ of L = U√S, R = √SVᵀ; 0 puts all of it into R.
+    The product does not change. split=0.5 gives ‖L_r‖ = ‖R_r‖ as in L = U√S, R = √SVᵀ; with split=0
+    the singular values are in R.
     """
     l_BR, r_BR = left_BOR.norm(dim=-2), right_BRI.norm(dim=-1)
     alive = (l_BR > 0) & (r_BR > 0)
-    if split == 0.5:  # one root of the quotient, not two: last bits count in alternation
+    if split == 0.5:  # one square root instead of two: alternation is sensitive to the last bits
         ratio = (r_BR / l_BR.clamp_min(1e-30)).sqrt()
     else:
         ratio = r_BR.clamp_min(1e-30).pow(split) / l_BR.clamp_min(1e-30).pow(1 - split)
@@ -160,10 +162,10 @@ def balance(left_BOR: Tensor, right_BRI: Tensor, split: float = 0.5) -> tuple[Te
 
 
 def root_and_inverse(second_BII: Tensor) -> tuple[Tensor, Tensor]:
-    """S = H^½ and S⁻¹ of second moments H (B, I, I), symmetric, float32.
+    """S = H^½ and S⁻¹ for second moments H (B, I, I), symmetric, float32.
 
-    Directions below 1e-6 of the mean energy count as having that much: nothing is known of them,
-    and an unbounded S⁻¹ would put all error there.
+    Eigenvalues below 1e-6 of the mean are raised to it: calibration does not determine these
+    directions, and an unbounded S⁻¹ would move all error there.
     """
     values_BI, vectors_BII = torch.linalg.eigh(second_BII.double())
     floor = 1e-6 * values_BI.mean(-1, keepdim=True).clamp_min(1e-30)
@@ -174,6 +176,6 @@ def root_and_inverse(second_BII: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def random_rotation(rank: int, generator: torch.Generator) -> Tensor:
-    """A Haar-random orthogonal T (r × r): L·Tᵀ, T·R leave the product as it was."""
+    """A Haar-random orthogonal T (r × r), float32; L·Tᵀ and T·R have the product L·R."""
     q, r = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))
     return (q * r.diagonal().sign()).float()

@@ -1,4 +1,4 @@
-"""Run a branch finder by name, or from a user's own file, and check what it returned."""
+"""Look up a branch finder by name or in a user's file, run it and check its result."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ from loraq.utils.user_module import is_own_file, load
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
-    """Run the finder named by `options.kind`, or the one in the file of that path."""
+    """Run the finder of `options.kind`: a module of `loraq.branches`, or the path of a user's file.
+
+    Raises LoraqError if the finder changes `problem.weight_BOI` in place, or if its solution has
+    the wrong type or shapes, or contains NaN or Inf.
+    """
     if is_own_file(options.kind):
         module = load(options.kind, "find")
     else:
         module = importlib.import_module(f"loraq.branches.{options.kind}")
-    before = _changes(problem.weight_BOI)
+    before = _version(problem.weight_BOI)
     solution = module.find(problem, options)
-    if _changes(problem.weight_BOI) != before:
+    if _version(problem.weight_BOI) != before:
         raise LoraqError(
-            f"{options.kind}: find() changed problem.weight_BOI in place, and what main rounds "
-            "is taken from it. Work on a clone()."
+            f"{options.kind}: find() changed problem.weight_BOI in place, but the main weight is "
+            "computed from it. Work on a clone()."
         )
-    return _checked(solution, problem, options.kind)
+    _check_solution(solution, problem, options.kind)
+    return solution
 
 
-def _changes(tensor: Tensor) -> int | None:
-    """How often it was changed in place; inference tensors have no count."""
+def _version(tensor: Tensor) -> int | None:
+    """The number of in-place changes; None for inference tensors, which do not count them."""
     return None if tensor.is_inference() else tensor._version
 
 
-def _checked(solution: Solution, problem: Problem, kind: str) -> Solution:
-    """What a finder returned; LoraqError where it is no Solution or its factors do not fit."""
+def _check_solution(solution: Solution, problem: Problem, kind: str) -> None:
+    """Raise LoraqError unless `solution` is a Solution with finite factors that fit the problem."""
     if not isinstance(solution, Solution):
         raise LoraqError(
             f"{kind}: find() returned a {type(solution).__name__}. Return "
-            "Solution(left_BOR, right_BRI, residual=…) of loraq.branches."
+            "Solution(left_BOR, right_BRI, residual=…) from loraq.branches."
         )
     b, o, i = problem.weight_BOI.shape
     found = tuple(solution.left_BOR.shape), tuple(solution.right_BRI.shape)
@@ -46,14 +51,13 @@ def _checked(solution: Solution, problem: Problem, kind: str) -> Solution:
     if found != wanted:
         raise LoraqError(
             f"{kind}: find() returned factors of shapes {found[0]} and {found[1]}; units × out × "
-            f"rank and units × rank × in are {wanted[0]} and {wanted[1]}. Mend the shapes."
+            f"rank and units × rank × in are {wanted[0]} and {wanted[1]}. Fix the shapes."
         )
     if not isinstance(solution.residual, bool):
-        raise LoraqError(f"{kind}: Solution.residual is {solution.residual!r}. Give True or False.")
+        raise LoraqError(f"{kind}: Solution.residual is {solution.residual!r}. Set True or False.")
     for name in ("left_BOR", "right_BRI"):
         if bad := int((~getattr(solution, name).isfinite()).sum()):
             raise LoraqError(
-                f"{kind}: find() returned {name} with {bad} values that are NaN or Inf. Mend what "
-                "makes them."
+                f"{kind}: find() returned {name} with {bad} values that are NaN or Inf. Fix the "
+                "computation of the factor."
             )
-    return solution

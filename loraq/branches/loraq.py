@@ -1,45 +1,47 @@
-"""LoRaQ: factors optimised with their own quantisation inside the objective, from weights alone.
+"""LoRaQ: data-free optimisation of the factors, with their quantisation inside the objective.
 
-objective=compensate (O1):  min ‖W − Q(W) − Qb(L)·Qb(R)‖²_F           with Q(W) fixed
-objective=shape      (O2):  min ‖W − P − Q(W − P)‖²_F, P = Qb(L)·Qb(R)  main is re-rounded
+objective=compensate (O1):  min ‖W − Q(W) − Qb(L)·Qb(R)‖²_F             with Q(W) fixed
+objective=shape      (O2):  min ‖W − P − Q(W − P)‖²_F, P = Qb(L)·Qb(R)  Q is updated with P
 
-solver=alternation: with the main weight fixed, least squares for L given Qb(R), then for R given
-Qb(L): closed-form steps on the same objective, each solved around the other's rounding.
-solver=adam: gradient descent, straight-through for Qb. A straight-through estimate through
-Q(W − P) as well would cancel P exactly; so it is held constant (gradient=stop), or its derivative
-is that of a soft rounding (gradient=soft: Agustsson & Theis 2020), 0 on average of 1 − Q′.
-weighting: the same objectives on (…)·S, S from the inputs (CALDERA, arXiv 2405.18886).
+solver=alternation: with the main weight fixed, closed-form least squares for L given Qb(R), then
+for R given Qb(L), on the same objective.
+solver=adam: gradient descent with a straight-through estimator for Qb. Straight-through for
+Q(W − P) as well would cancel the gradient of P exactly, so Q is either constant (gradient=stop) or
+has the derivative of a soft rounding (gradient=soft; Agustsson & Theis 2020), with which 1 − Q′ is
+0 on average.
+weighting: the same objectives on (…)·S, with S from the inputs (CALDERA, arXiv 2405.18886).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from loraq.branches.alternating import Best
+from loraq.branches.alternating import BestFactors
 from loraq.branches.linear_algebra import balance, solve_left, solve_right, thin_product
 from loraq.branches.problem import Problem, Solution
-from loraq.branches.rotation import rotated
+from loraq.branches.rotation import rotate_factors
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
 SHARPNESS = 4.0
-"""α of the soft rounding: its slope runs from 0.15 at a grid point to 2.1 at a boundary."""
+"""α of the soft rounding: slope 0.15 at a grid point, 2.1 at a rounding boundary."""
 PATIENCE = {"alternation": 4, "adam": 40}
-"""Rounds without relative gain above `tolerance` before a unit counts as converged."""
+"""Rounds without a relative gain above `tolerance` after which a unit has converged."""
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
-    left, right = rotated(problem, *_start(problem, options), options.rotation)
+    left, right = rotate_factors(problem, *_start(problem, options), options.rotation)
     solve = _adam if options.solver == "adam" else _alternate
     return solve(problem, options, left, right)
 
 
 def _start(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
-    """The start's SVD; `zero` is P = 0 with a random R, as LoRA starts (no direction preferred)."""
+    """The initial factors: an SVD, or for start=zero L = 0 and a random R, as in LoRA."""
     if options.start != "zero":
         return start_factors(problem, options)
     b, o, i = problem.weight_BOI.shape
@@ -49,18 +51,18 @@ def _start(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
 
 
 class _Progress:
-    """Keeps each unit's best factors and says when every unit has converged."""
+    """The best factors and the convergence of each unit."""
 
     def __init__(self, problem: Problem, options: BranchConfig, left: Tensor, right: Tensor):
-        self.best = Best(left, right)
+        self.best = BestFactors(left, right)
         self.losses: list[float] = []
         self.tolerance, self.patience = options.tolerance, PATIENCE[options.solver]
         self.mark_B = self.best.score_B.clone()
         self.idle_B = torch.zeros_like(self.mark_B, dtype=torch.int64)
 
     def converged(self, loss_B: Tensor, left: Tensor, right: Tensor) -> bool:
-        """Note this round's relative errors (B,); True once no unit gains any more."""
-        self.best.offer(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
+        """Record a round's relative errors (B,); True once every unit has converged."""
+        self.best.update(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
         self.losses.append(loss_B.mean().item())
         gained_B = self.best.score_B < self.mark_B * (1 - self.tolerance)
         self.mark_B = torch.where(gained_B, self.best.score_B, self.mark_B)
@@ -73,16 +75,16 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
     main = problem.round_main(w_BOI)
     target = w_BOI - main
     progress = _Progress(problem, options, left, right)
-    for _ in range(options.steps):  # in place: at full size new memory costs a third of the time
-        missed = thin_product(problem.round_branch(left), problem.round_branch(right)).neg_()
+    for _ in range(options.steps):  # in place: allocation takes a third of the time at full size
+        error = thin_product(problem.round_branch(left), problem.round_branch(right)).neg_()
         if shape:
-            del main  # before the next one is there
-            main = problem.round_main(missed.add_(w_BOI))
+            del main  # limits peak memory
+            main = problem.round_main(error.add_(w_BOI))
             torch.sub(w_BOI, main, out=target)
-            missed.sub_(main)
+            error.sub_(main)
         else:
-            missed.sub_(main).add_(w_BOI)
-        if progress.converged(problem.relative(missed), left, right):
+            error.sub_(main).add_(w_BOI)
+        if progress.converged(problem.relative_norm(error), left, right):
             break
         rounded = problem.round_branch(right)
         left = solve_left(problem.weighted(target), problem.weighted(rounded))
@@ -92,10 +94,10 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
 
 
 def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) -> Solution:
-    """Adam on unit-scaled factors (learning rate relative to their rms), cosine decay to zero."""
+    """Adam on factors scaled to unit rms (so the learning rate is relative), cosine decay to 0."""
     w_BOI, shape = problem.weight_BOI, options.objective == "shape"
     main = problem.round_main(w_BOI)
-    scales = [_rms(f, otherwise=w_BOI) for f in (left, right)]
+    scales = [_rms(f, fallback=w_BOI) for f in (left, right)]
     free = [(f / s).requires_grad_() for f, s in zip((left, right), scales, strict=True)]
     optimizer = torch.optim.Adam(free, lr=options.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
@@ -121,31 +123,30 @@ def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) 
     return Solution(progress.best.left, progress.best.right, shape, progress.losses)
 
 
-def _rms(factor: Tensor, otherwise: Tensor) -> Tensor:
-    """Root mean square per unit (B, 1, 1); a factor that starts at zero takes the weight's."""
-    rms, fallback = (f.square().mean((-2, -1), keepdim=True).sqrt() for f in (factor, otherwise))
-    return torch.where(rms > 0, rms, fallback)
+def _rms(factor: Tensor, fallback: Tensor) -> Tensor:
+    """Root mean square per unit (B, 1, 1); that of `fallback` for a factor of zeros."""
+    rms, other = (f.square().mean((-2, -1), keepdim=True).sqrt() for f in (factor, fallback))
+    return torch.where(rms > 0, rms, other)
 
 
 def _soft_gradient(target: Tensor, problem: Problem) -> Tensor:
-    """Q(v) forwards; backwards the derivative of a soft rounding of v on Q's own grid.
+    """Q(v) in the forward pass; the derivative of a soft rounding on Q's grid in the backward pass.
 
     s(y) = ⌊y⌋ + ½ + ½·tanh(αr)/tanh(α/2), r = y − ⌊y⌋ − ½: s′ is small at a grid point and large
     at a rounding boundary.
     """
     if problem.step_main is None:
         raise LoraqError(
-            "quant.branch.gradient=soft needs a main format with an even grid (int or mxint). "
+            "quant.branch.gradient=soft needs a main format with a uniform grid (int or mxint). "
             "Set quant.branch.gradient=stop, or use format@quant.weight=int4."
         )
-    held = target.detach()
-    y = held / problem.step_main(held).clamp_min(1e-30)
+    values = target.detach()
+    y = values / problem.step_main(values).clamp_min(1e-30)
     r = y - y.floor() - 0.5
     slope = 0.5 * SHARPNESS / math.tanh(SHARPNESS / 2) / torch.cosh(SHARPNESS * r).square()
-    main: Tensor = problem.round_main(held) + slope * (target - held)
-    return main
+    return problem.round_main(values) + slope * (target - values)
 
 
-def _straight_through(x: Tensor, rounding) -> Tensor:
-    """Q(x) forwards, identity backwards (Bengio et al. 2013)."""
-    return x + (rounding(x.detach()) - x).detach()
+def _straight_through(x: Tensor, round_values: Callable[[Tensor], Tensor]) -> Tensor:
+    """Q(x) in the forward pass, the identity in the backward pass (Bengio et al. 2013)."""
+    return x + (round_values(x.detach()) - x).detach()

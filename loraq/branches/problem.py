@@ -1,8 +1,8 @@
-"""How the low-rank factors L and R are found. One file a kind; `find` looks it up by name.
+"""Input and output of a branch finder.
 
-Every finder takes a `Problem` (a batch of equal-shaped units) and returns a `Solution`. A unit is a
-layer, or the stacked layers that share R (q/k/v): rows are quantised independently, so a stack is
-simply a taller weight. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
+Every finder takes a `Problem` (a batch of units of equal shape) and returns a `Solution`. A unit is
+one layer, or the stacked layers that share R (q/k/v): rows are quantised independently, so a stack
+is a weight with more rows. Shapes: w_BOI units × out × in, left_BOR, right_BRI.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from torch import Tensor
 from loraq.errors import LoraqError
 
 OutputError = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(main Ŵ_BOI, left_BOR, right_BRI, which units (B,)) → ‖Y − Ŷ‖ / ‖Y‖ per unit, on calibration."""
+"""(main weight, left_BOR, right_BRI, unit indices (B,)) → calibration ‖Y − Ŷ‖ / ‖Y‖ per unit."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a finder may look at.
+    """The input of a branch finder: a batch of weights, the rank and the rounding functions.
 
-    `round_main` is Qw (the rounding of the main weight), `round_branch` Qbw; both map a float
-    tensor to the values its stored form decodes to. `generators` hold each unit's own randomness,
-    so that a unit does not depend on its batch. `output_error` is None for a method that is
-    data-free: it cannot reach activations; so are `root_BII` and its inverse, which weigh errors
-    by the inputs' second moment (E[xᵀx]^½, or the diagonal one).
-    `step_main` gives the spacing of Qw's grid at each value, where it is even.
+    round_main, round_branch: Qw and Qbw; they map a float tensor to its dequantised values.
+    generators: one per unit, so that a unit does not depend on its batch.
+    output_error: the error on calibration inputs; None for data-free methods.
+    units_B: indices of the units in the complete problem; None for all.
+    root_BII, inverse_root_BII: S = E[xᵀx]^½ (or its diagonal) and S⁻¹, which weight the errors by
+        the inputs; None without a weighting.
+    step_main: the spacing of Qw's grid at each value; None for a non-uniform grid.
     """
 
     weight_BOI: Tensor
@@ -43,22 +44,29 @@ class Problem:
     inverse_root_BII: Tensor | None = None
     step_main: Callable[[Tensor], Tensor] | None = None
 
+    def __repr__(self) -> str:
+        units, out, width = self.weight_BOI.shape
+        return f"Problem({units} units of {out} × {width}, rank={self.rank})"
+
     def subset(self, units_B: Tensor) -> Problem:
-        """The same problem for some of its units, by their numbers (B,)."""
-        kept = [self.generators[b] for b in units_B.tolist()]
+        """The problem of some of its units, by index (B,)."""
+        generators = [self.generators[b] for b in units_B.tolist()]
         weight_BOI = self.weight_BOI[units_B]
         roots = [None if r is None else r[units_B] for r in (self.root_BII, self.inverse_root_BII)]
         return replace(
             self,
             weight_BOI=weight_BOI,
             units_B=units_B,
-            generators=kept,
+            generators=generators,
             root_BII=roots[0],
             inverse_root_BII=roots[1],
         )
 
     def weighted(self, x_BNI: Tensor) -> Tensor:
-        """x·S: errors as the layer's output sees them; x itself where nothing weighs."""
+        """x·S with S = E[xᵀx]^½, so that errors are measured at the layer's output.
+
+        Without a weighting, x unchanged.
+        """
         return x_BNI if self.root_BII is None else x_BNI @ self.root_BII
 
     def unweighted(self, x_BNI: Tensor) -> Tensor:
@@ -66,45 +74,54 @@ class Problem:
         return x_BNI if self.inverse_root_BII is None else x_BNI @ self.inverse_root_BII
 
     def measured_error(self, main_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
-        """‖Y − Ŷ‖ / ‖Y‖ per unit (B,), the branch as it will run; LoraqError when data-free."""
+        """‖Y − Ŷ‖ / ‖Y‖ per unit (B,) with the quantised branch; LoraqError if data-free."""
         if self.output_error is None:
             raise LoraqError(
-                "This method reads calibration inputs and none were given; pass `inputs`."
+                "This method needs calibration inputs, but none were given. Pass `inputs`."
             )
         units_B = self.units_B
         if units_B is None:
             units_B = torch.arange(self.weight_BOI.shape[0], device=main_BOI.device)
         left, right = left_BOR, right_BRI
-        if left_BOR.shape[-1]:  # of rank 0 there is nothing to round
+        if left_BOR.shape[-1]:  # formats cannot quantise an empty factor
             left, right = self.round_branch(left_BOR), self.round_branch(right_BRI)
         return self.output_error(main_BOI, left, right, units_B)
 
     def product(self, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
-        """P = Qbw(L)·Qbw(R), the branch as it will run."""
+        """P = Qbw(L)·Qbw(R), the product of the quantised factors."""
         return self.round_branch(left_BOR) @ self.round_branch(right_BRI)
 
     def relative_error(self, estimate_BOI: Tensor) -> Tensor:
-        """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F where S weighs."""
-        return self.relative(self.weight_BOI - estimate_BOI)
+        """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F with a weighting S."""
+        return self.relative_norm(self.weight_BOI - estimate_BOI)
 
-    def relative(self, missed_BOI: Tensor) -> Tensor:
-        """The same of W − Ŵ, for those who have it at hand."""
-        return self.weighted(missed_BOI).flatten(1).norm(dim=1) / self.weight_norm
+    def relative_norm(self, error_BOI: Tensor) -> Tensor:
+        """`relative_error` for a given W − Ŵ."""
+        return self.weighted(error_BOI).flatten(1).norm(dim=1) / self.weight_norm
 
     @functools.cached_property
     def weight_norm(self) -> Tensor:
+        """‖W‖_F per unit (B,), or ‖WS‖_F with a weighting S."""
         return self.weighted(self.weight_BOI).flatten(1).norm(dim=1).clamp_min(1e-30)
 
 
 @dataclass
 class Solution:
-    """Float factors (they are quantised once, when they are stored) and what main still rounds.
+    """The output of a branch finder: float factors, which are quantised when they are stored.
 
-    `residual`: main holds Q(W − P) where True, Q(W) where False (objective O1, LQER).
-    `losses`: one mean relative error a round, for the record and its plot.
+    residual: if True the main weight is Q(W − P), else Q(W) (objective O1, LQER).
+    losses: the mean relative error of each round, for the record and its plot.
     """
 
     left_BOR: Tensor
     right_BRI: Tensor
     residual: bool
     losses: list[float] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        (units, out, rank), width = self.left_BOR.shape, self.right_BRI.shape[-1]
+        last = f", last loss={self.losses[-1]:.4g}" if self.losses else ""
+        return (
+            f"Solution({units} units of {out} × {width}, rank={rank}, residual={self.residual}, "
+            f"{len(self.losses)} rounds{last})"
+        )

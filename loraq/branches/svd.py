@@ -1,8 +1,8 @@
-"""One truncated SVD, nothing optimised.
+"""One truncated SVD, without optimisation.
 
 start=weight: P = SVD_r(W), main = Q(W − P)                  (SVDQuant's first round)
-start=error:  P = SVD_r(W − Q(W)), main = Q(W) or Q(W − P)   (LQER, arXiv 2402.02446, keeps Q(W))
-weighting:    P = SVD_r(T·S)·S⁻¹, which minimises ‖(T − P)S‖_F; S the inputs' rms per channel
+start=error:  P = SVD_r(W − Q(W)), main = Q(W) or Q(W − P)   (LQER, arXiv 2402.02446: Q(W))
+weighting:    P = SVD_r(T·S)·S⁻¹ minimises ‖(T − P)S‖_F; S is the inputs' rms per channel
               (L²QER, arXiv 2402.02446) or E[xᵀx]^½ (QERA, arXiv 2410.06040)
 """
 
@@ -17,7 +17,7 @@ from loraq.errors import LoraqError
 
 
 def start_factors(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tensor]:
-    """L, R where a branch starts: the (weighted) SVD of the weight or of its quantisation error."""
+    """Initial L, R: the (weighted) SVD of the weight or of its quantisation error."""
     w_BOI = problem.weight_BOI
     target_BOI = w_BOI if options.start == "weight" else w_BOI - problem.round_main(w_BOI)
     left, right = truncated_svd(problem.weighted(target_BOI), problem.rank)
@@ -30,8 +30,8 @@ def start_factors(problem: Problem, options: BranchConfig) -> tuple[Tensor, Tens
 def find(problem: Problem, options: BranchConfig) -> Solution:
     if options.start == "zero":
         raise LoraqError(
-            "quant.branch.start=zero with quant.branch.kind=svd is no branch at all. "
-            "Choose start=weight or start=error, or kind=none."
+            "quant.branch.start=zero with quant.branch.kind=svd gives an empty branch. Set "
+            "quant.branch.start=weight or start=error, or use method=rtn for no branch."
         )
     left, right = start_factors(problem, options)
     residual = options.objective == "shape"

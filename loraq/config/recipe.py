@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraq.config.validation import Checked, choice, setting
 from loraq.errors import LoraqError
+from loraq.formats import Format, get_format
 from loraq.utils.plain import to_plain
 from loraq.utils.user_module import is_own_file, label
-
-if TYPE_CHECKING:
-    from loraq.formats import Format
 
 ANY_BRANCH = ("svd", "alternating", "loraq")
 
@@ -39,8 +37,6 @@ class FormatConfig(Checked):
 
     def build(self) -> Format:
         """The format itself, with the table's defaults where nothing is set."""
-        from loraq.formats import get_format
-
         options = {
             entry.name: getattr(self, entry.name)
             for entry in dataclasses.fields(self)

@@ -1,4 +1,4 @@
-"""Blocks: how the last axis is cut, and one stored scale for each piece."""
+"""Blocks along the last axis, and the stored scale of each block."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from loraq.formats.clip import search_scales
 from loraq.formats.scales import block_scales, nvfp4_tensor_scale
 from loraq.formats.table import Format
 
-PIECE = 1 << 19  # values a piece; smaller ones wait more often for the slowest thread
+CHUNK_VALUES = 1 << 19  # values per chunk; with fewer, threads wait for each other more often
 
 
-def row_pieces(rows_TI: Tensor) -> Iterator[slice]:
-    """Rows that go through at once: few enough to stay in a processor's cache, on a GPU all."""
+def row_chunks(rows_TI: Tensor) -> Iterator[slice]:
+    """Slices of rows to process together: few enough for a CPU's cache; all rows on a GPU."""
     count = rows_TI.shape[0]
-    step = max(1, PIECE // rows_TI.shape[1]) if rows_TI.device.type == "cpu" else max(1, count)
+    step = (
+        max(1, CHUNK_VALUES // rows_TI.shape[1]) if rows_TI.device.type == "cpu" else max(1, count)
+    )
     return (slice(start, start + step) for start in range(0, max(1, count), step))
 
 
@@ -27,7 +29,7 @@ def block_length(fmt: Format, count: int) -> int:
 
 
 def to_blocks(x: Tensor, block: int) -> Tensor:
-    """[..., I] -> [..., ceil(I/block), block]; a short last block gets zeros, only in memory."""
+    """[..., I] -> [..., ceil(I/block), block]; a short last block is zero-padded (never stored)."""
     if x.shape[-1] % block:
         x = pad(x, (0, -x.shape[-1] % block))
     return x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
@@ -48,7 +50,7 @@ def stored_scales(
 
 
 def find_tensor_scale(absmax: Tensor, fmt: Format) -> Tensor | None:
-    """nvfp4's fp32 scale from block maxima [..., n]: one, one a row [..., 1], or none (fixed)."""
+    """nvfp4's fp32 scale from block maxima [..., n]: one, one per row [..., 1], or None (fixed)."""
     if fmt.tensor_scale == "tensor":
         return nvfp4_tensor_scale(absmax.amax())
     if fmt.tensor_scale == "token":

@@ -1,4 +1,4 @@
-"""MSE clip search: per block, the stored scale of least squared error among some candidates."""
+"""MSE clip search: the candidate scale with the least squared error, per block."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from loraq.formats.table import Format
 
 SHRINK = tuple(1.0 - 0.025 * step for step in range(1, 17))  # 0.975 … 0.6
 EXPONENT_STEPS = (1.0, -1.0, -2.0)
-MARGIN = 1.0 - 1e-5  # a candidate must win by more than fp32's summation error
+MARGIN = 1.0 - 1e-5  # required improvement, above the error of fp32 sums
 
 
 def search_scales(
     blocks: Tensor, absmax: Tensor, fmt: Format, tensor_scale: Tensor | None
 ) -> Tensor:
-    """blocks [..., n, block], absmax [..., n] -> stored scales [..., n]; never worse than none."""
-    memory = torch.empty_like(blocks), torch.empty_like(blocks, dtype=torch.int32)
+    """blocks [..., n, block], absmax [..., n] -> stored scales [..., n].
+
+    No block's error exceeds that of the unclipped scale.
+    """
+    buffers = torch.empty_like(blocks), torch.empty_like(blocks, dtype=torch.int32)
 
     def squared_error(stored: Tensor) -> Tensor:
         scale = scale_values(stored, fmt, tensor_scale).unsqueeze(-1)
-        values = torch.div(blocks, divisor(scale), out=memory[0])
-        return fmt.element.round_(values, memory[1]).mul_(scale).sub_(blocks).square_().sum(-1)
+        values = torch.div(blocks, divisor(scale), out=buffers[0])
+        return fmt.element.round_(values, buffers[1]).mul_(scale).sub_(blocks).square_().sum(-1)
 
     first = best = block_scales(absmax, fmt, tensor_scale)
     least = squared_error(first)

@@ -1,11 +1,13 @@
-"""Elements: the small numbers that a format stores, their rounding and their bit patterns.
+"""Element types of the formats (integers, ExMy floats): values, rounding and bit patterns.
 
-An element knows only "element units" (int4: -7..7; E2M1: 0, .5, 1, … 6); scales live in
-`scales.py`. Rounding is to the nearest value, ties to even, saturating, in fp32.
+Values are in element units (int4: -7..7; E2M1: 0, .5, 1, … 6); `scales.py` handles the scales.
+Rounding is to nearest, ties to even, saturating, in fp32.
 
-Two facts make rounding cheap. Adding and subtracting 1.5·2^23·u rounds a float to multiples of u
-(u a power of two), ties to even, and leaves +0 where the result is zero. And u, the distance of
-neighbours in the binade of v, is a power of two that is read from v's exponent bits.
+Rounding uses two identities. Adding and then subtracting 1.5·2^23·u rounds a float to a multiple of
+u (a power of two), ties to even, and gives +0 for zero. The spacing u of the element's values near
+v is a power of two, which follows from the exponent bits of v.
+
+torch is imported in the functions that need it, so that the table of formats does not import it.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
-EXPONENT_MASK = 0x7F800000  # the exponent field of an fp32
+EXPONENT_MASK = 0x7F800000  # exponent bits of an fp32
 ROUNDER = 1.5 * 2.0**23  # v + ROUNDER - ROUNDER = v rounded to an integer, for |v| <= 2^22
 
 
@@ -51,12 +55,12 @@ class IntegerElement:
 
     @property
     def finite_codes(self) -> tuple[int, ...]:
-        """Every code that quantisation may write, as stored bit patterns."""
+        """Every bit pattern that quantisation can write."""
         low = -self.maximum_code if self.signed else 0
         return tuple(code % 2**self.bits for code in range(low, self.maximum_code + 1))
 
     def round_(self, v: Tensor, scratch: Tensor | None = None) -> Tensor:
-        """Rounds `v` (fp32, element units) in place; NaN stays NaN; zeros are +0."""
+        """Round `v` (fp32, element units) in place; NaN stays NaN; zeros become +0."""
         rounder = ROUNDER * 2.0**-self.fraction_bits
         v.clamp_(-self.maximum if self.signed else 0.0, self.maximum)
         return v.add_(rounder).sub_(rounder)
@@ -66,7 +70,9 @@ class IntegerElement:
         return self.encode(self.round_(v))
 
     def encode(self, values: Tensor) -> Tensor:
-        """Values that are representable -> uint8 bit patterns in the low `bits` bits."""
+        """Representable values -> uint8 bit patterns in the low `bits` bits."""
+        import torch
+
         codes = (values * float(2**self.fraction_bits)).to(torch.int16)
         return codes.bitwise_and_(2**self.bits - 1).to(torch.uint8)
 
@@ -83,7 +89,7 @@ class IntegerElement:
 
 @dataclass(frozen=True)
 class FloatElement:
-    """sign · 2^(exponent - bias) · 1.mantissa; subnormals kept; `maximum`: last finite one."""
+    """sign · 2^(exponent - bias) · 1.mantissa, with subnormals; `maximum`: largest finite value."""
 
     exponent_bits: int
     mantissa_bits: int
@@ -115,10 +121,12 @@ class FloatElement:
         return tuple(c for c, v in enumerate(self.table()) if abs(v) <= self.maximum)
 
     def round_(self, v: Tensor, scratch: Tensor | None = None) -> Tensor:
-        """Rounds `v` (fp32, element units) in place; NaN stays NaN; zeros are +0.
+        """Round `v` (fp32, element units) in place; NaN stays NaN; zeros become +0.
 
-        `scratch` is int32 memory of v's shape that may be overwritten.
+        scratch: int32 tensor of v's shape, overwritten.
         """
+        import torch
+
         v.clamp_(-self.maximum, self.maximum)
         binade_bits = torch.bitwise_and(v.view(torch.int32), EXPONENT_MASK, out=scratch)
         binade = binade_bits.view(torch.float32).clamp_(min=2.0**self.minimum_exponent)
@@ -130,7 +138,9 @@ class FloatElement:
         return self.encode(self.round_(v.clone()).copysign_(v))
 
     def encode(self, values: Tensor) -> Tensor:
-        """Values that are representable -> uint8 bit patterns in the low `bits` bits; -0 kept."""
+        """Representable values -> uint8 bit patterns in the low `bits` bits; -0 keeps its sign."""
+        import torch
+
         bits = values.view(torch.int32)
         magnitude = bits & 0x7FFFFFFF
         m = self.mantissa_bits
@@ -145,7 +155,7 @@ class FloatElement:
         return _lookup(self, codes)
 
     def table(self) -> list[float]:
-        """The value of every bit pattern; what lies above `maximum` is Inf (E5M2) or NaN."""
+        """The value of every bit pattern; above `maximum` Inf (E5M2) or NaN."""
         half = []
         for code in range(2 ** (self.bits - 1)):
             exponent, mantissa = code >> self.mantissa_bits, code % 2**self.mantissa_bits
@@ -154,7 +164,7 @@ class FloatElement:
                 value = fraction * 2.0**self.minimum_exponent
             else:
                 value = (1.0 + fraction) * 2.0 ** (exponent - self.bias)
-            if value > self.maximum:  # only E5M2 keeps IEEE's infinity
+            if value > self.maximum:  # only E5M2 has an infinity
                 value = math.inf if self.exponent_bits == 5 and mantissa == 0 else math.nan
             half.append(value)
         return half + [-value for value in half]
@@ -165,9 +175,13 @@ Element = IntegerElement | FloatElement
 
 @cache
 def _table(element: Element, device: torch.device) -> Tensor:
+    import torch
+
     return torch.tensor(element.table(), dtype=torch.float32, device=device)
 
 
 def _lookup(element: Element, codes: Tensor) -> Tensor:
+    import torch
+
     flat = codes.reshape(-1).to(torch.int32)
     return _table(element, codes.device).index_select(0, flat).view(codes.shape)

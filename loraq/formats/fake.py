@@ -1,7 +1,7 @@
-"""fake_quantize, the hot path: the bits of dequantize(quantize(x)), without making codes.
+"""fake_quantize: bitwise equal to dequantize(quantize(x)), without codes; the hot path.
 
-Rows go through in pieces that stay in the processor's cache; within a piece every step is one
-pass in place. No step looks at the values on the host, so nothing waits for a GPU.
+Rows are processed in chunks that fit in a CPU's cache, with in-place operations. No operation
+synchronises with a GPU.
 """
 
 from __future__ import annotations
@@ -9,86 +9,86 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq.formats.blocks import block_length, row_pieces, stored_scales, to_blocks
-from loraq.formats.quantize import FLOATS, check_input
-from loraq.formats.scales import divisor, hot_scale_values, nvfp4_tensor_scale, scale_values
+from loraq.formats.blocks import block_length, row_chunks, stored_scales, to_blocks
+from loraq.formats.quantization import FLOAT_DTYPES, check_input
+from loraq.formats.scales import divisor, fake_quantize_scales, nvfp4_tensor_scale, scale_values
 from loraq.formats.table import Format
 
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 
 def fake_quantize(x: Tensor, fmt: Format, dtype: torch.dtype = torch.float32) -> Tensor:
-    """x [..., I], any float type -> `dtype`, of fp32 with the bits of `dequantize(quantize(x))`.
+    """dequantize(quantize(x)), bit for bit, converted to `dtype`; x [..., I] of any float dtype.
 
-    Detached from autograd. NaN or Inf in a block, or a scale that overflows, make the whole
-    block NaN; unlike `quantize` nothing is raised, since that would cost a look at the values.
+    Detached from autograd. A block that contains NaN or Inf, or whose scale overflows, becomes NaN.
+    Unlike `quantize`, it does not raise for these: a check would synchronise with the GPU.
     """
     check_input(x)
     x = x.detach()
     if fmt.family == "float":
-        return x.to(FLOATS[fmt.name]).to(dtype)
+        return x.to(FLOAT_DTYPES[fmt.name]).to(dtype)
     if x.numel() == 0:
         return torch.empty(x.shape, dtype=dtype, device=x.device)
     rows_TI = x.reshape(-1, x.shape[-1])
     out_TI = torch.empty(rows_TI.shape, dtype=dtype, device=x.device)
-    pieces = list(row_pieces(rows_TI))
+    chunks = list(row_chunks(rows_TI))
     scale, tensor_scale = None, None
     if fmt.block == -1:
-        scale = _whole_tensor_scale(rows_TI, pieces, fmt)
+        scale = _scale_per_tensor(rows_TI, chunks, fmt)
     elif fmt.tensor_scale == "tensor":
-        tensor_scale = nvfp4_tensor_scale(_absmax(rows_TI, pieces))
+        tensor_scale = nvfp4_tensor_scale(_absmax(rows_TI, chunks))
     count = x.shape[-1]
     block = count if fmt.block == -1 else block_length(fmt, count)
-    whole = count - count % block
-    scratch = torch.empty(rows_TI[pieces[0]].shape, dtype=torch.int32, device=x.device)
-    for piece in pieces:
-        part_TI = rows_TI[piece].float()
-        result_TI = out_TI[piece] if dtype == torch.float32 else torch.empty_like(part_TI)
+    full = count - count % block  # columns in complete blocks
+    scratch = torch.empty(rows_TI[chunks[0]].shape, dtype=torch.int32, device=x.device)
+    for chunk in chunks:
+        chunk_TI = rows_TI[chunk].float()
+        result_TI = out_TI[chunk] if dtype == torch.float32 else torch.empty_like(chunk_TI)
         if fmt.tensor_scale == "token":
-            tensor_scale = nvfp4_tensor_scale(part_TI.abs().amax(-1, keepdim=True))
-        for columns, width in ((slice(0, whole), block), (slice(whole, count), count - whole)):
+            tensor_scale = nvfp4_tensor_scale(chunk_TI.abs().amax(-1, keepdim=True))
+        for columns, width in ((slice(0, full), block), (slice(full, count), count - full)):
             if width:
-                values, result, memory = (
-                    tensor[:, columns].view(part_TI.shape[0], -1, width)
-                    for tensor in (part_TI, result_TI, scratch[: part_TI.shape[0]])
+                values, result, buffer = (
+                    tensor[:, columns].view(chunk_TI.shape[0], -1, width)
+                    for tensor in (chunk_TI, result_TI, scratch[: chunk_TI.shape[0]])
                 )
-                _fake_blocks(values, result, memory, fmt, scale, tensor_scale)
+                _fake_quantize_blocks(values, result, buffer, fmt, scale, tensor_scale)
         if dtype != torch.float32:
-            out_TI[piece] = result_TI
+            out_TI[chunk] = result_TI
     return out_TI.view(x.shape)
 
 
-def _fake_blocks(
+def _fake_quantize_blocks(
     values: Tensor,
     result: Tensor,
-    memory: Tensor,
+    buffer: Tensor,
     fmt: Format,
     scale: Tensor | None,
     tensor_scale: Tensor | None,
 ) -> None:
-    """Writes the quantised `values` [rows, n, block] to `result`; a `scale` given is for all."""
+    """Write fake-quantised `values` [rows, n, block] to `result`; `scale`: one for all blocks."""
     if scale is None:
-        torch.bitwise_and(values.view(torch.int32), MAGNITUDE_MASK, out=memory)
-        absmax = memory.amax(-1).view(torch.float32)  # as integers: the same order, NaN on top
+        torch.bitwise_and(values.view(torch.int32), MAGNITUDE_MASK, out=buffer)
+        absmax = buffer.amax(-1).view(torch.float32)  # integers order like floats, NaN above all
         if fmt.clip == "none":
-            scale = hot_scale_values(absmax, fmt, tensor_scale)
+            scale = fake_quantize_scales(absmax, fmt, tensor_scale)
         else:
             stored = stored_scales(values, absmax, fmt, tensor_scale)
             scale = scale_values(stored, fmt, tensor_scale)
         scale = scale.unsqueeze(-1)
     torch.div(values, divisor(scale), out=result)
-    fmt.element.round_(result, memory).mul_(scale)
+    fmt.element.round_(result, buffer).mul_(scale)
 
 
-def _absmax(rows_TI: Tensor, pieces: list[slice]) -> Tensor:
-    maxima = [rows_TI[piece].float().abs().amax() for piece in pieces]
+def _absmax(rows_TI: Tensor, chunks: list[slice]) -> Tensor:
+    maxima = [rows_TI[chunk].float().abs().amax() for chunk in chunks]
     return torch.stack(maxima).amax()
 
 
-def _whole_tensor_scale(rows_TI: Tensor, pieces: list[slice], fmt: Format) -> Tensor:
-    absmax = _absmax(rows_TI, pieces)
+def _scale_per_tensor(rows_TI: Tensor, chunks: list[slice], fmt: Format) -> Tensor:
+    absmax = _absmax(rows_TI, chunks)
     if fmt.clip == "none":
-        return hot_scale_values(absmax, fmt)
+        return fake_quantize_scales(absmax, fmt)
     blocks = to_blocks(rows_TI.float().reshape(1, -1), rows_TI.numel())
     stored = stored_scales(blocks, absmax.view(1, 1), fmt, None)
     return scale_values(stored, fmt).view(())

@@ -1,7 +1,8 @@
-"""Packing of codes along the last axis, and how many bytes that takes.
+"""Packing of codes along the last axis.
 
-4 bits: two codes a byte, even index in the low nibble. 6 bits: four codes in three bytes,
-little-endian `c0 | c1<<6 | c2<<12 | c3<<18`, a short end rounded up to bytes. 8 bits: as they are.
+4 bits: two codes per byte, even index in the low nibble. 6 bits: four codes in three bytes,
+little-endian `c0 | c1<<6 | c2<<12 | c3<<18`, the end of a row rounded up to bytes. 8 bits: one code
+per byte.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-PACKED_BITS = (4, 6, 8)
-
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes of a row of `count` codes."""
@@ -19,7 +18,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [..., n] -> uint8 bytes [..., packed_bytes(n, bits)]; bits: of PACKED_BITS."""
+    """uint8 codes [..., n] -> uint8 bytes [..., packed_bytes(n, bits)]; bits: 4, 6 or 8."""
     count = codes.shape[-1]
     if bits == 8:
         return codes
@@ -44,6 +43,6 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _groups(x: Tensor, size: int) -> Tensor:
-    """[..., n] -> [..., ceil(n/size), size], filled up with zeros."""
+    """[..., n] -> [..., ceil(n/size), size], zero-padded."""
     x = pad(x, (0, -x.shape[-1] % size))
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)

@@ -1,8 +1,9 @@
-"""Scales: from the largest magnitude of a block to what is stored, and back to fp32.
+"""Block scales: from a block's absmax to the stored scale, and back to fp32.
 
 Stored: fp16/bf16 tensors for int and uint, uint8 for E8M0 and for E4M3 (nvfp4).
-The scale that divides is always the stored, already rounded one.
-A block with NaN or Inf, or whose scale overflows, has a scale that is not finite: NaN block.
+Values are divided by the stored (rounded) scale.
+A block that contains NaN or Inf, or whose scale overflows, has a non-finite scale and decodes to
+NaN.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def block_scales(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None
 
 
 def scale_values(stored: Tensor, fmt: Format, tensor_scale: Tensor | None = None) -> Tensor:
-    """Stored scales -> the fp32 numbers that element values are multiplied with."""
+    """Stored scales -> fp32 scales, which multiply the element values."""
     if fmt.scale == "e8m0":
         return e8m0_to_float(stored)
     if fmt.scale == "e4m3":
@@ -40,8 +41,8 @@ def scale_values(stored: Tensor, fmt: Format, tensor_scale: Tensor | None = None
     return stored.float()
 
 
-def hot_scale_values(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None) -> Tensor:
-    """`scale_values(block_scales(absmax))`, without going through bytes where that costs time."""
+def fake_quantize_scales(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None) -> Tensor:
+    """`scale_values(block_scales(absmax))`; E8M0 and E4M3 without the conversion to bytes."""
     if fmt.scale == "e8m0":
         return e8m0_to_float(_e8m0_field(absmax, fmt.element, fmt.exponent))
     if fmt.scale == "e4m3":
@@ -51,7 +52,7 @@ def hot_scale_values(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = 
 
 
 def divisor(scale: Tensor) -> Tensor:
-    """The scale, with Inf in place of 0, so that blocks without a scale become zeros, not NaN."""
+    """The scale with 0 replaced by Inf, so that blocks with scale 0 become zeros, not NaN."""
     return scale.masked_fill(scale == 0, float("inf"))
 
 
@@ -67,11 +68,11 @@ def e8m0_to_float(stored: Tensor) -> Tensor:
 
 
 def e8m0_offset(element: Element, rule: str) -> int:
-    """What is added to the bits of absmax so that a carry into the exponent rounds as `rule` says.
+    """Offset added to the bits of absmax, so that the carry into the exponent implements `rule`.
 
-    floor: never; ceil: any mantissa; even: mantissas that round up to 2 at the element's
-    precision (at the tie the mantissa is all ones, odd, so it rounds up); rceil: mantissas
-    above that of the largest element.
+    The mantissas that carry: floor: none; ceil: all but zero; even: those that round up to 2 at the
+    element's precision (at the tie the mantissa is all ones, odd, so it rounds up); rceil: those
+    above the mantissa of the element's maximum.
     """
     if rule == "floor":
         return 0
@@ -91,7 +92,7 @@ def _e8m0_field(absmax: Tensor, element: Element, rule: str) -> Tensor:
 
 
 def e4m3_bytes(wanted: Tensor) -> Tensor:
-    """Positive fp32 -> E4M3 bytes, nearest, saturating at 448; not finite -> 0x7F (NaN)."""
+    """Positive fp32 -> nearest E4M3 bytes, saturating at 448; non-finite -> 0x7F (NaN)."""
     values = _e4m3_round(wanted)
     nan = values.isnan()
     return E4M3.encode(values.masked_fill(nan, 0.0)).masked_fill_(nan, E4M3_NAN)
@@ -103,15 +104,15 @@ def _e4m3_wanted(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Te
 
 
 def _e4m3_round(wanted: Tensor) -> Tensor:
-    return E4M3.round_(wanted + wanted * 0.0)  # Inf·0 is NaN: Inf must not saturate to 448
+    return E4M3.round_(wanted + wanted * 0.0)  # Inf·0 is NaN, so that Inf does not saturate to 448
 
 
 def nvfp4_tensor_scale(absmax: Tensor) -> Tensor:
-    """fp32 scale that puts the largest block scale at 448: absmax / (448·6); 1 where that is 0."""
+    """absmax / (448·6) in fp32, so that the largest block scale is 448; 1 if absmax is 0."""
     scale = _divided(absmax, E4M3.maximum * E2M1.maximum)
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def _divided(x: Tensor, number: float) -> Tensor:
-    """x / number, correctly rounded on every device: CUDA multiplies by a number's reciprocal."""
+    """x / number, correctly rounded: CUDA multiplies by the reciprocal of a Python number."""
     return x / x.new_full((), number)

@@ -1,16 +1,19 @@
-"""The one table of formats, and `get_format`, which turns a name and options into a `Format`.
+"""The table of formats, and `get_format`, which builds a `Format` from a name and options.
 
 A new format is one row of `FORMATS` (and, if its element is new, one element).
-Sources: OCP Microscaling Formats (MX) v1.0; NVFP4 as NVIDIA describes it; SVDQuant for int4/uint4.
+Sources: OCP Microscaling Formats (MX) v1.0; NVFP4 as described by NVIDIA; SVDQuant for int4/uint4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
 
 from loraq.errors import LoraqError, unknown
 from loraq.formats.elements import Element, FloatElement, IntegerElement
-from loraq.formats.packing import PACKED_BITS
+
+PACKED_BITS = (4, 6, 8)
 
 E4M3 = FloatElement(4, 3, 448.0)
 E5M2 = FloatElement(5, 2, 57344.0)
@@ -18,21 +21,30 @@ E2M3 = FloatElement(2, 3, 7.5)
 E3M2 = FloatElement(3, 2, 28.0)
 E2M1 = FloatElement(2, 1, 6.0)
 
-EXPONENT_RULES = ("floor", "ceil", "even", "rceil")
-CLIP_RULES = ("none", "mse")
-TENSOR_SCALES = ("tensor", "token", "fixed")
-WHOLE_AXIS = ("channel", "token")  # words for `block`: one scale for the whole last axis
+Family = Literal["int", "uint", "mxint", "mxfp", "nvfp", "float"]
+ScaleFormat = Literal["fp16", "bf16", "e8m0", "e4m3", "none"]
+ExponentRule = Literal["floor", "ceil", "even", "rceil"]
+ClipRule = Literal["none", "mse"]
+TensorScale = Literal["none", "tensor", "token", "fixed"]
+BlockName = Literal["channel", "token", "tensor"]
+
+EXPONENT_RULES: tuple[ExponentRule, ...] = get_args(ExponentRule)
+CLIP_RULES: tuple[ClipRule, ...] = get_args(ClipRule)
+TENSOR_SCALES: tuple[TensorScale, ...] = ("tensor", "token", "fixed")
+FULL_AXIS = ("channel", "token")  # values of `block`: one scale for the complete last axis
+
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True)
 class FormatSpec:
-    """A row of the table: what belongs to a name, and the defaults of what can be chosen."""
+    """A row of the table: the properties of a named format, and the defaults of its options."""
 
-    family: str
+    family: Family
     bits: int
     element: Element | None
     block: int | None
-    scales: tuple[str, ...]  # those allowed, the default first
+    scales: tuple[ScaleFormat, ...]  # allowed scale formats, the default first
     source: str
 
     def __post_init__(self) -> None:
@@ -40,13 +52,13 @@ class FormatSpec:
             return
         if self.bits not in PACKED_BITS or self.element.bits > self.bits:
             raise LoraqError(
-                f"A code of {self.bits} bits with an element of {self.element.bits}: codes are "
-                f"packed with {', '.join(map(str, PACKED_BITS))} bits (formats/packing.py), and "
-                "the element must fit in. Take the next larger number of bits."
+                f"A code of {self.bits} bits with an element of {self.element.bits} bits: codes "
+                f"are packed with {', '.join(map(str, PACKED_BITS))} bits (formats/packing.py), "
+                "and the element must fit. Use the next larger number of bits."
             )
 
 
-_SIXTEEN = ("fp16", "bf16")
+_SIXTEEN: tuple[ScaleFormat, ...] = ("fp16", "bf16")
 FORMATS: dict[str, FormatSpec] = {
     "int4": FormatSpec("int", 4, IntegerElement(4), 64, _SIXTEEN, "SVDQuant"),
     "int6": FormatSpec("int", 6, IntegerElement(6), 64, _SIXTEEN, "SVDQuant"),
@@ -68,20 +80,26 @@ FORMATS: dict[str, FormatSpec] = {
 
 @dataclass(frozen=True)
 class Format:
-    """What numbers can be: an element, a block that shares a scale, and the scale's own format."""
+    """A number format: element type, block size and scale format.
+
+    block: values per scale along the last axis; None: the complete axis; -1: the complete tensor.
+    exponent: rounding of the E8M0 exponent.
+    clip: `mse` searches for the scale with the least squared error.
+    tensor_scale: nvfp4's fp32 scale, per tensor, per token, or `fixed` (1.0, not stored).
+    """
 
     name: str
-    family: str
+    family: Family
     bits: int
-    block: int | None  # values per scale along the last axis; None: all of it; -1: whole tensor
-    scale: str  # fp16 | bf16 | e8m0 | e4m3 | none
-    exponent: str = "floor"  # how E8M0 is rounded: floor | ceil | even | rceil
-    clip: str = "none"  # none | mse: search for the scale of least squared error
-    tensor_scale: str = "none"  # nvfp4's fp32 scale: tensor | token | fixed (1.0, not stored)
+    block: int | None
+    scale: ScaleFormat
+    exponent: ExponentRule = "floor"
+    clip: ClipRule = "none"
+    tensor_scale: TensorScale = "none"
 
     @property
     def element(self) -> Element:
-        """The element of a block format; 16-bit formats have none."""
+        """The element of a block format; LoraqError for a 16-bit float."""
         element = FORMATS[self.name].element
         if element is None:
             raise LoraqError(f"Format '{self.name}' has no block element; it is a 16-bit float.")
@@ -89,7 +107,7 @@ class Format:
 
     @property
     def per_token(self) -> bool:
-        """Whether no scale reaches beyond the last axis, as activations need it."""
+        """Whether every scale belongs to one token, as activations require."""
         return self.block != -1 and self.tensor_scale != "tensor"
 
     @property
@@ -111,24 +129,24 @@ class Format:
 
 def get_format(
     name: str,
-    block: int | str | None = None,
-    scale: str | None = None,
-    exponent: str | None = None,
-    clip: str | None = None,
-    tensor_scale: str | None = None,
+    block: int | BlockName | None = None,
+    scale: ScaleFormat | None = None,
+    exponent: ExponentRule | None = None,
+    clip: ClipRule | None = None,
+    tensor_scale: TensorScale | None = None,
 ) -> Format:
-    """The format `name` with some of its defaults replaced; None keeps the table's default.
+    """The format `name` with options; None keeps the table's default.
 
-    block: a positive integer, 'channel' (or 'token': the whole last axis), 'tensor' (or -1).
+    block: a positive integer, 'channel' or 'token' (the complete last axis), 'tensor' or -1.
     Raises LoraqError for an unknown name or value, and for an option without effect.
     """
     if name not in FORMATS:
         raise unknown("format", name, FORMATS)
     spec = FORMATS[name]
     chosen_scale = _choose(name, "scale", scale, spec.scales)
-    rules = EXPONENT_RULES if chosen_scale == "e8m0" else ("floor",)
-    clips = CLIP_RULES if spec.family != "float" else ("none",)
-    tensor_scales = TENSOR_SCALES if spec.family == "nvfp" else ("none",)
+    rules: Sequence[ExponentRule] = EXPONENT_RULES if chosen_scale == "e8m0" else ("floor",)
+    clips: Sequence[ClipRule] = CLIP_RULES if spec.family != "float" else ("none",)
+    tensor_scales: Sequence[TensorScale] = TENSOR_SCALES if spec.family == "nvfp" else ("none",)
     return Format(
         name=name,
         family=spec.family,
@@ -141,12 +159,12 @@ def get_format(
     )
 
 
-def _choose(name: str, option: str, value: str | None, allowed: tuple[str, ...]) -> str:
+def _choose(name: str, option: str, value: Choice | None, allowed: Sequence[Choice]) -> Choice:
     if value is None:
         return allowed[0]
     if value not in allowed:
         raise LoraqError(
-            f"Format '{name}' cannot have {option}={value!r}. "
+            f"Format '{name}' does not support {option}={value!r}. "
             f"Choose {' or '.join(repr(a) for a in allowed)}, or leave it out."
         )
     return value
@@ -157,14 +175,14 @@ def _choose_block(name: str, spec: FormatSpec, block: int | str | None) -> int |
         return spec.block
     if spec.family == "float":
         raise LoraqError(f"Format '{name}' has no scale, so block={block!r} has no effect.")
-    if block in WHOLE_AXIS:
+    if block in FULL_AXIS:
         return None
     if block in ("tensor", -1) and spec.family in ("int", "uint"):
         return -1
     if isinstance(block, bool) or not isinstance(block, int) or block < 1:
         words = "'channel'" + (" or 'tensor'" if spec.family in ("int", "uint") else "")
         raise LoraqError(
-            f"Format '{name}' cannot have block={block!r}. "
-            f"Give an integer of at least 1 (default {spec.block}) or {words}."
+            f"Format '{name}' does not support block={block!r}. "
+            f"Set an integer of at least 1 (default {spec.block}) or {words}."
         )
     return block

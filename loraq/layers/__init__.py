@@ -1,7 +1,7 @@
-"""One quantised layer: its equation, its packed tensors, the module, and what computes it.
+"""One quantised layer: its equation, its packed tensors, its module and the compute back ends.
 
-The equation (`equation.py`) is the definition; back ends must agree with it. Imported by
-quantization and above; imports transforms, formats and below.
+`equation.py` is the definition that the back ends must match. Imported by quantization and above;
+imports transforms, formats and below.
 """
 
 from loraq.layers.linear import QuantizedLinear

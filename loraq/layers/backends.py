@@ -1,17 +1,17 @@
-"""How a packed layer computes: emulation, which is the definition, or kernels on the packed codes.
+"""Compute modes of a packed layer: emulation, which is the definition, or Triton kernels.
 
-emulate   operands dequantised, products in x's type, float32 on a CPU: everywhere, every format
-triton    codes through the GPU's low-bit units (`layers/triton/`); a layer that no kernel
-          computes is an error
-auto      triton on a GPU for every layer that it computes, emulation for the others; on a CPU that
-          multiplies bfloat16 by itself, for a model in that type, emulation with such products:
-          operands of MX and NVFP4 are exact in it, integers with 16-bit scales lose their last bits
+emulate   dequantised operands, products in x's dtype, on a CPU in float32; every device and format
+triton    kernels on the packed codes (`layers/triton/`); a layer without a kernel is an error
+auto      on a GPU, triton for every layer that has a kernel and emulation for the others; on a CPU,
+          emulation, with bfloat16 products if the model has that dtype and the processor has native
+          bfloat16 products: MX and NVFP4 operands are exact in it, integers with 16-bit scales lose
+          their last bits
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -22,37 +22,44 @@ from loraq.layers.equation import QuantizedInput, matmul, multiply, quantize_inp
 from loraq.layers.tensors import LayerTensors
 from loraq.utils import batch_invariance
 
+ComputeMode = Literal["emulate", "auto", "triton"]
+COMPUTE_MODES: tuple[ComputeMode, ...] = get_args(ComputeMode)
+
 
 class Compute(Protocol):
-    """The equation in two halves: what q, k and v share, and the rest; x̃ is formed in `dtype`."""
+    """The equation in two steps, so that q, k and v can share the first.
 
-    dtype: torch.dtype
+    dtype: of the transformed input x̃.
+    """
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def quantize(self, x: Tensor) -> Any:
-        """Of an already transformed x̃ [..., I]: what `multiply` takes."""
+        """Quantise a transformed x̃ [..., I]; the result is the argument of `multiply`."""
 
-    def multiply(self, held: Any) -> Tensor:
+    def multiply(self, quantized: Any) -> Tensor:
         """y [..., O]."""
 
 
 @torch.compiler.assume_constant_result
-def _by_onednn(device: str) -> bool:
-    """A compiler takes the answer as it is and does not trace the probes."""
+def _use_onednn(device: str) -> bool:
+    """Constant under torch.compile, so that the probe is not traced."""
     return batch_invariance.use_onednn(device)
 
 
 @torch.compiler.assume_constant_result
-def by_bfloat16_units(device: str, dtype: torch.dtype) -> bool:
-    """A compiler takes this answer, too, as it is."""
+def _use_bfloat16(device: str, dtype: torch.dtype) -> bool:
+    """Constant under torch.compile, so that the probe is not traced."""
     return batch_invariance.use_bfloat16(device, str(dtype).removeprefix("torch."))
 
 
 class Emulated:
-    """Dense copies of the operands in one type, on one device.
+    """The equation on dequantised operands, on one device.
 
-    On a CPU that is float32, whatever the model's type, unless `operands` says otherwise: few have
-    16-bit units, and without them a product in bfloat16 is the slower one
-    (experiments/bench/forward.py). x̃ is formed in float32 there in any case.
+    operands: their dtype. Default on a CPU: float32 for a model of any dtype, because bfloat16
+        products are slower on processors without native support (experiments/bench/forward.py).
+    x̃ is computed in float32 on a CPU, otherwise in `dtype`.
     """
 
     def __init__(
@@ -64,21 +71,23 @@ class Emulated:
     ) -> None:
         self.dtype = torch.float32 if device.type == "cpu" else dtype
         self.operands = dtype = operands or self.dtype
-        dense = {
+        arguments = {
             name: value.to(device, dtype) if isinstance(value, Tensor) else value
-            for name, value in tensors.dense().items()
+            for name, value in tensors.equation_arguments().items()
         }
-        self.weight_OI, self.left_OR = dense.pop("weight_OI"), dense.pop("left_OR")
+        self.weight_OI, self.left_OR = arguments.pop("weight_OI"), arguments.pop("left_OR")
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
-        use_onednn = dtype == torch.float32 and _by_onednn(device.type)
+        use_onednn = dtype == torch.float32 and _use_onednn(device.type)
         self.product = batch_invariance.onednn_product if use_onednn else matmul
-        self.input = dense | {"product": self.product}
+        self.input_arguments = arguments | {"product": self.product}
 
     def quantize(self, x: Tensor) -> QuantizedInput:
-        return quantize_input(x, self.operands, **self.input)
+        """Qa(x̃) and the branch's intermediate."""
+        return quantize_input(x, self.operands, **self.input_arguments)
 
-    def multiply(self, held: QuantizedInput) -> Tensor:
-        return multiply(held, self.weight_OI, self.left_OR, self.bias_O, self.product)
+    def multiply(self, quantized: QuantizedInput) -> Tensor:
+        """y [..., O]."""
+        return multiply(quantized, self.weight_OI, self.left_OR, self.bias_O, self.product)
 
 
 def check_compute(
@@ -88,36 +97,39 @@ def check_compute(
     widths: Iterable[int],
     device: torch.device,
 ) -> None:
-    """LoraqError where kernels are missing for layers yet to be packed with a recipe's formats."""
-    try:
-        from loraq.layers.triton.support import check, equations
+    """Raise LoraqError if layers of a recipe with these formats and input widths have no kernel."""
+    try:  # the package triton is available on Linux only
+        from loraq.layers.triton.support import check_supported, recipe_equations
     except ImportError as error:
-        raise _no_triton(error) from None
-    for equation in equations(formats, requantize, rank, widths):
-        check(equation, device)
+        raise _triton_missing(error) from None
+    for equation in recipe_equations(formats, requantize, rank, widths):
+        check_supported(equation, device)
 
 
-def _no_triton(error: ImportError) -> LoraqError:
+def _triton_missing(error: ImportError) -> LoraqError:
     return LoraqError(
-        f"compute=triton needs the package triton, which does not import here ({error}). "
+        f"compute=triton needs the package triton, which cannot be imported ({error}). "
         "Install it, or set compute=emulate."
     )
 
 
 def make_compute(
-    mode: str, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
+    mode: ComputeMode, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
 ) -> Compute:
-    """LoraqError where `triton` is asked for and cannot be had."""
-    if mode == "auto" and by_bfloat16_units(device.type, dtype):
+    """The back end of a layer for inputs of `dtype` on `device`.
+
+    Raises LoraqError for mode=triton without a GPU, the package triton or a kernel for the layer.
+    """
+    if mode == "auto" and _use_bfloat16(device.type, dtype):
         return Emulated(tensors, dtype, device, operands=torch.bfloat16)
     if mode == "emulate" or (mode == "auto" and device.type != "cuda"):
         return Emulated(tensors, dtype, device)
-    try:
+    try:  # the package triton is available on Linux only
         from loraq.layers.triton import Unsupported, prepare
-    except ImportError as error:  # PyTorch brings Triton along on Linux alone
+    except ImportError as error:
         if mode == "auto":
             return Emulated(tensors, dtype, device)
-        raise _no_triton(error) from None
+        raise _triton_missing(error) from None
     try:
         return prepare(tensors, dtype, device)
     except Unsupported:

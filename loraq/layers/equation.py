@@ -1,10 +1,10 @@
-"""The quantised layer's equation: the definition that every fast path is held against.
+"""The quantised layer's equation, the definition that every back end must match.
 
     y = Qa(x̃)·Wqᵀ + Qba(Qba(x̃)·Rᵀ)·Lᵀ + bias̃        x̃ = transform of x  (method.md, "The layer")
 
-Emulated: operands are rounded to the values of their formats, products are formed in x's dtype
-(float32 on CPU). Shapes: x_TI any leading axes × in, weight_OI, right_RI, left_OR, bias_O; with a
-leading axis on all of them it is a batch of layers.
+Emulation: operands are fake-quantised, products use x's dtype (float32 on a CPU). Shapes: x_TI any
+leading axes × in, weight_OI, right_RI, left_OR, bias_O; with a leading axis on all of them, a batch
+of layers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from loraq.formats import Format, fake_quantize
 
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
-    """x·Wᵀ as PyTorch forms it (`utils.batch_invariance` knows processors with a faster way)."""
+    """x·Wᵀ with PyTorch's matmul (`utils.batch_invariance` has a faster product for some CPUs)."""
     return x @ w.mT
 
 
 @dataclass(frozen=True)
 class QuantizedInput:
-    """What a layer multiplies its weights with: Qa(x̃), and the branch's Qba(Qba(x̃)·Rᵀ)."""
+    """The quantised input of a layer: main Qa(x̃), and the branch's intermediate Qba(Qba(x̃)·Rᵀ)."""
 
     main: Tensor
     intermediate: Tensor | None
+
+    def __repr__(self) -> str:
+        branch = None if self.intermediate is None else tuple(self.intermediate.shape)
+        return f"QuantizedInput(main={tuple(self.main.shape)}, intermediate={branch})"
 
 
 def quantized_linear(
@@ -42,13 +46,13 @@ def quantized_linear(
     branch_activation: Format | None = None,
     requantize_intermediate: bool = True,
 ) -> Tensor:
-    """y for an already transformed x̃ and dequantised weights; no branch where L, R are None."""
+    """y for a transformed x̃ and dequantised weights; without a branch if L or R is None."""
     if left_OR is None:
         right_RI = None
-    held = quantize_input(
+    quantized = quantize_input(
         x, weight_OI.dtype, activation, right_RI, branch_activation, requantize_intermediate
     )
-    return multiply(held, weight_OI, left_OR, bias_O)
+    return multiply(quantized, weight_OI, left_OR, bias_O)
 
 
 def quantize_input(
@@ -60,8 +64,8 @@ def quantize_input(
     requantize_intermediate: bool = True,
     product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> QuantizedInput:
-    """The input's part of the equation, the same for layers that share x̃, R and formats."""
-    x = x.contiguous()  # SANA's attention hands over transposed ones, many times slower to round
+    """The part of the equation that layers with the same x̃, R and formats share."""
+    x = x.contiguous()  # SANA's attention passes transposed inputs, which are slow to quantise
     main = fake_quantize(x, activation, dtype)
     if right_RI is None or branch_activation is None:
         return QuantizedInput(main, None)
@@ -75,16 +79,16 @@ def quantize_input(
 
 
 def multiply(
-    held: QuantizedInput,
+    quantized: QuantizedInput,
     weight_OI: Tensor,
     left_OR: Tensor | None,
     bias_O: Tensor | None,
     product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> Tensor:
-    """The weights' part: Qa(x̃)·Wqᵀ + bias̃ + (…)·Lᵀ."""
-    y = product(held.main, weight_OI)
+    """The products with the weights: Qa(x̃)·Wqᵀ + bias̃ + Qba(…)·Lᵀ."""
+    y = product(quantized.main, weight_OI)
     if bias_O is not None:
         y += bias_O
-    if held.intermediate is not None and left_OR is not None:
-        y += product(held.intermediate, left_OR)
+    if quantized.intermediate is not None and left_OR is not None:
+        y += product(quantized.intermediate, left_OR)
     return y

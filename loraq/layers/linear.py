@@ -1,38 +1,41 @@
-"""The module that stands in for a quantised `nn.Linear` or 1×1 `nn.Conv2d`."""
+"""The module that replaces a quantised `nn.Linear` or 1×1 `nn.Conv2d`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError, unknown
 from loraq.formats import QuantizedTensor
-from loraq.layers.backends import Compute, make_compute
-from loraq.layers.shared_input import SharedInput, moved
+from loraq.layers.backends import COMPUTE_MODES, Compute, ComputeMode, make_compute
+from loraq.layers.shared_input import SharedInput, apply_keeping_dtype
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
 
+InputKind = tuple[torch.dtype, torch.device]
+
 
 class QuantizedLinear(nn.Module):
-    """Stands in for `nn.Linear` or a 1×1 `nn.Conv2d`; buffers are the packed tensors.
+    """A quantised `nn.Linear` or 1×1 `nn.Conv2d` whose buffers are the packed tensors.
 
-    Buffers are called OPERAND_SUFFIX, as docs/checkpoints.md says. What `compute` multiplies with
-    (dequantised weights, where it emulates) is a cache made at first use; it is no buffer, and
-    neither saved nor pickled.
+    Buffers are named OPERAND_SUFFIX (docs/checkpoints.md). The back end's operands (dequantised
+    weights for compute=emulate) are cached at the first forward, and neither saved nor pickled.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
         super().__init__()
         self.convolution = convolution
         self.shared: SharedInput | None = None
-        self.compute = "emulate"
+        self.compute: ComputeMode = "emulate"
         self.out_features, self.in_features = tensors.weight.shape
-        self.hold(tensors)
+        self.set_tensors(tensors)
 
-    def hold(self, tensors: LayerTensors) -> None:
-        """Compute with `tensors` from now on."""
+    def set_tensors(self, tensors: LayerTensors) -> None:
+        """Replace the packed tensors."""
         self.tensors = tensors
         for part in OPERANDS:
             packed = getattr(tensors, part)
@@ -41,70 +44,84 @@ class QuantizedLinear(nn.Module):
         for suffix, tensor in tensors.transform.tensors().items():
             self.register_buffer(f"transform_{suffix}", tensor)
         self.register_buffer("bias", tensors.bias_O)
-        self._cache: tuple[tuple, InputTransform, Compute] | None = None
+        self._cache: tuple[InputKind, InputTransform, Compute] | None = None
 
-    def _apply(self, fn, recurse=True):
-        """Devices change, types never do: packed tensors are what they are in any model's dtype."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the buffers; packed tensors keep their dtypes, whatever the model's dtype."""
         names = [name for name, tensor in self._buffers.items() if tensor is not None]
-        held = [self.get_buffer(name) for name in names]
-        shared = self.shared
-        moves = [moved(t, fn) for t in held] if shared is None else shared.move(held, fn)
-        for name, tensor in zip(names, moves, strict=True):
+        buffers = [self.get_buffer(name) for name in names]
+        if self.shared is None:
+            moved = [apply_keeping_dtype(buffer, fn) for buffer in buffers]
+        else:
+            moved = self.shared.move(buffers, fn)
+        for name, tensor in zip(names, moved, strict=True):
             self.register_buffer(name, tensor)
         self._read_buffers()
         return self
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self._read_buffers()
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cache": None}
 
     def _read_buffers(self) -> None:
-        """Compute with the buffers as they are now."""
-        held = dict(self.named_buffers())
-        operands = {
-            part: QuantizedTensor.from_tensors(_named(held, part), packed.shape, packed.format)
-            for part in OPERANDS
-            if (packed := getattr(self.tensors, part)) is not None
-        }
-        old = self.tensors.transform
+        """Rebuild `tensors` from the buffers."""
+        buffers, old = dict(self.named_buffers()), self.tensors
+
+        def operand(name: str, packed: QuantizedTensor) -> QuantizedTensor:
+            stored = _with_prefix(buffers, name)
+            return QuantizedTensor.from_tensors(stored, packed.shape, packed.format)
+
         transform = InputTransform.from_tensors(
-            _named(held, "transform"), self.in_features, old.block, old.shift
+            _with_prefix(buffers, "transform"),
+            self.in_features,
+            old.transform.block,
+            old.transform.shift,
         )
         self.tensors = replace(
-            self.tensors, **operands, transform=transform, bias_O=held.get("bias")
+            old,
+            weight=operand("weight", old.weight),
+            left=None if old.left is None else operand("left", old.left),
+            right=None if old.right is None else operand("right", old.right),
+            transform=transform,
+            bias_O=buffers.get("bias"),
         )
         self._cache = None
 
     def forward(self, x: Tensor) -> Tensor:
-        transform, compute = self._ready(x)
+        """y of x's dtype: x [..., I], or [B, I, H, W] for a convolution."""
+        transform, compute = self._prepare(x)
 
-        def made() -> Any:
-            last = x.movedim(1, -1) if self.convolution else x
+        def quantize() -> Any:
+            channels_last = x.movedim(1, -1) if self.convolution else x
             if not transform.identity:
-                last = transform.input(last.to(compute.dtype))
-            return compute.quantize(last)
+                channels_last = transform.input(channels_last.to(compute.dtype))
+            return compute.quantize(channels_last)
 
-        held = made() if self.shared is None else self.shared.of(self, x, type(compute), made)
-        y = compute.multiply(held).to(x.dtype)
+        if self.shared is None:
+            quantized = quantize()
+        else:
+            quantized = self.shared.get(self, x, type(compute), quantize)
+        y = compute.multiply(quantized).to(x.dtype)
         return y.movedim(-1, 1) if self.convolution else y
 
-    def compute_in(self, mode: str) -> None:
-        """Compute in this mode of `layers.backends` from now on."""
+    def set_compute(self, mode: ComputeMode) -> None:
+        """Set the compute mode (`layers/backends.py`)."""
         self.compute, self._cache = mode, None
 
-    def _ready(self, x: Tensor) -> tuple[InputTransform, Compute]:
-        """Transform and operands for inputs of x's type on x's device; the last are kept."""
-        wanted = (x.dtype, x.device)
-        if self._cache is None or self._cache[0] != wanted:
-            compute = make_compute(self.compute, self.tensors, *wanted)
+    def _prepare(self, x: Tensor) -> tuple[InputTransform, Compute]:
+        """Transform and back end for x's dtype and device, cached for the last kind of input."""
+        kind = (x.dtype, x.device)
+        if self._cache is None or self._cache[0] != kind:
+            compute = make_compute(self.compute, self.tensors, *kind)
             transform = self.tensors.transform.to(x.device, compute.dtype)
-            self._cache = wanted, transform, compute
+            self._cache = kind, transform, compute
         return self._cache[1:]
 
     def extra_repr(self) -> str:
+        """Shapes, formats and rank, as shown in the repr of a model."""
         t = self.tensors
         rank = 0 if t.left is None else t.left.shape[-1]
         return (
@@ -113,22 +130,19 @@ class QuantizedLinear(nn.Module):
         )
 
 
-def _named(buffers: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The buffers called PART_SUFFIX, by suffix."""
-    start = f"{part}_"
+def _with_prefix(buffers: dict[str, Tensor], operand: str) -> dict[str, Tensor]:
+    """The buffers named OPERAND_SUFFIX, by suffix."""
+    start = f"{operand}_"
     return {n.removeprefix(start): t for n, t in buffers.items() if n.startswith(start)}
 
 
-MODES = ("emulate", "auto", "triton")
+def set_compute(model: nn.Module, mode: ComputeMode) -> None:
+    """Set the compute mode of every packed layer of `model`: emulate, auto or triton.
 
-
-def set_compute(model: nn.Module, mode: str) -> None:
-    """Let every packed layer of `model` compute in this mode: emulate, auto or triton.
-
-    LoraqError for an unknown mode, and for a model without packed layers.
+    Raises LoraqError for an unknown mode, and for a model without packed layers.
     """
-    if mode not in MODES:
-        raise unknown("compute", mode, MODES)
+    if mode not in COMPUTE_MODES:
+        raise unknown("compute", mode, COMPUTE_MODES)
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     if not layers:
         raise LoraqError(
@@ -136,4 +150,4 @@ def set_compute(model: nn.Module, mode: str) -> None:
             "it first, or load a packed checkpoint."
         )
     for layer in layers:
-        layer.compute_in(mode)
+        layer.set_compute(mode)

@@ -1,9 +1,9 @@
-"""Which tensors packed layers are made of: layers to (entries, tensors) and back.
+"""Serialisation of packed layers as (entries, tensors).
 
-Entries are plain JSON: of each layer its formats and transform, and the name below which each
-operand's tensors lie. Layers that share R or a transform name the same tensors, stored once.
-Tensors are named LAYER.OPERAND.SUFFIX: OPERAND weight, left, right or transform, SUFFIX as
-`QuantizedTensor.tensors` and `InputTransform.tensors` call them; and LAYER.bias.
+Entries are JSON: for each layer its formats and transform, and the name prefix of each operand's
+tensors. Layers that share R or a transform name the same tensors, which are stored once. Tensors
+are named LAYER.OPERAND.SUFFIX, with OPERAND weight, left, right or transform and the SUFFIX of
+`QuantizedTensor.tensors` or `InputTransform.tensors`; and LAYER.bias.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from loraq.formats import Format, QuantizedTensor, stored_shapes
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
 
-Parts = dict[str, dict[str, Tensor]]
+TensorsByPrefix = dict[str, dict[str, Tensor]]
 
 
-def describe(layers: Mapping[str, LayerTensors]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(entries, tensors) of packed layers."""
+def serialize_layers(
+    layers: Mapping[str, LayerTensors],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(entries, tensors) of packed layers by name."""
     tensors: dict[str, Tensor] = {}
     entries: dict[str, Any] = {}
     stored_as: dict[int, str] = {}
     for name, layer in layers.items():
         entry: dict[str, Any] = {
             "activation": dataclasses.asdict(layer.activation),
-            "branch_activation": _plain(layer.branch_activation),
+            "branch_activation": _format_entry(layer.branch_activation),
             "requantize_intermediate": layer.requantize_intermediate,
             "transform": {
                 "tensors": stored_as.setdefault(id(layer.transform), f"{name}.transform"),
@@ -60,43 +62,48 @@ def describe(layers: Mapping[str, LayerTensors]) -> tuple[dict[str, Any], dict[s
     return entries, tensors
 
 
-def rebuild(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, LayerTensors]:
-    """The inverse of `describe`; KeyError names a tensor that is missing."""
-    held: dict[str, Any] = {}
-    layers, parts = {}, _by_prefix(tensors)
+def deserialize_layers(
+    entries: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, LayerTensors]:
+    """The inverse of `serialize_layers`; a missing tensor raises KeyError with its name."""
+    packed: dict[str, QuantizedTensor] = {}
+    transforms: dict[str, InputTransform] = {}
+    layers, by_prefix = {}, _by_prefix(tensors)
     for name, entry in entries.items():
         operands = {
-            operand: _operand(entry[operand], parts, held)
+            operand: _operand(entry[operand], by_prefix, packed)
             for operand in OPERANDS
             if operand in entry
         }
         width = operands["weight"].shape[-1]
         branch_activation = entry["branch_activation"]
         layers[name] = LayerTensors(
-            **operands,
+            weight=operands["weight"],
+            left=operands.get("left"),
+            right=operands.get("right"),
             activation=Format(**entry["activation"]),
             branch_activation=None if branch_activation is None else Format(**branch_activation),
             requantize_intermediate=entry["requantize_intermediate"],
-            transform=_transform(entry["transform"], width, parts, held),
+            transform=_transform(entry["transform"], width, by_prefix, transforms),
             bias_O=tensors.get(f"{name}.bias"),
         )
     return layers
 
 
-def planned(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every tensor that the entries speak of, on the meta device."""
-    found: dict[str, Tensor] = {}
+def expected_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Every tensor that the entries name, on the meta device."""
+    expected: dict[str, Tensor] = {}
 
     def add(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        found[name] = torch.empty(shape, dtype=dtype, device="meta")
+        expected[name] = torch.empty(shape, dtype=dtype, device="meta")
 
     for name, entry in entries.items():
         for operand in OPERANDS:
             if operand in entry:
-                held = entry[operand]
-                stored = stored_shapes(tuple(held["shape"]), Format(**held["format"]))
+                packed = entry[operand]
+                stored = stored_shapes(tuple(packed["shape"]), Format(**packed["format"]))
                 for suffix, (shape, dtype) in stored.items():
-                    add(f"{held['tensors']}.{suffix}", shape, dtype)
+                    add(f"{packed['tensors']}.{suffix}", shape, dtype)
         transform, width = entry["transform"], entry["weight"]["shape"][-1]
         if transform["smooth"]:
             add(f"{transform['tensors']}.smooth", (width,), torch.bfloat16)
@@ -104,37 +111,44 @@ def planned(entries: Mapping[str, Any]) -> dict[str, Tensor]:
             add(f"{transform['tensors']}.signs", (-(-width // 8),), torch.uint8)
         if entry["bias"]:
             add(f"{name}.bias", (entry["weight"]["shape"][0],), torch.float32)
-    return found
+    return expected
 
 
-def _operand(entry: dict, parts: Parts, held: dict[str, Any]) -> QuantizedTensor:
+def _operand(
+    entry: Mapping[str, Any], by_prefix: TensorsByPrefix, packed: dict[str, QuantizedTensor]
+) -> QuantizedTensor:
+    """The operand of an entry; one object for all entries with the same prefix."""
     prefix = entry["tensors"]
-    if prefix not in held:
-        held[prefix] = QuantizedTensor.from_tensors(
-            parts.get(prefix, {}), tuple(entry["shape"]), Format(**entry["format"])
+    if prefix not in packed:
+        packed[prefix] = QuantizedTensor.from_tensors(
+            by_prefix.get(prefix, {}), tuple(entry["shape"]), Format(**entry["format"])
         )
-    packed: QuantizedTensor = held[prefix]
-    return packed
+    return packed[prefix]
 
 
-def _transform(entry: dict, width: int, parts: Parts, held: dict[str, Any]) -> InputTransform:
+def _transform(
+    entry: Mapping[str, Any],
+    width: int,
+    by_prefix: TensorsByPrefix,
+    transforms: dict[str, InputTransform],
+) -> InputTransform:
+    """The transform of an entry; one object for all entries with the same prefix."""
     prefix = entry["tensors"]
-    if prefix not in held:
-        held[prefix] = InputTransform.from_tensors(
-            parts.get(prefix, {}), width, entry["block"], entry["shift"]
+    if prefix not in transforms:
+        transforms[prefix] = InputTransform.from_tensors(
+            by_prefix.get(prefix, {}), width, entry["block"], entry["shift"]
         )
-    transform: InputTransform = held[prefix]
-    return transform
+    return transforms[prefix]
 
 
-def _by_prefix(tensors: Mapping[str, Tensor]) -> Parts:
+def _by_prefix(tensors: Mapping[str, Tensor]) -> TensorsByPrefix:
     """The tensors named PREFIX.SUFFIX: prefix -> suffix -> tensor."""
-    found: Parts = {}
+    found: TensorsByPrefix = {}
     for name, tensor in tensors.items():
         prefix, _, suffix = name.rpartition(".")
         found.setdefault(prefix, {})[suffix] = tensor
     return found
 
 
-def _plain(fmt: Format | None) -> dict | None:
+def _format_entry(fmt: Format | None) -> dict[str, Any] | None:
     return None if fmt is None else dataclasses.asdict(fmt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,13 @@ from loraq.layers.equation import quantized_linear
 from loraq.transforms.input_transform import InputTransform
 
 RANK_MULTIPLE = 16
+"""Emulation pads the rank to a multiple of this: narrow products are slow."""
 OPERANDS = ("weight", "left", "right")
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Everything one layer stores. `right` may be the very object another layer holds (q/k/v)."""
+    """The stored tensors and formats of one layer; q, k and v share one `right` object."""
 
     weight: QuantizedTensor
     activation: Format
@@ -29,29 +31,38 @@ class LayerTensors:
     requantize_intermediate: bool = True
     bias_O: Tensor | None = None
 
+    def __repr__(self) -> str:
+        rank = 0 if self.left is None else self.left.shape[-1]
+        return (
+            f"LayerTensors(shape={self.weight.shape}, weight={self.weight.format.label}, "
+            f"activation={self.activation.label}, rank={rank}, transform={self.transform})"
+        )
+
     def to(self, device: torch.device | str) -> LayerTensors:
-        """The same layer on a device; the values are those that it has here."""
-        operands = {
-            part: None if (packed := getattr(self, part)) is None else packed.to(device)
-            for part in OPERANDS
-        }
-        transform = self.transform.to(device, torch.float32)
-        bias_O = None if self.bias_O is None else self.bias_O.to(device)
-        return replace(self, **operands, transform=transform, bias_O=bias_O)
+        """The same layer on `device`."""
+        return replace(
+            self,
+            weight=self.weight.to(device),
+            left=None if self.left is None else self.left.to(device),
+            right=None if self.right is None else self.right.to(device),
+            transform=self.transform.to(device, torch.float32),
+            bias_O=None if self.bias_O is None else self.bias_O.to(device),
+        )
 
     def effective_weight(self) -> Tensor:
-        """Ŵ = Wq + L·R back in the original basis, float32 (O, I)."""
+        """Ŵ = Wq + L·R in the original basis, float32 (O, I)."""
         w_OI = dequantize(self.weight)
         if self.left is not None and self.right is not None:
             w_OI = w_OI + dequantize(self.left) @ dequantize(self.right)
         return self.transform.weight_back(w_OI)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The equation on this layer, dequantised afresh: slow, exact, without a module."""
-        return quantized_linear(self.transform.input(x.float()), bias_O=self.bias_O, **self.dense())
+        """The equation in float32; dequantises the weights in every call."""
+        arguments = self.equation_arguments()
+        return quantized_linear(self.transform.input(x.float()), bias_O=self.bias_O, **arguments)
 
-    def plain(self, convolution: bool, dtype: torch.dtype) -> nn.Module:
-        """An ordinary layer with the weight Ŵ; its bias takes the transform's shift back."""
+    def dequantized_module(self, convolution: bool, dtype: torch.dtype) -> nn.Module:
+        """An `nn.Linear` or 1×1 `nn.Conv2d` with the weight Ŵ and the bias without the shift."""
         weight_OI, bias_O = self.effective_weight(), self.bias_O
         out, width = weight_OI.shape
         layer: nn.Module = nn.Linear(width, out, bias=bias_O is not None)
@@ -63,16 +74,16 @@ class LayerTensors:
         layer.load_state_dict(values)
         return layer.to(weight_OI.device, dtype).requires_grad_(False)
 
-    def dense(self) -> dict:
-        """The arguments of `quantized_linear` with weights dequantised to float32.
+    def equation_arguments(self) -> dict[str, Any]:
+        """The arguments of `quantized_linear`, with weights dequantised to float32.
 
-        The rank is filled up with zeros, which change no value: narrow products are slow otherwise.
+        L and R are zero-padded to a multiple of RANK_MULTIPLE, which does not change the values.
         """
         right_RI = left_OR = None
         if self.right is not None and self.left is not None:
             right_RI, left_OR = dequantize(self.right), dequantize(self.left)
-            filling = -right_RI.shape[0] % RANK_MULTIPLE
-            right_RI, left_OR = pad(right_RI, (0, 0, 0, filling)), pad(left_OR, (0, filling))
+            extra = -right_RI.shape[0] % RANK_MULTIPLE
+            right_RI, left_OR = pad(right_RI, (0, 0, 0, extra)), pad(left_OR, (0, extra))
         return {
             "weight_OI": dequantize(self.weight),
             "activation": self.activation,

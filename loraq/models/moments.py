@@ -1,8 +1,8 @@
-"""What is known of a layer's input from the model's weights alone: moments, carried forward.
+"""Moments of layer inputs from the model's weights alone, without data.
 
-A modulated normalisation is x = n·(1 + scale(t)) + shift(t) with n of mean 0 and variance 1 in
-every channel, so its moments at each timestep follow from the timestep's embedding; linear maps
-carry them on, channels taken as independent. No data is read.
+A modulated normalisation is x = n·(1 + scale(t)) + shift(t), with n of mean 0 and variance 1 in
+every channel, so its moments at each timestep follow from the timestep embedding. They are
+propagated through linear maps with channels treated as independent.
 
 Letters: T timesteps, I and O channels.
 """
@@ -23,10 +23,13 @@ TIMESTEPS = 32
 
 @dataclass(frozen=True)
 class Moment:
-    """E[xᵀx] (in × in) and E[x] (in) of one layer input over every token seen, float32."""
+    """E[xᵀx] (I, I) and E[x] (I,) of one layer input over all tokens, float32."""
 
     second_II: Tensor
     mean_I: Tensor
+
+    def __repr__(self) -> str:
+        return f"Moment(channels={len(self.mean_I)})"
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,11 @@ class Moments:
     mean_TI: Tensor
     variance_TI: Tensor
 
+    def __repr__(self) -> str:
+        return f"Moments(timesteps={len(self.mean_TI)}, channels={self.mean_TI.shape[1]})"
+
     def pooled(self) -> Moment:
-        """E[xᵀx] and E[x] over all timesteps alike: Σ diag(variance) + meanᵀ·mean."""
+        """E[xᵀx] and E[x], averaged over timesteps: the mean of diag(variance) + meanᵀ·mean."""
         count = len(self.mean_TI)
         second_II = self.mean_TI.T @ self.mean_TI / count
         second_II.diagonal().add_(self.variance_TI.mean(0))
@@ -45,17 +51,17 @@ class Moments:
 
 
 def timesteps(count: int = TIMESTEPS, last: int = 999) -> Tensor:
-    """Evenly spaced over the training schedule, 0 … last."""
+    """Evenly spaced timesteps of the training schedule, 0 … last."""
     return torch.linspace(0, last, count)
 
 
 def modulated(shift_TI: Tensor, scale_TI: Tensor) -> Moments:
-    """n·(1 + scale) + shift, n normalised."""
+    """Moments of n·(1 + scale) + shift, n normalised."""
     return Moments(shift_TI.float(), (1 + scale_TI.float()).square())
 
 
 def linear(x: Moments, layer: nn.Module) -> Moments:
-    """x·Wᵀ + b with independent channels."""
+    """Moments of x·Wᵀ + b for independent channels."""
     w_OI = weight_matrix(layer).float()
     mean_TO = x.mean_TI @ w_OI.T
     if layer.bias is not None:
@@ -64,12 +70,12 @@ def linear(x: Moments, layer: nn.Module) -> Moments:
 
 
 def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> Mapping[str, Moment]:
-    """Moments by input id of blocks with a `scale_shift_table` and timestep embedding (T, 6·I).
+    """Moments by input id for blocks with a `scale_shift_table`; embedded: timesteps (T, 6·I).
 
-    q/k/v and the feed-forward read modulated normalisations; self_out a mean of values over
-    tokens, taken as one value. cross_q reads the residual stream and cross_out the text, of which
-    nothing is known; what a nonlinearity leaves for ff_down depends on how channels go together
-    (experiments/LOG.md: it was tried). Each is made (I×I) when it is read.
+    q/k/v and the feed-forward layers read modulated normalisations. self_out reads a mean of values
+    over tokens, which is treated as one value. The inputs of cross_q (the residual stream) and
+    cross_out (the text) are unknown. That of ff_down depends on how channels correlate
+    (experiments/LOG.md has the attempt). Each (I, I) matrix is computed when it is read.
     """
     known: dict[str, Moments] = {}
     for number, block in enumerate(transformer.transformer_blocks):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError
-from loraq.formats.quantize import all_finite
+from loraq.formats.quantization import all_finite
 from loraq.models.layers import Layer
 from loraq.models.moments import Moment
 from loraq.models.pointwise import channels_last

@@ -10,7 +10,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
-from loraq.layers.serialization import describe, planned
+from loraq.layers.serialization import expected_tensors, serialize_layers
 from loraq.layers.tensors import OPERANDS, LayerTensors
 
 NAME, VERSION = "loraq", "1"
@@ -76,7 +76,7 @@ class PackedConfig(QuantizationConfigMixin):
                 table.append(fmt)
             return table.index(fmt)
 
-        entries, _ = describe(layers)
+        entries, _ = serialize_layers(layers)
         for entry in entries.values():
             for name in FORMATS:
                 entry[name] = number(entry[name])
@@ -98,7 +98,7 @@ class PackedConfig(QuantizationConfigMixin):
                     if operand in entry:
                         fmt = formats[entry[operand]["format"]]
                         whole[operand] = {**entry[operand], "format": fmt}
-                planned({name: whole})
+                expected_tensors({name: whole})
             except (KeyError, IndexError, TypeError) as error:
                 raise LoraqError(
                     f"quantization_config's entry of '{name}' is not whole ({error!r}). Restore "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
-from loraq.layers.serialization import planned, rebuild
+from loraq.layers.serialization import deserialize_layers, expected_tensors
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.quantization.diffusers_config import NAME, PackedConfig
@@ -42,7 +42,7 @@ class PackedQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         entries = self.quantization_config.entries()
-        for name, tensors in rebuild(entries, planned(entries)).items():
+        for name, tensors in deserialize_layers(entries, expected_tensors(entries)).items():
             try:
                 original: Any = model.get_submodule(name)
             except AttributeError:
@@ -62,7 +62,7 @@ class PackedQuantizer(DiffusersQuantizer):
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
         """Without those that another layer's tensors stand for; LoraqError where one is gone."""
-        stored = {_buffer(name) for name in planned(self.quantization_config.entries())}
+        stored = {_buffer(name) for name in expected_tensors(self.quantization_config.entries())}
         lost = sorted(stored.intersection(missing_keys))
         _refuse_missing(lost)
         return [k for k in missing_keys if _packed(model, k) is None]
@@ -105,7 +105,7 @@ class PackedQuantizer(DiffusersQuantizer):
         modules = []
         for name, tensors in held_layers(model, self.quantization_config.entries()).items():
             modules.append(model.get_submodule(name))
-            modules[-1].hold(tensors)
+            modules[-1].set_tensors(tensors)
         share_inputs(modules)
         return model
 
@@ -114,7 +114,7 @@ class PackedQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every packed tensor once, without the rest of the storage that it is a part of."""
         entries = self.quantization_config.entries()
-        stored = {_buffer(name) for name in planned(entries)}
+        stored = {_buffer(name) for name in expected_tensors(entries)}
         packed = tuple(f"{name}." for name in entries)
         kept = {}
         for name, tensor in state_dict.items():
@@ -129,7 +129,7 @@ class PackedQuantizer(DiffusersQuantizer):
         """Plain 16-bit layers with the effective weights (activations are no longer rounded)."""
         for name, tensors in held_layers(model, self.quantization_config.entries()).items():
             module = model.get_submodule(name)
-            model.set_submodule(name, tensors.plain(module.convolution, model.dtype))
+            model.set_submodule(name, tensors.dequantized_module(module.convolution, model.dtype))
         _drop_config(model)
         del model.quantization_method
         return model
@@ -173,10 +173,10 @@ def _drop_config(transformer: Any) -> None:
 def held_layers(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, LayerTensors]:
     """The layers of these entries over the buffers of `model`, shared ones as one object."""
     found = {}
-    for name in planned(entries):
+    for name in expected_tensors(entries):
         module, _, buffer = _buffer(name).rpartition(".")
         found[name] = model.get_submodule(module).get_buffer(buffer)
-    return rebuild(entries, found)
+    return deserialize_layers(entries, found)
 
 
 def _buffer(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.layers.serialization import describe, rebuild
+from loraq.layers.serialization import deserialize_layers, serialize_layers
 from loraq.layers.tensors import LayerTensors
 from loraq.utils.files import TEMPORARY, reporting_full_disk, sort_metadata
 
@@ -23,7 +23,7 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     """Write the group's packed tensors and `info`; aside first, then renamed."""
     from safetensors.torch import save_file
 
-    entries, tensors = describe(layers)
+    entries, tensors = serialize_layers(layers)
     notes = {name: value for name, value in info.items() if name != "seconds"}
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
     aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
@@ -65,4 +65,4 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
     info = json.loads(metadata["info"])
     if _seconds(path).is_file():
         info["seconds"] = float(_seconds(path).read_text(encoding="utf-8"))
-    return rebuild(json.loads(metadata["layers"]), tensors), info
+    return deserialize_layers(json.loads(metadata["layers"]), tensors), info

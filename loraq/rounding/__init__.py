@@ -1,4 +1,7 @@
-"""How what is left of a weight is rounded to its format. One file a kind, looked up by name."""
+"""Rounding of the main weight to its format: nearest or GPTQ, one module per kind.
+
+Imported by quantization; imports config, formats and below.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from loraq.formats import Format, QuantizedTensor
 def round_weights(
     target_BOI: Tensor, weight: Format, second_BII: Tensor | None, options: RoundingConfig
 ) -> list[QuantizedTensor]:
-    """Q(target) of each unit in packed form, by the rounding that `options` name.
+    """Q(target) of each unit in packed form, with the rounding `options.kind`.
 
-    second_BII: the inputs' second moments in the basis of `target_BOI`, for roundings that read it.
+    second_BII: second moments of the transformed inputs; GPTQ needs them.
     """
     module = importlib.import_module(f"loraq.rounding.{options.kind}")
     rounded: list[QuantizedTensor] = module.round_weights(target_BOI, weight, second_BII, options)

@@ -1,23 +1,22 @@
-"""GPTQ: columns are rounded one by one, and each column's error is made up for by those to come.
+"""GPTQ: columns are rounded one by one, and later columns compensate each column's error.
 
     H = E[x̃ᵀx̃] + damp · mean(diag E[x̃ᵀx̃]) · I,    H⁻¹ = Uᵀ·U, U upper,
     q_i = round(w_i),    w_j -= (w_i − q_i) · U_ij / U_ii  for every j > i
 
-(Frantar et al., arXiv 2210.17323, algorithm 1). Columns are taken in chunks S. With H = R·Rᵀ, R
-upper, so that U = R⁻¹, what a chunk has received from all columns before it (< S) is
+(Frantar et al., arXiv 2210.17323, algorithm 1). Columns are processed in chunks S. With H = R·Rᵀ,
+R upper, so that U = R⁻¹, the chunk after the compensation of all columns before it (< S) is
 
     w_S + (W − Q)_<S · R_<S,S · U_SS,    U_SS = (R_SS)⁻¹
 
-in one product, with the original W: H is factored once and never inverted, but for the chunks'
-own small corners.
+which is one product with the original W: H is factored once, and only the diagonal blocks of R are
+inverted.
 
-A block's scale is what its format chooses from the block's values at the moment its first column
-is reached; in the order of falling activation energy a block's columns lie apart, and all scales
-come from the target.
+The format chooses a block's scale from the block's values at its first column. With act_order the
+columns of a block are not adjacent, and all scales come from the target.
 
-Letters: B units, O out, I in, K columns of a chunk, N scale blocks of a row. The maths is float64
-with the column first, so that a column lies in one piece; every product is made unit by unit, on
-memory of its own, so that a unit's bits do not depend on its neighbours.
+Letters: B units, O out, I in, K columns of a chunk, N scale blocks of a row. Computed in float64
+with the columns as the first axis, so that a column is contiguous. Products are computed per unit
+on separate memory, so that the bits of a unit do not depend on the other units.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from loraq.config import RoundingConfig
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, quantize
 from loraq.formats.blocks import block_length, find_tensor_scale, stored_scales, to_blocks
-from loraq.formats.quantize import (
+from loraq.formats.quantization import (
     all_finite,
     check_finite,
     check_input,
@@ -37,18 +36,18 @@ from loraq.formats.quantize import (
 )
 from loraq.formats.scales import divisor, scale_values
 
-MAX_ELEMENTS = 1 << 27  # float64 numbers that the units rounded together may take: 1 GiB
+MAX_ELEMENTS = 1 << 27  # float64 values of the units that are rounded together: 1 GiB
 
 
 @torch.no_grad()
 def round_weights(
     target_BOI: Tensor, fmt: Format, second_BII: Tensor, options: RoundingConfig
 ) -> list[QuantizedTensor]:
-    """Q(target) of each unit in packed form, after GPTQ under the inputs' second moments.
+    """Q(target) of each unit in packed form, with GPTQ under the inputs' second moments.
 
-    Inputs that are always zero get no feedback and give none. Raises LoraqError for a moment of
-    the wrong shape, with NaN or Inf, or that `damp` does not make positive definite, and where
-    `quantize` would.
+    Inputs that are always zero take no part in the compensation. Raises LoraqError for moments of
+    the wrong shape, with NaN or Inf, or not positive definite with `damp`, and for the errors of
+    `quantize`.
     """
     check_input(target_BOI)
     _check_moments(second_BII, target_BOI)
@@ -70,11 +69,11 @@ def _round_batch(
     units, rows, width = target_BOI.shape
     order_BI = _orders(second_BII, options.act_order)
     pairs = zip(second_BII, order_BI, strict=True)
-    factors = [factor(second_II, order_I, options.damp) for second_II, order_I in pairs]
+    factors = [upper_cholesky(second_II, order_I, options.damp) for second_II, order_I in pairs]
     errors = [target_BOI.new_empty(width, rows, dtype=torch.float64) for _ in range(units)]
     scales = _Scales(target_BOI, fmt, known=options.act_order)
     length = options.block
-    if scales.later:  # whole scale blocks: their values must be up to date when they are reached
+    if scales.later:  # complete scale blocks, whose scales need up-to-date values
         length = -(-length // scales.block) * scales.block
     final_BOI = torch.empty_like(target_BOI)
     for start in range(0, width, length):
@@ -91,16 +90,16 @@ def _round_batch(
         for b in range(units):
             errors[b][chunk] = before_KBO[:, b] - rounded_KBO[:, b]
             final_BOI[b][:, columns[b]] = now_KBO[:, b].mT.float()
-    del factors, errors, now_KBO, before_KBO  # packing takes as much memory
-    scales.check(target_BOI)
-    # the same values under the same scales round to what the loop rounded them to
-    return [quantize_with_scales(final_BOI[b], fmt, *scales.of_unit(b)) for b in range(units)]
+    del factors, errors, now_KBO, before_KBO  # limits peak memory: packing needs as much
+    scales.check_finite(target_BOI)
+    # the same values and scales as in the loop, and so the same codes
+    return [quantize_with_scales(final_BOI[b], fmt, *scales.unit_scales(b)) for b in range(units)]
 
 
 def _round_chunk(
     now_KBO: Tensor, start: int, corner_KKB: Tensor, scales: _Scales, columns: list[Tensor]
 ) -> Tensor:
-    """Round a chunk's columns in turn; `now_KBO` keeps each as it was when its turn came."""
+    """Round a chunk's columns; afterwards `now_KBO` holds each column's values before rounding."""
     feedback_KKB1 = (corner_KKB / corner_KKB.diagonal().mT[:, None])[..., None]
     scratch_KBO = torch.empty_like(now_KBO)
     rounded_KBO = torch.empty_like(now_KBO, dtype=torch.float32)
@@ -113,20 +112,20 @@ def _round_chunk(
             value_BO, divisor_BO = scales.value_NBO[at], scales.divisor_NBO[at]
         else:
             if start + k in scales.later:
-                scales.find(start + k, now_KBO[k : k + scales.block])
+                scales.choose_block_scale(start + k, now_KBO[k : k + scales.block])
             number = (start + k) // scales.block
             value_BO, divisor_BO = scales.value_NBO[number], scales.divisor_NBO[number]
         rounded_BO = round_(column_BO.float().div_(divisor_BO)).mul_(value_BO)
         rounded_KBO[k] = rounded_BO
         error_BO = column_BO - rounded_BO
-        # two steps, for one fused step may round differently at a vector's end
+        # two operations: a fused one may round differently at the end of a vector
         change = torch.mul(feedback_KKB1[k, k + 1 :], error_BO, out=scratch_KBO[k + 1 :])
         now_KBO[k + 1 :].sub_(change)
     return rounded_KBO
 
 
 class _Scales:
-    """The stored scales of a batch, known from the target or found on the way, and their values."""
+    """Stored scales of a batch and their values; known in advance, or chosen block by block."""
 
     def __init__(self, target_BOI: Tensor, fmt: Format, known: bool) -> None:
         self.format, self.known = fmt, known
@@ -148,8 +147,8 @@ class _Scales:
         self.value_NBO = self._values(self.stored_BON)
         self.divisor_NBO = divisor(self.value_NBO)
 
-    def find(self, start: int, now_KBO: Tensor) -> None:
-        """Choose the scales of the block whose first column is `start` from its values now."""
+    def choose_block_scale(self, start: int, now_KBO: Tensor) -> None:
+        """Choose the scales of the block at column `start` from its current values."""
         n = start // self.block
         blocks_BONK = to_blocks(now_KBO.permute(1, 2, 0).float().contiguous(), self.block)
         stored_BON = self._choose(blocks_BONK, blocks_BONK.abs().amax(-1))
@@ -157,13 +156,13 @@ class _Scales:
         self.value_NBO[n : n + 1] = self._values(stored_BON)
         self.divisor_NBO[n] = divisor(self.value_NBO[n])
 
-    def of_unit(self, b: int) -> tuple[Tensor, Tensor | None]:
-        """Stored scales and tensor scale of one unit, as its own QuantizedTensor holds them."""
+    def unit_scales(self, b: int) -> tuple[Tensor, Tensor | None]:
+        """Stored scales and tensor scale of one unit, as its QuantizedTensor stores them."""
         stored = self.stored_BON[b].clone()
         return stored.reshape(()) if self.format.block == -1 else stored, self._tensor_scales[b]
 
-    def check(self, target_BOI: Tensor) -> None:
-        """LoraqError for scales that their format cannot hold."""
+    def check_finite(self, target_BOI: Tensor) -> None:
+        """Raise LoraqError if a scale overflows its format."""
         check_finite(self.value_NBO, target_BOI, self.format)
 
     def _choose(self, blocks_BONK: Tensor, absmax_BON: Tensor) -> Tensor:
@@ -174,13 +173,13 @@ class _Scales:
         return values_BON.permute(2, 0, 1).contiguous()
 
 
-def factor(second_II: Tensor, order_I: Tensor, damp: float) -> Tensor:
-    """R, upper, float64, with R·Rᵀ = H damped and its axes in the order given.
+def upper_cholesky(second_II: Tensor, order_I: Tensor, damp: float) -> Tensor:
+    """Upper R with R·Rᵀ = H (damped), axes in the given order, float64.
 
-    Rows and columns of dead inputs are zero but for the damping, so that they stay by themselves.
+    Rows and columns of dead inputs are zero except for the damping, so that they decouple.
     """
-    reverse_I = order_I.flip(0)  # both axes reversed, R is the usual lower factor
-    h_II = second_II.mT[reverse_I[:, None], reverse_I].double().mT  # as LAPACK wants it: in place
+    reverse_I = order_I.flip(0)  # with both axes reversed, R is the usual lower factor
+    h_II = second_II.mT[reverse_I[:, None], reverse_I].double().mT  # column-major, for LAPACK
     diagonal_I = h_II.diagonal().clone()
     dead_I, mean = diagonal_I == 0, diagonal_I.mean()
     h_II.masked_fill_(dead_I, 0.0).masked_fill_(dead_I[:, None], 0.0)
@@ -211,22 +210,21 @@ def _orders(second_BII: Tensor, act_order: bool) -> Tensor:
 def _check_moments(second_BII: Tensor, target_BOI: Tensor) -> None:
     if target_BOI.dim() != 3:
         raise LoraqError(
-            f"GPTQ takes units × out × in, and the target is {tuple(target_BOI.shape)}. "
+            f"GPTQ takes weights of shape units × out × in, not {tuple(target_BOI.shape)}. "
             "Add a leading axis for a single unit."
         )
     wanted = (target_BOI.shape[0], target_BOI.shape[2], target_BOI.shape[2])
     if tuple(second_BII.shape) != wanted:
         raise LoraqError(
-            f"The inputs' second moments are {tuple(second_BII.shape)}, and the weights need "
-            f"{wanted}. Capture them on the inputs of these very layers."
+            f"The inputs' second moments have the shape {tuple(second_BII.shape)}, and the weights "
+            f"need {wanted}. Capture them on the inputs of these layers."
         )
     if not all_finite(target_BOI):
-        raise LoraqError("Cannot round NaN or Inf. Repair what made the weights.")
+        raise LoraqError("Cannot round NaN or Inf. Fix the computation of the weights.")
     negative = int((second_BII.diagonal(dim1=1, dim2=2) < 0).sum())
     if negative or not all_finite(second_BII):
         bad = int((~second_BII.isfinite()).sum())
         raise LoraqError(
             f"The inputs' second moments have {bad} values that are NaN or Inf and {negative} "
-            "negative ones on the diagonal; there may be none. Capture them again from a model "
-            "that gives finite outputs."
+            "negative values on the diagonal. Capture them again, from a model with finite outputs."
         )

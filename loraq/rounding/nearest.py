@@ -1,4 +1,4 @@
-"""Round to nearest, ties to even, each block by its own scale (clip search: the format's)."""
+"""Rounding to nearest, ties to even, with the format's scales."""
 
 from __future__ import annotations
 
@@ -11,4 +11,5 @@ from loraq.formats import Format, QuantizedTensor, quantize
 def round_weights(
     target_BOI: Tensor, weight: Format, second_BII: Tensor | None, options: RoundingConfig
 ) -> list[QuantizedTensor]:
+    """Q(target) of each unit in packed form."""
     return [quantize(target_OI, weight) for target_OI in target_BOI]

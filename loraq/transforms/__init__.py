@@ -1,6 +1,6 @@
-"""Exact re-parametrisations of a layer's input and weight, one file a kind.
+"""Exact re-parametrisations of a layer's input and weight: smoothing, block Hadamard, shift.
 
-Imported by layers, quantization and kernels; imports formats' level and below.
+Imported by layers and above; imports `loraq.errors` only.
 """
 
 from loraq.transforms.input_transform import GELU_SHIFT, InputTransform

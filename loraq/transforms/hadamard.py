@@ -18,18 +18,18 @@ from loraq.errors import LoraqError
 def largest_block(width: int, limit: int) -> int:
     """Largest power of two that divides `width` and does not exceed `limit`.
 
-    Raises LoraqError where only 1 fits, for a rotation of single values changes nothing.
+    Raises LoraqError for an odd width: a block of one value has no rotation.
     """
     if limit < 2 or limit & (limit - 1):
         raise LoraqError(
-            f"quant.transform.hadamard={limit}: the block must be a power of two of at least 2 "
-            "(or 0 for no rotation); try 64."
+            f"quant.transform.hadamard={limit}: the block must be a power of two ≥ 2, or 0 for no "
+            "rotation. Set 64, for example."
         )
     block = math.gcd(width, limit)
     if block < 2:
         raise LoraqError(
-            f"a block Hadamard needs an even width, the layer reads {width} channels; "
-            "set quant.transform.hadamard=0 or skip that layer."
+            f"A block Hadamard rotation needs an even width, and a layer has {width} input "
+            "channels. Set quant.transform.hadamard=0, or add the layer to quant.skip."
         )
     return block
 
@@ -48,20 +48,20 @@ def hadamard_matrix(block: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=32)
-def _held(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The matrix where it is used, made once: every layer of every step asks for it."""
-    with torch.inference_mode(False):  # kept for calls that may differentiate
+def _cached_matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`hadamard_matrix` on a device, cached because every layer needs it in every step."""
+    with torch.inference_mode(False):  # the cached tensor may later be used with autograd
         return hadamard_matrix(block).to(device=device, dtype=dtype)
 
 
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
-    """x·D·H over the last axis, any leading axes; float32 in, float32 out."""
-    h = _held(block, x.device, x.dtype)
+    """x·D·H over the last axis, for any leading axes; keeps the dtype."""
+    h = _cached_matrix(block, x.device, x.dtype)
     blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
     return (blocks @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·H·D, the inverse of `rotate`."""
-    h = _held(block, x.device, x.dtype)
+    h = _cached_matrix(block, x.device, x.dtype)
     return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x)

@@ -1,6 +1,6 @@
 """Smoothing scales: x → x / s, W → W · s, per input channel (SmoothQuant, arXiv 2211.10438).
 
-SVDQuant judges 39 candidates s = xmax^α / wmax^β by the layer's output error: identity,
+SVDQuant compares 39 candidates s = xmax^α / wmax^β by the layer's output error: the identity,
 19 × (α, 0) and 19 × (α, 1 − α), α = 0.05 … 0.95 (deepcompressor, commit 69f3473).
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DAMP = 1e-3
+"""Relative damping of the input energies in `balanced_scale`."""
 ALPHAS = tuple(i / 20 for i in range(1, 20))
 
 
@@ -21,10 +22,10 @@ def candidates() -> list[tuple[float, float]]:
 
 
 def smoothing_scale(xmax_I: Tensor, wmax_I: Tensor, alpha: float, beta: float) -> Tensor:
-    """s = xmax^α / wmax^β, rounded to the bfloat16 it is stored in, returned as float32.
+    """s = xmax^α / wmax^β, rounded to bfloat16 (the stored dtype), as float32.
 
-    Any leading batch axes. A channel whose x or W is zero throughout keeps s = 1: there is
-    nothing to move, and 0 or ∞ would poison the layer.
+    Any leading batch axes. s = 1 for a channel whose x or W is zero throughout, where the formula
+    gives 0 or ∞.
     """
     dead = (xmax_I <= 0) | (wmax_I <= 0)
     s = xmax_I.clamp_min(1e-12).pow(alpha) / wmax_I.clamp_min(1e-12).pow(beta)
@@ -35,10 +36,11 @@ def smoothing_scale(xmax_I: Tensor, wmax_I: Tensor, alpha: float, beta: float) -
 def balanced_scale(rms_I: Tensor, w_OI: Tensor) -> Tensor:
     """s = √(rms(x) / ‖w‖) per input channel, rounded to bfloat16, as float32.
 
-    With a rotation behind it, a block's rounding errors have energy ∝ Σ x²/s² in x and Σ s²‖w‖² in
-    W, and either meets the other factor: their product is least, (Σ |x|·‖w‖)², at this s
-    (Cauchy–Schwarz). Scaled to a geometric mean of 1. Channels without x or W keep s = 1.
-    A thousandth of the mean energy is added to x's: a channel silent so far may speak later.
+    After a rotation, a block's rounding errors have an energy ∝ Σ x²/s² in x and ∝ Σ s²‖w‖² in W,
+    and each is multiplied by the other operand: this s minimises the product of the two, to
+    (Σ |x|·‖w‖)² (Cauchy–Schwarz). s has a geometric mean of 1. Channels without x or W keep s = 1.
+    DAMP times the mean energy is added to that of x, because a channel that is zero in calibration
+    may be nonzero later.
     """
     norm_I = w_OI.norm(dim=-2)
     dead = (rms_I <= 0) | (norm_I <= 0)
@@ -50,7 +52,7 @@ def balanced_scale(rms_I: Tensor, w_OI: Tensor) -> Tensor:
 
 
 def grid(x_BTI: Tensor, w_BOI: Tensor) -> Iterator[tuple[tuple[float, float], Tensor]]:
-    """Yield ((α, β), s_BI) for every candidate, from calibration inputs and weights."""
+    """Yield ((α, β), s_BI) for every candidate of the grid."""
     xmax_BI, wmax_BI = x_BTI.abs().amax(-2), w_BOI.abs().amax(-2)
     for alpha, beta in candidates():
         yield (alpha, beta), smoothing_scale(xmax_BI, wmax_BI, alpha, beta)

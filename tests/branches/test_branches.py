@@ -1,4 +1,4 @@
-"""Finders against what linear algebra and their definitions promise."""
+"""Finders against linear algebra and their definitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from loraq.branches import alternating, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
-    first_image,
+    initial_projection,
     random_rotation,
     solve_left,
     solve_right,
@@ -46,7 +46,7 @@ def problem(w: torch.Tensor, rank=8, main="int4", branch="int8", output_error=No
 
 
 def final_error(p: Problem, s: Solution) -> torch.Tensor:
-    """‖W − Ŵ‖/‖W‖ of the solution as it will be stored."""
+    """‖W − Ŵ‖/‖W‖ of the solution with quantised factors."""
     product = p.product(s.left_BOR, s.right_BRI)
     target = p.weight_BOI - product if s.residual else p.weight_BOI
     return p.relative_error(p.round_main(target) + product)
@@ -74,7 +74,7 @@ def test_truncated_svd_reaches_the_eckart_young_bound(shape):
 @pytest.mark.parametrize("shape", [(96, 80), (80, 120)])
 @pytest.mark.parametrize("source", ["spectrum", "rounding error"])
 def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
-    """Above EXACT_WIDTH: with a falling spectrum, and with the flat one of rounding errors."""
+    """Above EXACT_WIDTH, for a decaying spectrum and for the flat one of rounding errors."""
     w = weights(2, *shape)
     if source == "rounding error":
         w = w - fake_quantize(w, get_format("int4", block=16))
@@ -91,12 +91,12 @@ def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
 
 @pytest.mark.parametrize("shape", [(96, 80), (80, 120), (64, 64)])
 def test_a_tracked_svd_follows_a_changing_matrix(shape):
-    """Within 1 % of the best, three small changes on."""
+    """Within 1 % of the optimum after three small changes."""
     w, moved = weights(2, *shape), weights(2, *shape, seed=9)
-    image = first_image(w, *truncated_svd(w, 8))
+    projection = initial_projection(w, *truncated_svd(w, 8))
     for _ in range(3):
         w = w + 0.02 * moved
-        left, right, image = tracked_svd(w, 8, image)
+        left, right, projection = tracked_svd(w, 8, projection)
     found, least = (
         (w - a @ b).flatten(1).norm(dim=1) for a, b in ((left, right), truncated_svd(w, 8))
     )
@@ -209,12 +209,14 @@ def test_rotation_changes_the_factors_and_not_what_they_can_express():
     rotated = find(p, BranchConfig(kind="loraq", steps=1, rotation="random"))
     assert not torch.allclose(plain.left_BOR, rotated.left_BOR, atol=1e-3)
     assert torch.allclose(
-        plain.left_BOR @ plain.right_BRI, rotated.left_BOR @ rotated.right_BRI, atol=1e-4
+        plain.left_BOR @ plain.right_BRI,
+        rotated.left_BOR @ rotated.right_BRI,
+        atol=1e-4,
     )
 
 
 def test_a_plain_gradient_through_the_rounding_would_cancel():
-    """Why O2 stops the gradient at Q: straight-through everywhere leaves nothing of P."""
+    """Why O2 stops the gradient at Q: straight-through everywhere cancels the gradient of P."""
     w = weights(1)
     fmt = get_format("int4")
     product = torch.zeros_like(w).requires_grad_()
@@ -260,7 +262,7 @@ def test_output_selection_stops_at_the_first_round_that_does_not_improve():
     assert s.losses == sorted(s.losses, reverse=True)
 
 
-def test_mistakes_are_answered():
+def test_invalid_options_raise():
     p = problem(weights())
     with pytest.raises(LoraqError, match="start=zero"):
         find(p, BranchConfig(kind="svd", start="zero"))

@@ -1,4 +1,4 @@
-"""A branch finder in a file of the user's own: the library needs no edit for it."""
+"""A branch finder in a user's file, without changes to the library."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def own(tmp_path):
     return path
 
 
-def test_it_is_found_by_its_path_and_quantises(own):
+def test_a_file_is_loaded_by_its_path_and_quantises(own):
     recipe = api.recipe("loraq_o2", f"quant.branch.kind={own}", "quant.branch.rank=4")
     model, layers = Toy(), toy_layers()
     mine = quantize_model(model, layers, replace(recipe, skip=None), progress=None)
@@ -77,7 +77,7 @@ def test_a_records_config_names_no_folder(own, tmp_path):
         ("mine.py", "import no_such_module", "ModuleNotFoundError"),
     ],
 )
-def test_a_mistake_is_answered(own, name, text, words):
+def test_a_mistake_raises_with_a_remedy(own, name, text, words):
     path = own.with_name(name)
     if text is not None:
         path.write_text(text)
@@ -108,7 +108,7 @@ def test_the_example_of_the_notebooks_beats_one_svd():
         ),
     ],
 )
-def test_what_a_finder_may_not_return_is_said(own, returned, words):
+def test_invalid_results_of_a_finder_raise(own, returned, words):
     text = own.read_text()
     own.write_text(text[: text.index("    return")] + f"    return {returned}\n")
     with pytest.raises(LoraqError, match=words):

@@ -10,7 +10,7 @@ import torch
 
 from loraq.branches.linear_algebra import balance, root_and_inverse
 from loraq.branches.lookup import find
-from loraq.branches.rotation import rotated
+from loraq.branches.rotation import rotate_factors
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 from tests.branches.test_branches import LQER, O2, O2_ADAM, final_error, problem, weights
@@ -77,7 +77,7 @@ def test_a_rotation_keeps_the_product(kind):
     g = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 48, 16, generator=g), torch.randn(2, 16, 64, generator=g)
     left = left * torch.linspace(4, 0.1, 16)
-    turned = rotated(p, left, right, kind)
+    turned = rotate_factors(p, left, right, kind)
     assert torch.allclose(turned[0] @ turned[1], left @ right, atol=1e-4)
 
 
@@ -87,7 +87,7 @@ def test_a_learned_rotation_is_at_least_as_good_as_the_random_one_it_starts_from
     errors = {}
     for kind in ("random", "learned"):
         p = problem(weights(), rank=16, branch="int4")  # fresh generators: the same random start
-        product = p.product(*rotated(p, left, right, kind))
+        product = p.product(*rotate_factors(p, left, right, kind))
         errors[kind] = (left @ right - product).flatten(1).norm(dim=1)
     assert (errors["learned"] <= errors["random"]).all()
     assert (errors["learned"] < errors["random"]).any()
@@ -112,12 +112,12 @@ def grid_step(w_BOI: torch.Tensor) -> torch.Tensor:
     return (w_BOI.abs().amax(-1, keepdim=True) / 7).expand_as(w_BOI)
 
 
-def test_the_soft_gradient_goes_its_own_way():
+def test_the_soft_gradient_differs_from_stop():
     p = replace(problem(weights()), step_main=grid_step)
     soft = find(p, replace(O2_ADAM, gradient="soft"))
     stop = find(problem(weights()), O2_ADAM)
     assert soft.losses[0] == stop.losses[0] and soft.losses[1:3] != stop.losses[1:3]
-    with pytest.raises(LoraqError, match="even grid"):
+    with pytest.raises(LoraqError, match="uniform grid"):
         find(problem(weights()), replace(O2_ADAM, gradient="soft"))
 
 

@@ -195,7 +195,7 @@ def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
     tensors = made.layers["transformer_blocks.1.ff.net.2"]
     shift, x = tensors.transform.shift, torch.randn(3, 256)
     expected = (x + shift) @ tensors.effective_weight().T + tensors.bias_O
-    layer = tensors.plain(convolution=False, dtype=torch.float32)
+    layer = tensors.dequantized_module(convolution=False, dtype=torch.float32)
     assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
 
 

@@ -1,6 +1,6 @@
-"""An independent restatement of the formats in plain NumPy float64, one block at a time.
+"""An independent NumPy implementation of docs/formats.md in float64, one block at a time.
 
-It shares nothing with loraq.formats: no tables, no bit tricks; only the words of docs/formats.md.
+It shares no code with loraq.formats: neither tables nor bit operations.
 """
 
 from __future__ import annotations

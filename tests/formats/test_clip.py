@@ -1,4 +1,4 @@
-"""The MSE clip search: never worse than none, and better where blocks have outliers."""
+"""The MSE clip search: never worse than no clipping, and better for blocks with outliers."""
 
 from __future__ import annotations
 

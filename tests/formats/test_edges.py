@@ -1,4 +1,4 @@
-"""Zeros, NaN, Inf, scales that underflow or overflow, and the kinds of input that are taken."""
+"""Zeros, NaN, Inf, scales that underflow or overflow, and supported kinds of input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import FORMATS, blocks, dequantize, fake_quantize, get_format, quantize
-from loraq.formats.quantize import QuantizedTensor
+from loraq.formats.quantization import QuantizedTensor
 
 BLOCK_NAMES = [name for name, spec in FORMATS.items() if spec.family != "float"]
 OPTIONS = [(name, {}) for name in FORMATS] + [
@@ -35,7 +35,7 @@ def test_zeros_give_zeros(fmt):
     x = torch.zeros(3, 100)
     assert same_bits(fake_quantize(x, fmt), x)
     assert same_bits(dequantize(quantize(x, fmt)), x)
-    x[1, 7] = 1.0  # a zero block beside one that is not
+    x[1, 7] = 1.0  # next to blocks of zeros
     assert fake_quantize(x, fmt).count_nonzero() == 1
 
 
@@ -51,7 +51,7 @@ def test_tiny_blocks_stay_finite_and_no_larger(fmt, size):
 
 @pytest.mark.parametrize("name", BLOCK_NAMES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_nan_and_inf_are_refused_when_stored_and_make_their_block_nan_in_the_hot_path(name, bad):
+def test_nan_and_inf_raise_in_quantize_and_make_their_block_nan_in_fake_quantize(name, bad):
     fmt = get_format(name, tensor_scale="fixed" if name == "nvfp4" else None)
     x = randn(2, 70).abs()
     clean = fake_quantize(x, fmt)
@@ -87,7 +87,7 @@ def test_sixteen_bit_floats_are_a_cast():
         quantize(x[:2], get_format("bf16"))
 
 
-def test_a_scale_above_fp16_is_refused_and_bf16_holds_it():
+def test_a_scale_above_fp16_raises_and_bf16_represents_it():
     x = torch.full((1, 64), 1e6)
     with pytest.raises(LoraqError, match="scale='bf16'"):
         quantize(x, get_format("int4"))
@@ -143,7 +143,7 @@ def test_kinds_of_input(fmt, monkeypatch):
         assert same_bits(fake_quantize(short, fmt), fake_quantize(short.float(), fmt))
         assert same_bits(fake_quantize(short, fmt), dequantize(quantize(short, fmt)))
     stored = quantize(x, fmt)
-    monkeypatch.setattr(blocks, "PIECE", 4 * 74)  # three pieces, the last one short
+    monkeypatch.setattr(blocks, "CHUNK_VALUES", 4 * 74)  # three chunks, the last one short
     assert same_bits(fake_quantize(x, fmt), wanted)
     for dtype in (torch.float16, torch.bfloat16):
         found = fake_quantize(x.to(dtype), fmt, dtype)
@@ -151,11 +151,11 @@ def test_kinds_of_input(fmt, monkeypatch):
         assert torch.equal(found, fake_quantize(x.to(dtype), fmt).to(dtype))
     for name, tensor in quantize(x, fmt).tensors().items():
         assert torch.equal(tensor, stored.tensors()[name])
-    assert same_bits(x, randn(2, 5, 74))  # the input is never written to
+    assert same_bits(x, randn(2, 5, 74))  # the input is unchanged
 
 
 @pytest.mark.parametrize("fmt", ALL_FORMATS, ids=lambda f: f.label)
-def test_no_rows_at_all(fmt):
+def test_no_rows(fmt):
     if fmt.per_token:
         x = torch.zeros(0, 64)
         assert dequantize(quantize(x, fmt)).shape == fake_quantize(x, fmt).shape == (0, 64)

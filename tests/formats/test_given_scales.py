@@ -1,4 +1,4 @@
-"""Codes under scales that are given: those of `quantize` under its own, and saturation."""
+"""`quantize_with_scales`: equal to `quantize` for the same scales, and saturating."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import dequantize, get_format, quantize
-from loraq.formats.quantize import quantize_with_scales
+from loraq.formats.quantization import quantize_with_scales
 from tests.formats.test_edges import ALL_FORMATS, randn
 
 BLOCK_FORMATS = [fmt for fmt in ALL_FORMATS if fmt.family != "float"]
@@ -15,7 +15,7 @@ BLOCK_FORMATS = [fmt for fmt in ALL_FORMATS if fmt.family != "float"]
 
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS, ids=lambda f: f.label)
 @pytest.mark.parametrize("shape", [(74,), (3, 150), (2, 5, 64)])
-def test_its_own_scales_give_the_same_bits(fmt, shape):
+def test_the_scales_of_quantize_give_the_same_bits(fmt, shape):
     x = randn(*shape)
     x[..., 3:9] = -0.0
     stored = quantize(x, fmt)
@@ -36,11 +36,11 @@ def test_values_beyond_the_scale_saturate(fmt):
     assert (dequantize(again) >= dequantize(stored)).all()
 
 
-def test_scales_that_do_not_fit_are_refused():
+def test_scales_that_do_not_fit_raise():
     fmt, x = get_format("int4"), randn(3, 150)
     good = quantize(x, fmt).scale
     for bad in (good[:, :2], good.float(), good[0]):
-        with pytest.raises(LoraqError, match=r"give \(3, 3\) of torch.float16"):
+        with pytest.raises(LoraqError, match=r"shape \(3, 3\) and dtype torch.float16"):
             quantize_with_scales(x, fmt, bad)
     with pytest.raises(LoraqError, match="no scales"):
         quantize_with_scales(x, get_format("bf16"), good)

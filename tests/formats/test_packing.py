@@ -1,4 +1,4 @@
-"""Packed bytes: written out by hand, and there and back for every length."""
+"""Packed bytes: examples computed by hand, and round trips for many lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Properties that hold for every input, searched by hypothesis."""
+"""Properties that hold for every input, tested with hypothesis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ numbers = st.floats(-1e4, 1e4, width=32) | st.integers(-64, 64).map(lambda i: i 
 
 @st.composite
 def draw_tensors(draw) -> torch.Tensor:
-    """Any small shape; values from a palette that hypothesis chooses and shrinks."""
+    """Small shapes; values from a set that hypothesis draws and shrinks."""
     shape = (*draw(st.lists(st.integers(1, 3), max_size=2)), draw(st.integers(1, 70)))
     palette = torch.tensor(draw(st.lists(numbers, min_size=1, max_size=12)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
@@ -106,7 +106,7 @@ def test_error_is_at_most_half_a_step(name, x, rule):
         step = torch.full_like(scaled, 2.0**-element.fraction_bits)
     error = (dequantize(stored).double() - row.double()).abs() / scale
     assert (error[inside] <= step[inside] / 2 * (1 + 1e-6)).all()
-    beyond = scaled[~inside] - element.maximum  # saturated: the rest is cut, nothing else
+    beyond = scaled[~inside] - element.maximum  # saturated: the error is what exceeds the maximum
     assert (error[~inside] <= beyond * (1 + 1e-6) + 1e-6 * element.maximum).all()
 
 
@@ -123,7 +123,7 @@ def test_ceil_and_rceil_never_saturate(name, x, block, rule):
 @pytest.mark.parametrize("name", TOKEN_NAMES)
 @SETTINGS
 @given(x=tensors, block=blocks)
-def test_rows_do_not_see_each_other(name, x, block):
+def test_rows_are_independent(name, x, block):
     fmt = make(name, block)
     assert fmt.per_token
     whole = fake_quantize(x, fmt).reshape(-1, x.shape[-1])
@@ -135,7 +135,7 @@ def test_rows_do_not_see_each_other(name, x, block):
 
 
 @pytest.mark.parametrize("tensor_scale", ["token", "fixed"])
-def test_nvfp4_rows_of_activations_do_not_see_each_other(tensor_scale):
+def test_nvfp4_rows_of_activations_are_independent(tensor_scale):
     fmt = get_format("nvfp4", tensor_scale=tensor_scale)
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[:, None]
     whole = fake_quantize(x, fmt)

@@ -15,7 +15,7 @@ RULES = ("floor", "ceil", "even", "rceil")
 
 
 def samples(seed: int = 0) -> torch.Tensor:
-    """Rows of very different size, with ties, zeros, outliers and a short last block."""
+    """Rows of very different magnitudes, with ties, zeros, outliers and a short last block."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(14, 150, generator=generator)
     x = x * torch.exp2(torch.randint(-9, 10, (14, 1), generator=generator).float())

@@ -1,4 +1,4 @@
-"""get_format's defaults and refusals, labels, sizes, and that docs/formats.md tells the truth."""
+"""get_format's defaults and errors, labels, sizes, and the agreement of docs/formats.md."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_labels(name, options, label):
         ("nvfp4", {"tensor_scale": "row"}, "'token'"),
     ],
 )
-def test_refusals_name_value_and_remedy(name, options, words):
+def test_errors_name_value_and_remedy(name, options, words):
     with pytest.raises(LoraqError, match=words):
         get_format(name, **options)
 
 
 @pytest.mark.parametrize(("bits", "element"), [(5, 5), (4, 5), (8, 10), (16, 8)])
-def test_codes_that_do_not_fit_into_what_is_packed_are_refused(bits, element):
+def test_elements_that_do_not_fit_into_packed_codes_raise(bits, element):
     with pytest.raises(LoraqError, match=rf"{bits} bits with an element of {element}.*4, 6, 8"):
         FormatSpec("int", bits, IntegerElement(element), 64, ("fp16",), "a test")
     FormatSpec("int", 8, IntegerElement(5), 64, ("fp16",), "a smaller element fits")
@@ -78,7 +78,7 @@ def test_codes_that_do_not_fit_into_what_is_packed_are_refused(bits, element):
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(5600,), (3, 10), (2, 3, 38), (4, 1), (7, 65)])
-def test_size_is_what_is_stored_and_tensors_come_back(name, shape):
+def test_sizes_equal_the_stored_tensors_and_round_trip(name, shape):
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     options = [{}, {"block": "channel"}] if FORMATS[name].family != "float" else [{}]
     options += [{"tensor_scale": "token"}, {"tensor_scale": "fixed"}] if name == "nvfp4" else []
@@ -90,6 +90,11 @@ def test_size_is_what_is_stored_and_tensors_come_back(name, shape):
         again = QuantizedTensor.from_tensors(stored.tensors(), shape, fmt)
         assert torch.equal(dequantize(again), dequantize(stored))
         assert dequantize(stored).shape == shape
+
+
+def test_repr_is_one_line():
+    stored = quantize(torch.randn(6, 100), get_format("int4"))
+    assert repr(stored) == "QuantizedTensor(int4 g64, shape=(6, 100), nbytes=324)"
 
 
 def test_layout_of_a_weight():
@@ -127,7 +132,7 @@ def rows_of_the_page() -> dict[str, list[str]]:
     return {row[0].strip("`"): row for row in cells if row[0].strip("`") in FORMATS}
 
 
-def test_the_page_lists_every_format_as_it_is():
+def test_the_page_agrees_with_the_table():
     page = rows_of_the_page()
     assert set(page) == set(FORMATS)
     for name, spec in FORMATS.items():
@@ -150,7 +155,7 @@ def test_the_page_lists_every_format_as_it_is():
             assert int(divisor or 1) == 2**spec.element.fraction_bits
 
 
-def test_the_reader_printed_on_the_page_reads():
+def test_the_decoder_on_the_page_decodes():
     x = torch.randn(1, 70, generator=torch.Generator().manual_seed(0))
     stored = quantize(x, get_format("mxfp4_e2m1"))
     start = PAGE.read_text(encoding="utf-8").index("    E2M1 = [")

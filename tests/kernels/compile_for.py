@@ -1,4 +1,4 @@
-"""Compile every kernel that some layers launch, for GPUs that need not be there.
+"""Compile every kernel that some layers launch, for GPUs that need not be present.
 
 python -m tests.kernels.compile_for TARGET …    (sm80 sm90 sm100 gfx942)
 """
@@ -27,7 +27,7 @@ TYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.uint8: "*u8"}
 
 
 class Compiler:
-    """Takes a kernel's place and compiles for the arguments of a launch."""
+    """Replaces a kernel: compiles it for the arguments of a launch instead of running it."""
 
     def __init__(self, kernel, target: str) -> None:
         self.kernel, self.target = kernel, target
@@ -53,14 +53,14 @@ class Compiler:
 
 def main() -> None:
     cpu = torch.device("cpu")
-    kernels = {name: getattr(launching, name) for name in ("quantise_input", "down", "linear")}
+    kernels = {name: getattr(launching, name) for name in ("quantize_input", "down", "linear")}
     for target in sys.argv[1:]:
         operands.has_fp8 = lambda _device, target=target: target != "sm80"
         for name, kernel in kernels.items():
             setattr(launching, name, Compiler(kernel, target))
         for recipe in CHOSEN:
             tensors = random_layer(RECIPES[recipe], outputs=128, width=512, rank=32)
-            support.INTERPRETED = True  # to pass without a GPU; nothing is run
+            support.INTERPRETED = True  # skips the check for a GPU; nothing runs
             layer = prepare(tensors, torch.float16, cpu)
             layer.multiply(layer.quantize(torch.randn(64, 512, dtype=torch.float16)))
 

@@ -1,4 +1,4 @@
-"""Random packed layers, and what the kernels are compared with."""
+"""Random packed layers and inputs for the kernel tests."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ RECIPES = {
     "mxfp4, mxfp6 branch": ("mxfp4_e2m1", "mxfp4_e2m1", "mxfp6_e3m2", "mxfp6_e2m3"),
     "mxint4": ("mxint4", "mxint4", "mxint6", "mxint8"),
     "nvfp4": ("nvfp4", "nvfp4", "mxfp8_e4m3", "mxfp8_e4m3"),
-    "nvfp4 with a scale a token": ("nvfp4", "nvfp4 token", "nvfp4", "mxint8"),
+    "nvfp4 with tensor_scale=token": ("nvfp4", "nvfp4 token", "nvfp4", "mxint8"),
     "mxfp8 branch, bf16 input": ("mxfp4_e2m1", "mxfp4_e2m1", "mxfp8_e4m3", "bf16"),
     "bf16 input of an mx layer": ("mxfp4_e2m1", "bf16", "mxint8", "mxint8"),
 }
 
 
 def named(name: str) -> Format:
-    """`nvfp4 token` is nvfp4 with a scale a token; activations of nvfp4 have none by themselves."""
+    """`get_format` for names such as `nvfp4 token`, which is nvfp4 with tensor_scale=token."""
     name, _, tensor_scale = name.partition(" ")
     return get_format(name, tensor_scale=tensor_scale or None)
 
@@ -48,7 +48,7 @@ def random_layer(
     width: int = 200,
     rank: int = 10,
     bias: bool = True,
-    requantise: bool = True,
+    requantize: bool = True,
 ) -> LayerTensors:
     generator = torch.Generator().manual_seed(0)
 
@@ -62,13 +62,13 @@ def random_layer(
         left=quantize(random(outputs, rank), named(branch_weight)) if rank else None,
         right=quantize(random(rank, width), named(branch_weight)) if rank else None,
         branch_activation=activation(branch_x) if rank else None,
-        requantize_intermediate=requantise,
+        requantize_intermediate=requantize,
         bias_O=random(outputs) if bias else None,
     )
 
 
 def random_input(rows: int, width: int, positive: bool = False) -> Tensor:
-    """Tokens of very different sizes, one of them zero, one channel an outlier."""
+    """Tokens of very different magnitudes, one of them zero, with one outlier channel."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, width, generator=generator)
     x *= torch.logspace(-3, 2, max(rows, 1))[:rows, None]

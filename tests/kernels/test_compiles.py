@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs that the README names, whether or not one is there."""
+"""Every kernel compiles for the GPUs that the README names, without a GPU."""
 
 from __future__ import annotations
 

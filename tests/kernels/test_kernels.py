@@ -12,16 +12,16 @@ from loraq.layers.backends import Emulated, check_compute, make_compute
 from loraq.layers.equation import quantized_linear
 from loraq.layers.linear import set_compute
 from loraq.layers.triton import Unsupported, prepare
-from loraq.layers.triton import layer as launching
-from loraq.layers.triton.operands import WHOLE
+from loraq.layers.triton import layer as layer_module
+from loraq.layers.triton.operands import FULL_AXIS
 from tests.kernels.layers import DEVICE, RECIPES, named, random_input, random_layer
 
-# Products differ from the definition by the order of fp32 sums alone; where the branch's h lies
-# between two codes that may move it by one, which no random case here does. A bf16 h is rounded
-# by the interpreter in its own way, by up to a bf16's last bit.
+# Products differ from the definition only by the order of fp32 sums. That may change a code of the
+# branch's h, which no random case here does. The interpreter rounds a bf16 h differently, by up to
+# the last bit.
 BOUND = 2e-6
 BF16_BOUND = 1e-2
-# The interpreter computes with NumPy, which remarks on what a GPU computes silently.
+# The interpreter computes with NumPy, which warns about NaN; a GPU does not.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 
@@ -35,12 +35,12 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def case(recipe, shape):
-    """A random layer, an input, and what the definition gives; (rows, width, outputs, rank)."""
+    """A random layer, an input and the definition's output; shape: (rows, width, outputs, rank)."""
     rows, width, outputs, rank = shape
     tensors = random_layer(RECIPES[recipe], outputs, width, rank)
     x = random_input(rows, width, positive="GELU" in recipe)
     x = x + 1 if rows == 1 else x
-    return tensors, x, quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    return tensors, x, quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
 
 
 @pytest.mark.parametrize("shape", [(37, 200, 40, 10), (1, 33, 7, 3), (5, 64, 130, 70)])
@@ -55,15 +55,15 @@ def test_the_layer_is_the_definition(recipe, shape):
 def test_without_a_branch_and_with_leading_axes(bias):
     tensors = random_layer(RECIPES["int4, int8 branch"], rank=0, bias=bias)
     x = random_input(12, 200).view(2, 3, 2, 200)
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     found = computed(tensors, x)
     assert found.shape == (2, 3, 2, 40) and distance(found, wanted) < BOUND
 
 
 def test_an_intermediate_that_stays_in_16_bits():
-    tensors = random_layer(RECIPES["int4, fp16 branch"], requantise=False)
+    tensors = random_layer(RECIPES["int4, fp16 branch"], requantize=False)
     x = random_input(9, 200).half().float()
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < 1e-3  # h has fp16's last bit
 
 
@@ -76,10 +76,10 @@ def test_empty_batches(shape):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_inputs_of_16_bits_keep_their_type(dtype):
     if dtype == torch.bfloat16 and DEVICE.type == "cpu":
-        pytest.skip("Triton's interpreter rounds bf16 in its own way")
+        pytest.skip("Triton's interpreter rounds bf16 differently")
     tensors = random_layer(RECIPES["int4, int8 branch"])
     x = random_input(9, 200).to(dtype)
-    wanted = quantized_linear(x.float(), bias_O=tensors.bias_O, **tensors.dense())
+    wanted = quantized_linear(x.float(), bias_O=tensors.bias_O, **tensors.equation_arguments())
     found = computed(tensors, x)
     assert found.dtype == dtype and distance(found, wanted) < 2e-3
 
@@ -92,7 +92,7 @@ BLOCKED = [name for name in ACTIVATIONS if name not in ("bf16", "fp16")]
 @pytest.mark.parametrize("exponent", ["floor", "even", "rceil", "ceil"])
 @pytest.mark.parametrize("name", BLOCKED)
 def test_codes_are_those_of_the_formats(name, exponent, width):
-    """Bit for bit, what they decode to; minus zero is zero here."""
+    """Bitwise equal after decoding, except that minus zero is zero here."""
     fmt = named("nvfp4 fixed" if name == "nvfp4" else name)
     if fmt.scale != "e8m0" and exponent != "floor":
         pytest.skip("only shared exponents are rounded by a rule")
@@ -101,19 +101,19 @@ def test_codes_are_those_of_the_formats(name, exponent, width):
     x = random_input(19, width, positive=name == "uint4")
     x[3] *= 1e-30
     x[4, :3] = torch.tensor([5e-8, -5e-8, 0.0])
-    main, _ = launching.quantised_input(x.to(DEVICE), fmt, None)
+    main, _ = layer_module.quantize_operands(x.to(DEVICE), fmt, None)
     codes = main.codes.cpu()
     packed = QuantizedTensor(
         pack(codes, 6) if fmt.bits == 6 else codes,
         main.scale.cpu(),
-        main.above.cpu()[:, None] if isinstance(main.above, torch.Tensor) else None,
+        main.tensor_scale.cpu()[:, None] if isinstance(main.tensor_scale, torch.Tensor) else None,
         tuple(x.shape),
         fmt,
     )
     assert torch.equal(dequantize(packed) + 0.0, fake_quantize(x, fmt) + 0.0)
 
 
-def test_one_scale_for_a_whole_token_or_matrix():
+def test_one_scale_per_token_or_per_matrix():
     names = ("int4", "int4", "int8", "int8")
     tensors = random_layer(names)
     whole = {"activation": get_format("int8", block="token")}
@@ -125,14 +125,14 @@ def test_one_scale_for_a_whole_token_or_matrix():
     tensors = replace(tensors, weight=quantize(dequantize(tensors.weight), weight), **whole)
     x = random_input(9, 200)
     layer = prepare(tensors, x.dtype, DEVICE)
-    assert layer.weight.block == WHOLE and layer.weight.strides[1] == 0
-    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.dense())
+    assert layer.weight.block == FULL_AXIS and layer.weight.strides[1] == 0
+    wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < BOUND
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("recipe", ["int4, int8 branch", "mxfp4, mxfp8 branch", "nvfp4"])
-def test_what_is_not_finite_stays_so(recipe, value):
+def test_non_finite_inputs_give_non_finite_outputs(recipe, value):
     tensors = random_layer(RECIPES[recipe], rank=0)
     x = random_input(5, 200)
     x[2, 150] = value
@@ -141,16 +141,24 @@ def test_what_is_not_finite_stays_so(recipe, value):
 
 
 REFUSED = {
-    "groups of 16": (("int4", "int4", "int8", "int8"), {"block": 16}, "powers of two from 32"),
+    "groups of 16": (("int4", "int4", "int8", "int8"), {"block": 16}, "powers of two ≥ 32"),
     "16-bit activations of int weights": (("int4", "int4", "int4", "fp16"), {}, "exactly"),
-    "searched scales": (("int4", "int4", "int8", "int8"), {"clip": "mse"}, "searches"),
-    "a scale a token in the branch": (("int4", "int4", "nvfp4", "nvfp4 token"), {}, "a branch's"),
-    "a scale a row of a weight": (("nvfp4 token", "nvfp4", "int8", "int8"), {}, "a scale a row"),
+    "searched scales": (("int4", "int4", "int8", "int8"), {"clip": "mse"}, "clip=mse"),
+    "tensor_scale=token in the branch": (
+        ("int4", "int4", "nvfp4", "nvfp4 token"),
+        {},
+        "a branch's",
+    ),
+    "tensor_scale=token of a weight": (
+        ("nvfp4 token", "nvfp4", "int8", "int8"),
+        {},
+        "weights in .*tensor_scale=token",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_no_kernel_computes_says_so(case):
+def test_layers_without_a_kernel_raise(case):
     names, options, words = REFUSED[case]
     from dataclasses import replace
 
@@ -164,28 +172,28 @@ def test_what_no_kernel_computes_says_so(case):
     assert isinstance(make_compute("auto", tensors, torch.float32, DEVICE), Emulated)
 
 
-def test_what_no_kernel_computes_is_known_from_the_recipe():
-    """Before anything is quantised: the same refusals, from formats, rank and widths alone."""
+def test_recipes_without_a_kernel_raise():
+    """The same errors before anything is quantised, from formats, rank and widths."""
     from loraq import recipe
 
     def refused(words: str, *overrides: str, rank: int = 16) -> None:
         chosen = recipe("loraq_o2", *overrides)
-        asked = chosen.formats(), chosen.requantize_intermediate, rank, (64, 200)
+        arguments = chosen.formats(), chosen.requantize_intermediate, rank, (64, 200)
         with pytest.raises(Unsupported, match=words):
-            check_compute(*asked, DEVICE)
+            check_compute(*arguments, DEVICE)
 
     for name in ("loraq_o2", "loraq_best", "svdquant"):
         chosen = recipe(name)
         check_compute(chosen.formats(), chosen.requantize_intermediate, 16, (64, 200), DEVICE)
-    refused("powers of two from 32", "quant.activation.block=16")
-    refused("searches", "quant.activation.clip=mse")
+    refused("powers of two ≥ 32", "quant.activation.block=16")
+    refused("clip=mse", "quant.activation.clip=mse")
     refused("keeps x·Rᵀ in float", "quant.requantize_intermediate=false")
     refused("a branch's", "format@quant.branch_activation=nvfp4", "format@quant.branch_weight=int4")
-    refused("rank 300; the largest is 256", rank=300)
+    refused("rank 300; the limit is 256", rank=300)
 
 
-def test_readers_of_one_input_may_compute_differently(model):
-    """q by kernels, k and v emulated; and one that moves alone leaves the others whole."""
+def test_layers_of_one_input_may_use_different_back_ends(model):
+    """q with kernels, k and v emulated; and moving one of them does not affect the others."""
     from copy import deepcopy
 
     from loraq import recipe
@@ -208,8 +216,8 @@ def test_readers_of_one_input_may_compute_differently(model):
     assert {reader.right_codes.device.type for reader in readers} == {"meta"}
 
 
-def test_too_high_a_rank_says_so():
-    with pytest.raises(Unsupported, match="rank 300; the largest is 256"):
+def test_too_high_a_rank_raises():
+    with pytest.raises(Unsupported, match="rank 300; the limit is 256"):
         prepare(random_layer(RECIPES["int8"], rank=300), torch.float32, DEVICE)
 
 
@@ -220,7 +228,7 @@ def model():
     return little_pixart().transformer.to(DEVICE).eval()
 
 
-def test_a_whole_model_computes_and_q_k_v_read_their_input_once(model, monkeypatch):
+def test_a_complete_model_runs_and_q_k_v_quantise_their_input_once(model, monkeypatch):
     from loraq import recipe
     from loraq.models import list_layers
     from loraq.quantization.quantizer import quantize_model
@@ -245,9 +253,9 @@ def test_a_whole_model_computes_and_q_k_v_read_their_input_once(model, monkeypat
     packed.apply(model)
     try:
         wanted, launches = forward(), []
-        launch = launching.launch_input
+        launch = layer_module.launch_input
         monkeypatch.setattr(
-            launching, "launch_input", lambda *a: launches.append(a[0].shape) or launch(*a)
+            layer_module, "launch_input", lambda *a: launches.append(a[0].shape) or launch(*a)
         )
         set_compute(model, "triton")
         found = forward()
@@ -269,12 +277,12 @@ def test_products_in_bfloat16_on_a_cpu_stay_near_the_definition(recipe, shape):
     layer = Emulated(tensors, torch.bfloat16, torch.device("cpu"), operands=torch.bfloat16)
     found = layer.multiply(layer.quantize(x))
     assert found.dtype == torch.bfloat16 and found.shape == wanted.shape
-    # a bf16 h between two codes may take the other, and of 4 bits that is a large step
+    # a bf16 h may get another code than a float32 h, which is a large step with 4 bits
     bound = 2 * BF16_BOUND if named(RECIPES[recipe][3]).bits == 4 else BF16_BOUND
     assert not len(x) or distance(found, wanted) < bound
 
 
-def test_auto_multiplies_in_bfloat16_where_model_and_processor_do(monkeypatch):
+def test_auto_multiplies_in_bfloat16_if_model_and_processor_support_it(monkeypatch):
     tensors, cpu = random_layer(RECIPES["int4, int8 branch"]), torch.device("cpu")
     for units, mode, dtype, wanted in (
         (True, "auto", torch.bfloat16, torch.bfloat16),

@@ -1,4 +1,4 @@
-"""GPTQ against a restatement in NumPy, and what must hold for every format."""
+"""GPTQ against a NumPy implementation, and properties for every format."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def problem(units: int, rows: int, width: int, seed: int = 0) -> tuple[torch.Ten
 
 
 def scale_of(values, fmt, tensor_scale):
-    """The scales of values (rows, block), as docs/formats.md words them."""
+    """The scales of values (rows, block), from docs/formats.md."""
     absmax = np.abs(values.astype(np.float32)).max(1)
     if fmt.family == "nvfp":
         grid = reference.float_grid("e4m3")
@@ -68,7 +68,7 @@ def scale_of(values, fmt, tensor_scale):
 
 
 def grid_of(fmt):
-    """Every magnitude of an element, ascending; its place is its code."""
+    """Every magnitude of an element, ascending; the index is the code."""
     if fmt.family in ("int", "mxint"):
         _, largest, fraction = reference.INTEGERS[fmt.name]
         return np.arange(largest + 1) / fraction
@@ -76,9 +76,10 @@ def grid_of(fmt):
 
 
 def restated(w_OI, second_II, fmt, act_order, damp=0.01):
-    """Optimal Brain Surgeon, a column at a time with the whole inverse.
+    """Optimal Brain Surgeon, column by column with the complete inverse.
 
-    Returns what is stored, and how far each value was from a rounding boundary (element units).
+    Returns the dequantised weight, each value's distance to a rounding boundary (element units)
+    and the order of the columns.
     """
     w, h = w_OI.double().numpy(), second_II.double().numpy()
     width = w.shape[1]
@@ -130,8 +131,8 @@ def same_bits(a, b) -> bool:
 
 @EVERY_FORMAT
 @BOTH_ORDERS
-def test_agrees_with_the_whole_inverse_a_column_at_a_time(fmt, act_order):
-    """A code may differ where its value is within 1e-5 of a boundary, and after that in its row."""
+def test_agrees_with_the_complete_inverse_column_by_column(fmt, act_order):
+    """A code may differ if its value is within 1e-5 of a boundary, and later codes of its row."""
     for seed in range(3):
         w_BOI, second_BII = problem(2, 6, 100, seed)
         stored = round_weights(w_BOI, fmt, second_BII, options(act_order=act_order, block=40))
@@ -183,7 +184,7 @@ def test_the_weighted_error_is_below_that_of_nearest_rounding(fmt, act_order):
 
 @EVERY_FORMAT
 @BOTH_ORDERS
-def test_units_do_not_see_each_other(fmt, act_order, monkeypatch):
+def test_units_are_independent(fmt, act_order, monkeypatch):
     w_BOI, second_BII = problem(3, 7, 101, seed=2)
     w_BOI[1] *= 100
     setting = options(act_order=act_order, block=50)
@@ -198,7 +199,7 @@ def test_units_do_not_see_each_other(fmt, act_order, monkeypatch):
 
 @BOTH_ORDERS
 @pytest.mark.parametrize("fmt", FORMATS_TESTED + SEARCHED, ids=lambda f: f.label)
-def test_dead_inputs_are_rounded_to_nearest_and_disturb_nothing(fmt, act_order):
+def test_dead_inputs_are_rounded_to_nearest_and_have_no_effect(fmt, act_order):
     w_BOI, second_BII = problem(2, 6, 150)
     dead = torch.arange(150) % 7 == 3
     second_BII[0, dead], second_BII[0, :, dead] = 0, 0
@@ -226,7 +227,7 @@ def test_sixteen_bit_floats_are_a_cast(name):
         assert same_bits(one, quantize(w_OI, get_format(name)))
 
 
-def test_what_cannot_be_rounded_is_refused_with_a_remedy():
+def test_invalid_inputs_raise_with_a_remedy():
     w_BOI, second_BII = problem(2, 5, 30)
     fmt = get_format("int4")
 
@@ -234,8 +235,8 @@ def test_what_cannot_be_rounded_is_refused_with_a_remedy():
         with pytest.raises(LoraqError, match=match):
             round_weights(w, fmt, second, options(**changes))
 
-    refused("weights need", second=second_BII[:, :20, :20])
-    refused("weights need", second=second_BII[:1])
+    refused("need .2, 30, 30.", second=second_BII[:, :20, :20])
+    refused("need .2, 30, 30.", second=second_BII[:1])
     refused("leading axis", w=w_BOI[0])
     for bad in (float("nan"), float("inf")):
         spoilt = second_BII.clone()
@@ -243,7 +244,7 @@ def test_what_cannot_be_rounded_is_refused_with_a_remedy():
         refused("1 values that are NaN or Inf.*Capture", second=spoilt)
         broken = w_BOI.clone()
         broken[1, 3, 4] = bad
-        refused("Repair", w=broken)
+        refused("Fix the computation", w=broken)
     refused("30 negative", second=torch.cat([second_BII[:1], -second_BII[1:]]))
     ones = torch.ones(2, 30, 30)
     ones[:, 0, 1] = ones[:, 1, 0] = 5.0

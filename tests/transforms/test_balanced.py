@@ -1,4 +1,4 @@
-"""Balanced smoothing has the best closed form; a model's weights do tell of its inputs."""
+"""Balanced smoothing is optimal; moments from a model's weights match its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loraq.transforms.smoothing import DAMP, balanced_scale
 
 
 def bound(s_I, rms_I, w_OI) -> float:
-    """Σ x²/s² · Σ s²‖w‖²: what a rotated block's rounding errors amount to."""
+    """Σ x²/s² · Σ s²‖w‖²: the bound on a rotated block's rounding errors."""
     return ((rms_I / s_I).square().sum() * (s_I * w_OI.norm(dim=0)).square().sum()).item()
 
 
@@ -23,7 +23,9 @@ def test_no_other_scale_has_a_lower_bound(seed, factor):
     g = torch.Generator().manual_seed(seed)
     rms_I, w_OI = torch.rand(16, generator=g) + 0.05, torch.randn(24, 16, generator=g)
     best = balanced_scale(rms_I, w_OI)
-    rms_I = (rms_I.square() + DAMP * rms_I.square().mean()).sqrt()  # what it is the best for
+    rms_I = (
+        rms_I.square() + DAMP * rms_I.square().mean()
+    ).sqrt()  # the damped energies that it is optimal for
     least = bound(best, rms_I, w_OI)
     closed = (rms_I * w_OI.norm(dim=0)).sum().square().item()
     assert least == pytest.approx(closed, rel=1e-3)  # bfloat16 scales
@@ -32,13 +34,13 @@ def test_no_other_scale_has_a_lower_bound(seed, factor):
     assert bound(other, rms_I, w_OI) >= least * (1 - 1e-3)
 
 
-def test_channels_that_are_dead_keep_one_and_the_mean_scale_is_one():
+def test_dead_channels_have_scale_one_and_the_mean_scale_is_one():
     rms_I, w_OI = torch.tensor([0.0, 2.0, 8.0]), torch.ones(4, 3)
     s = balanced_scale(rms_I, w_OI)
     assert s[0] == 1 and s[2] / s[1] == pytest.approx(2, rel=1e-2)
 
 
-def test_a_channel_that_was_silent_in_calibration_is_not_blown_up():
+def test_a_channel_that_is_zero_in_calibration_has_a_bounded_scale():
     rms_I = torch.ones(64)
     rms_I[5] = 1e-12
     s = balanced_scale(rms_I, torch.ones(4, 64))
@@ -73,8 +75,8 @@ def assert_moment(moment: Moment, x_STI: torch.Tensor) -> None:
     assert (moment.mean_I - samples.mean(0)).abs().max() < 0.02 * scale.sqrt()
 
 
-def test_the_embedded_models_weights_tell_of_its_inputs(embedded):
-    """log rms of channels, from the weights and as the model runs: correlated on every block."""
+def test_moments_from_the_weights_correlate_with_the_inputs(embedded):
+    """log rms of channels, from the weights and measured: correlated in every block."""
     known = known_inputs(embedded.transformer)
     least = {"qkv": 0.85, "up": 0.6, "out": 0.3}
     assert len(known) == 3 * 6

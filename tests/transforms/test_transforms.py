@@ -1,4 +1,4 @@
-"""Transforms are exact: x̃·W̃ᵀ + bias̃ = x·Wᵀ + bias to rounding, whatever is combined."""
+"""Transforms are exact: x̃·W̃ᵀ + bias̃ = x·Wᵀ + bias up to rounding, for every combination."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_rotation_spreads_an_outlier_and_comes_back():
     assert torch.allclose(rotate_back(y, signs, 64), x, atol=1e-6)
 
 
-def test_block_divides_the_width_and_a_bad_one_says_so():
+def test_the_block_divides_the_width_and_an_invalid_one_raises():
     assert largest_block(5600, 64) == 32
     assert largest_block(384, 256) == 128
     with pytest.raises(LoraqError, match="power of two"):
@@ -76,7 +76,7 @@ def test_packed_bits_round_trip(count, seed):
     assert torch.equal(unpack_bits(packed, count), bits)
 
 
-def test_stored_tensors_bring_the_same_transform_back():
+def test_stored_tensors_round_trip():
     g = _generator(3)
     scale = smoothing_scale(torch.rand(96, generator=g), torch.rand(96, generator=g), 0.3, 0.7)
     t = InputTransform(scale, random_signs(96, g), 32, 0.0)

@@ -1,9 +1,10 @@
-"""Fast paths of the layer's equation on packed codes, in Triton (NVIDIA and AMD GPUs).
+"""Triton kernels for the layer's equation on packed codes (NVIDIA and AMD GPUs).
 
-`prepare` makes a layer ready for them; `loraq/layers/backends.py` chooses.
+Imported by `loraq/layers/backends.py` only, at first use, because the package triton is not
+available everywhere; imports formats, transforms and the modules of `layers`.
 """
 
-from loraq.layers.triton.layer import Prepared, prepare
+from loraq.layers.triton.layer import PreparedLayer, prepare
 from loraq.layers.triton.operands import Unsupported
 
-__all__ = ["Prepared", "Unsupported", "prepare"]
+__all__ = ["PreparedLayer", "Unsupported", "prepare"]

@@ -1,11 +1,11 @@
-"""Kernel 1: read x̃ once, write its codes and scales for the main layer and for the branch."""
+"""Kernel 1: quantise x̃ for the main layer and for the branch, reading it once."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from loraq.layers.triton.numbers import quantise_blocks
+from loraq.layers.triton.numbers import quantize_blocks
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def store_codes(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """int32 codes [R, C] of the columns from `first`: two a byte if they have 4 bits, else one."""
+    """Store int32 codes [R, C] at the columns from `first`: 4-bit codes two per byte, else one."""
     if BITS == 4:
         low, high = tl.split(tl.reshape(codes, (R, C // 2, 2)))
         at = first // 2 + tl.arange(0, C // 2)
@@ -34,7 +34,7 @@ def store_codes(
 
 
 @triton.jit
-def quantise_tile(
+def quantize_tile(
     x,
     codes_ptr,
     scale_ptr,
@@ -50,10 +50,10 @@ def quantise_tile(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Quantise fp32 [R, C] in blocks along the columns from `first`, and store codes and scales."""
+    """Quantise fp32 [R, C] in blocks along the columns from `first`; store codes and scales."""
     blocks: tl.constexpr = C // BLOCK
-    above = tl.broadcast_to(tensor_scale[:, None], (R, blocks))
-    codes, stored = quantise_blocks(tl.reshape(x, (R, blocks, BLOCK)), above, E)
+    block_tensor_scale = tl.broadcast_to(tensor_scale[:, None], (R, blocks))
+    codes, stored = quantize_blocks(tl.reshape(x, (R, blocks, BLOCK)), block_tensor_scale, E)
     codes = tl.reshape(codes, (R, C))
     store_codes(codes, codes_ptr, rows, inside, first, count, stride, E.bits, R, C)
     at = first // BLOCK + tl.arange(0, blocks)
@@ -62,7 +62,7 @@ def quantise_tile(
 
 
 @triton.jit
-def quantise_input(
+def quantize_input(
     x_ptr,
     codes_ptr,
     scale_ptr,
@@ -84,21 +84,34 @@ def quantise_input(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """A tile of R tokens and C channels; BRANCH is None where the branch reads the main codes."""
+    """Quantise a tile of R tokens and C channels; BRANCH None: the branch reads the main codes."""
     rows, first = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64), tl.program_id(1) * C
     inside = rows < T
     at = first + tl.arange(0, C)
     mask = inside[:, None] & (at < I)[None, :]
     x = tl.load(x_ptr + rows[:, None] * x_stride + at[None, :], mask, other=0.0).to(tl.float32)
-    above = tl.full((R,), 1.0, tl.float32)
+    tensor_scale = tl.full((R,), 1.0, tl.float32)
     if HAS_TENSOR_SCALE:
-        above = tl.load(tensor_scale_ptr + rows, inside, other=1.0)
-    quantise_tile(
-        x, codes_ptr, scale_ptr, above, rows, inside, first, I, stride, scale_stride, E, BLOCK, R, C
+        tensor_scale = tl.load(tensor_scale_ptr + rows, inside, other=1.0)
+    quantize_tile(
+        x,
+        codes_ptr,
+        scale_ptr,
+        tensor_scale,
+        rows,
+        inside,
+        first,
+        I,
+        stride,
+        scale_stride,
+        E,
+        BLOCK,
+        R,
+        C,
     )
     if BRANCH is not None:
         one = tl.full((R,), 1.0, tl.float32)
-        quantise_tile(
+        quantize_tile(
             x,
             branch_codes_ptr,
             branch_scale_ptr,

@@ -1,6 +1,6 @@
-"""Kernels 2 and 3, where the layer's equation needs products.
+"""Kernels 2 and 3: the products of the layer's equation.
 
-down        h = Qba(x̃)·Rᵀ, quantised again before it leaves the registers
+down        h = Qba(x̃)·Rᵀ, quantised in registers
 linear      y = Qa(x̃)·Wqᵀ + Qba(h)·Lᵀ + bias̃, both products in one kernel
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.layers.triton.activations import quantise_tile
+from loraq.layers.triton.activations import quantize_tile
 from loraq.layers.triton.products import product
 
 
@@ -17,7 +17,7 @@ from loraq.layers.triton.products import product
 def down(
     x_ptr,
     x_scale_ptr,
-    x_above_ptr,
+    x_tensor_scale_ptr,
     right_ptr,
     right_scale_ptr,
     out_ptr,
@@ -25,7 +25,7 @@ def down(
     T,
     I,
     rank,
-    right_above,
+    right_tensor_scale,
     x_stride,
     x_scale_stride,
     right_stride,
@@ -34,7 +34,7 @@ def down(
     out_scale_stride,
     X: tl.constexpr,
     X_BLOCK: tl.constexpr,
-    X_ABOVE: tl.constexpr,
+    X_HAS_TENSOR_SCALE: tl.constexpr,
     RIGHT: tl.constexpr,
     RIGHT_BLOCK: tl.constexpr,
     OUT: tl.constexpr,
@@ -45,7 +45,7 @@ def down(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """h of M tokens and all ranks (N of them or fewer); OUT None: stored as it is."""
+    """h of M tokens and all ranks (at most N); OUT None: stored without quantisation."""
     rows, ranks = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64), tl.arange(0, N)
     inside, known = rows < T, ranks < rank
     h = product(
@@ -53,15 +53,15 @@ def down(
         x_stride, x_scale_stride, right_stride, right_scale_stride,
         X, X_BLOCK, RIGHT, RIGHT_BLOCK, MODE, STEP, TYPE, M, N,
     )  # fmt: skip
-    h *= right_above
-    if X_ABOVE:
-        h *= tl.load(x_above_ptr + rows, inside, other=1.0)[:, None]
+    h *= right_tensor_scale
+    if X_HAS_TENSOR_SCALE:
+        h *= tl.load(x_tensor_scale_ptr + rows, inside, other=1.0)[:, None]
     if OUT is None:
         mask = inside[:, None] & known[None, :]
         tl.store(out_ptr + rows[:, None] * out_stride + ranks[None, :], h, mask)
     else:
         one = tl.full((M,), 1.0, tl.float32)
-        quantise_tile(
+        quantize_tile(
             h, out_ptr, out_scale_ptr, one, rows, inside, 0, rank, out_stride, out_scale_stride,
             OUT, OUT_BLOCK, M, N,
         )  # fmt: skip
@@ -71,7 +71,7 @@ def down(
 def linear(
     x_ptr,
     x_scale_ptr,
-    x_above_ptr,
+    x_tensor_scale_ptr,
     weight_ptr,
     weight_scale_ptr,
     h_ptr,
@@ -84,8 +84,8 @@ def linear(
     I,
     O,
     rank,
-    weight_above,
-    left_above,
+    weight_tensor_scale,
+    left_tensor_scale,
     x_stride,
     x_scale_stride,
     weight_stride,
@@ -97,7 +97,7 @@ def linear(
     y_stride,
     X: tl.constexpr,
     X_BLOCK: tl.constexpr,
-    X_ABOVE: tl.constexpr,
+    X_HAS_TENSOR_SCALE: tl.constexpr,
     WEIGHT: tl.constexpr,
     WEIGHT_BLOCK: tl.constexpr,
     H: tl.constexpr,
@@ -114,7 +114,7 @@ def linear(
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """y of M tokens and N outputs; BRANCH_MODE is None where there is no branch."""
+    """y of M tokens and N outputs; BRANCH_MODE None: no branch."""
     rows = (tl.program_id(0) * M + tl.arange(0, M)).to(tl.int64)
     outs = (tl.program_id(1) * N + tl.arange(0, N)).to(tl.int64)
     inside, known = rows < T, outs < O
@@ -123,16 +123,16 @@ def linear(
         x_stride, x_scale_stride, weight_stride, weight_scale_stride,
         X, X_BLOCK, WEIGHT, WEIGHT_BLOCK, MODE, STEP, TYPE, M, N,
     )  # fmt: skip
-    y *= weight_above
-    if X_ABOVE:
-        y *= tl.load(x_above_ptr + rows, inside, other=1.0)[:, None]
+    y *= weight_tensor_scale
+    if X_HAS_TENSOR_SCALE:
+        y *= tl.load(x_tensor_scale_ptr + rows, inside, other=1.0)[:, None]
     if BRANCH_MODE is not None:
         up = product(
             h_ptr, h_scale_ptr, left_ptr, left_scale_ptr, rows, inside, outs, known, rank,
             h_stride, h_scale_stride, left_stride, left_scale_stride,
             H, H_BLOCK, LEFT, LEFT_BLOCK, BRANCH_MODE, BRANCH_STEP, BRANCH_TYPE, M, N,
         )  # fmt: skip
-        y += up * left_above
+        y += up * left_tensor_scale
     if HAS_BIAS:
         y += tl.load(bias_ptr + outs, known, other=0.0).to(tl.float32)[None, :]
     mask = inside[:, None] & known[None, :]

@@ -1,4 +1,4 @@
-"""A layer ready for the kernels: its operands, and the launches of its equation."""
+"""A layer prepared for the kernels: its operands, and the kernel launches of its equation."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import triton
 from torch import Tensor
 
 from loraq.formats import Format
-from loraq.formats.quantize import FLOATS
+from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.layers.tensors import LayerTensors
-from loraq.layers.triton.activations import quantise_input
+from loraq.layers.triton.activations import quantize_input
 from loraq.layers.triton.equation import down, linear
 from loraq.layers.triton.operands import (
-    WHOLE,
+    FULL_AXIS,
     Operand,
     Product,
+    allocate_operand,
+    choose_product,
     empty_operand,
-    product_of,
-    room,
     stored_operand,
 )
-from loraq.layers.triton.support import Equation, check
+from loraq.layers.triton.support import Equation, check_supported
 
-TOKENS = 32  # of a tile
-OUTPUTS = 128
+TILE_TOKENS = 32
+TILE_OUTPUTS = 128
 
 
 @dataclass(frozen=True)
-class Held:
-    """The input's part of the equation: Qa(x̃), Qba(h), and the shape that y will have."""
+class KernelInput:
+    """The quantised input of a layer: Qa(x̃), Qba(h), and the leading axes and dtype of y."""
 
     main: Operand
     h: Operand | None
@@ -41,8 +41,8 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """One layer's operands and products; how `layers.backends.Compute` runs on a GPU."""
+class PreparedLayer:
+    """The operands and products of one layer: the `Compute` of the kernels."""
 
     dtype: torch.dtype
     activation: Format
@@ -51,50 +51,53 @@ class Prepared:
     bias_O: Tensor | None
     branch: Branch | None
 
-    def quantize(self, x: Tensor) -> Held:
-        """Of an already transformed x̃ [..., I]."""
+    def __repr__(self) -> str:
+        return f"PreparedLayer(weight={self.weight}, activation={self.activation.label})"
+
+    def quantize(self, x: Tensor) -> KernelInput:
+        """Quantise a transformed x̃ [..., I], and compute h."""
         x_TI = x.reshape(-1, x.shape[-1])
         x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
         branch = None if self.branch is None else self.branch.activation
-        with on_device(x.device):
-            main, other = quantised_input(x_TI, self.activation, branch)
+        with device_context(x.device):
+            main, other = quantize_operands(x_TI, self.activation, branch)
             h = None if self.branch is None or other is None else launch_down(self.branch, other)
-        return Held(main, h, x.shape[:-1], x.dtype)
+        return KernelInput(main, h, x.shape[:-1], x.dtype)
 
-    def multiply(self, held: Held) -> Tensor:
-        """y [..., O] in x's type."""
-        rows, device = held.main.codes.shape[0], held.main.codes.device
-        y_TO = torch.empty(rows, self.weight.codes.shape[0], dtype=held.dtype, device=device)
+    def multiply(self, quantized: KernelInput) -> Tensor:
+        """y [..., O] in x's dtype."""
+        rows, device = quantized.main.codes.shape[0], quantized.main.codes.device
+        y_TO = torch.empty(rows, self.weight.codes.shape[0], dtype=quantized.dtype, device=device)
         if y_TO.numel():
-            with on_device(device):
-                launch_linear(self, held, y_TO)
-        return y_TO.view(*held.leading, y_TO.shape[1])
+            with device_context(device):
+                launch_linear(self, quantized, y_TO)
+        return y_TO.view(*quantized.leading, y_TO.shape[1])
 
 
 @dataclass(frozen=True)
 class Branch:
-    """L and R, and how x̃·Rᵀ and h·Lᵀ are formed."""
+    """L and R, and the products x̃·Rᵀ (down) and h·Lᵀ (up)."""
 
     activation: Format
     right: Operand
     left: Operand
     down: Product
     up: Product
-    intermediate: Format | None  # of h; None: it stays in 16 bits
+    intermediate: Format | None  # of h; None: 16-bit floats
 
 
-def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> Prepared:
-    """Raises Unsupported where the kernels cannot compute the layer's equation."""
-    check(Equation.of(tensors), device)
+def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> PreparedLayer:
+    """Prepare a layer for inputs of `dtype`; raises Unsupported if it has no kernel."""
+    check_supported(Equation.from_layer(tensors), device)
     fmt = tensors.activation
-    main = product_of(fmt, tensors.weight.format, device)
+    main = choose_product(fmt, tensors.weight.format, device)
     bias = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
     weight, branch = stored_operand(tensors.weight, device), _branch(tensors, device)
-    return Prepared(dtype, fmt, weight, main, bias, branch)
+    return PreparedLayer(dtype, fmt, weight, main, bias, branch)
 
 
-def on_device(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current GPU, wherever the tensors are."""
+def device_context(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` current: Triton launches kernels on the current GPU."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -107,19 +110,19 @@ def _branch(tensors: LayerTensors, device: torch.device) -> Branch | None:
         fmt,
         stored_operand(tensors.right, device),
         stored_operand(tensors.left, device),
-        product_of(fmt, tensors.right.format, device),
-        product_of(intermediate or tensors.left.format, tensors.left.format, device),
+        choose_product(fmt, tensors.right.format, device),
+        choose_product(intermediate or tensors.left.format, tensors.left.format, device),
         intermediate,
     )
 
 
-def quantised_input(
+def quantize_operands(
     x_TI: Tensor, fmt: Format, branch: Format | None
 ) -> tuple[Operand, Operand | None]:
-    """x̃ in the main layer's and in the branch's format, from one reading."""
-    main, other = room(x_TI, fmt), None
+    """x̃ in the formats of the main layer and of the branch, with one launch."""
+    main, other = allocate_operand(x_TI, fmt), None
     if branch is not None:
-        other = main if branch == fmt else room(x_TI, branch)
+        other = main if branch == fmt else allocate_operand(x_TI, branch)
     parts = [main] if other is None or other is main else [main, other]
     written = [part for part in parts if part.element is not None]
     if written and x_TI.numel():
@@ -128,19 +131,19 @@ def quantised_input(
 
 
 def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
-    """Fill the codes and scales of one operand or two."""
+    """Write the codes and scales of one or two operands (kernel 1)."""
     T, width = x_TI.shape
     blocks = [min(part.block, triton.next_power_of_2(width)) for part in parts]
     C = max(*blocks, min(128, triton.next_power_of_2(width)), 32)
-    R = max(1, min(TOKENS, 8192 // C))
+    R = max(1, min(TILE_TOKENS, 8192 // C))
     first, last = parts[0], parts[-1]
-    quantise_input[(triton.cdiv(T, R), triton.cdiv(width, C))](
+    quantize_input[(triton.cdiv(T, R), triton.cdiv(width, C))](
         x_TI,
         first.codes,
         first.scale,
         last.codes,
         last.scale,
-        first.above_pointer,
+        first.tensor_scale_pointer,
         T,
         width,
         x_TI.stride(0),
@@ -150,7 +153,7 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
         blocks[0],
         last.element if len(parts) > 1 else None,
         blocks[-1],
-        first.above_each,
+        first.tensor_scale_per_row,
         R,
         C,
         enable_fp_fusion=False,
@@ -158,22 +161,22 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
 
 
 def launch_down(branch: Branch, x: Operand) -> Operand:
-    """h, quantised or in the type of a 16-bit L."""
-    right, how, fmt = branch.right, branch.down, branch.intermediate
+    """h, quantised or in the dtype of a 16-bit L (kernel 2)."""
+    right, product, fmt = branch.right, branch.down, branch.intermediate
     T, rank, width, device = x.codes.shape[0], right.codes.shape[0], right.width, x.codes.device
     if fmt is None or fmt.family == "float":
-        dtype = branch.left.codes.dtype if fmt is None else FLOATS[fmt.name]
+        dtype = branch.left.codes.dtype if fmt is None else FLOAT_DTYPES[fmt.name]
         values = torch.empty(T, rank, dtype=dtype, device=device)
-        out = Operand(values, values, 1.0, None, WHOLE, rank)
+        out = Operand(values, values, 1.0, None, FULL_AXIS, rank)
     else:
         out = empty_operand(T, rank, fmt, device)
     if T == 0:
         return out
     N = max(16, triton.next_power_of_2(rank))
-    down[(triton.cdiv(T, TOKENS),)](
+    down[(triton.cdiv(T, TILE_TOKENS),)](
         x.codes,
         x.scale,
-        x.above_pointer,
+        x.tensor_scale_pointer,
         right.codes,
         right.scale,
         out.codes,
@@ -181,39 +184,40 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
         T,
         width,
         rank,
-        right.above,
+        right.tensor_scale,
         *x.strides,
         *right.strides,
         *out.strides,
         x.element,
         x.block,
-        x.above_each,
+        x.tensor_scale_per_row,
         right.element,
         right.block,
         out.element,
         min(out.block, N),
-        how.mode,
-        how.step,
-        how.type,
-        TOKENS,
+        product.mode,
+        product.step,
+        product.type,
+        TILE_TOKENS,
         N,
         enable_fp_fusion=True,
     )
     return out
 
 
-def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
-    """Both products and the bias into y."""
-    x, weight, bias = held.main, layer.weight, layer.bias_O
+def launch_linear(layer: PreparedLayer, quantized: KernelInput, y_TO: Tensor) -> None:
+    """Both products and the bias, written to y (kernel 3)."""
+    x, weight, bias = quantized.main, layer.weight, layer.bias_O
     T, O = y_TO.shape
-    h, left, up, rank = x, weight, layer.main, 0  # what no one reads where there is no branch
-    if held.h is not None and layer.branch is not None:
-        h, left, up, rank = held.h, layer.branch.left, layer.branch.up, held.h.width
-    N = min(OUTPUTS, max(16, triton.next_power_of_2(O)))
-    linear[(triton.cdiv(T, TOKENS), triton.cdiv(O, N))](
+    h, left, up, rank = x, weight, layer.main, 0  # unused arguments without a branch
+    if quantized.h is not None and layer.branch is not None:
+        branch = layer.branch
+        h, left, up, rank = quantized.h, branch.left, branch.up, quantized.h.width
+    N = min(TILE_OUTPUTS, max(16, triton.next_power_of_2(O)))
+    linear[(triton.cdiv(T, TILE_TOKENS), triton.cdiv(O, N))](
         x.codes,
         x.scale,
-        x.above_pointer,
+        x.tensor_scale_pointer,
         weight.codes,
         weight.scale,
         h.codes,
@@ -226,8 +230,8 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
         weight.width,
         O,
         rank,
-        weight.above,
-        left.above,
+        weight.tensor_scale,
+        left.tensor_scale,
         *x.strides,
         *weight.strides,
         *h.strides,
@@ -235,7 +239,7 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
         y_TO.stride(0),
         x.element,
         x.block,
-        x.above_each,
+        x.tensor_scale_per_row,
         weight.element,
         weight.block,
         h.element,
@@ -249,7 +253,7 @@ def launch_linear(layer: Prepared, held: Held, y_TO: Tensor) -> None:
         up.step,
         up.type,
         bias is not None,
-        TOKENS,
+        TILE_TOKENS,
         N,
         enable_fp_fusion=True,
     )

@@ -1,7 +1,7 @@
-"""Triton device functions for small numbers: rounding, codes and scales of `loraq.formats`.
+"""Triton device functions for the rounding, codes and scales of `loraq.formats`.
 
-An element is a tuple of constants (`element_constants`), so that every branch on it is decided when
-the kernel is compiled. Values are fp32 in element units until they are codes.
+An element is a tuple of constants (`element_constants`), so that branches on it are resolved at
+compile time. Values are fp32 in element units.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from loraq.formats.scales import e8m0_offset
 from loraq.formats.table import E4M3
 
 
-class Element(NamedTuple):
-    """What a kernel must know of a format's element and of its stored scale."""
+class ElementConstants(NamedTuple):
+    """The compile-time constants of a format's element and its stored scale."""
 
     floating: bool
     bits: int
     signed: bool
     maximum: float
-    rounder: float  # of integers, or per unit of the binade
-    fraction: int  # bits after the point of integers, mantissa bits of floats
+    rounder: float  # ROUNDER of integers; of floats, per unit of the binade
+    fraction: int  # fraction bits of integers, mantissa bits of floats
     minimum_exponent: int
     bias: int
     scale: str  # fp16 | bf16 | e8m0 | e4m3
@@ -33,12 +33,12 @@ class Element(NamedTuple):
     maximum_exponent: int
 
 
-def element_constants(fmt: Format) -> Element:
+def element_constants(fmt: Format) -> ElementConstants:
     """The constants of a block format."""
     element = fmt.element
     floating = isinstance(element, FloatElement)
     fraction = element.mantissa_bits if isinstance(element, FloatElement) else element.fraction_bits
-    return Element(
+    return ElementConstants(
         floating=floating,
         bits=element.bits,
         signed=True if isinstance(element, FloatElement) else element.signed,
@@ -60,7 +60,7 @@ _E4M3_SMALLEST = tl.constexpr(2.0**E4M3.minimum_exponent)
 
 @triton.jit
 def round_float(v, maximum: tl.constexpr, rounder: tl.constexpr, smallest: tl.constexpr):
-    """To the nearest value of a float element, ties to even, saturating; smallest: least normal."""
+    """Round to nearest of a float element, ties to even, saturating; smallest: normal value."""
     v = tl.minimum(tl.maximum(v, -maximum), maximum)
     bits = v.to(tl.int32, bitcast=True) & 0x7F800000
     unit = tl.maximum(bits.to(tl.float32, bitcast=True), smallest) * rounder
@@ -69,7 +69,7 @@ def round_float(v, maximum: tl.constexpr, rounder: tl.constexpr, smallest: tl.co
 
 @triton.jit
 def encode(v, E: tl.constexpr):
-    """fp32 in element units -> int32 codes in the low bits, the nearest ones."""
+    """fp32 in element units -> nearest codes, in the low bits of int32."""
     if E.floating:
         smallest: tl.constexpr = 2.0**E.minimum_exponent
         r = round_float(v, E.maximum, E.rounder, smallest)
@@ -88,8 +88,8 @@ def encode(v, E: tl.constexpr):
 
 
 @triton.jit
-def integers(codes, E: tl.constexpr):
-    """Codes of an integer element -> int8 (an unsigned one's fit as well)."""
+def decode_integers(codes, E: tl.constexpr):
+    """Codes of an integer element -> int8, which also holds unsigned 4-bit codes."""
     if E.signed:
         half: tl.constexpr = 1 << (E.bits - 1)
         values = ((codes.to(tl.int32) ^ half) - half).to(tl.int8)
@@ -110,20 +110,20 @@ def decode(codes, E: tl.constexpr):
         size = tl.where((magnitude >> m) == 0, subnormal, normal)
         values = tl.where((code >> (E.bits - 1)) > 0, -size, size)
     else:
-        values = integers(codes, E).to(tl.float32) * (2.0**-E.fraction)
+        values = decode_integers(codes, E).to(tl.float32) * (2.0**-E.fraction)
     return values
 
 
 @triton.jit
 def scale_value(stored, E: tl.constexpr):
-    """Stored scales as loaded -> the fp32 numbers that element values are multiplied with."""
+    """Stored scales -> fp32 scales, which multiply the element values."""
     if E.scale == "e8m0":
         bits = stored.to(tl.int32) << 23
         bits = tl.where(bits == 0x7F800000, 0x7FC00000, tl.maximum(bits, 1 << 22))
         value = bits.to(tl.float32, bitcast=True)
     elif E.scale == "e4m3":
         code = stored.to(tl.int32)
-        subnormal = code.to(tl.float32) * 0.001953125  # 2^-9; scales have no sign
+        subnormal = code.to(tl.float32) * 0.001953125  # 2^-9; scales are positive
         normal = ((code << 20) + (120 << 23)).to(tl.float32, bitcast=True)
         value = tl.where(code == 0x7F, float("nan"), tl.where(code < 8, subnormal, normal))
     else:
@@ -132,8 +132,8 @@ def scale_value(stored, E: tl.constexpr):
 
 
 @triton.jit
-def find_scale(absmax, tensor_scale, E: tl.constexpr):
-    """fp32 block maxima, fp32 scales above the blocks' -> (what is stored, its fp32 value)."""
+def block_scale(absmax, tensor_scale, E: tl.constexpr):
+    """fp32 block maxima and tensor scales -> (stored scales, their fp32 values)."""
     if E.scale == "e8m0":
         bits = absmax.to(tl.int32, bitcast=True)
         field = (tl.minimum(bits, 0x7F800000) + E.e8m0_offset) >> 23
@@ -159,13 +159,13 @@ def find_scale(absmax, tensor_scale, E: tl.constexpr):
 
 
 @triton.jit
-def quantise_blocks(x, tensor_scale, E: tl.constexpr):
+def quantize_blocks(x, tensor_scale, E: tl.constexpr):
     """fp32 [rows, blocks, block] -> int32 codes of that shape and stored scales [rows, blocks].
 
-    As integers, magnitudes have the same order, with NaN on top: a block with NaN has a scale that
-    is not finite, and so have its products.
+    absmax is computed on the bits as integers, which have the same order, with NaN above all: a
+    block with NaN has a non-finite scale and non-finite products.
     """
     bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    stored, value = find_scale(tl.max(bits, axis=2).to(tl.float32, bitcast=True), tensor_scale, E)
+    stored, value = block_scale(tl.max(bits, axis=2).to(tl.float32, bitcast=True), tensor_scale, E)
     divisor = tl.where(value == 0.0, float("inf"), value)[:, :, None]
     return encode(tl.math.div_rn(x, tl.broadcast_to(divisor, x.shape)), E), stored

@@ -1,9 +1,9 @@
-"""Operands as the kernels read them, and how two of them are multiplied."""
+"""Operands in the layout of the kernels, and the product of two operands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 import triton
@@ -13,82 +13,93 @@ from torch import Tensor
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor
 from loraq.formats.packing import unpack
-from loraq.formats.quantize import FLOATS
+from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.formats.scales import nvfp4_tensor_scale
-from loraq.layers.triton.numbers import Element, element_constants
+from loraq.layers.triton.numbers import ElementConstants, element_constants
 
-WHOLE = 1 << 20  # a block that no axis exceeds: one scale for all of it
-# Triton's interpreter does not multiply bf16; what bf16 holds exactly, fp32 holds as well.
-INTERPRETED = triton.knobs.runtime.interpret
+FULL_AXIS = 1 << 20  # block size of one scale per row or per tensor; no axis is longer
+# Triton's interpreter cannot multiply bf16; every bf16 value is exact in fp32.
+INTERPRETED: bool = triton.knobs.runtime.interpret
 DECODED = tl.float32 if INTERPRETED else tl.bfloat16
+
+ProductMode = Literal["int", "scaled", "decode"]
 
 
 class Unsupported(LoraqError):
-    """No kernel computes this layer; emulation does."""
+    """A layer without a kernel; set compute=emulate."""
 
 
 @dataclass(frozen=True)
 class Operand:
-    """[rows, K] as the kernels read it; element None: 16-bit values."""
+    """A matrix [rows, K] in the layout of the kernels; element None: 16-bit values.
+
+    tensor_scale: nvfp4's fp32 scale, a number per tensor or one value per row.
+    """
 
     codes: Tensor
     scale: Tensor
-    above: float | Tensor  # fp32 scale above the blocks': of the whole tensor, or one a row
-    element: Element | None
+    tensor_scale: float | Tensor
+    element: ElementConstants | None
     block: int
     width: int
 
-    @property
-    def above_each(self) -> bool:
-        """Whether every row has its own scale above the blocks'."""
-        return isinstance(self.above, Tensor)
+    def __repr__(self) -> str:
+        bits = 16 if self.element is None else self.element.bits
+        return f"Operand({len(self.codes)} × {self.width}, {bits} bits, block={self.block})"
 
     @property
-    def above_pointer(self) -> Tensor:
-        """Where kernels read those; any tensor where there are none."""
-        return self.above if isinstance(self.above, Tensor) else self.scale
+    def tensor_scale_per_row(self) -> bool:
+        """Whether every row has its own tensor scale."""
+        return isinstance(self.tensor_scale, Tensor)
+
+    @property
+    def tensor_scale_pointer(self) -> Tensor:
+        """The tensor scales per row; an unused tensor if there are none."""
+        return self.tensor_scale if isinstance(self.tensor_scale, Tensor) else self.scale
 
     @property
     def strides(self) -> tuple[int, int]:
+        """Row strides of the codes and of the scales."""
         return self.codes.stride(0), self.scale.stride(0) if self.scale.dim() > 1 else 0
 
 
 @dataclass(frozen=True)
 class Product:
-    """How two operands are multiplied: MODE, columns a step, and the type of decoded values."""
+    """How two operands are multiplied: mode, columns per step, and the dtype of decoded values."""
 
-    mode: str
+    mode: ProductMode
     step: int
-    type: Any
+    type: tl.dtype | None
 
 
-def block_of(fmt: Format) -> int:
-    return WHOLE if fmt.block is None or fmt.block == -1 else fmt.block
+def block_size(fmt: Format) -> int:
+    """Values per scale along a row."""
+    return FULL_AXIS if fmt.block is None or fmt.block == -1 else fmt.block
 
 
 def stored_operand(packed: QuantizedTensor, device: torch.device) -> Operand:
-    """A packed tensor, as it is stored; 6-bit codes get a byte each."""
+    """The operand of a packed tensor; 6-bit codes are unpacked to one byte each."""
     fmt, width, codes = packed.format, packed.shape[-1], packed.codes.to(device)
     if fmt.family == "float":
-        return Operand(codes, codes, 1.0, None, WHOLE, width)
+        return Operand(codes, codes, 1.0, None, FULL_AXIS, width)
     if fmt.bits == 6:
         codes = unpack(codes, 6, width).contiguous()
-    above = 1.0 if packed.tensor_scale is None else float(packed.tensor_scale)
+    tensor_scale = 1.0 if packed.tensor_scale is None else float(packed.tensor_scale)
     assert packed.scale is not None
     scale = packed.scale.to(device)
-    return Operand(codes, scale, above, element_constants(fmt), block_of(fmt), width)
+    return Operand(codes, scale, tensor_scale, element_constants(fmt), block_size(fmt), width)
 
 
-def product_of(a: Format, b: Format, device: torch.device) -> Product:
-    """The way to multiply values of two formats; Unsupported where none is exact."""
+def choose_product(a: Format, b: Format, device: torch.device) -> Product:
+    """The product for two formats; raises Unsupported if no product is exact."""
     families = {a.family, b.family}
-    block = min(block_of(a), block_of(b))
+    block = min(block_size(a), block_size(b))
     if families <= {"int", "uint"}:
         step = min(block, 64)
-        if step < 32 or any(block_of(f) % step for f in (a, b)):
+        if step < 32 or any(block_size(f) % step for f in (a, b)):
             raise Unsupported(
-                f"No kernel multiplies '{a.label}' with '{b.label}': their groups are to be "
-                "powers of two from 32 on. Set compute=emulate."
+                f"No kernel multiplies '{a.label}' with '{b.label}': group sizes must be powers of "
+                "two ≥ 32. Set compute=emulate."
             )
         return Product("int", step, None)
     scaled = all(f.bits in (4, 8) and f.block == 32 for f in (a, b))
@@ -104,30 +115,31 @@ def product_of(a: Format, b: Format, device: torch.device) -> Product:
 
 
 def has_fp8(device: torch.device) -> bool:
-    """Triton's `dot_scaled` goes through FP8 where the hardware has nothing better."""
+    """Whether the GPU has FP8, which `tl.dot_scaled` uses on hardware without MX products."""
     if device.type != "cuda" or torch.version.hip is not None:
         return True
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def room(x_TI: Tensor, fmt: Format) -> Operand:
-    """Memory for the codes and scales of x̃, scales above the blocks' filled; or x̃ in 16 bits."""
+def allocate_operand(x_TI: Tensor, fmt: Format) -> Operand:
+    """Empty codes and scales for x̃, with its tensor scales; for a 16-bit format, x̃ itself."""
     if fmt.family == "float":
-        values = x_TI.to(FLOATS[fmt.name])
-        return Operand(values, values, 1.0, None, WHOLE, x_TI.shape[1])
-    above: float | Tensor = 1.0
+        values = x_TI.to(FLOAT_DTYPES[fmt.name])
+        return Operand(values, values, 1.0, None, FULL_AXIS, x_TI.shape[1])
+    tensor_scale: float | Tensor = 1.0
     if fmt.tensor_scale == "token":
-        above = nvfp4_tensor_scale(x_TI.float().abs().amax(-1))
-    return empty_operand(*x_TI.shape, fmt, x_TI.device, above)
+        tensor_scale = nvfp4_tensor_scale(x_TI.float().abs().amax(-1))
+    rows, width = x_TI.shape
+    return empty_operand(rows, width, fmt, x_TI.device, tensor_scale)
 
 
 def empty_operand(
-    rows: int, width: int, fmt: Format, device: torch.device, above: float | Tensor = 1.0
+    rows: int, width: int, fmt: Format, device: torch.device, tensor_scale: float | Tensor = 1.0
 ) -> Operand:
-    """Memory for codes and scales of a block format."""
-    element, block = element_constants(fmt), block_of(fmt)
+    """Empty codes and scales of a block format."""
+    element, block = element_constants(fmt), block_size(fmt)
     columns = (width + 1) // 2 if element.bits == 4 else width
     codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
-    dtype = FLOATS.get(fmt.scale, torch.uint8)
+    dtype = FLOAT_DTYPES.get(fmt.scale, torch.uint8)
     scale = torch.empty(rows, -(-width // min(block, width)), dtype=dtype, device=device)
-    return Operand(codes, scale, above, element, block, width)
+    return Operand(codes, scale, tensor_scale, element, block, width)

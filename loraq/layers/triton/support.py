@@ -1,4 +1,4 @@
-"""Which equations the kernels compute: told by formats and sizes, before anything is packed."""
+"""Which equations have kernels, determined from formats and sizes before anything is packed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from loraq.formats import Format
 from loraq.layers.tensors import LayerTensors
-from loraq.layers.triton.operands import INTERPRETED, Unsupported, product_of
+from loraq.layers.triton.operands import INTERPRETED, Unsupported, choose_product
 
-MOST_RANKS = 256
-LONGEST_TOKEN = 1 << 13
+MAX_RANK = 256
+MAX_TOKEN_WIDTH = 1 << 13  # channels with one scale per token
 
 
 @dataclass(frozen=True)
 class Equation:
-    """One layer's formats and sizes; no branch where the rank is 0."""
+    """One layer's formats and sizes; rank 0: no branch."""
 
     weight: Format
     activation: Format
@@ -28,7 +28,8 @@ class Equation:
     requantize_intermediate: bool = True
 
     @classmethod
-    def of(cls, tensors: LayerTensors) -> Equation:
+    def from_layer(cls, tensors: LayerTensors) -> Equation:
+        """The equation of a packed layer."""
         fmt, width = tensors.weight.format, tensors.weight.shape[-1]
         if tensors.left is None or tensors.right is None or tensors.branch_activation is None:
             return cls(fmt, tensors.activation, width)
@@ -43,28 +44,30 @@ class Equation:
         )
 
 
-def equations(
+def recipe_equations(
     formats: Mapping[str, Format], requantize: bool, rank: int, widths: Iterable[int]
 ) -> list[Equation]:
-    """Those of a recipe's layers, from its four formats by name."""
-    branch = (formats["branch_weight"], formats["branch_activation"], requantize)
-    main = formats["weight"], formats["activation"]
+    """The equations of a recipe's layers, from its four formats by name and the input widths."""
+    weight, activation = formats["weight"], formats["activation"]
+    if not rank:
+        return [Equation(weight, activation, width) for width in sorted(set(widths))]
+    branch_weight, branch_activation = formats["branch_weight"], formats["branch_activation"]
     return [
-        Equation(*main, width, rank, *branch) if rank else Equation(*main, width)
+        Equation(weight, activation, width, rank, branch_weight, branch_activation, requantize)
         for width in sorted(set(widths))
     ]
 
 
-def check(equation: Equation, device: torch.device) -> None:
-    """Unsupported where a kernel is missing on this device; it says what to set instead."""
+def check_supported(equation: Equation, device: torch.device) -> None:
+    """Raise Unsupported if the equation has no kernel on this device."""
     if device.type != "cuda" and not INTERPRETED:
         raise Unsupported(
-            f"compute=triton runs on a GPU, and the layer's input is on '{device}'. Move the model "
+            f"compute=triton needs a GPU, and the layer's input is on '{device}'. Move the model "
             "(pipe.to('cuda')), or set compute=emulate."
         )
     _check_activation(equation.activation, equation.width)
     _check_weight(equation.weight)
-    product_of(equation.activation, equation.weight, device)
+    choose_product(equation.activation, equation.weight, device)
     stored, fmt = equation.branch_weight, equation.branch_activation
     if stored is None or fmt is None:
         return
@@ -72,27 +75,27 @@ def check(equation: Equation, device: torch.device) -> None:
     _check_weight(stored)
     if fmt.tensor_scale == "token":
         raise Unsupported(
-            f"No kernel quantises a branch's input as '{fmt.label}' (a scale a token above the "
-            "blocks'). Set compute=emulate, or tensor_scale=fixed for the branch."
+            f"No kernel quantises a branch's input to '{fmt.label}' (tensor_scale=token). "
+            "Set compute=emulate, or quant.branch_activation.tensor_scale=fixed."
         )
-    if equation.rank > MOST_RANKS:
+    if equation.rank > MAX_RANK:
         raise Unsupported(
-            f"No kernel takes a branch of rank {equation.rank}; the largest is {MOST_RANKS}. "
+            f"No kernel supports a branch of rank {equation.rank}; the limit is {MAX_RANK}. "
             "Set compute=emulate."
         )
     if not equation.requantize_intermediate and stored.family != "float":
         raise Unsupported(
-            "No kernel keeps x·Rᵀ in float beside an L of few bits. Set compute=emulate."
+            "No kernel keeps x·Rᵀ in float with a quantised L. Set compute=emulate, or "
+            "quant.requantize_intermediate=true."
         )
-    product_of(fmt, stored, device)
-    product_of(fmt if equation.requantize_intermediate else stored, stored, device)
+    choose_product(fmt, stored, device)
+    choose_product(fmt if equation.requantize_intermediate else stored, stored, device)
 
 
 def _check_weight(fmt: Format) -> None:
     if fmt.tensor_scale == "token":
         raise Unsupported(
-            f"No kernel reads weights as '{fmt.label}' (a scale a row above the blocks'). "
-            "Set compute=emulate."
+            f"No kernel reads weights in '{fmt.label}' (tensor_scale=token). Set compute=emulate."
         )
 
 
@@ -100,14 +103,18 @@ def _check_activation(fmt: Format, width: int) -> None:
     block = fmt.block
     if not fmt.per_token:
         raise Unsupported(
-            f"No kernel quantises activations as '{fmt.label}' (one scale for all). "
+            f"No kernel quantises activations to '{fmt.label}' (one scale per tensor). "
             "Set compute=emulate."
         )
     if fmt.clip != "none":
-        raise Unsupported(f"No kernel searches scales ('{fmt.label}'). Set compute=emulate.")
-    if block is None and fmt.family != "float" and width > LONGEST_TOKEN:
-        raise Unsupported(f"No kernel finds one scale for {width} channels. Set compute=emulate.")
+        raise Unsupported(f"No kernel supports clip=mse ('{fmt.label}'). Set compute=emulate.")
+    if block is None and fmt.family != "float" and width > MAX_TOKEN_WIDTH:
+        raise Unsupported(
+            f"No kernel supports one scale per token of {width} channels; the limit is "
+            f"{MAX_TOKEN_WIDTH}. Set compute=emulate."
+        )
     if block is not None and block & (block - 1):
         raise Unsupported(
-            f"No kernel cuts '{fmt.label}': its block is no power of two. Set compute=emulate."
+            f"No kernel supports '{fmt.label}': its block is not a power of two. Set "
+            "compute=emulate."
         )

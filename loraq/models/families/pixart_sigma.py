@@ -1,18 +1,21 @@
-"""PixArt-Σ: which linears of its transformer blocks are quantised, and what each one does.
+"""PixArt-Σ: the linear layers of its transformer blocks that are quantised, and their roles.
 
-Outside the blocks (patch embedding, timestep and caption projections, output) everything stays
-in 16 bits; so do the cross-attention keys and values by default, as in SVDQuant.
+Layers outside the blocks (patch embedding, timestep and caption projections, output) stay in
+16 bits; by default also the cross-attention keys and values, as in SVDQuant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from loraq.models.moments import Moment, known_block_inputs, timesteps
 from loraq.models.roles import ATTENTION_ROLES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from loraq.models.moments import Moment
 
 PIPELINE = "PixArtSigmaPipeline"
 TRANSFORMER = "PixArtTransformer2DModel"
@@ -26,20 +29,27 @@ ROLES = (
 )
 
 
-@torch.no_grad()
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
-    """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
+    """Moments of layer inputs that follow from the weights, by input id (`models/moments.py`)."""
+    import torch
+
+    # moments imports torch, which the skip list above does not need
+    from loraq.models.moments import known_block_inputs, timesteps
+
     steps = timesteps()
     condition = _size_condition(transformer, len(steps))
     device = next(transformer.parameters()).device
-    embedded, _ = transformer.adaln_single(
-        steps.to(device), condition, batch_size=len(steps), hidden_dtype=transformer.dtype
-    )
-    return known_block_inputs(transformer, embedded)
+    with torch.no_grad():
+        embedded, _ = transformer.adaln_single(
+            steps.to(device), condition, batch_size=len(steps), hidden_dtype=transformer.dtype
+        )
+        return known_block_inputs(transformer, embedded)
 
 
 def _size_condition(transformer: nn.Module, count: int) -> dict[str, torch.Tensor | None]:
-    """The size embedding's inputs at the model's own square size, where it has that embedding."""
+    """The inputs of the size embedding for the model's square sample size; None without one."""
+    import torch
+
     if not transformer.config.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}
     side = float(transformer.config.sample_size * 8)

@@ -1,23 +1,25 @@
-"""SANA: which linears and 1×1 convolutions of its transformer blocks are quantised.
+"""SANA: the linear layers and 1×1 convolutions of its transformer blocks that are quantised.
 
-Outside the blocks (patch embedding, timestep and caption projections, output) everything stays in
+Layers outside the blocks (patch embedding, timestep and caption projections, output) stay in
 16 bits; so do the depthwise convolutions and, by default, the cross-attention keys and values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from loraq.models.moments import Moment, known_block_inputs, timesteps
 from loraq.models.roles import ATTENTION_ROLES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraq.models.moments import Moment
 
 PIPELINE = "SanaPipeline"
 TRANSFORMER = "SanaTransformer2DModel"
 DEFAULT_SKIP = ("cross_k", "cross_v")
-AFTER_GELU = ()  # conv_point reads a gated SiLU, which nothing bounds below
+AFTER_GELU = ()  # conv_point reads a gated SiLU, which has no lower bound
 
 ROLES = (
     *ATTENTION_ROLES,
@@ -26,12 +28,17 @@ ROLES = (
 )
 
 
-@torch.no_grad()
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
-    """Moments of layer inputs that follow from the weights, by input id (see `analytic`)."""
+    """Moments of layer inputs that follow from the weights, by input id (`models/moments.py`)."""
+    import torch
+
+    # moments imports torch, which the skip list above does not need
+    from loraq.models.moments import known_block_inputs, timesteps
+
     steps = timesteps()
     device = next(transformer.parameters()).device
-    embedded, _ = transformer.time_embed(
-        steps.to(device), batch_size=len(steps), hidden_dtype=transformer.dtype
-    )
-    return known_block_inputs(transformer, embedded)
+    with torch.no_grad():
+        embedded, _ = transformer.time_embed(
+            steps.to(device), batch_size=len(steps), hidden_dtype=transformer.dtype
+        )
+        return known_block_inputs(transformer, embedded)
