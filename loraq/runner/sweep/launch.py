@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from loraq.compose import CONF, load_rows
 from loraq.errors import LoraqError
+from loraq.results.record import checkout_commit
 from loraq.runner.experiment import run
 from loraq.runner.plan import make_plan
 from loraq.runner.store import Store
@@ -48,7 +49,9 @@ def again(folder: Path, overrides: Sequence[str] = ()) -> str:
     fresh = [replace(job, config=jobs.fingerprint(jobs.load_rows(job.overrides))) for job in chosen]
     launcher = list(overrides) or old.launcher
     _check_launcher(launcher)
-    plan = replace(old, commit=jobs.commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh)
+    plan = replace(
+        old, commit=checkout_commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh
+    )
     return _launch(plan, jobs.write_sweep_plan(plan, folder.resolve().parent.parent))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.results.record import checkout_commit
 from loraq.runner.experiment import run
 from loraq.runner.publish import summary
 from loraq.runner.sweep import jobs
@@ -63,7 +64,7 @@ def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:
     os.chdir(plan.folder)
     job = plan.jobs[number]
     if (code := jobs.code_hash()) != plan.code:
-        now = jobs.commit() or "no commit"
+        now = checkout_commit() or "no commit"
         raise LoraqError(
             f"this job was submitted with other code (commit {plan.commit or 'unknown'}, source "
             f"{plan.code}) than it finds now ({now}, source {code}). Check the old "
