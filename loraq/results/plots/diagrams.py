@@ -44,6 +44,9 @@ class Tradeoff:
     metric: str
     higher_is_better: bool
 
+    def __repr__(self) -> str:
+        return f"Tradeoff({self.metric!r}, {len(self.points)} rows)"
+
 
 def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
     """LPIPS (else PSNR) against bits per weight; None if the rows hardly differ in memory."""

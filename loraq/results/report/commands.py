@@ -27,15 +27,16 @@ _OPERANDS = ("weight", "activation", "branch_weight", "branch_activation")
 def row_commands(records: Sequence[Record]) -> dict[str, str]:
     """Return row → command."""
     first = records[0]
-    front = _experiment_overrides(first)
-    rows = {} if first.experiment == "single" else _composed(front)
+    common = _experiment_overrides(first)
+    rows = {} if first.experiment == "single" else _composed(common)
     commands = {}
     for record in records:
         if record.row in rows:
-            own, base = [*front, f"row={record.row}"], rows[record.row]
+            own, base = [*common, f"row={record.row}"], rows[record.row]
         else:
             own = [f"method={record.config['method']}", *_model_override(record)]
-            base = list(_composed(own).values())[-1] if _composed(own) else {}
+            composed = list(_composed(own).values())
+            base = composed[-1] if composed else {}
         commands[record.row] = " ".join(["loraq run", *own, *_changed(record, base)])
     return commands
 

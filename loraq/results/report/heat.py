@@ -27,6 +27,9 @@ class HeatMap:
     blocks: list[int]
     roles: list[tuple[str, list[tuple[str, int] | None]]]
 
+    def __repr__(self) -> str:
+        return f"HeatMap({self.label!r}, {len(self.roles)} roles × {len(self.blocks)} blocks)"
+
     @property
     def dense(self) -> bool:
         """Whether the cells are too narrow for numbers."""

@@ -13,7 +13,7 @@ HEADINGS = {
     "main": "Results",
     "paired": "Paired differences",
     "splits": "Seen and held out",
-    "limits": "Weight errors and what is possible",
+    "limits": "Rate–distortion references",
 }
 
 
@@ -43,6 +43,9 @@ class TableView:
     columns: list[str]
     rows: list[list[CellView]]
     notes: list[str]
+
+    def __repr__(self) -> str:
+        return f"TableView({self.key!r}, {len(self.rows)} rows × {len(self.columns)} columns)"
 
 
 def table_view(key: str, table: Table) -> TableView:
