@@ -61,7 +61,7 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 	@touch $@
 
 test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
-	$(BIN)/python -m pytest -m browser tests/report
+	$(BIN)/python -m pytest -m browser tests/results/report
 
 check: $(INSTALLED_DEV) ## lint, formatting, types, and the order of the packages
 	$(BIN)/ruff check .
