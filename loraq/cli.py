@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraq import __version__
-from loraq.config.hydra_options import check_cfg, refuse_options
+from loraq.config.hydra_options import check_cfg_option, refuse_options
 from loraq.help_texts import COMMANDS, EPILOGS, PLANNED
 from loraq.utils import batch_invariance
 from loraq.utils.console import reporting_errors
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch_invariance.configure_cpu_math()  # before anything imports torch
     with reporting_errors():
         if options.command in PLANNED:
-            check_cfg(options.cfg, options.resolve, options.dry_run)
+            check_cfg_option(options.cfg, options.resolve, options.dry_run)
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
         elif options.command == "report":

@@ -9,13 +9,13 @@ from torch import Tensor
 from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
-from loraq.utils.user_module import is_own_file, load
+from loraq.utils.user_module import is_user_file, load_user_module
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
     """Run the finder named by `options.kind`, or the one in the file of that path."""
-    if is_own_file(options.kind):
-        module = load(options.kind, "find")
+    if is_user_file(options.kind):
+        module = load_user_module(options.kind, "find")
     else:
         module = importlib.import_module(f"loraq.branches.{options.kind}")
     before = _changes(problem.weight_BOI)
