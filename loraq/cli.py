@@ -100,10 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "sweep":
             sweep(options)
         elif options.command == "fetch":
-            from loraq.data.fetch import describe, fetch
+            from loraq.data.fetch import describe_prompt_set, fetch_prompt_set
 
             folder = Path(options.folder).expanduser()
-            print(describe(fetch(options.set, folder, progress=not options.quiet), folder))
+            print(
+                describe_prompt_set(
+                    fetch_prompt_set(options.set, folder, progress=not options.quiet), folder
+                )
+            )
         elif options.command == "fit":
             from loraq.runner.batch_size import fit
 

@@ -262,8 +262,8 @@ class Recipe(Checked):
             )
         if self.needs_rows:
             raise LoraqError(
-                "quant.statistics=weights gives only second moments, and this recipe reads rows of "
-                "activations (transform.smooth=search | fixed, branch.select=output, or "
+                "quant.statistics=weights gives only second moments, and this recipe also reads "
+                "rows of activations (transform.smooth=search | fixed, branch.select=output, or "
                 "branch.weighting=magnitude). Choose others, or quant.statistics=activations."
             )
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
-from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
+from loraq.data import Prompt, calibration_prompts, data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import choose
 from loraq.metrics.registry import find_metric
@@ -168,7 +168,9 @@ def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
     real: Any = config.data.real
     extractor = config.metrics.extractor
     if real == "set":
-        found = set_images(config.data.set, location(config.data), [p.name for p in prompts])
+        found = real_image_paths(
+            config.data.set, prompts_path(config.data), [p.name for p in prompts]
+        )
         real = {image.stem: cached_hash(image) for image in found}
         extractor = choose(extractor)
     elif real is not None:

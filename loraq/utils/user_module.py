@@ -63,6 +63,6 @@ def _read(path: str) -> bytes:
         close = near_matches(file.name, beside)
         raise LoraqError(
             f"'{path}' cannot be read ({error.strerror})."
-            + (f" Beside it: {', '.join(close)}." if close else "")
+            + (f" Similar names: {', '.join(close)}." if close else "")
             + f" Give the path of a {ENDING} file, relative to the current folder."
         ) from None
