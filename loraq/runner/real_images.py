@@ -10,7 +10,7 @@ from loraq.data import data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
     EXTRACTORS,
-    choose,
+    choose_extractor,
     features_of,
     load_features,
     save_features,
@@ -51,7 +51,7 @@ def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
         return real
     if not any(find_metric(name).NEEDS == "real" for name in config.metrics.names):
         return real
-    extractor = choose(config.metrics.extractor, real)
+    extractor = choose_extractor(config.metrics.extractor, real)
     weights = cached_hash(EXTRACTORS[extractor].weights())
     images = dict(zip(real.names, map(cached_hash, real.paths), strict=True))
     name = key("features", VERSION, images, extractor, weights, device)
