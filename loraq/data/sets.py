@@ -192,8 +192,8 @@ def find_prompt_file(name: str, path: Path, key: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        beside = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = [f"'{path.parent / found}'" for found in near_matches(path.name, beside)]
+        siblings = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = [f"'{path.parent / found}'" for found in near_matches(path.name, siblings)]
         raise LoraqError(
             f"{key}.captions: '{path}' does not exist.{did_you_mean(close)} "
             f"{how_to_get(name, path)}"

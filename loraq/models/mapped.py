@@ -33,7 +33,7 @@ def mapped_transformer(model: ModelConfig) -> Any:
         transformer.load_state_dict(kept, strict=True, assign=True)
     except RuntimeError as error:
         raise LoraqError(
-            f"'{folder}' does not hold the weights that its config.json describes: "
+            f"'{folder}' does not contain the weights that its config.json describes: "
             f"{str(error).strip()[:300]}\n"
             "  Restore the folder, or set model.path to a complete one."
         ) from None

@@ -59,8 +59,10 @@ def _read(path: str) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        beside = [entry.name for entry in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        close = near_matches(file.name, beside)
+        siblings = (
+            [entry.name for entry in file.parent.glob("*.py")] if file.parent.is_dir() else []
+        )
+        close = near_matches(file.name, siblings)
         raise LoraqError(
             f"'{path}' cannot be read ({error.strerror})."
             + (f" Similar names: {', '.join(close)}." if close else "")

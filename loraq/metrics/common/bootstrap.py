@@ -71,7 +71,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down correction (1979): adjusted p-values of a family of tests, same keys."""
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise LoraqError(f"p-value of {name!r} is {p}; it must lie in [0, 1]")
+            raise LoraqError(f"p-value of {name!r} is {p}; it must be in [0, 1]")
     adjusted: dict[str, float] = {}
     running = 0.0
     ordered = sorted(p_values, key=lambda name: p_values[name])
