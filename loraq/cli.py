@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraq import __version__
-from loraq.config.hydra_options import check_cfg, refuse_options
+from loraq.config.hydra_options import check_cfg_option, refuse_options
 from loraq.utils import batch_invariance
 from loraq.utils.console import reporting_errors
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batch_invariance.configure_cpu_math()  # before anything imports torch
     with reporting_errors():
         if options.command in PLANNED:
-            check_cfg(options.cfg, options.resolve, options.dry_run)
+            check_cfg_option(options.cfg, options.resolve, options.dry_run)
         if options.command == "tables":
             tables(Path(options.output), options.experiments)
         elif options.command == "report":
@@ -165,10 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "sweep":
             sweep(options)
         elif options.command == "fetch":
-            from loraq.data.fetch import describe, fetch
+            from loraq.data.fetch import describe_prompt_set, fetch_prompt_set
 
             folder = Path(options.folder).expanduser()
-            print(describe(fetch(options.set, folder, progress=not options.quiet), folder))
+            print(
+                describe_prompt_set(
+                    fetch_prompt_set(options.set, folder, progress=not options.quiet), folder
+                )
+            )
         elif options.command == "fit":
             from loraq.runner.batch_size import fit
 

@@ -1,25 +1,25 @@
-"""Overrides → rows: Hydra composes, this file answers what the user misspelt.
+"""Overrides → rows: composes and checks the configuration of every row of an experiment.
 
-An experiment is a list of rows, each with overrides of its own; every row becomes its own `Config`
-and all are checked before anything runs. Without an experiment there are two rows: the 16-bit
-reference and what the overrides say.
+An experiment is a list of rows with overrides; each row becomes one `Config`, and all rows are
+checked before anything runs. Without an experiment there are two rows: the 16-bit reference and the
+configuration of the overrides.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import Config, Recipe
-from loraq.config.composition import Composer, resolved
+from loraq.config.composition import Composer, resolve_interpolations
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.metrics.registry import find_metric
 from loraq.models.layers import with_default_skip
 from loraq.utils.assets import CONF
-from loraq.utils.user_module import is_own_file, label
+from loraq.utils.user_module import is_user_file, user_file_label
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -29,38 +29,41 @@ _BRANCH_KEYS = ("quant.branch", "format@quant.branch", "quant.requantize_interme
 
 @dataclass(frozen=True)
 class ComposedRow:
-    """One row: its configuration, and `written`, what was composed for it, not yet resolved."""
+    """The configuration of one row; `written`: its plain data, interpolations not resolved."""
 
     config: Config
-    written: dict[str, Any]
+    written: dict[str, Any] = field(repr=False)
 
-    def named(self, **values: Any) -> ComposedRow:
+    def replace(self, **values: Any) -> ComposedRow:
+        """The row with other values of `Config` fields, in `config` and `written`."""
         return ComposedRow(replace(self.config, **values), {**self.written, **values})
 
 
 def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Config]:
-    """The rows that these overrides describe, in order, the 16-bit reference among them.
+    """The rows of a command in order, including the 16-bit reference.
 
-    family_skip: a recipe without a skip list of its own gets that of the row's model family.
+    family_skip: replace `skip=None` in recipes by the skip list of the row's model family.
+    LoraqError for an invalid override.
     """
     rows = [row.config for row in compose_rows(overrides)]
     return [_with_family_skip(row) for row in rows] if family_skip else rows
 
 
 def recipe(method: str, *overrides: str) -> Recipe:
-    """The recipe of a method's preset in `conf/method/`, with overrides as on the command line.
+    """The recipe of a preset in `conf/method/`, with overrides as on the command line.
 
     `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
 
-    Without `quant.skip=[…]` it has no list of skipped layers; quantising takes the model family's.
+    Without an override `quant.skip=[…]`, its `skip` is None: quantising uses the model family's
+    list.
     """
-    made = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
-    if made is None:
+    found = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
+    if found is None:
         raise LoraqError(
-            f"method={method} is the 16-bit model itself and has no recipe. Take a method that "
-            "quantises, such as loraq_o2, svdquant or rtn."
+            f"method={method} is the 16-bit model and has no recipe. Use a method that quantises, "
+            "such as loraq_o2, svdquant or rtn."
         )
-    return made
+    return found
 
 
 def _with_family_skip(row: Config) -> Config:
@@ -70,9 +73,9 @@ def _with_family_skip(row: Config) -> Config:
 
 
 def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
-    """The rows, each with what was composed for it."""
+    """The rows, each with its plain data."""
     composer = Composer(CONF)
-    parsed = _check([override for override in overrides if override], composer)
+    parsed = _parse_overrides([override for override in overrides if override], composer)
     chosen = [o for o, entry in parsed.items() if _key(entry) == "experiment"]
     rows = composer.compose(chosen).get("rows")
     if not rows:
@@ -80,8 +83,8 @@ def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
     return _experiment(rows, chosen, parsed, composer)
 
 
-def groups() -> dict[str, list[str]]:
-    """Config groups and their options, as they lie in `conf/`."""
+def config_groups() -> dict[str, list[str]]:
+    """The groups of `conf/` and their options."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
@@ -89,8 +92,8 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def swept(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep: every combination of the values swept over."""
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every job of a sweep: all combinations of the values."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -98,7 +101,7 @@ def swept(overrides: Sequence[str]) -> list[list[str]]:
 
     if not GlobalHydra.instance().is_initialized():
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            return swept(overrides)
+            return expand_sweep(overrides)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     choices: dict[str, list[str]] = {}
     try:
@@ -108,42 +111,42 @@ def swept(overrides: Sequence[str]) -> list[list[str]]:
                 values = list(entry.sweep_string_iterator())
             elif entry.is_sweep_override():
                 raise LoraqError(
-                    f"{entry.input_line} names no values to sweep over. Write KEY=A,B or "
+                    f"{entry.input_line} has no values to sweep over. Write KEY=A,B or "
                     "KEY=range(FIRST,END) or KEY=choice(A,B)."
                 )
             else:
                 values = [entry.get_value_element_as_str()]
             choices[key] = [f"{key}={value}" for value in values]
     except HydraException as error:
-        raise LoraqError(f"The sweep does not parse: {error}") from None
+        raise LoraqError(f"The sweep cannot be parsed: {error}") from None
     return [list(job) for job in itertools.product(*choices.values())]
 
 
 def _single(parsed: Mapping[str, Override], composer: Composer) -> list[ComposedRow]:
     quantised = not any(o.replace(" ", "") == "method=reference" for o in parsed)
-    useless = [o for o in parsed if o not in _applying(parsed, quantised, branch=True)]
-    if useless:
+    unused = [o for o in parsed if o not in _applying(parsed, quantised, branch=True)]
+    if unused:
         raise LoraqError(
-            f"{useless[0]} has no effect: method=reference quantises nothing. Drop one of the two."
+            f"{unused[0]} has no effect: method=reference quantises nothing. Leave one of them out."
         )
     row = _convert(composer.compose(list(parsed)), "this run")
     config = row.config
     if config.quant is None:
-        return [row.named(row="reference", label=config.label or "16-bit")]
+        return [row.replace(row="reference", label=config.label or "16-bit")]
     if config.quant.branch.kind == "none":
         if any(_key(entry) == "quant.branch.kind" for entry in parsed.values()):
             raise LoraqError(
-                f"quant.branch.kind=none leaves of method '{config.method}' what method=rtn is. "
-                "Take that, with the formats, transform and rounding that you want."
+                f"quant.branch.kind=none: method '{config.method}' without a branch is method=rtn. "
+                "Use method=rtn, with the formats, transform and rounding that you want."
             )
-        useless = [o for o in parsed if o not in _applying(parsed, True, branch=False)]
-        if useless:
+        unused = [o for o in parsed if o not in _applying(parsed, True, branch=False)]
+        if unused:
             raise LoraqError(
-                f"{useless[0]} has no effect: method '{config.method}' has no low-rank branch. "
-                "Drop it, or take a method with a branch (method=svdquant, method=loraq_o2)."
+                f"{unused[0]} has no effect: method '{config.method}' has no low-rank branch. "
+                "Leave it out, or use a method with a branch (method=svdquant, method=loraq_o2)."
             )
     name = config.row or config.method
-    return [_reference(row), row.named(row=name, label=config.label or name)]
+    return [_reference(row), row.replace(row=name, label=config.label or name)]
 
 
 def _experiment(
@@ -162,37 +165,43 @@ def _experiment(
     for override, entry in parsed.items():
         if _key(entry) in ("method", "label"):
             raise LoraqError(
-                f"{override} does not go together with {' '.join(chosen)}: its rows set the "
-                f"{_key(entry)} themselves. Drop one of the two."
+                f"{override} cannot be combined with {' '.join(chosen)}: the rows of the "
+                f"experiment set the {_key(entry)}. Leave one of them out."
             )
-    made, used = [], set(chosen)
+    composed_rows, used = [], set(chosen)
     for row, name in zip(rows, names, strict=True):
         own = [*chosen, *row["overrides"]]
-        _check(row["overrides"], composer)
-        plain = composer.compose(own)["quant"]  # without the user's, to see which of them apply
+        _parse_overrides(row["overrides"], composer)
+        plain = composer.compose(own)[
+            "quant"
+        ]  # without the user's overrides, to find which of them apply
         branch = plain is not None and plain["branch"]["kind"] != "none"
         wanted = _applying(parsed, plain is not None, branch)
         used |= set(wanted)
         composed = composer.compose([*own, *(o for o in wanted if o not in chosen)])
         converted = _convert(composed, f"row '{name}' of {' '.join(chosen)}")
-        made.append(converted.named(row=name, label=str(row["label"])))
-    useless = [override for override in parsed if override not in used]
-    if useless:
-        raise LoraqError(f"{useless[0]} has no effect on any row of {' '.join(chosen)}. Drop it.")
-    if not any(row.config.quant is None for row in made):
-        made.insert(0, _reference(made[0]))
+        composed_rows.append(converted.replace(row=name, label=str(row["label"])))
+    unused = [override for override in parsed if override not in used]
+    if unused:
+        raise LoraqError(
+            f"{unused[0]} has no effect on any row of {' '.join(chosen)}; leave it out."
+        )
+    if not any(row.config.quant is None for row in composed_rows):
+        composed_rows.insert(0, _reference(composed_rows[0]))
     if only:
-        made = [row for row in made if row.config.quant is None or row.config.row == only[0]]
-    return sorted(made, key=lambda row: row.config.quant is not None)
+        composed_rows = [
+            row for row in composed_rows if row.config.quant is None or row.config.row == only[0]
+        ]
+    return sorted(composed_rows, key=lambda row: row.config.quant is not None)
 
 
 def _reference(row: ComposedRow) -> ComposedRow:
-    """The 16-bit row beside a quantised one."""
-    return row.named(method="reference", quant=None, row="reference", label="16-bit")
+    """The 16-bit reference of a quantised row."""
+    return row.replace(method="reference", quant=None, row="reference", label="16-bit")
 
 
 def _applying(parsed: Mapping[str, Override], quantised: bool, branch: bool) -> list[str]:
-    """The user's overrides that mean something for a row with(out) quantisation or branch."""
+    """The overrides that have an effect on a row with(out) quantisation or branch."""
     kept = []
     for override, entry in parsed.items():
         key = _key(entry)
@@ -207,20 +216,20 @@ def _applying(parsed: Mapping[str, Override], quantised: bool, branch: bool) -> 
 def _convert(composed: dict[str, Any], where: str) -> ComposedRow:
     written = {name: value for name, value in composed.items() if name != "rows"}
     try:
-        return ComposedRow(checked_config(resolved(written)), written)
+        return ComposedRow(checked_config(resolve_interpolations(written)), written)
     except LoraqError as error:
         raise LoraqError(f"{error}\n  (in {where})") from None
 
 
 def _key(entry: Override) -> str:
-    """An override's key as written: `quant.seed`, `method`, `format@quant.weight`."""
+    """The key of an override: `quant.seed`, `method`, `format@quant.weight`."""
     package = entry.package
     return entry.key_or_group + (f"@{package}" if package is not None else "")
 
 
-def _check(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
-    """Each override parsed; one that names no group, option or key raises with near matches."""
-    known = groups()
+def _parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
+    """Parse the overrides; an unknown group, option or key raises LoraqError with near matches."""
+    known = config_groups()
     keys: list[str] | None = None
     parsed = {}
     for override in overrides:
@@ -248,8 +257,8 @@ def _check(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
                 raise LoraqError(f"{override}: {unknown('operand', _key(entry), options)}")
             if value is None:
                 raise LoraqError(
-                    f"{override}: a group has a choice. Leave it out for the default, or name one "
-                    f"of {', '.join(known[name])}."
+                    f"{override}: a group needs an option. Leave it out for the default, or set "
+                    f"one of {', '.join(known[name])}."
                 )
             if str(value) not in known[name]:
                 raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
@@ -259,8 +268,8 @@ def _check(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
         if name not in keys:
             guess = did_you_mean(near_matches(name, [*keys, *known]))
             raise LoraqError(
-                f"{override}: there is no setting '{name}'.{guess}\n"
-                "  All settings with their defaults stand in conf/config.yaml and its groups."
+                f"{override}: unknown setting '{name}'.{guess}\n"
+                "  conf/config.yaml and its groups contain all settings with their defaults."
             )
     return parsed
 
@@ -276,13 +285,13 @@ def _flatten(tree: Any, prefix: str = "") -> list[str]:
 
 
 def checked_config(composed: Mapping[str, Any]) -> Config:
-    """What was composed, as plain data, as a validated `Config`; LoraqError names the setting."""
+    """Convert a composed configuration to a validated `Config`; LoraqError names the setting."""
     plain = {name: value for name, value in composed.items() if name != "rows"}
     config: Config = from_plain(Config, plain)
     if config.quant is not None:
         config.quant.formats()
-        if is_own_file(config.quant.branch.kind):
-            label(config.quant.branch.kind)  # raises if the file does not exist
+        if is_user_file(config.quant.branch.kind):
+            user_file_label(config.quant.branch.kind)  # raises if the file does not exist
     for name in config.metrics.names:
         try:
             find_metric(name)

@@ -1,4 +1,4 @@
-"""The one exception that a user can cause, and how an unknown name is answered."""
+"""The exceptions for user errors, and the message for an unknown name."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Iterable, Sequence
 
 
 class LoraqError(Exception):
-    """A mistake outside the code: the message holds the value, the limit and the remedy.
+    """A user error: the message contains the value, the limit and the remedy.
 
-    The command line prints it without a traceback and exits with 2.
+    The command line prints it without a traceback and exits with status 2.
     """
 
 
 class DiskFullError(LoraqError):
-    """No space left: what was finished stays, nothing half-written does, and the run stops."""
+    """No space left on the disk. Finished files are kept, partial files are deleted."""
 
 
 def near_matches(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names that look most like `name`, best first."""
+    """The known names that are most similar to `name`, best first."""
     known = [str(candidate) for candidate in known]
     close = difflib.get_close_matches(str(name), known, n=count, cutoff=0.5)
     inside = [candidate for candidate in known if name and str(name).lower() in candidate.lower()]
     return list(dict.fromkeys(close + inside))[:count]
 
 
-def did_you_mean(shown: Sequence[str]) -> str:
-    """The sentence that offers near matches, as they are shown; nothing without any."""
-    return f" Did you mean {' or '.join(shown)}?" if shown else ""
+def did_you_mean(matches: Sequence[str]) -> str:
+    """The sentence " Did you mean A or B?"; empty without matches."""
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LoraqError:
-    """The answer to an unknown name: the near matches first, then everything there is."""
+    """LoraqError for an unknown name: near matches first, then all known names (at most 40)."""
     names = sorted(str(candidate) for candidate in known)
     guess = did_you_mean([repr(match) for match in near_matches(name, names)])
     shown = ", ".join(names[:40]) + (f", … ({len(names)} in all)" if len(names) > 40 else "")

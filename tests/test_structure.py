@@ -43,7 +43,6 @@ HEAVY = {
     "loraq/__init__.py",  # public names are imported when they are first used
     "loraq/cli.py",  # `--help` and `--version` are quick
     "loraq/run.py",  # the CPU's arithmetic is configured before torch is imported
-    "loraq/config/recipe.py",  # formats are arithmetic on tensors
     "loraq/layers/backends.py",  # Triton is optional
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch
     "loraq/metrics/common/features.py",

@@ -108,7 +108,7 @@ def of_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
         write_clip(Path(folder))
         os.environ[clip_score.VARIABLE] = folder
         ours = compute("clip_score", clean).per_image
-        model, processor = clip_score.load(Path(folder), "cpu")
+        model, processor = clip_score.load_clip(Path(folder), "cpu")
     wanted = []
     for place, prompt in enumerate(clean.prompts or ()):
         picture = torch.from_numpy(clean.read(place)).permute(2, 0, 1)
@@ -130,7 +130,7 @@ def of_image_reward(size: str) -> Callable[[ImageSet, ImageSet], tuple[Any, Any]
             os.environ[image_reward.VARIABLE] = name
             images = ImageSet(tuple(paths), clean.names, clean.prompts)
             ours = compute("image_reward", images, batch_size=4).per_image
-            image_reward.load.cache_clear()
+            image_reward.load_image_reward.cache_clear()
         return ours, golden["scores"]
 
     return both

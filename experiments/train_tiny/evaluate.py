@@ -60,7 +60,7 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
     """Generate, score, print and store the three rows; save a grid of the first 64 images."""
     entries = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"][:count]
     real = load_file(ASSETS / "real_features.safetensors")["features"][:count]
-    head = alignment_model.load()
+    head = alignment_model.load_alignment_model()
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images = generate(pipe, entries, steps, guidance)

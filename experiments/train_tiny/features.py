@@ -23,7 +23,7 @@ REAL = ASSETS / "real_features.safetensors"
 def features(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Return features, fp32 [n, 1280], of uint8 images [n, h, w, 3] or [0, 255] tensors [n, 3, h,
     w]."""
-    network = efficientnet_lite0.load()
+    network = efficientnet_lite0.load_efficientnet_lite0()
     if isinstance(images, np.ndarray):
         chunks = (
             torch.from_numpy(np.array(images[i : i + 16])).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
-from loraq.utils.user_module import is_own_file, load
+from loraq.utils.user_module import is_user_file, load_user_module
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
@@ -18,8 +18,8 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     Raises LoraqError if the finder changes `problem.weight_BOI` in place, or if its solution has
     the wrong type or shapes, or contains NaN or Inf.
     """
-    if is_own_file(options.kind):
-        module = load(options.kind, "find")
+    if is_user_file(options.kind):
+        module = load_user_module(options.kind, "find")
     else:
         module = importlib.import_module(f"loraq.branches.{options.kind}")
     before = _version(problem.weight_BOI)

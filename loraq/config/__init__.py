@@ -1,7 +1,8 @@
-"""The schema: frozen dataclasses, each checked as it is made.
+"""The settings of a run as frozen dataclasses, each checked on construction.
 
-YAML (`conf/`) holds values, these files hold names, types and limits; `door.py` converts one into
-the other. Every error names the key as it is written on the command line.
+`conf/` holds the values in YAML; this package holds names, types and limits. `composition.py`
+merges the files, `convert.py` makes dataclasses of the result. Errors name a setting as the command
+line writes it. Imported by layers, branches, rounding and above; imports formats and below.
 """
 
 from loraq.config.recipe import (

@@ -1,15 +1,15 @@
-"""One list of overrides → one configuration: what Hydra composes, in a fraction of its time.
+"""A list of overrides → one configuration: composes like Hydra, in a fraction of the time.
 
-Hydra reads every file anew for each row of an experiment, with its own settings beside ours. Here a
-file is read once for all rows, and a row is merged from plain dicts in the order of the defaults
-list, as far as `conf/` makes use of Hydra:
+Hydra reads all files again for each row of an experiment. Here a file is read once for all rows,
+and a row is merged from plain dicts in the order of the defaults list. Supported is the part of
+Hydra's syntax that `conf/` uses:
 
     config.yaml     `_self_`, `GROUP: OPTION`, `GROUP@PACKAGE: OPTION`
     groups' files   `_self_`, `NAME` of the same group, `override /GROUP: OPTION`, `# @package NAME`
     overrides       GROUP=OPTION, GROUP@PACKAGE=OPTION, KEY=VALUE, +KEY=VALUE, ~KEY
 
-All else, mistakes among them, is `Unusual` and left to Hydra itself (`by_hydra`);
-`tests/conf/test_composition.py` holds both equal.
+Anything else, errors included, raises `NeedsHydra` and is composed by `compose_with_hydra`;
+`tests/conf/test_composition.py` checks that both results are equal.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _HEADER = re.compile(r"#\s*@package\s+(\S+)")
 _PLAIN_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
 
 
-class Unusual(Exception):
-    """What is not merged here but by Hydra."""
+class NeedsHydra(Exception):
+    """The configuration uses a part of Hydra's syntax that `Composer` does not support."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """package: where its header puts the content (None: where its group is); defaults: its list."""
+    """A file's `# @package` header (None: its group's name), defaults list and content."""
 
     package: str | None
     defaults: list[Any]
@@ -46,9 +46,9 @@ class _File:
 
 
 class Composer:
-    """Composes lists of overrides over the configuration in `folder`, each file read at most once.
+    """Composes lists of overrides with the configuration in `folder`; reads each file at most once.
 
-    A composer lives as long as one command looks at its rows: it does not see a file that changes.
+    Use one composer per command: it does not notice files that change later.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,17 +56,20 @@ class Composer:
         self._files: dict[str, _File] = {}
         self._parsed: dict[str, Override] = {}
 
+    def __repr__(self) -> str:
+        return f"Composer('{self.folder}', {len(self._files)} files read)"
+
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
-        """The composed configuration, without `hydra` and with interpolations as written."""
+        """The composed configuration, without `hydra` and with interpolations not resolved."""
         try:
-            if _other_folders():
-                raise Unusual
-            return self.merged([self.parse(override) for override in overrides])
-        except Unusual:
-            return by_hydra(self.folder, overrides)
+            if _has_config_dir():
+                raise NeedsHydra
+            return self.merge([self.parse(override) for override in overrides])
+        except NeedsHydra:
+            return compose_with_hydra(self.folder, overrides)
 
     def parse(self, override: str) -> Override:
-        """One override, taken apart; LoraqError where it is none."""
+        """Parse one override; LoraqError if it is not valid."""
         from hydra.errors import HydraException
 
         if override not in self._parsed:
@@ -74,7 +77,7 @@ class Composer:
                 self._parsed[override] = self._parser.parse_override(override)
             except HydraException:
                 raise LoraqError(
-                    f"'{override}' is no override. Write KEY=VALUE, such as data.count=16 or "
+                    f"'{override}' is not an override. Write KEY=VALUE, such as data.count=16 or "
                     "method=rtn (quote values with spaces or commas: 'label=\"a, b\"')."
                 ) from None
         return self._parsed[override]
@@ -85,19 +88,19 @@ class Composer:
 
         return OverridesParser.create()
 
-    def merged(self, entries: Sequence[Override]) -> dict[str, Any]:
-        """The files that the overrides choose, merged in order, then their values; or Unusual."""
+    def merge(self, entries: Sequence[Override]) -> dict[str, Any]:
+        """Merge the chosen files in order, then the overrides' values; may raise NeedsHydra."""
         chosen: dict[str, Any] = {}
         values = []
         for entry in entries:
             if entry.key_or_group.startswith("hydra") or entry.is_sweep_override():
-                raise Unusual
+                raise NeedsHydra
             if not (self.folder / entry.key_or_group).is_dir():
                 values.append(entry)
                 continue
             added = entry.is_add() or entry.is_force_add()
             if added or entry.is_delete() or not isinstance(entry.value(), str):
-                raise Unusual
+                raise NeedsHydra
             chosen[entry.get_key_element()] = entry.value()
         unused = set(chosen)
         tree: dict[str, Any] = {}
@@ -106,27 +109,27 @@ class Composer:
                 content = {name: content}
             tree = _merge(tree, content)
         if unused:
-            raise Unusual
+            raise NeedsHydra
         tree.pop("hydra", None)
         for entry in values:
             if entry.package is not None or not _PLAIN_KEY.fullmatch(entry.key_or_group):
-                raise Unusual
-            tree = _changed(tree, entry.key_or_group.split("."), entry)
+                raise NeedsHydra
+            tree = _apply_override(tree, entry.key_or_group.split("."), entry)
         return tree
 
     def _parts(
         self, name: str, place: tuple[str, ...], chosen: dict[str, Any], unused: set[str]
     ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-        """A file's content and what its defaults list names, each with its place, to be merged.
+        """The contents of a file and of its defaults list, each with its key path, in merge order.
 
-        As in Hydra the last entry of a list is opened first, and the first `override` of a choice
+        As in Hydra, the last entry of a list is read first, and the first `override` of a choice
         wins: the command line's, then an experiment's, then a method's.
         """
         file = self._read(name)
-        items = [_item(item) for item in file.defaults]
+        items = [_parse_entry(item) for item in file.defaults]
         overriding = [item[0] == "override" for item in items if item[0] != "self"]
         if overriding != sorted(overriding):
-            raise Unusual
+            raise NeedsHydra
         for kind, key, option in items:
             if kind == "override":
                 unused |= {key} - set(chosen)
@@ -141,11 +144,11 @@ class Composer:
             elif kind == "file":
                 sibling = str(Path(name).parent / key)
                 if name == PRIMARY or self._read(sibling).package != file.package:
-                    raise Unusual
+                    raise NeedsHydra
                 found = self._parts(sibling, place, chosen, unused)
             elif kind == "group":
                 if name != PRIMARY:
-                    raise Unusual
+                    raise NeedsHydra
                 unused.discard(key)
                 option = chosen.get(key, option)
                 if option is not None:
@@ -159,12 +162,12 @@ class Composer:
     def _place(self, path: str, group: str, mount: str) -> tuple[str, ...]:
         package = self._read(path).package
         if mount and package is not None:
-            raise Unusual
+            raise NeedsHydra
         name = mount or package or group
         if name == "_global_":
             return ()
         if name.startswith(("_", ".")) or not _PLAIN_KEY.fullmatch(name):
-            raise Unusual
+            raise NeedsHydra
         return tuple(name.split("."))
 
     def _read(self, name: str) -> _File:
@@ -179,63 +182,63 @@ class Composer:
             text = path.read_text(encoding="utf-8")
             content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-            raise Unusual from None
+            raise NeedsHydra from None
         if not isinstance(content, dict):
-            raise Unusual
+            raise NeedsHydra
         defaults = content.pop("defaults", [])
         first = next((line.strip() for line in text.splitlines() if line.strip()), "")
         header = _HEADER.fullmatch(first)
         if not isinstance(defaults, list) or (re.match(r"#\s*@", first) and header is None):
-            raise Unusual
+            raise NeedsHydra
         plain = {str(key): value for key, value in content.items()}
         self._files[name] = _File(header[1] if header else None, defaults, plain)
         return self._files[name]
 
 
-def _item(written: Any) -> tuple[str, str, Any]:
-    """An entry of a defaults list: its kind (self, file, group, override), its key, its option."""
+def _parse_entry(written: Any) -> tuple[str, str, Any]:
+    """An entry of a defaults list as (kind, key, option); kind: self, file, group or override."""
     if isinstance(written, str):
         if "/" in written or "@" in written or "$" in written:
-            raise Unusual
+            raise NeedsHydra
         return ("self", "", None) if written == "_self_" else ("file", written, None)
     if not isinstance(written, dict) or len(written) != 1:
-        raise Unusual
+        raise NeedsHydra
     [(key, option)] = written.items()
     kind, found = "group", re.fullmatch(r"([\w@.]+)", str(key))
     if found is None:
         kind, found = "override", re.fullmatch(r"override /([\w@.]+)", str(key))
     if found is None or "$" in str(option):
-        raise Unusual
+        raise NeedsHydra
     return kind, found[1], option
 
 
 def _merge(base: Any, over: Any) -> Any:
-    """As OmegaConf merges: dicts key by key, all else is replaced. Neither argument is changed."""
+    """Merge like OmegaConf: dicts key by key, other values are replaced. Returns a new dict."""
     if not isinstance(base, dict) or not isinstance(over, dict):
         containers = isinstance(base, (dict, list)) and isinstance(over, (dict, list))
         if (containers and type(base) is not type(over)) or over == "???" or "$" in str(base):
-            raise Unusual
+            raise NeedsHydra
         return over
-    together = dict(base)
+    merged = dict(base)
     for name, value in over.items():
-        together[name] = _merge(base[name], value) if name in base else value
-    return together
+        merged[name] = _merge(base[name], value) if name in base else value
+    return merged
 
 
-def _changed(tree: dict[str, Any], path: Sequence[str], entry: Override) -> dict[str, Any]:
-    """`tree` with the value of one override at `path`."""
+def _apply_override(tree: dict[str, Any], path: Sequence[str], entry: Override) -> dict[str, Any]:
+    """A copy of `tree` with the value of one override at `path`."""
     name = path[0]
     old, value = tree.get(name), entry.value()
     if len(path) > 1:
         if not isinstance(old, dict):
-            raise Unusual
-        return {**tree, name: _changed(old, path[1:], entry)}
+            raise NeedsHydra
+        return {**tree, name: _apply_override(old, path[1:], entry)}
     if entry.is_delete():
         if old in (None, "???") or value not in (None, old):
-            raise Unusual
+            raise NeedsHydra
         return {key: kept for key, kept in tree.items() if key != name}
     if entry.is_force_add() or isinstance(value, dict):
-        raise Unusual
+        raise NeedsHydra
     if entry.is_add():
         plain = old is None and not isinstance(value, list)
     elif isinstance(old, list):
@@ -243,12 +246,12 @@ def _changed(tree: dict[str, Any], path: Sequence[str], entry: Override) -> dict
     else:
         plain = name in tree and (value is None or not isinstance(old, dict))
     if not plain:
-        raise Unusual
+        raise NeedsHydra
     return {**tree, name: value}
 
 
-def _other_folders() -> bool:
-    """Whether Hydra already runs and was given a folder of configurations (`--config-dir`)."""
+def _has_config_dir() -> bool:
+    """Whether Hydra is initialised with a `--config-dir` from the command line."""
     from hydra.core.global_hydra import GlobalHydra
 
     if not GlobalHydra.instance().is_initialized():
@@ -257,8 +260,8 @@ def _other_folders() -> bool:
     return any(entry.provider == "command-line" for entry in found)
 
 
-def by_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """What Hydra itself composes, whether or not it already runs; LoraqError where it cannot."""
+def compose_with_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose with Hydra, initialised already or not; LoraqError if the composition fails."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -278,7 +281,7 @@ def by_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         if cause is not None and str(cause).strip():
             lines.append(str(cause).strip().splitlines()[0])
         raise LoraqError(
-            f"The configuration does not compose: {' '.join(lines[:3])}\n"
+            f"The configuration cannot be composed: {' '.join(lines[:3])}\n"
             f"  Overrides: {' '.join(overrides) or 'none'}. See conf/ for groups and keys."
         ) from None
     plain = OmegaConf.to_container(composed, resolve=False)
@@ -286,8 +289,8 @@ def by_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return {str(name): value for name, value in plain.items()}
 
 
-def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`tree` with its interpolations (`${generate.seed}`) replaced by what they stand for."""
+def resolve_interpolations(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Replace the interpolations in `tree`, such as `${generate.seed}`, by their values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -297,8 +300,8 @@ def resolved(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
     except OmegaConfBaseException as error:
         raise LoraqError(
-            f"An interpolation stands for nothing: {str(error).splitlines()[0]}. Name a setting, "
-            "such as ${generate.seed}."
+            f"An interpolation cannot be resolved: {str(error).splitlines()[0]}. Use the name of a "
+            "setting, such as ${generate.seed}."
         ) from None
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}

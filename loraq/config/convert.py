@@ -1,4 +1,4 @@
-"""Convert plain data into validated dataclasses; errors name the setting as it is written."""
+"""Plain data → validated dataclasses; errors name the setting as the command line writes it."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+from loraq.config.validation import Checked
 from loraq.errors import LoraqError, did_you_mean, near_matches
 
+Schema = TypeVar("Schema", bound=Checked)
 
-def from_plain(schema: Any, values: Any, key: str = "") -> Any:
-    """Plain data into dataclass `schema`; types and names are checked, errors name the key."""
+
+def from_plain(schema: type[Schema], values: Any, key: str = "") -> Schema:
+    """Convert a mapping to the dataclass `schema`; checks names and types.
+
+    key: the name of the group, for errors. LoraqError for an unknown, missing or invalid setting.
+    """
     if not isinstance(values, Mapping):
         raise LoraqError(f"{key}={values!r} must be a group of settings, not a single value.")
     hints = typing.get_type_hints(schema)
     names = [entry.name for entry in dataclasses.fields(schema)]
-    made = {}
+    converted = {}
     for name, value in values.items():
         path = f"{key}.{name}" if key else str(name)
         if name not in hints:
             guess = did_you_mean(near_matches(str(name), names))
             raise LoraqError(
-                f"{path}={value!r}: there is no such setting.{guess}\n"
-                f"  Known under '{key or 'the top'}': {', '.join(names)}."
+                f"{path}={value!r}: unknown setting.{guess}\n"
+                f"  Known settings of {key or 'the configuration'}: {', '.join(names)}."
             )
-        made[name] = _convert(hints[name], value, path)
+        converted[name] = _convert(hints[name], value, path)
     missing = [
         entry.name
         for entry in dataclasses.fields(schema)
-        if entry.name not in made
+        if entry.name not in converted
         and entry.default is dataclasses.MISSING
         and entry.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise LoraqError(f"{key or 'config'}: {', '.join(missing)} must be given.")
     try:
-        return schema(**made)
+        return schema(**converted)
     except LoraqError as error:
         text = str(error)
         first = text.split("=", 1)[0].split(":", 1)[0]
@@ -45,7 +51,7 @@ def from_plain(schema: Any, values: Any, key: str = "") -> Any:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """One value as its annotated type; numbers are never cut, text is never guessed."""
+    """Convert one value to its annotated type; floats are not truncated, strings not parsed."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in options:
@@ -53,7 +59,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         plain = [option for option in options if option is not type(None)]
         hint = next((option for option in plain if type(value) is option), plain[0])
         return _convert(hint, value, key)
+    if origin is Literal:
+        return _convert(type(options[0]), value, key)  # the dataclass checks the value itself
     if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type) and issubclass(hint, Checked)
         return from_plain(hint, value, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):

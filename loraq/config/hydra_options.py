@@ -1,4 +1,4 @@
-"""Hydra's own options on the command `loraq`: `--cfg job`, and those that mean nothing here."""
+"""Hydra's options on the command `loraq`: `--cfg job`, and the options without effect."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from collections.abc import Sequence
 from loraq.errors import LoraqError
 
 _CONF = (
-    "The configuration is conf/: give values as KEY=VALUE, a file of your own as "
-    "conf/GROUP/NAME.yaml with GROUP=NAME"
+    "The configuration is in conf/: set values with KEY=VALUE, or add a file "
+    "conf/GROUP/NAME.yaml and select it with GROUP=NAME"
 )
 _REFUSED = (
     (("--multirun", "-m"), "Sweep with: loraq sweep KEY=A,B"),
-    (("--run", "-r"), "One configuration is what is run anyway: leave it out"),
+    (("--run", "-r"), "This is the default: leave it out"),
     (("--config-name", "-cn"), _CONF),
     (("--config-path", "-cp"), _CONF),
     (("--config-dir", "-cd"), _CONF),
-    (("--package", "-p"), "Whole rows are printed: loraq run --cfg job KEY=VALUE"),
-    (("--info", "-i"), "See what is composed with --cfg job, what would be made with --dry-run"),
+    (("--package", "-p"), "Complete rows are printed: loraq run --cfg job KEY=VALUE"),
+    (("--info", "-i"), "Print the configuration with --cfg job, the planned work with --dry-run"),
     (("--hydra-help",), "See loraq run --help, and conf/config.yaml for all settings"),
-    (("--experimental-rerun",), "Give the same command again: what is finished is not made anew"),
+    (("--experimental-rerun",), "Run the same command again: finished work is reused"),
     (("--shell-completion", "-sc"), "See loraq run --help, and conf/ for groups and their options"),
 )
 
 
 def refuse_options(arguments: Sequence[str]) -> None:
-    """LoraqError, with what to use instead, for an option of Hydra's that has no effect here."""
+    """LoraqError with a remedy for an option of Hydra that has no effect here."""
     for argument in arguments:
         given = argument.split("=")[0]
         for names, remedy in _REFUSED:
             if given in names:
-                raise LoraqError(
-                    f"{given} is an option of Hydra's that has no effect here. {remedy}."
-                )
+                raise LoraqError(f"{given} is an option of Hydra and has no effect here. {remedy}.")
 
 
-def check_cfg(cfg: str | None, resolve: bool, dry_run: bool) -> None:
-    """LoraqError for `--cfg` of anything but the job, and for options that exclude each other."""
+def check_cfg_option(cfg: str | None, resolve: bool, dry_run: bool) -> None:
+    """LoraqError for `--cfg` with a value other than `job`, or with options that it excludes."""
     if cfg is None:
         if resolve:
-            raise LoraqError("--resolve has no effect by itself. Add --cfg job, or leave it out.")
+            raise LoraqError(
+                "--resolve has no effect without --cfg job. Add --cfg job, or leave --resolve out."
+            )
     elif cfg != "job":
         raise LoraqError(
-            f"--cfg {cfg}: only the job's own configuration is composed here, not Hydra's. "
-            "Take --cfg job."
+            f"--cfg {cfg}: only the configuration of the job can be printed, not Hydra's. "
+            "Use --cfg job."
         )
     elif dry_run:
-        raise LoraqError("--cfg job and --dry-run each print and stop. Drop one of the two.")
+        raise LoraqError("--cfg job and --dry-run exclude each other. Leave one of them out.")

@@ -1,23 +1,24 @@
-"""A recipe: how one set of layers is quantised. Formats, transform × branch × rounding, ranks."""
+"""The recipe of a quantisation: four formats, transform × branch × rounding, allocation."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
-from loraq.config.validation import Checked, choice, setting
+from loraq.config.validation import Checked, setting
 from loraq.errors import LoraqError
 from loraq.formats import Format, get_format
 from loraq.utils.plain import to_plain
-from loraq.utils.user_module import is_own_file, label
+from loraq.utils.user_module import is_user_file, user_file_label
 
-ANY_BRANCH = ("svd", "alternating", "loraq")
+LowRankKind = Literal["svd", "alternating", "loraq"]
+ANY_BRANCH = get_args(LowRankKind)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FormatConfig(Checked):
-    """What one operand's numbers can be; None means the default in the table of formats."""
+    """The number format of one operand; None means the default in `loraq/formats/table.py`."""
 
     name: str
     block: int | str | None = None
@@ -30,13 +31,13 @@ class FormatConfig(Checked):
         super().__post_init__()
         if isinstance(self.block, int) and self.block < 1 and self.block != -1:
             raise LoraqError(
-                f"block={self.block} is no group size: the limit is 1 value per scale. "
+                f"block={self.block} is not a group size: the limit is 1 value per scale. "
                 "Give 1 or more (64 is common for integers), -1 for one scale per tensor, "
-                "or leave it out for the format's own."
+                "or leave it out for the format's default."
             )
 
     def build(self) -> Format:
-        """The format itself, with the table's defaults where nothing is set."""
+        """The `Format`, with the table's defaults for settings that are None."""
         options = {
             entry.name: getattr(self, entry.name)
             for entry in dataclasses.fields(self)
@@ -45,9 +46,9 @@ class FormatConfig(Checked):
         return get_format(self.name, **options)
 
     def build_activation(self) -> Format:
-        """As `build`, for activations: every scale belongs to one token.
+        """Like `build`, for activations: every scale belongs to one token.
 
-        A scale over the whole tensor would make an image depend on its neighbours in the batch.
+        With one scale per tensor an image would depend on the other images of its batch.
         """
         per_token = self
         if self.name == "nvfp4" and self.tensor_scale is None:
@@ -55,73 +56,73 @@ class FormatConfig(Checked):
         fmt = per_token.build()
         if not fmt.per_token:
             raise LoraqError(
-                f"{fmt.label}: one scale for the whole tensor would make an image depend on its "
-                "neighbours in the batch. Give activations block=token or a group size"
+                f"{fmt.label}: with one scale per tensor an image would depend on the other images "
+                "of its batch. Give activations block=token or a group size"
                 + (" (nvfp4: tensor_scale=token or fixed)." if fmt.family == "nvfp" else ".")
             )
         return fmt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TransformConfig(Checked):
-    """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of the GELU output.
+    """Exact re-parametrisations of (x, W): smoothing, block Hadamard, shift of GELU outputs.
 
-    smooth: `search` is SVDQuant's grid, `fixed` SmoothQuant's xmax^m / wmax^(1−m), m = `migration`;
-        `balanced` is √(rms x / ‖w‖) per channel.
-    shift and hadamard together: the layers that follow a GELU are shifted, all others rotated.
+    smooth: per channel, `search` is SVDQuant's grid search, `fixed` SmoothQuant's
+        xmax^m / wmax^(1−m) with m = `migration`, `balanced` is √(rms x / ‖w‖).
+    shift and hadamard together: layers that follow a GELU are shifted, all others rotated.
     """
 
-    smooth: str = choice("none", "search", "fixed", "balanced")
+    smooth: Literal["none", "search", "fixed", "balanced"] = "none"
     hadamard: int = 0
     shift: bool = False
     migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_idle("smooth", "quant.transform")
+        self.check_only_for("smooth", "quant.transform")
         if self.hadamard == 1 or self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
             raise LoraqError(
-                f"hadamard={self.hadamard} is no power of two from 2 on. Give 0 for none, or 16, "
-                "32, 64 … (a width's largest power of two where that is smaller)."
+                f"hadamard={self.hadamard} is not a power of two ≥ 2. Give 0 for none, or 16, 32, "
+                "64 … (limited to the largest power of two that divides the width)."
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BranchConfig(Checked):
-    """How the low-rank factors are found, and how large they may be (rank, or else budget).
+    """The low-rank branch: its solver and its size (`rank` if given, else `budget`).
 
-    kind: a module of `loraq/branches/`, or the path of a file with a `find` of the user's own.
-    weighting: errors are measured in the weight (`none`), or scaled by each input channel's mean
-        |x| (`magnitude`: L²QER) or rms (`diagonal`: QERA-approx), or by the inputs' second moment
-        (`full`: QERA-exact, CALDERA).
-    split: the start's singular values go to L with this exponent and to R with the rest.
-    gradient: how Adam sees Q(W − P): held constant (`stop`), or through a soft rounding (`soft`).
+    kind: a module of `loraq/branches/`, or the path of a user's file that defines `find`.
+    weighting: errors are measured in the weight (`none`), scaled by each input channel's mean |x|
+        (`magnitude`: L²QER) or rms (`diagonal`: QERA-approx), or weighted by the inputs' second
+        moment (`full`: QERA-exact, CALDERA).
+    split: L starts with the singular values to this power, R with the remaining power.
+    gradient: Adam treats Q(W − P) as constant (`stop`) or differentiates a soft rounding (`soft`).
     """
 
-    kind: str = choice("none", *ANY_BRANCH, own_file=True)
-    objective: str = choice("shape", "compensate", only_for=ANY_BRANCH)
-    start: str = choice("weight", "error", "zero", only_for=ANY_BRANCH)
+    kind: Literal["none", LowRankKind] | str = setting("none", user_file=True)
+    objective: Literal["shape", "compensate"] = setting("shape", only_for=ANY_BRANCH)
+    start: Literal["weight", "error", "zero"] = setting("weight", only_for=ANY_BRANCH)
     rank: int | None = setting(None, at_least=1, only_for=ANY_BRANCH)
     budget: float | None = setting(0.64, above=0)
     share_qkv: bool = True
-    solver: str = choice("alternation", "adam", only_for=("loraq",))
+    solver: Literal["alternation", "adam"] = setting("alternation", only_for=("loraq",))
     steps: int = setting(100, at_least=1, only_for=("alternating", "loraq"))
     tolerance: float = setting(1e-4, above=0, only_for=("alternating", "loraq"))
     learning_rate: float = setting(1e-2, above=0, only_for=("loraq",))
-    rotation: str = choice("none", "random", "learned", only_for=("loraq",))
-    select: str = choice("weight", "output", only_for=("alternating",))
-    weighting: str = choice(
-        "none", "magnitude", "diagonal", "full", only_for=("svd", "loraq"), since="0.2"
+    rotation: Literal["none", "random", "learned"] = setting("none", only_for=("loraq",))
+    select: Literal["weight", "output"] = setting("weight", only_for=("alternating",))
+    weighting: Literal["none", "magnitude", "diagonal", "full"] = setting(
+        "none", only_for=("svd", "loraq"), since="0.2"
     )
     split: float = setting(0.5, at_least=0, only_for=("svd", "loraq"), since="0.2")
-    gradient: str = choice("stop", "soft", only_for=("loraq",), since="0.2")
+    gradient: Literal["stop", "soft"] = setting("stop", only_for=("loraq",), since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_idle("kind", "quant.branch")
+        self.check_only_for("kind", "quant.branch")
         if self.kind != "none" and self.rank is None and self.budget is None:
             raise LoraqError(
-                "A branch needs a rank or a budget (bits per weight of the quantised set). "
+                "A branch needs a rank or a budget (bits per weight of the quantised layers). "
                 "Set quant.branch.budget=0.64 or quant.branch.rank=R."
             )
         if self.split > 1:
@@ -129,22 +130,22 @@ class BranchConfig(Checked):
         if self.gradient == "soft" and (self.solver, self.objective) != ("adam", "shape"):
             raise LoraqError(
                 "gradient=soft has an effect only with solver=adam and objective=shape. Set "
-                "quant.branch.solver=adam, or leave it out."
+                "quant.branch.solver=adam, or leave gradient out."
             )
-        if not is_own_file(self.kind):
-            self._refuse_unread()
+        if not is_user_file(self.kind):
+            self._check_unused()
 
-    def _refuse_unread(self) -> None:
-        """LoraqError for a setting that another one keeps from being read."""
+    def _check_unused(self) -> None:
+        """LoraqError for a setting that has no effect because of another one."""
         adam = self.solver == "adam"
-        unread = (
+        unused = (
             ("learning_rate", not adam, "solver=adam"),
             ("tolerance", self.select == "output", "select=weight"),
             ("split", adam and self.start == "zero", "start=weight or start=error"),
             ("budget", self.rank is not None and self.budget is not None, "rank=null"),
         )
         defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
-        for name, idle, remedy in unread:
+        for name, idle, remedy in unused:
             value = getattr(self, name)
             if idle and value != defaults[name]:
                 raise LoraqError(
@@ -153,53 +154,55 @@ class BranchConfig(Checked):
                 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RoundingConfig(Checked):
-    """How what is left of the weight is rounded: `nearest`, or `gptq` (arXiv 2210.17323).
+    """Rounding of the weight's residual: `nearest`, or `gptq` (arXiv 2210.17323).
 
-    damp: added to the inputs' second moment, relative to its mean diagonal.
-    block: columns whose feedback is applied at once (no effect on the result beyond last bits).
-    act_order: columns in the order of falling activation energy.
+    damp: added to the diagonal of the inputs' second moment, relative to its mean.
+    block: columns whose error feedback is applied together (changes the result in the last bits).
+    act_order: columns in the order of descending second moment.
     """
 
-    kind: str = choice("nearest", "gptq")
+    kind: Literal["nearest", "gptq"] = "nearest"
     damp: float = setting(0.01, above=0, only_for=("gptq",), since="0.2")
     block: int = setting(128, at_least=1, only_for=("gptq",), since="0.2")
     act_order: bool = setting(False, only_for=("gptq",), since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_idle("kind", "quant.rounding")
+        self.check_only_for("kind", "quant.rounding")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AllocationConfig(Checked):
-    """Who gets how much of one memory budget: the same for all, or by sensitivity.
+    """Distribution of one memory budget over the layers: uniform, or by sensitivity.
 
-    kind: `uniform`; `rank` gives each unit its own rank; `bits` 4 or 8 bits (weights and
-        activations) under a uniform rank's memory; `both` chooses both together.
-    sensitivity: how much a layer's error matters: `weights` counts relative errors alike
-        (data-free), `activations` measures each layer's effect on the transformer's output, on
+    kind: `uniform`; `rank` chooses a rank per unit; `bits` chooses 4 or 8 bits (weights and
+        activations) within a uniform rank's memory; `both` chooses rank and bits together.
+    sensitivity: the weight of a layer's error: `weights` gives all relative errors the same weight
+        (data-free), `activations` measures each layer's effect on the transformer's output, for
         images that the 16-bit model generates from the calibration captions.
-    The budget is what the uniform recipe stores: equal memory by construction.
+    The budget is the memory of the uniform recipe, so that both use the same memory.
     """
 
-    kind: str = choice("uniform", "rank", "bits", "both")
-    sensitivity: str = choice("weights", "activations", only_for=("rank", "bits", "both"))
+    kind: Literal["uniform", "rank", "bits", "both"] = "uniform"
+    sensitivity: Literal["weights", "activations"] = setting(
+        "weights", only_for=("rank", "bits", "both")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_idle("kind", "quant.allocation")
+        self.check_only_for("kind", "quant.allocation")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe(Checked):
-    """One quantisation: four formats and a point on transform × branch × rounding.
+    """The settings of one quantisation: four formats and one of transform × branch × rounding.
 
-    `skip`: roles or globs on layer names that stay in 16 bits; None is the model family's own list.
-    `statistics`: where the inputs' second moments come from (balanced smoothing, weighted branches,
-        GPTQ): calibration `activations`, or the model's own `weights`, for the layers of which they
-        tell something (`models/analytic.py`); the others do without.
+    skip: roles or globs on layer names that stay in 16 bits; None is the model family's list.
+    statistics: source of the inputs' second moments (balanced smoothing, weighted branches, GPTQ):
+        calibration `activations`, or the model's `weights` (`loraq/models/moments.py`). Layers
+        whose inputs the weights do not determine use no second moments.
     """
 
     weight: FormatConfig = FormatConfig("int4")
@@ -212,7 +215,7 @@ class Recipe(Checked):
     requantize_intermediate: bool = True
     skip: tuple[str, ...] | None = None
     seed: int = 0
-    statistics: str = choice("activations", "weights", since="0.2")
+    statistics: Literal["activations", "weights"] = setting("activations", since="0.2")
     allocation: AllocationConfig = field(
         default_factory=AllocationConfig, metadata={"since": "0.2"}
     )
@@ -221,16 +224,16 @@ class Recipe(Checked):
         super().__post_init__()
         if self.transform.shift and self.activation.name != "int4":
             raise LoraqError(
-                f"quant.transform.shift=true pairs with unsigned 4-bit codes, and the activations "
-                f"are {self.activation.name}. Set quant.transform.shift=false, or use "
+                f"quant.transform.shift=true needs unsigned 4-bit codes, and the activations are "
+                f"{self.activation.name}. Set quant.transform.shift=false, or use "
                 "format@quant.activation=int4."
             )
         if self.statistics == "weights":
             self._check_statistics()
         if self.allocation.kind != "uniform" and self.branch.kind == "none":
             raise LoraqError(
-                f"quant.allocation.kind={self.allocation.kind} gives out the branch's memory, and "
-                "this recipe has no low-rank branch. Take a method with one, or "
+                f"quant.allocation.kind={self.allocation.kind} distributes the branch's memory, "
+                "and this recipe has no low-rank branch. Use a method with a branch, or set "
                 "quant.allocation.kind=uniform."
             )
         by_bits, four = self.allocation.kind in ("bits", "both"), {"int4", "mxint4"}
@@ -249,19 +252,19 @@ class Recipe(Checked):
     def _check_statistics(self) -> None:
         if not self.reads_moments:
             raise LoraqError(
-                "quant.statistics=weights has no effect: nothing here reads second moments. Set "
+                "quant.statistics=weights has no effect: this recipe reads no second moments. Set "
                 "quant.transform.smooth=balanced, quant.rounding.kind=gptq or "
                 "quant.branch.weighting=diagonal | full, or leave it out."
             )
         if self.needs_rows:
             raise LoraqError(
-                "quant.statistics=weights gives second moments, and this recipe also reads rows of "
-                "activations (transform.smooth=search | fixed, branch.select=output, or "
+                "quant.statistics=weights gives only second moments, and this recipe also reads "
+                "rows of activations (transform.smooth=search | fixed, branch.select=output, or "
                 "branch.weighting=magnitude). Choose others, or quant.statistics=activations."
             )
 
     def formats(self) -> dict[str, Format]:
-        """The four operands' formats by name; LoraqError names the operand that cannot be."""
+        """The formats of the four operands by name; LoraqError names an invalid operand."""
         built = {}
         for operand in ("weight", "activation", "branch_weight", "branch_activation"):
             entry: FormatConfig = getattr(self, operand)
@@ -274,7 +277,7 @@ class Recipe(Checked):
 
     @property
     def needs_rows(self) -> bool:
-        """Whether quantising reads rows of activations (smoothing, choosing by output error)."""
+        """Whether quantising reads rows of activations (smoothing, selection by output error)."""
         searching = self.branch.kind != "none" and self.branch.select == "output"
         by_magnitude = self.branch.weighting == "magnitude"
         smoothing = self.transform.smooth in ("search", "fixed")
@@ -289,11 +292,11 @@ class Recipe(Checked):
 
     @property
     def needs_moments(self) -> bool:
-        """Whether they are measured: a data-free recipe takes them from the model's weights."""
+        """Whether quantising reads second moments measured on calibration activations."""
         return self.reads_moments and self.statistics == "activations"
 
     def without_moments(self) -> Recipe:
-        """The recipe for layers of whose inputs nothing is known."""
+        """The recipe for layers whose inputs have no known second moments."""
         transform, branch = self.transform, self.branch
         if transform.smooth == "balanced":
             transform = dataclasses.replace(transform, smooth="none")
@@ -309,16 +312,16 @@ class Recipe(Checked):
 
     @property
     def needs_sensitivity(self) -> bool:
-        """Whether ranks or bits follow from each layer's measured effect on the output."""
+        """Whether ranks or bits depend on each layer's measured effect on the output."""
         return self.allocation.kind != "uniform" and self.allocation.sensitivity == "activations"
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether quantising reads activations at all (a data-free recipe reads weights alone)."""
+        """Whether quantising reads activations; a data-free recipe reads only weights."""
         return self.needs_rows or self.needs_moments or self.needs_sensitivity
 
     def identity(self) -> dict[str, Any]:
-        """What the packed layers follow from: formats resolved, without settings of no effect."""
+        """The settings that determine the packed layers: formats resolved, no unused settings."""
         plain = to_plain(self, new_defaults=False)
         for operand, fmt in self.formats().items():
             plain[operand] = dataclasses.asdict(fmt)
@@ -327,6 +330,6 @@ class Recipe(Checked):
                 plain.pop(name)
         elif self.branch.rank is not None:
             plain["branch"]["budget"] = None
-        if is_own_file(self.branch.kind):
-            plain["branch"]["kind"] = label(self.branch.kind)
+        if is_user_file(self.branch.kind):
+            plain["branch"]["kind"] = user_file_label(self.branch.kind)
         return plain

@@ -1,29 +1,30 @@
-"""A run: the model, the prompts, what is measured, where it is shown. One `Config` is one row."""
+"""A run: model, prompts, metrics, tracking. One `Config` is one row of an experiment."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from loraq.config.recipe import Recipe
-from loraq.config.validation import Checked, choice, setting
+from loraq.config.validation import Checked, setting
 from loraq.errors import LoraqError, unknown
 
-ANALYSES = ("limits", "steps", "losses")
+Analysis = Literal["limits", "steps", "losses"]
+ExtractorChoice = Literal["auto", "efflite0", "inception"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelConfig(Checked):
-    """A pipeline in `save_pretrained` layout (a folder, or a hub id) and how it is sampled.
+    """A pipeline in `save_pretrained` layout (a folder or a hub id) and its sampling settings.
 
-    What differs from model to model has no default: size, sampler settings, length of prompts.
+    Settings that depend on the model have no default: size, sampler settings, length of prompts.
     """
 
     name: str
     family: str
     path: str | None = None
     hub_id: str | None = None
-    dtype: str = choice("float32", "bfloat16", "float16")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     height: int = setting(MISSING, at_least=8)
     width: int = setting(MISSING, at_least=8)
     steps: int = setting(MISSING, at_least=1)
@@ -35,20 +36,20 @@ class ModelConfig(Checked):
         super().__post_init__()
         if (self.path is None) == (self.hub_id is None):
             raise LoraqError(
-                f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}: it needs "
-                "exactly one of them. Set model.path=FOLDER (asset:NAME for one of the package's) "
-                "or model.hub_id=OWNER/NAME, and the other to null."
+                f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}; exactly one "
+                "must be set. Set model.path=FOLDER (asset:NAME for a model in the package) or "
+                "model.hub_id=OWNER/NAME, and the other to null."
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CalibrationConfig(Checked):
-    """Captions whose activations methods may read, and those kept for measuring output errors.
+    """Prompts for calibration and prompts for measuring output errors; the two do not overlap.
 
-    Calibration takes the first `prompts`, measuring the last `measure_prompts`: of the data's split
-    `split`; of `captions` (read as the set `set`), where that is given; else, for a published set,
-    of what the run leaves of it.
-    `text=random`: calibration reads random tokens of the model's own vocabulary instead, no data.
+    Calibration reads the first `prompts`, measuring the last `measure_prompts`. Both are taken from
+    `captions` (read as the set `set`) if given; else from the data's split `split`, or, for a
+    published set, from the prompts that the run does not generate.
+    `text=random`: calibration reads random tokens of the model's vocabulary (data-free).
     """
 
     split: str = "calibration"
@@ -56,20 +57,20 @@ class CalibrationConfig(Checked):
     measure_prompts: int = setting(16, at_least=1)
     rows_per_layer: int = setting(2048, at_least=1)
     seed: int = 0
-    text: str = choice("captions", "random", since="0.1")
+    text: Literal["captions", "random"] = setting("captions", since="0.1")
     captions: str | None = setting(None, since="0.2")
     set: str = setting("captions", since="0.2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataConfig(Checked):
-    """Which prompts are generated: `count` of them, None for all.
+    """The prompts that are generated: `count` of them, None for all.
 
-    set: how `captions` is read (`loraq/data/sets.py`): `captions`, our JSON file with splits, of
-        which the first are taken; a published set in its folder, of which the SVDQuant reference's
-        subset is taken (shuffled by `random.Random(0)`, cut, sorted); `file`, a list of your own.
+    set: how `captions` is read (`loraq/data/sets.py`): `captions`, a JSON file with splits, takes
+        its first prompts; a published set in its folder takes the SVDQuant reference's subset
+        (shuffled by `random.Random(0)`, cut, sorted); `file`, a user's list, takes its first.
     real: the real images of these prompts, for Fréchet and kernel distances: a folder of NAME.png,
-        a file of their features, or `set`: the set's own.
+        a file of their features, or `set` for the images of the prompt set.
     """
 
     set: str = setting("captions", since="0.2")
@@ -79,46 +80,47 @@ class DataConfig(Checked):
     real: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GenerateConfig(Checked):
-    """Batch size (the unit of resume) and the seed that joins each image's own."""
+    """Batch size (a run resumes at a batch) and the seed that is combined with each image's."""
 
     batch_size: int = setting(16, at_least=1)
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MetricsConfig(Checked):
-    """What is measured and with which feature extractor; `workers`: processes that read images.
+    """Metrics and their feature extractor; `workers`: processes that read images.
 
-    analyses: beside the metrics, `limits` (rate–distortion references of the weights), `steps` (the
-        transformer's output error by denoising step and role), `losses` (of every solver's round).
+    analyses: in addition to metrics, `limits` (rate–distortion bounds of the weights), `steps` (the
+        transformer's output error by denoising step and role), `losses` (the loss of every solver
+        iteration).
     """
 
     names: tuple[str, ...] = ("psnr", "lpips", "ssim", "frechet", "kid", "alignment")
-    extractor: str = choice("auto", "efflite0", "inception")
+    extractor: ExtractorChoice = "auto"
     bootstrap: int = setting(2000, at_least=100)
-    analyses: tuple[str, ...] = ()
+    analyses: tuple[Analysis, ...] = ()
     workers: int = setting(0, at_least=0, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.analyses:
-            if name not in ANALYSES:
-                raise LoraqError(f"analyses: {unknown('analysis', name, ANALYSES)}")
+            if name not in get_args(Analysis):
+                raise LoraqError(f"analyses: {unknown('analysis', name, get_args(Analysis))}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrackingConfig(Checked):
-    """Where the finished record is shown: W&B offline, online or not at all."""
+    """Whether W&B shows the finished record: offline, online or disabled."""
 
-    mode: str = choice("offline", "online", "disabled")
+    mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "loraq"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config(Checked):
-    """One row: a model, a recipe (None = the 16-bit reference) and how it is judged.
+    """One row: a model, a recipe (None: the 16-bit reference) and its evaluation.
 
     `baseline` names the row that the experiment's table compares the others with.
     """
@@ -135,7 +137,7 @@ class Config(Checked):
     baseline: str | None = None
     row: str | None = None
     label: str | None = None
-    device: str = choice("auto", "cpu", "cuda")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = setting(None, at_least=1)
-    compute: str = choice("emulate", "auto", "triton")
+    compute: Literal["emulate", "auto", "triton"] = "emulate"
     output: str = "outputs"

@@ -1,13 +1,17 @@
-"""Settings with their limits beside them: what every configuration dataclass is built from."""
+"""The base of the configuration dataclasses: fields with limits, checked on construction."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import field
-from typing import Any
+import functools
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from loraq.errors import LoraqError, unknown
-from loraq.utils.user_module import is_own_file
+from loraq.utils.plain import default_of
+from loraq.utils.user_module import is_user_file
 
 
 def setting(
@@ -18,40 +22,53 @@ def setting(
     below: float | None = None,
     only_for: tuple[str, ...] = (),
     since: str = "",
+    user_file: bool = False,
 ) -> Any:
-    """A field with limits; None is always allowed where the annotation says so.
+    """A dataclass field with limits; None is valid if the annotation allows it.
 
-    default: `dataclasses.MISSING` where every use must give the value.
+    The values of a choice are those of its annotation, `Literal["none", "search"]`.
 
-    only_for: the values of the group's main choice that read this setting; elsewhere it would have
-        no effect, and any value but the default is refused.
-    since: the release that brought the setting; at its default it stays out of the keys of
-        products, so that those of earlier releases are still found.
+    default: `dataclasses.MISSING` if the value is required.
+    only_for: values of the group's main choice for which this setting has an effect; with other
+        values, anything but the default raises.
+    since: the release that added the setting. Cache keys leave it out at its default, so that
+        products of earlier releases are still found.
+    user_file: the path of a user's Python file is valid as well and may read every setting.
     """
     limits = {"at_least": at_least, "above": above, "below": below}
-    return field(default=default, metadata={**limits, "only_for": only_for, "since": since})
+    metadata = {**limits, "only_for": only_for, "since": since, "user_file": user_file}
+    return field(default=default, metadata=metadata)
 
 
-def choice(
-    *options: str, only_for: tuple[str, ...] = (), since: str = "", own_file: bool = False
-) -> Any:
-    """A field with one of these values; the first is the default.
-
-    own_file: or the path of a Python file of the user's own, which may read every setting.
-    """
-    metadata = {"choices": options, "only_for": only_for, "since": since, "own_file": own_file}
-    return field(default=options[0], metadata=metadata)
+@functools.cache
+def choices(schema: type) -> dict[str, tuple[str, ...]]:
+    """The allowed values of every field of `schema` whose annotation contains a Literal."""
+    found = {name: _literal_values(hint) for name, hint in typing.get_type_hints(schema).items()}
+    return {name: values for name, values in found.items() if values}
 
 
+def _literal_values(hint: Any) -> tuple[str, ...]:
+    """The values of `Literal[…]`, alone or in a union such as `Literal[…] | str`."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return options
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return ()
+    return tuple(value for option in options for value in _literal_values(option))
+
+
+@dataclass(frozen=True, repr=False)
 class Checked:
-    """Checks the limits of a dataclass's own fields as it is made."""
+    """Base of the configuration dataclasses: checks choices and limits on construction."""
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+        schema: type = type(self)
+        allowed = choices(schema)
+        for entry in dataclasses.fields(self):
             value, limits = getattr(self, entry.name), entry.metadata
-            own = limits.get("own_file") and is_own_file(value)
-            if "choices" in limits and value not in limits["choices"] and not own:
-                problem = unknown(entry.name, str(value), limits["choices"])
+            from_file = limits.get("user_file") and is_user_file(value)
+            if entry.name in allowed and value not in allowed[entry.name] and not from_file:
+                problem = unknown(entry.name, str(value), allowed[entry.name])
                 raise LoraqError(f"{entry.name}: {problem}")
             if value is None:
                 continue
@@ -68,12 +85,18 @@ class Checked:
                     f"{entry.name}={value} must be below {below:g}. Give less than {below:g}."
                 )
 
-    def refuse_idle(self, main: str, group: str) -> None:
-        """LoraqError for a setting that the group's main choice does not read."""
+    def __repr__(self) -> str:
+        """A Python expression with the fields that differ from their defaults."""
+        values = ((entry, getattr(self, entry.name)) for entry in dataclasses.fields(self))
+        shown = [f"{entry.name}={v!r}" for entry, v in values if v != default_of(entry)]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def check_only_for(self, main: str, group: str) -> None:
+        """LoraqError for a setting that has no effect with the group's main choice."""
         chosen = getattr(self, main)
-        if is_own_file(chosen):
+        if is_user_file(chosen):
             return
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+        for entry in dataclasses.fields(self):
             readers = entry.metadata.get("only_for", ())
             value = getattr(self, entry.name)
             if readers and chosen not in readers and value != entry.default:

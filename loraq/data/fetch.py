@@ -11,48 +11,50 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from loraq.data.download import download
+from loraq.data.download import download_files
 from loraq.data.manifest import INCOMPLETE, MANIFEST, read_manifest
-from loraq.data.sets import prompt_set, prompts_of, set_images
+from loraq.data.sets import find_prompt_set, read_prompt_set, real_image_paths
 from loraq.errors import LoraqError
 from loraq.utils.assets import offline
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import file_hash
 
 
-def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
-    """Fill `folder` from the hub and write its manifest; what is there and whole stays as it is.
+def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
+    """Download a prompt set from the hub into `folder` and write its manifest.
 
-    Returns the manifest: set, source, licence, commit, prompts, images; bytes and sha256 of every
-    file. The one thing in `loraq.data` that uses the network.
+    Complete files in `folder` are kept. Returns the manifest: set, source, licence, commit, numbers
+    of prompts and images; bytes and sha256 of every file. No other function of `loraq.data` uses
+    the network. LoraqError if the set is not on the hub, without network access, or if the download
+    fails.
     """
-    chosen = prompt_set(name, "fetch")
+    chosen = find_prompt_set(name, "fetch")
     if chosen.hub is None:
-        raise LoraqError(f"Set '{name}' lies on no hub. Get it from {chosen.source}.")
+        raise LoraqError(f"Set '{name}' is not on the hub. Get it from {chosen.source}.")
     if offline():
         raise LoraqError(
-            f"fetch {name}: the environment says offline (HF_HUB_OFFLINE). Unset it, or copy the "
-            f"folder from a machine that has it; source: {chosen.source}."
+            f"fetch {name}: the environment is set to offline (HF_HUB_OFFLINE). Unset it, or copy "
+            f"the folder from another machine; source: {chosen.source}."
         )
     if folder.exists() and not folder.is_dir():
         raise LoraqError(f"'{folder}' is a file. Give a folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    before = (read_manifest(folder) or {}).get("files", {})
+    previous = (read_manifest(folder) or {}).get("files", {})
     (folder / INCOMPLETE).write_text(name)
-    commit = download(chosen.hub, chosen.files, folder, progress)
+    commit = download_files(chosen.hub, chosen.files, folder, progress)
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for pattern in chosen.files
         for path in sorted(folder.glob(pattern))
     }
     for archive in chosen.archives:
-        if archive in before and before[archive] != files[archive]:
-            shutil.rmtree(_unpacked(folder, archive), ignore_errors=True)
+        if archive in previous and previous[archive] != files[archive]:
+            shutil.rmtree(_unpacked_folder(folder, archive), ignore_errors=True)
     unpacked = {archive: _unpack(folder, archive, progress) for archive in chosen.archives}
-    prompts = prompts_of(name, _the_file(folder, chosen.prompts), "", "fetch")
+    prompts = read_prompt_set(name, _single_file(folder, chosen.prompts), "", "fetch")
     images = 0
     if chosen.image is not None:
-        images = len(set_images(name, folder, [prompt.name for prompt in prompts]))
+        images = len(real_image_paths(name, folder, [prompt.name for prompt in prompts]))
     manifest = {
         "set": name,
         "source": chosen.source,
@@ -69,15 +71,15 @@ def fetch(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def _the_file(folder: Path, pattern: str) -> Path:
+def _single_file(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise LoraqError(f"fetch: {len(found)} files {pattern} arrived in '{folder}', not one.")
+        raise LoraqError(f"fetch: '{folder}' has {len(found)} files {pattern} instead of one.")
     return found[0]
 
 
-def describe(manifest: dict[str, Any], folder: Path) -> str:
-    """What a folder holds, for a reader."""
+def describe_prompt_set(manifest: dict[str, Any], folder: Path) -> str:
+    """A summary of a manifest for the command line."""
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     images = f", {manifest['images']} images" if manifest["images"] else ""
     return (
@@ -86,16 +88,17 @@ def describe(manifest: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _unpacked(folder: Path, archive: str) -> Path:
+def _unpacked_folder(folder: Path, archive: str) -> Path:
     return folder / archive.split(".")[0]
 
 
 def _unpack(folder: Path, archive: str, progress: bool) -> int:
-    """Unpack into a folder of the archive's name, all or nothing; returns how many files it holds.
+    """Unpack into a folder with the archive's name, atomically; returns the number of files.
 
-    Paths that lead outside are refused by the libraries. A single folder inside is the folder.
+    If the archive contains a single folder, that folder is used. The libraries refuse paths that
+    lead outside of the target.
     """
-    path, target = folder / archive, _unpacked(folder, archive)
+    path, target = folder / archive, _unpacked_folder(folder, archive)
     if not target.is_dir():
         partial = folder / f"{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -104,7 +107,7 @@ def _unpack(folder: Path, archive: str, progress: bool) -> int:
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise LoraqError(
-                f"'{path}' does not unpack ({error}). Free disk space, or delete it and fetch "
+                f"'{path}' cannot be unpacked ({error}). Free disk space, or delete it and fetch "
                 "again."
             ) from None
         inside = list(partial.iterdir())

@@ -1,4 +1,7 @@
-"""What a fetched folder holds, and whether it is whole: MANIFEST written last, INCOMPLETE first."""
+"""The manifest of a downloaded folder, and the check that the folder is complete.
+
+A download writes INCOMPLETE first and MANIFEST last.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ INCOMPLETE = ".loraq_incomplete"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The folder's manifest; None where it was filled by hand."""
+    """The folder's manifest; None if `loraq fetch` did not make the folder."""
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -24,16 +27,16 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise LoraqError(f"'{path}' cannot be read ({error}). Delete it and fetch again.") from None
 
 
-def check(folder: Path) -> None:
-    """LoraqError for a download that was interrupted, and for files that are not as it left them.
+def check_complete(folder: Path) -> None:
+    """LoraqError for an interrupted download, or for files that have changed since.
 
-    Sizes are compared here; `loraq fetch` compares sha256 sums as well.
+    Compares the sizes of the files; `loraq fetch` also compares their sha256.
     """
     marker = folder / INCOMPLETE
     if marker.is_file():
         raise LoraqError(
             f"'{folder}' is not complete: its download was interrupted. `loraq fetch "
-            f"{marker.read_text().strip()} {folder}` goes on where it stopped."
+            f"{marker.read_text().strip()} {folder}` resumes it."
         )
     manifest = read_manifest(folder)
     if manifest is None:
@@ -45,6 +48,6 @@ def check(folder: Path) -> None:
         size = path.stat().st_size if path.is_file() else 0
         if size != entry["bytes"]:
             raise LoraqError(
-                f"'{path}' has {size} bytes and {MANIFEST} says {entry['bytes']}. `loraq fetch "
+                f"'{path}' has {size} bytes, {MANIFEST} says {entry['bytes']}. `loraq fetch "
                 f"{manifest['set']} {folder}` restores it."
             )

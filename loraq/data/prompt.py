@@ -1,4 +1,4 @@
-"""One image to make: its name, its text, and the seed that follows from the name."""
+"""A prompt with its name, and the seed of its image, which depends on the name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MODULUS = 10**9 + 7
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image to make; `seen` tells whether the model was trained on its subject."""
+    """The prompt of one image; `seen`: whether the model was trained on its subject."""
 
     name: str
     prompt: str
@@ -21,7 +21,7 @@ class Prompt:
 
 
 def seed_of_name(name: str, seed: int = 0) -> int:
-    """h = (h·31 + ord(c)) mod (10⁹+7) over the name, starting from the run's seed (protocol.md)."""
+    """h = (h·31 + ord(c)) mod (10⁹+7) over the name, from h = `seed` (docs/protocol.md)."""
     value = seed % _MODULUS
     for character in name:
         value = (value * 31 + ord(character)) % _MODULUS
@@ -29,17 +29,19 @@ def seed_of_name(name: str, seed: int = 0) -> int:
 
 
 def check_prompts(prompts: Sequence[Prompt], where: str) -> None:
-    """LoraqError for a name that is no file name or comes twice, and for a prompt without text."""
+    """LoraqError for duplicate names, names that are not file names, and blank prompts."""
     counts = collections.Counter(prompt.name for prompt in prompts)
-    twice = sorted(name for name, count in counts.items() if count > 1)
-    odd = [name for name in counts if not name or name.startswith(".") or set(name) & set("/\\\0")]
-    if twice or odd:
+    duplicates = sorted(name for name, count in counts.items() if count > 1)
+    invalid = [
+        name for name in counts if not name or name.startswith(".") or set(name) & set("/\\\0")
+    ]
+    if duplicates or invalid:
         raise LoraqError(
-            f"{where}: names must be unique and usable as file names; these are not: "
-            f"{', '.join((twice + odd)[:5])}. Rename them in the captions file."
+            f"{where}: names must be unique and usable as file names; invalid: "
+            f"{', '.join((duplicates + invalid)[:5])}. Rename them in the captions file."
         )
     if blank := [prompt.name for prompt in prompts if not prompt.prompt.strip()]:
         raise LoraqError(
             f"{where}: {len(blank)} prompts are blank, the first is '{blank[0]}'. Give every name "
-            "a text, or take its line out."
+            "a text, or remove its line."
         )

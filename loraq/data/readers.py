@@ -1,4 +1,4 @@
-"""Files of prompts, as their publishers lay them out, read to `Prompt`s in the file's order."""
+"""Readers of prompt files in their publishers' formats; prompts keep the order of the file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from loraq.errors import LoraqError, unknown
 Reader = Callable[[Path, str], list[Prompt]]
 
 
-class UnknownSplit(LoraqError):
-    """A split that a file does not have."""
-
-
 KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
+class UnknownSplit(LoraqError):
+    """The file does not contain the requested split."""
+
+
 def read_prompts(read: Reader, path: Path, split: str) -> list[Prompt]:
-    """What `read` finds in a file, checked; a file that it cannot read is named, with its place."""
+    """Read and check a file's prompts with `read`; LoraqError for a file of another format."""
     stat = path.stat()
     return _read(read, path, split, stat.st_size, stat.st_mtime_ns)
 
@@ -35,20 +35,20 @@ def _read(read: Reader, path: Path, split: str, size: int, modified: int) -> lis
     except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
         kind = "captions" if read is captions else "prompt"
         raise LoraqError(
-            f"'{path}' is no {kind} file ({type(error).__name__}: {error}). {_SHAPES}"
+            f"'{path}' is not a {kind} file ({type(error).__name__}: {error}). {_FORMATS}"
         ) from None
     check_prompts(prompts, str(path))
     return prompts
 
 
-_SHAPES = (
-    'A captions file holds {"SPLIT": [{"name": …, "prompt": …, "seen": true|false}, …], …}; a '
-    "YAML file NAME: PROMPT; a text file one prompt a line; a table a column of prompts."
+_FORMATS = (
+    'A captions file contains {"SPLIT": [{"name": …, "prompt": …, "seen": true|false}, …], …}; a '
+    "YAML file NAME: PROMPT; a text file one prompt per line; a table a column of prompts."
 )
 
 
 def captions(path: Path, split: str) -> list[Prompt]:
-    """Our own JSON: lists of prompts by split."""
+    """The captions format of this project: a JSON object with a list of prompts per split."""
     splits = json.loads(_text(path))
     lists = {name: entries for name, entries in splits.items() if isinstance(entries, list)}
     if split not in lists:
@@ -60,7 +60,7 @@ def captions(path: Path, split: str) -> list[Prompt]:
 
 
 def mapping(path: Path, split: str) -> list[Prompt]:
-    """YAML or JSON, NAME: PROMPT (the SVDQuant reference's prompt files, sDCI)."""
+    """YAML or JSON with NAME: PROMPT (the SVDQuant reference's prompt files, sDCI)."""
     if path.suffix == ".json":
         found = json.loads(_text(path))
     else:
@@ -75,15 +75,15 @@ def mapping(path: Path, split: str) -> list[Prompt]:
 
 
 def mjhq(path: Path, split: str) -> list[Prompt]:
-    """MJHQ-30K's meta_data.json: NAME: {category, prompt}."""
+    """MJHQ-30K's meta_data.json with NAME: {category, prompt}."""
     found = _mapping(json.loads(_text(path)))
     return [Prompt(name, entry["prompt"]) for name, entry in found.items()]
 
 
 def karpathy(path: Path, split: str) -> list[Prompt]:
-    """COCO's dataset_coco.json (Karpathy's splits): of every image one caption, by its name's hash.
+    """COCO's dataset_coco.json (Karpathy's splits); one caption per image, by its name's hash.
 
-    split: train (with restval), val or test.
+    split: train (includes restval), val or test.
     """
     if split not in KARPATHY:
         raise UnknownSplit(str(unknown("split of COCO", split, KARPATHY)))
@@ -97,31 +97,31 @@ def karpathy(path: Path, split: str) -> list[Prompt]:
 
 
 def table(*columns: str) -> Reader:
-    """A CSV or TSV file whose prompts stand in the first of these columns that it has."""
+    """A reader of CSV or TSV files; prompts are in the first of `columns` that the file has."""
 
     def read(path: Path, split: str) -> list[Prompt]:
         kind = csv.excel_tab if path.suffix == ".tsv" else csv.excel
         rows = csv.DictReader(_text(path).splitlines(), dialect=kind)
-        there = [name for name in columns if name in (rows.fieldnames or ())]
-        if not there:
-            raise ValueError(f"no column '{columns[0]}' among {rows.fieldnames}")
-        return _numbered(row[there[0]] for row in rows)
+        present = [name for name in columns if name in (rows.fieldnames or ())]
+        if not present:
+            raise ValueError(f"no column '{columns[0]}' in {rows.fieldnames}")
+        return _numbered(row[present[0]] for row in rows)
 
     return read
 
 
 def json_lines(path: Path, split: str) -> list[Prompt]:
-    """A JSON object with a `prompt` on every line (GenEval)."""
+    """JSON lines: an object with a `prompt` per line (GenEval)."""
     return _numbered(json.loads(line)["prompt"] for line in _text(path).splitlines())
 
 
 def lines(path: Path, split: str) -> list[Prompt]:
-    """One prompt a line; their names are the lines' numbers, from 0000."""
+    """One prompt per line; the names are the line numbers, from 0000."""
     texts = _text(path).rstrip().splitlines()
     if blank := [str(number) for number, text in enumerate(texts, 1) if not text.strip()]:
         raise LoraqError(
             f"'{path}': {len(blank)} of {len(texts)} lines are blank, the first is line "
-            f"{blank[0]}. Write a prompt there, or take the line out."
+            f"{blank[0]}. Write a prompt there, or remove the line."
         )
     return _numbered(texts)
 

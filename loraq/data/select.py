@@ -1,4 +1,4 @@
-"""Which prompts a run takes: those it generates, those that methods may read, those it measures."""
+"""The prompts of a run: for generation, for calibration and for measuring output errors."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any
 
 from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.data.prompt import Prompt
-from loraq.data.sets import prompt_set, prompts_of, remedy
+from loraq.data.sets import find_prompt_set, how_to_get, read_prompt_set
 from loraq.errors import LoraqError
 from loraq.models.source import resolve_folder
 from loraq.utils.assets import resolve_asset
 
-LONGEST_RANDOM = 32  # tokens of a random text
+LONGEST_RANDOM = 32  # tokens of a random prompt
 
 
 def shuffled(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The order from which the SVDQuant reference cuts its subsets: `random.Random(0)`."""
-    drawn = list(prompts)
-    random.Random(0).shuffle(drawn)
-    return drawn
+    """The prompts in the SVDQuant reference's random order, `random.Random(0)`."""
+    order = list(prompts)
+    random.Random(0).shuffle(order)
+    return order
 
 
 def subset(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
-    """The reference's subset: shuffled, the first `count`, then sorted by name."""
+    """The SVDQuant reference's subset: the first `count` of `shuffled`, sorted by name."""
     return sorted(shuffled(prompts)[:count], key=lambda prompt: prompt.name)
 
 
 def data_prompts(data: DataConfig) -> list[Prompt]:
-    """What is generated: all of the set for count=null, the first of a captions file, the
-    reference's subset of a published set."""
-    prompts = prompts_of(data.set, location(data), data.split, "data")
+    """The prompts to generate: all of the set for count=null, the first of a captions file, the
+    SVDQuant reference's subset of a published set."""
+    prompts = read_prompt_set(data.set, prompts_path(data), data.split, "data")
     if data.count is None:
         return prompts
     if data.count > len(prompts):
@@ -43,65 +43,65 @@ def data_prompts(data: DataConfig) -> list[Prompt]:
             f"{part if data.set == 'captions' else data.captions} has {len(prompts)} prompts. "
             f"Give {len(prompts)} or less."
         )
-    return prompts[: data.count] if prompt_set(data.set).first else subset(prompts, data.count)
+    return prompts[: data.count] if find_prompt_set(data.set).first else subset(prompts, data.count)
 
 
-def location(data: DataConfig) -> Path:
-    """The set's file or folder."""
+def prompts_path(data: DataConfig) -> Path:
+    """The file or folder of the prompt set; LoraqError if `data.captions` is not set."""
     if data.captions is None:
-        missing = remedy(data.set, Path("FOLDER"))
-        raise LoraqError(f"data.set={data.set} needs data.captions=FOLDER. {missing}")
+        hint = how_to_get(data.set, Path("FOLDER"))
+        raise LoraqError(f"data.set={data.set} needs data.captions=FOLDER. {hint}")
     return resolve_asset(data.captions)
 
 
 def calibration_prompts(
     data: DataConfig, calibration: CalibrationConfig, model: ModelConfig
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """(prompts that methods may read, prompts kept for measuring output errors), disjoint."""
+    """Disjoint (prompts for calibration, prompts for measuring output errors)."""
     prompts = _unseen(data, calibration)
-    drawn = calibration.text == "random"
-    asked = calibration.measure_prompts + (0 if drawn else calibration.prompts)
-    if asked > len(prompts):
-        read = "" if drawn else f"calibration.prompts={calibration.prompts} and "
+    from_tokenizer = calibration.text == "random"
+    needed = calibration.measure_prompts + (0 if from_tokenizer else calibration.prompts)
+    if needed > len(prompts):
+        read = "" if from_tokenizer else f"calibration.prompts={calibration.prompts} and "
         raise LoraqError(
-            f"{read}calibration.measure_prompts={calibration.measure_prompts} want {asked} prompts "
-            f"that no image is made of; there are {len(prompts)} {_whence(data, calibration)}, and "
-            "the two must not overlap. Ask for fewer, or name a list for them: "
-            "calibration.captions=FILE (asset:captions.json is at hand)."
+            f"{read}calibration.measure_prompts={calibration.measure_prompts} need {needed} "
+            f"prompts that the run does not generate; there are {len(prompts)} "
+            f"{_source(data, calibration)}, and the two must not overlap. Set lower numbers, or "
+            "another list of prompts: calibration.captions=FILE (such as asset:captions.json)."
         )
     measuring = prompts[-calibration.measure_prompts :]
-    if drawn:
+    if from_tokenizer:
         return random_prompts(calibration.prompts, calibration.seed, model), measuring
     return prompts[: calibration.prompts], measuring
 
 
 def _unseen(data: DataConfig, calibration: CalibrationConfig) -> list[Prompt]:
-    """Prompts that no image is made of: a list or split of its own, or what the run leaves."""
+    """Prompts that the run does not generate: a separate list or split, or the rest of the set."""
     if calibration.captions is not None:
         path, key = resolve_asset(calibration.captions), "calibration"
-        prompts = prompts_of(calibration.set, path, calibration.split, key)
-        return prompts if prompt_set(calibration.set).first else shuffled(prompts)
+        prompts = read_prompt_set(calibration.set, path, calibration.split, key)
+        return prompts if find_prompt_set(calibration.set).first else shuffled(prompts)
     if data.set == "captions":
-        return prompts_of("captions", location(data), calibration.split, "calibration")
+        return read_prompt_set("captions", prompts_path(data), calibration.split, "calibration")
     chosen = {prompt.name for prompt in data_prompts(data)}
-    prompts = prompts_of(data.set, location(data), data.split, "data")
+    prompts = read_prompt_set(data.set, prompts_path(data), data.split, "data")
     return [prompt for prompt in shuffled(prompts) if prompt.name not in chosen]
 
 
-def _whence(data: DataConfig, calibration: CalibrationConfig) -> str:
+def _source(data: DataConfig, calibration: CalibrationConfig) -> str:
     if calibration.captions is not None:
         return f"in {calibration.captions}"
     if data.set == "captions":
         return f"in split '{calibration.split}'"
-    return f"in {data.captions} beside those that are generated"
+    return f"in {data.captions} in addition to the generated ones"
 
 
 def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
-    """Text that no one wrote: random tokens of the model's own tokenizer, of random length."""
+    """Prompts of random tokens of the model's tokenizer, with random lengths."""
     tokenizer = _tokenizer(resolve_folder(model) / "tokenizer")
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(len(tokenizer)) if i not in special]
-    longest = max(1, min(LONGEST_RANDOM, model.max_sequence_length) - 2)  # begin, end
+    longest = max(1, min(LONGEST_RANDOM, model.max_sequence_length) - 2)  # BOS, EOS
     found = []
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")
@@ -118,6 +118,6 @@ def _tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise LoraqError(
-            f"calibration.text=random draws from the model's tokenizer, and '{folder}' does not "
+            f"calibration.text=random uses the model's tokenizer, and '{folder}' does not "
             f"load ({str(error).strip()[:200]}). Restore it, or use calibration.text=captions."
         ) from error

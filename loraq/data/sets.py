@@ -1,7 +1,7 @@
-"""The one table of prompt sets: the file that holds the prompts, their images, source, licence.
+"""The table of prompt sets: prompt file, images, source and licence.
 
-`folder` is what `data.captions` names: a folder in the layout that the publisher's files have once
-they are downloaded and unpacked (`loraq fetch SET FOLDER` makes one), or the file itself.
+`data.captions` names the folder of a set, with the publisher's files as downloaded and unpacked by
+`loraq fetch SET FOLDER`, or the prompt file itself.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.data import readers
-from loraq.data.manifest import check
+from loraq.data.manifest import check_complete
 from loraq.data.prompt import Prompt
 from loraq.data.readers import Reader, UnknownSplit, read_prompts
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 
-ImageFile = Callable[[Path, str], Path]  # of a folder and a prompt's name
+ImagePath = Callable[[Path, str], Path]  # (folder, prompt's name) → image file
 SUFFIXES: dict[str, Reader] = {
     ".json": readers.mapping,
     ".yaml": readers.mapping,
@@ -30,8 +30,8 @@ SUFFIXES: dict[str, Reader] = {
 }
 
 
-def by_suffix(path: Path, split: str) -> list[Prompt]:
-    """A user's own list: YAML or JSON (NAME: PROMPT), CSV, TSV, JSON lines, or plain text."""
+def read_by_suffix(path: Path, split: str) -> list[Prompt]:
+    """A user's list: YAML or JSON (NAME: PROMPT), CSV, TSV, JSON lines, or plain text."""
     if path.suffix not in SUFFIXES:
         raise LoraqError(
             f"'{path}': {unknown('kind of prompt file', path.suffix or path.name, SUFFIXES)}"
@@ -41,29 +41,37 @@ def by_suffix(path: Path, split: str) -> list[Prompt]:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """hub: the data set's repository; files: patterns of what is needed of it; archives: those of
-    them to unpack. `first`: a run takes the first prompts, not the reference's shuffled subset."""
+    """A row of the table.
+
+    prompts: glob of the prompt file in the folder.
+    hub, files, archives: the repository on the hub, patterns of its files to download, and those of
+        the files to unpack.
+    first: a run uses the first prompts instead of the SVDQuant reference's subset.
+    """
 
     about: str
-    prompts: str  # glob of the file in the folder
+    prompts: str
     read: Reader
     licence: str
     source: str
     hub: str | None = None
     files: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
-    image: ImageFile | None = None
+    image: ImagePath | None = None
     first: bool = False
 
+    def __repr__(self) -> str:
+        return f"PromptSet({self.about!r})"
 
-def _root(folder: Path, inner: str) -> Path:
-    """Where images lie: in the folder that their archive was unpacked to, or in the set's own."""
+
+def _image_folder(folder: Path, inner: str) -> Path:
+    """The folder of the images: that of the unpacked archive, else the set's folder."""
     return folder / inner if (folder / inner).is_dir() else folder
 
 
 def mjhq_image(folder: Path, name: str) -> Path:
     category = _mjhq_categories(folder / "meta_data.json")[name]
-    return _root(folder, "mjhq30k_imgs") / category / f"{name}.jpg"
+    return _image_folder(folder, "mjhq30k_imgs") / category / f"{name}.jpg"
 
 
 @functools.lru_cache(maxsize=4)
@@ -73,7 +81,7 @@ def _mjhq_categories(path: Path) -> dict[str, str]:
 
 
 def sdci_image(folder: Path, name: str) -> Path:
-    return _root(folder, "sDCI") / f"{name}.jpg"
+    return _image_folder(folder, "sDCI") / f"{name}.jpg"
 
 
 def coco_image(folder: Path, name: str) -> Path:
@@ -82,7 +90,7 @@ def coco_image(folder: Path, name: str) -> Path:
 
 SETS: dict[str, PromptSet] = {
     "captions": PromptSet(
-        "our own captions file, with splits",
+        "a captions file of this project, with splits",
         "captions.json",
         readers.captions,
         "of the file",
@@ -90,9 +98,9 @@ SETS: dict[str, PromptSet] = {
         first=True,
     ),
     "file": PromptSet(
-        "a list of your own: .yaml, .json, .txt, .csv, .tsv or .jsonl",
+        "your own list: .yaml, .json, .txt, .csv, .tsv or .jsonl",
         "prompts.*",
-        by_suffix,
+        read_by_suffix,
         "of the file",
         "docs/protocol.md",
         first=True,
@@ -155,75 +163,78 @@ SETS: dict[str, PromptSet] = {
 }
 
 
-def prompt_set(name: str, key: str = "data.set") -> PromptSet:
-    """LoraqError for an unknown set, with near matches."""
+def find_prompt_set(name: str, key: str = "data.set") -> PromptSet:
+    """The row of a set; LoraqError with near matches for an unknown name.
+
+    key: the setting that contains the name, for the error.
+    """
     if name not in SETS:
         raise LoraqError(f"{key}: {unknown('prompt set', name, SETS)}")
     return SETS[name]
 
 
-def prompts_of(name: str, path: Path, split: str, key: str) -> list[Prompt]:
-    """All prompts of a set (of its split, where it has any) in the order of its file.
+def read_prompt_set(name: str, path: Path, split: str, key: str) -> list[Prompt]:
+    """All prompts of a set, or of its split, in the order of the file.
 
-    key: the settings that asked for it, `data` or `calibration`, for errors.
+    key: the group of settings, `data` or `calibration`, for errors.
     """
-    file = prompts_file(name, path, key)
+    file = find_prompt_file(name, path, key)
     try:
-        return read_prompts(prompt_set(name, f"{key}.set").read, file, split)
+        return read_prompts(find_prompt_set(name, f"{key}.set").read, file, split)
     except LoraqError as error:
         setting = "split" if isinstance(error, UnknownSplit) else "captions"
         raise LoraqError(f"{key}.{setting}: {error}") from None
 
 
-def prompts_file(name: str, path: Path, key: str) -> Path:
-    """The file that holds a set's prompts; LoraqError where it is not there or not whole."""
-    chosen = prompt_set(name)
+def find_prompt_file(name: str, path: Path, key: str) -> Path:
+    """The file with a set's prompts; LoraqError if it is missing or incomplete."""
+    chosen = find_prompt_set(name)
     if path.is_file():
         return path
     if not path.is_dir():
-        beside = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = [f"'{path.parent / found}'" for found in near_matches(path.name, beside)]
+        siblings = [f.name for f in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = [f"'{path.parent / found}'" for found in near_matches(path.name, siblings)]
         raise LoraqError(
-            f"{key}.captions: there is no file '{path}'.{did_you_mean(close)} {remedy(name, path)}"
+            f"{key}.captions: '{path}' does not exist.{did_you_mean(close)} "
+            f"{how_to_get(name, path)}"
         )
-    check(path)
+    check_complete(path)
     files = sorted(path.glob(chosen.prompts))
     if len(files) != 1:
-        found = f"{len(files)} of them" if files else "none"
         raise LoraqError(
-            f"{key}.captions={path}: set '{name}' wants one file {chosen.prompts} there, and there "
-            f"is {found}. {remedy(name, path)}"
+            f"{key}.captions={path}: set '{name}' needs one file {chosen.prompts}; the folder has "
+            f"{len(files) or 'none'}. {how_to_get(name, path)}"
         )
     return files[0]
 
 
-def remedy(name: str, path: Path) -> str:
-    """How to come by a set's files."""
-    chosen = prompt_set(name)
+def how_to_get(name: str, path: Path) -> str:
+    """The sentence that says how to get a set's files, for errors."""
+    chosen = find_prompt_set(name)
     if chosen.hub is not None:
-        return f"`loraq fetch {name} {path}` downloads it; or give the folder that holds it."
+        return f"`loraq fetch {name} {path}` downloads it; or set the folder that contains it."
     if name in ("captions", "file"):
-        return f"Give {chosen.about}."
-    return f"Get it from {chosen.source}, and give the folder that holds {chosen.prompts}."
+        return f"Set it to {chosen.about}."
+    return f"Get it from {chosen.source}, and set the folder that contains {chosen.prompts}."
 
 
-def set_images(name: str, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The real images of these prompts; LoraqError where a set has none, or some are missing."""
-    chosen = prompt_set(name)
+def real_image_paths(name: str, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The real images of these prompts; LoraqError if the set has none, or some are missing."""
+    chosen = find_prompt_set(name)
     if chosen.image is None:
         raise LoraqError(
             f"data.real=set: set '{name}' has no images. Set data.real=null, and metrics=paired to "
-            "leave out what compares with real images."
+            "leave out the metrics that compare with real images."
         )
     if not folder.is_dir():
         raise LoraqError(
-            f"data.real=set: data.captions={folder} is no folder with the set's images. "
-            f"{remedy(name, folder)}"
+            f"data.real=set: data.captions={folder} is not a folder with the set's images. "
+            f"{how_to_get(name, folder)}"
         )
     paths = [chosen.image(folder, entry) for entry in names]
     if missing := [path for path in paths if not path.is_file()]:
         raise LoraqError(
             f"data.real=set: {len(missing)} of {len(paths)} images of '{name}' are missing, the "
-            f"first '{missing[0]}'. {remedy(name, folder)}"
+            f"first '{missing[0]}'. {how_to_get(name, folder)}"
         )
     return paths

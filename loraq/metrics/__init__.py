@@ -1,7 +1,7 @@
-"""Image metrics, one file a metric, looked up by the name of its module.
+"""Image metrics: one module per metric, found by its name (`registry.py`).
 
-`common/` holds what metrics share, `networks/` the networks that some of them run. Imported by the
-results tables and the runner; imports utils and below.
+`common/` contains what several metrics use, `networks/` the networks of some metrics. Imported by
+compose, results and the runner; imports config, utils and errors.
 """
 
 from loraq.metrics.common.image_set import ImageSet

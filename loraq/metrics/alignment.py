@@ -1,8 +1,8 @@
-"""Alignment of image and prompt: the cosine that a small contrastive head gives, per image.
+"""Alignment of image and prompt: the cosine of a small contrastive model, per image.
 
-A proxy where ImageReward's weights are out of reach; it is not ImageReward and not CLIPScore, and
-it shares its image features with `fd_efflite0`. The head was trained on captioned emoji with this
-project's recipe, without the development and test names.
+A proxy for use without ImageReward's weights; it is neither ImageReward nor CLIPScore, and it uses
+the image features of `fd_efflite0`. The head was trained on captioned emoji with this project's
+recipe, without the development and test names.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import contextlib
 import functools
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.features import check as check_extractor
-from loraq.metrics.common.features import features_of
+from loraq.metrics.common.features import check_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
 from loraq.utils.assets import ASSETS
 
 NAME = "alignment"
 VERSION = "1"
-DIRECTION = "higher"
-NEEDS = "prompts"
+DIRECTION: Final = "higher"
+NEEDS: Final = "prompts"
 PER_IMAGE = True
-EXTRACTOR = "efflite0"  # what the head was trained on, whatever metrics.extractor says
+EXTRACTOR: Final = "efflite0"  # the head's, independent of metrics.extractor
 HEAD = ASSETS / "alignment_head.safetensors"
 
 
@@ -35,7 +34,7 @@ def check(options: Options) -> None:
     check_extractor(EXTRACTOR)
     if not HEAD.is_file():
         raise LoraqError(
-            f"metric alignment: its head {HEAD.name} is missing from loraq/assets; take it from "
+            f"metric alignment: its head {HEAD.name} is missing from loraq/assets; copy it from "
             "the repository, or leave alignment out of metrics.names"
         )
     try:
@@ -69,12 +68,12 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
 def _model() -> Any:
     from loraq.metrics.networks import alignment_model
 
-    return alignment_model.load(HEAD)
+    return alignment_model.load_alignment_model(HEAD)
 
 
 @functools.lru_cache(maxsize=4)
 def _texts(prompts: tuple[str, ...]) -> Any:
-    """Unit vectors (n, 256) of the prompts, kept for the next row of the same prompts."""
+    """Unit vectors (n, 256) of the prompts, cached for other rows with the same prompts."""
     from loraq.metrics.networks.alignment_model import TextEncoder
 
     model = _model()
@@ -86,7 +85,7 @@ def _texts(prompts: tuple[str, ...]) -> Any:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bar and no notes while a small model is read; put back as they were."""
+    """Disable log messages and progress bars of transformers inside the block."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,9 +1,10 @@
-"""CLIPScore (Hessel et al. 2021) as torchmetrics has it: 100 · cos(image, prompt), per image.
+"""CLIPScore (Hessel et al. 2021) as in torchmetrics: 100 · cos(image, prompt), per image.
 
-CLIP on transformers' own classes; the folder named by LORAQ_CLIP holds it as the hub does
-(openai/clip-vit-large-patch14 in published tables). Nothing is downloaded. torchmetrics cuts a
-prompt of more than 77 tokens without its end token, from which the text's feature is read: such
-prompts score by their start token alone. That is kept, for comparison; `details.cut` counts them.
+CLIP on transformers' classes; the environment variable LORAQ_CLIP names a folder with the files of
+the hub model (openai/clip-vit-large-patch14 in published tables). Nothing is downloaded.
+torchmetrics truncates a prompt of more than 77 tokens without its end token, whose state is the
+text feature; the feature of such a prompt is that of its start token. This metric does the same,
+for comparability; `details.cut` counts these prompts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
@@ -20,8 +21,8 @@ from loraq.utils.hashing import cached_hash, check_sha256sums
 
 NAME = "clip_score"
 VERSION = "1"
-DIRECTION = "higher"
-NEEDS = "prompts"
+DIRECTION: Final = "higher"
+NEEDS: Final = "prompts"
 PER_IMAGE = True
 VARIABLE = "LORAQ_CLIP"
 WEIGHTS = "model.safetensors"
@@ -36,17 +37,17 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
 
     folder = _folder()
-    model, processor = load(folder, options.device)
+    model, processor = load_clip(folder, options.device)
     assert images.prompts is not None
     values: list[float] = []
     cut = 0
     with torch.inference_mode():
         for batch in images.batches(options.batch_size, options.workers):
-            seen = image_features(model, processor, batch)
+            image = image_features(model, processor, batch)
             prompts = images.prompts[len(values) : len(values) + len(batch)]
-            said, more = text_features(model, processor, prompts)
-            cut += more
-            values += (100 * (seen * said).sum(-1)).double().tolist()
+            text, truncated = text_features(model, processor, prompts)
+            cut += truncated
+            values += (100 * (image * text).sum(-1)).double().tolist()
     details = {
         "packages": versions("transformers", "torch", "torchvision"),
         "model": str(model.config.name_or_path).rsplit("/", 1)[-1],
@@ -57,23 +58,23 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
 
 
 def image_features(model: Any, processor: Any, batch: Any) -> Any:
-    """uint8 [n, 3, h, w] → unit vectors."""
+    """Unit vectors [n, d] of uint8 images [n, 3, h, w]."""
     pixels = processor(images=list(batch), return_tensors="pt")["pixel_values"]
     pooled = model.vision_model(pixels.to(model.device)).pooler_output
     return _unit(model.visual_projection(pooled))
 
 
 def text_features(model: Any, processor: Any, prompts: Sequence[str]) -> tuple[Any, int]:
-    """Unit vectors, one prompt at a time (no padding), and how many prompts were cut."""
+    """Unit vectors [n, d], and the number of truncated prompts; computed without padding."""
     import torch
 
-    limit, cut, found = model.config.text_config.max_position_embeddings, 0, []
+    limit, cut, features = model.config.text_config.max_position_embeddings, 0, []
     for prompt in prompts:
         ids = processor(text=[prompt], return_tensors="pt")["input_ids"]
         cut += ids.shape[-1] > limit
         pooled = model.text_model(ids[:, :limit].to(model.device)).pooler_output
-        found.append(model.text_projection(pooled))
-    return _unit(torch.cat(found)), cut
+        features.append(model.text_projection(pooled))
+    return _unit(torch.cat(features)), cut
 
 
 def _unit(features: Any) -> Any:
@@ -81,8 +82,8 @@ def _unit(features: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def load(folder: Path, device: str) -> tuple[Any, Any]:
-    """CLIP and its processor, from the folder alone."""
+def load_clip(folder: Path, device: str) -> tuple[Any, Any]:
+    """CLIP and its processor from a local folder."""
     from transformers import CLIPModel, CLIPProcessor
 
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -98,15 +99,15 @@ def load(folder: Path, device: str) -> tuple[Any, Any]:
 
 
 def _folder() -> Path:
-    """The model's folder; of its weights pickled files are not read."""
+    """The folder named by LORAQ_CLIP; LoraqError without safetensors weights (no pickles)."""
     remedy = (
-        "fetch openai/clip-vit-large-patch14 from the hub and name its folder, or leave clip_score "
-        "out of metrics.names"
+        "download openai/clip-vit-large-patch14 from the hub and set the variable to its folder, "
+        "or leave clip_score out of metrics.names"
     )
     folder = named_folder(NAME, VARIABLE, FILES, remedy)
     if not (folder / WEIGHTS).is_file():
         raise LoraqError(
-            f"metric clip_score: '{folder}' has no {WEIGHTS}. Fetch that file of the model."
+            f"metric clip_score: '{folder}' has no {WEIGHTS}. Download that file of the model."
         )
     check_sha256sums(folder, (WEIGHTS,), "metric clip_score")
     return folder

@@ -1,40 +1,41 @@
-"""Fréchet distance of feature distributions to the real images of the same prompts.
+"""Fréchet distance between the features of images and real images of the same prompts.
 
     d² = ‖μ₁ − μ₂‖² + tr(C₁ + C₂ − 2 (C₁C₂)^½)
 
-Called `fid` on Inception features and `fd_<extractor>` on any other. Resizing is clean-fid's. The
-root's trace is taken as a nuclear norm: with C = AᵀA, tr (C₁C₂)^½ = ‖A₁A₂ᵀ‖_*. This is the same
-number as clean-fid's `frechet_distance` (tests), but needs no matrix root, which is ill-conditioned
-below D samples and whose `scipy.linalg.sqrtm(disp=…)` call is gone from SciPy 1.18.
+Called `fid` with Inception features and `fd_<extractor>` otherwise. Images are resized as in
+clean-fid. The trace of the root is a nuclear norm: with C = AᵀA, tr (C₁C₂)^½ = ‖A₁A₂ᵀ‖_*. The value
+equals clean-fid's `frechet_distance` (tests), without a matrix root, which is ill-conditioned below
+D samples and whose `scipy.linalg.sqrtm(disp=…)` call SciPy 1.18 has removed.
 
-Shown without an interval: a resampled set has duplicates, which lowers its covariance's rank, so
-the bootstrap of this distance is biased upwards, most at small N. Shapes: N images, D features.
+No interval: a resampled set has duplicates, which lower the rank of its covariance, so that the
+bootstrap of this distance is biased upwards, most at small N. Shapes: N images, D features.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.features import FeatureSet, choose, features_of
-from loraq.metrics.common.features import check as check_extractor
+from loraq.metrics.common.features import FeatureSet, check_extractor, choose_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, versions
 
 NAME = "frechet"
 VERSION = "1"
-DIRECTION = "lower"
-NEEDS = "real"
+DIRECTION: Final = "lower"
+NEEDS: Final = "real"
 PER_IMAGE = False
 REASON = "no interval: its bootstrap is biased at small N; compare rows of one N only"
 
 
 def check(options: Options, real: ImageSet | FeatureSet | None = None) -> None:
-    check_extractor(choose(options.extractor, real))
+    check_extractor(choose_extractor(options.extractor, real))
 
 
 def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> MetricResult:
-    extractor = choose(options.extractor, real)
+    extractor = choose_extractor(options.extractor, real)
     own = features_of(images, extractor, options)
     other = features_of(real, extractor, options)
     details = {
@@ -51,7 +52,7 @@ def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> 
 
 
 def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
-    """Squared Fréchet distance of the Gaussians fitted to two feature sets, in float64."""
+    """Squared Fréchet distance between Gaussians fitted to (N, D) and (N', D) features, float64."""
     if min(len(a_ND), len(b_ND)) < 2:
         raise LoraqError(f"a covariance needs 2 images, got {len(a_ND)} and {len(b_ND)}")
     difference = a_ND.mean(0, dtype=np.float64) - b_ND.mean(0, dtype=np.float64)
@@ -62,7 +63,7 @@ def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
 
 
 def _root(features_ND: np.ndarray) -> np.ndarray:
-    """A (K, D) with AᵀA the unbiased covariance, K = min(N, D)."""
+    """A (K, D), K = min(N, D), such that AᵀA is the unbiased covariance."""
     centred: np.ndarray = features_ND.astype(np.float64)
     centred -= centred.mean(0)
     centred /= np.sqrt(len(centred) - 1)

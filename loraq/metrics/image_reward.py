@@ -1,10 +1,10 @@
 """ImageReward-v1.0 (Xu et al. 2023): a learned reward of (prompt, image), per image.
 
-Its network on transformers' own BLIP classes (`image_reward_model.py`), in agreement with the
-published package, which does not import on current transformers. Nothing is downloaded: the folder
-named by LORAQ_IMAGE_REWARD holds `ImageReward.pt` (tensors only are read of it, no code) and
-`med_config.json`; a file `SHA256SUMS` beside them is compared with them. Prompts are cut at 35
-tokens, as the model was trained.
+The network uses transformers' BLIP classes (`image_reward_model.py`); its values agree with the
+published package, which cannot be imported with current transformers. Nothing is downloaded: the
+environment variable LORAQ_IMAGE_REWARD names a folder with `ImageReward.pt` (read with
+weights_only) and `med_config.json`, which are checked against a `SHA256SUMS` file if there is one.
+Prompts are truncated to 35 tokens, as in training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
@@ -22,8 +22,8 @@ from loraq.utils.hashing import cached_hash
 
 NAME = "image_reward"
 VERSION = "2"
-DIRECTION = "higher"
-NEEDS = "prompts"
+DIRECTION: Final = "higher"
+NEEDS: Final = "prompts"
 PER_IMAGE = True
 VARIABLE = "LORAQ_IMAGE_REWARD"
 FILES = ("ImageReward.pt", "med_config.json")
@@ -43,16 +43,17 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     from loraq.metrics.networks import image_reward_model as reward
 
     folder = _folder()
-    model, made = load(folder, options.device), reward.tokenizer(str(vocabulary()))
+    model = load_image_reward(folder, options.device)
+    tokenizer = reward.bert_tokenizer(str(vocabulary()))
     assert images.prompts is not None
     values: list[float] = []
     with torch.inference_mode():
         for batch in read_batches(images.paths, options.batch_size, options.workers):
             prompts = images.prompts[len(values) : len(values) + len(batch)]
-            ids, mask = reward.tokens(made, prompts)
+            ids, mask = reward.tokenize(tokenizer, prompts)
             pictures = [Image.fromarray(pixels) for pixels in batch]
-            given = (reward.preprocess(pictures, model.side), ids, mask)
-            values += model(*(part.to(options.device) for part in given)).double().tolist()
+            inputs = (reward.preprocess(pictures, model.side), ids, mask)
+            values += model(*(part.to(options.device) for part in inputs)).double().tolist()
     details = {
         "packages": versions("transformers", "torch", "torchvision", "pillow"),
         "weights_sha256": cached_hash(folder / FILES[0]),
@@ -63,25 +64,25 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
 
 
 @functools.lru_cache(maxsize=1)
-def load(folder: Path, device: str) -> Any:
-    """The model with every weight of its file used and none missing."""
+def load_image_reward(folder: Path, device: str) -> Any:
+    """The model; LoraqError for missing or unknown weights."""
     import torch
 
-    from loraq.metrics.networks.image_reward_model import build
+    from loraq.metrics.networks.image_reward_model import build_image_reward
 
     try:
         state = torch.load(folder / FILES[0], map_location="cpu", weights_only=True, mmap=True)
         med_config = json.loads((folder / FILES[1]).read_text())
-    except Exception as error:  # a file cut short fails in many ways
+    except Exception as error:  # a truncated file raises many exception types
         raise LoraqError(
-            f"metric image_reward: the files in '{folder}' do not read ({type(error).__name__}: "
-            f"{str(error).strip()[:120]}). Fetch them anew, {REMEDY}."
+            f"metric image_reward: the files in '{folder}' cannot be read "
+            f"({type(error).__name__}: {str(error).strip()[:120]}). Download them again, {REMEDY}."
         ) from error
-    return build(state, med_config).to(device)
+    return build_image_reward(state, med_config).to(device)
 
 
 def vocabulary() -> Path:
-    """bert-base-uncased's vocab.txt, which MiniLM's package carries."""
+    """bert-base-uncased's vocab.txt, from the package with MiniLM."""
     from loraq.metrics.networks.alignment_model import model_folder
 
     try:
@@ -97,5 +98,5 @@ def vocabulary() -> Path:
 
 
 def _folder() -> Path:
-    source = f"fetch them from the hub repository zai-org/ImageReward, {REMEDY}"
-    return named_folder(NAME, VARIABLE, FILES, source)
+    remedy = f"download them from the hub repository zai-org/ImageReward, {REMEDY}"
+    return named_folder(NAME, VARIABLE, FILES, remedy)

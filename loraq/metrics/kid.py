@@ -1,42 +1,43 @@
-"""Kernel inception distance (Bińkowski et al. 2018): unbiased MMD² of features, with an interval.
+"""Kernel inception distance (Bińkowski et al. 2018): unbiased MMD² of features, with interval.
 
     KID = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean_{i,j} k(x_i, y_j),
     k(a, b) = (a·b / D + 1)³
 
-clean-fid averages random subsets of at most 1000 images; here all images are used once, which is
-the same number where N ≤ 1000 and has no random draw. Called `kid` on Inception features and
-`kid_<extractor>` on any other.
+clean-fid averages over random subsets of at most 1000 images; here all images are used once, which
+gives the same value for N ≤ 1000 and needs no random numbers. Called `kid` with Inception features
+and `kid_<extractor>` otherwise.
 
-Interval: bootstrap over prompts. A resample gives prompt i the weight w_i (how often it was
-drawn); pairs of different prompts weigh w_i·w_j, so no image is ever compared with its own copy and
-the resampled estimates are centred on the value. Images and real images of a prompt are drawn
+Interval: bootstrap over prompts. In a resample, prompt i has the weight w_i (how often it was
+drawn), and a pair of different prompts w_i·w_j. No image is compared with its own copy, so that the
+resampled estimates are centred on the value. The images and real images of a prompt are drawn
 together.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.bootstrap import percentile_interval, resample_counts
-from loraq.metrics.common.features import FeatureSet, choose, features_of
-from loraq.metrics.common.features import check as check_extractor
+from loraq.metrics.common.features import FeatureSet, check_extractor, choose_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, versions
 
 NAME = "kid"
 VERSION = "1"
-DIRECTION = "lower"
-NEEDS = "real"
+DIRECTION: Final = "lower"
+NEEDS: Final = "real"
 PER_IMAGE = False
 
 
 def check(options: Options, real: ImageSet | FeatureSet | None = None) -> None:
-    check_extractor(choose(options.extractor, real))
+    check_extractor(choose_extractor(options.extractor, real))
 
 
 def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> MetricResult:
-    extractor = choose(options.extractor, real)
+    extractor = choose_extractor(options.extractor, real)
     own = features_of(images, extractor, options)
     other = features_of(real, extractor, options)
     value = kernel_distance(own.values, other.values)
@@ -57,7 +58,7 @@ def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> 
 
 
 def kernel_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
-    """Unbiased squared MMD under the cubic kernel, in float64."""
+    """Unbiased squared MMD with the cubic kernel, in float64."""
     xx, yy, xy = _kernels(x_ND, y_ND)
     n, m = len(xx), len(yy)
     own = (xx.sum() - np.trace(xx)) / (n * (n - 1))
@@ -68,7 +69,7 @@ def kernel_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
 def kernel_interval(
     x_ND: np.ndarray, y_ND: np.ndarray, paired: bool, samples: int, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap 95 % interval of `kernel_distance`; `paired`: row i of x and y is one prompt."""
+    """Bootstrap 95 % interval of `kernel_distance`; `paired`: row i of x and y have one prompt."""
     xx, yy, xy = _kernels(x_ND, y_ND)
     w_BN = resample_counts(len(xx), samples, seed)
     v_BM = w_BN if paired else resample_counts(len(yy), samples, seed + 1)
@@ -91,7 +92,7 @@ def _between_different(k_NN: np.ndarray, w_BN: np.ndarray, v_BN: np.ndarray) -> 
 
 def _kernels(x_ND: np.ndarray, y_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if min(len(x_ND), len(y_ND)) < 2:
-        raise LoraqError(f"KID needs 2 images a set, got {len(x_ND)} and {len(y_ND)}")
+        raise LoraqError(f"KID needs 2 images per set, got {len(x_ND)} and {len(y_ND)}")
     x: np.ndarray = x_ND.astype(np.float64)
     y: np.ndarray = y_ND.astype(np.float64)
     scale = x.shape[1]

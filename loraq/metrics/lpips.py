@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al. 2018, AlexNet, v0.1) against the 16-bit model's images of the same seeds.
 
-richzhang's `lpips` package with its own heads; the backbone is `loraq/assets/lpips_alexnet`, so
-nothing is downloaded. Images go in as [−1, 1], made here from uint8: no other range can get in.
+richzhang's `lpips` package with its heads; the backbone is a file of this package (`BACKBONE`), so
+that nothing is downloaded. uint8 images are converted to [−1, 1] here.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
-from typing import Any
+from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet, paired_batches
@@ -18,11 +18,11 @@ from loraq.utils.assets import ASSETS
 
 NAME = "lpips"
 VERSION = "1"
-DIRECTION = "lower"
-NEEDS = "reference"
+DIRECTION: Final = "lower"
+NEEDS: Final = "reference"
 PER_IMAGE = True
 BACKBONE = ASSETS / "lpips_alexnet.safetensors"
-SMALLEST = 32  # AlexNet's two poolings leave nothing of less
+SMALLEST = 32  # smaller images vanish in AlexNet's two poolings
 
 
 def check(options: Options) -> None:
@@ -34,7 +34,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     import torch
 
     check(options)
-    network = load(options.device)
+    network = load_lpips(options.device)
     values: list[float] = []
     with torch.inference_mode():
         for own, other in paired_batches(images, reference, options, SMALLEST):
@@ -51,14 +51,14 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
 
 
 @functools.lru_cache(maxsize=2)
-def load(device: str = "cpu") -> Any:
-    """The `lpips` network with our backbone in it, every backbone weight given and used."""
+def load_lpips(device: str = "cpu") -> Any:
+    """The `lpips` network with the packaged backbone; LoraqError if a weight does not fit."""
     import lpips
     import torch
     from safetensors.torch import load_file
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # torchvision's AlexNet starts random: leave the caller's random state, and warnings, alone
+        # torchvision initialises AlexNet randomly: keep the caller's random state
         warnings.filterwarnings("ignore", message=".*parameter 'pretrained'.*")
         warnings.filterwarnings("ignore", message=".*weight enum or `None`.*")
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -68,8 +68,8 @@ def load(device: str = "cpu") -> Any:
         _, layer, kind = name.split(".")
         loaded[f"features.{layer}.{kind}"] = parameter
     if set(loaded) != set(weights):
-        odd = sorted(set(loaded) ^ set(weights))
-        raise LoraqError(f"{BACKBONE.name} does not fit AlexNet: {odd}")
+        unmatched = sorted(set(loaded) ^ set(weights))
+        raise LoraqError(f"{BACKBONE.name} does not fit AlexNet: {unmatched}")
     with torch.no_grad():
         for name, parameter in loaded.items():
             parameter.copy_(weights[name])
@@ -77,5 +77,5 @@ def load(device: str = "cpu") -> Any:
 
 
 def _signed(images: Any, options: Options) -> Any:
-    """uint8 → [−1, 1], as `lpips` wants it."""
+    """uint8 → [−1, 1], the input range of `lpips`."""
     return images.to(options.device).float() / 127.5 - 1

@@ -1,22 +1,23 @@
-"""PSNR against the 16-bit model's images of the same seeds, per image and then averaged.
+"""PSNR against the 16-bit model's images of the same seeds, averaged over images.
 
-torchmetrics, data range (0, 1), `dim=(1, 2, 3)`: never pooled over the data set. Images equal in
-every bit have an infinite PSNR; they count as the largest finite PSNR that two 8-bit images of that
-size can have (one value off by one step), so that an image that gets better never lowers the mean.
-Their number and the cap stand in `details`.
+torchmetrics with data range (0, 1) and `dim=(1, 2, 3)`, per image, not pooled over the data set.
+Identical images have an infinite PSNR; they count as the largest finite PSNR of two 8-bit images of
+that size (one value differs by one step), so that a better image never lowers the mean. `details`
+contains their number and this cap.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 from loraq.metrics.common.image_set import ImageSet, paired_batches
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
 
 NAME = "psnr"
 VERSION = "1"
-DIRECTION = "higher"
-NEEDS = "reference"
+DIRECTION: Final = "higher"
+NEEDS: Final = "reference"
 PER_IMAGE = True
 
 
@@ -50,5 +51,5 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
 
 
 def cap(values: int) -> float:
-    """PSNR of two 8-bit images of `values` numbers that differ by one step in one number."""
+    """PSNR of two 8-bit images with `values` numbers, one of which differs by one step."""
     return 10 * math.log10(255**2 * values)

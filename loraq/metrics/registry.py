@@ -1,9 +1,9 @@
-"""What is measured on images: one file a metric, looked up by its module's name.
+"""Find, check and compute metrics by name; a metric is a module of `loraq/metrics/`.
 
-A metric module has NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS ("reference":
-the 16-bit model's images; "real": real images or their features; "prompts"), PER_IMAGE, and
-`compute(images, <what it needs>, options) -> MetricResult`; optionally `check(options[, real])`,
-which raises LoraqError before anything runs where weights or packages are missing.
+A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS
+("reference": the 16-bit model's images; "real": real images or their features; "prompts"),
+PER_IMAGE, and `compute(images, <what it needs>, options) -> MetricResult`; optionally
+`check(options[, real])`, which raises LoraqError before a run if weights or packages are missing.
 """
 
 from __future__ import annotations
@@ -12,26 +12,23 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
 from loraq.metrics.common.image_set import ImageSet
-from loraq.metrics.common.result import MetricResult, Options
-
-Need = Literal["reference", "real", "prompts"]
-Direction = Literal["higher", "lower"]
+from loraq.metrics.common.result import Direction, MetricResult, Need, Options
 
 
 def metric_names() -> list[str]:
-    """All metrics: the modules of `loraq/metrics/`."""
+    """The names of all metrics, sorted."""
     package = importlib.import_module("loraq.metrics")
     found = pkgutil.iter_modules(package.__path__)
     return sorted(item.name for item in found if not item.ispkg and item.name != "registry")
 
 
 def find_metric(name: str) -> ModuleType:
-    """The metric's module; LoraqError with near matches for an unknown name."""
+    """The module of a metric; LoraqError with near matches for an unknown name."""
     if name not in metric_names():
         raise unknown("metric", name, metric_names())
     found = importlib.import_module(f"loraq.metrics.{name}")
@@ -49,7 +46,7 @@ def find_metric(name: str) -> ModuleType:
 
 
 def check_metrics(wanted: Sequence[str], real: Any = None, **options: Any) -> None:
-    """Raise LoraqError, before anything runs, for a metric that could not be computed here."""
+    """LoraqError for a metric that cannot be computed, for example without its weights."""
     chosen = Options.of(options)
     for name in wanted:
         metric = find_metric(name)
@@ -68,10 +65,11 @@ def compute(
     real: Any = None,
     **options: Any,
 ) -> MetricResult:
-    """One metric over an image set. `reference`: the 16-bit model's images of the same prompts.
+    """Compute one metric over an image set.
 
-    `real`: an ImageSet or FeatureSet that holds (at least) the real images of the same prompts.
-    `options`: see `Options`; what the metric does not use is not an error, an unknown name is.
+    reference: the 16-bit model's images; must contain the names of `images`.
+    real: an ImageSet or FeatureSet of real images; must contain the names of `images`.
+    options: fields of `Options`; LoraqError for an unknown name, unused ones are ignored.
     """
     metric, chosen = find_metric(name), Options.of(options)
     if metric.NEEDS == "reference":
@@ -94,16 +92,16 @@ def measure(
     real: Any = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
-    """All metrics of a row as a record keeps them: value, interval, n, seen and held out apart.
+    """The record's entries of all metrics: value, interval, n; also per part, seen and held out.
 
-    With `reference=None` (the row that makes the reference images) metrics that need one are
-    entered without a value, and say why.
+    With `reference=None` (the row of the reference images) the entries of metrics that need a
+    reference have no value, but a reason.
     """
     entries: dict[str, dict[str, Any]] = {}
     for name in wanted:
         metric = find_metric(name)
         if metric.NEEDS == "reference" and reference is None:
-            entries[metric.NAME] = summary.absent(
+            entries[metric.NAME] = summary.absent_entry(
                 metric.DIRECTION, "this row makes the images that the others are compared with"
             )
             continue
@@ -112,10 +110,10 @@ def measure(
             return compute(name, part, reference, real, **options)
 
         result = run(images)
-        entries[result.name] = summary.entry(result, images, run, Options.of(options))
+        entries[result.name] = summary.metric_entry(result, images, run, Options.of(options))
     return entries
 
 
 def _same_names(other: Any, names: Sequence[str]) -> Any:
-    """The part of an image or feature set that belongs to these prompts, in their order."""
+    """The part of an image or feature set with these names, in their order."""
     return other if tuple(other.names) == tuple(names) else other.of_names(names)

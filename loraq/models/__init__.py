@@ -1,6 +1,7 @@
-"""Diffusion pipelines and their layers: find the files, load, list the layers to quantise.
+"""Diffusion pipelines: model files, loading, and the layers to quantise.
 
-Imported by data, metrics, quantization and above; imports config and below.
+`families/` has one module per model family, with the roles of its layers. Imported by data,
+metrics, quantization and above; imports config and below.
 """
 
 from loraq.models.layers import Layer, family_names, list_layers

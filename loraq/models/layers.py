@@ -1,4 +1,4 @@
-"""The layers of a transformer by role: a family module's table applied to its module names."""
+"""The layers of a transformer and their roles, by the table of its model family."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear or 1×1 convolution: its name, what it does, (out, in), whose input it shares.
+    """A linear layer or 1×1 convolution: name, role, shape (out, in), input id.
 
-    Layers with equal `shares_input` read the very same tensor ("transformer_blocks.0.attn1.qkv").
-    `after_gelu`: it reads a GELU's output, which −0.17 bounds below.
+    Layers with equal `shares_input` read the same tensor ("transformer_blocks.0.attn1.qkv").
+    `after_gelu`: its input is the output of a GELU, which is ≥ −0.17.
     """
 
     name: str
@@ -35,32 +35,32 @@ class Layer:
 
 
 def family_names() -> list[str]:
-    """The model families there are: the modules of `loraq/models/families/`."""
+    """The names of the model families: the modules of `loraq/models/families/`."""
     return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
 
 
-def family(name: str) -> ModuleType:
-    """The family module of that name."""
+def find_family(name: str) -> ModuleType:
+    """The module of a model family; LoraqError with near matches for an unknown name."""
     if name not in family_names():
         raise unknown("model family", name, family_names())
     return importlib.import_module(f"{families.__name__}.{name}")
 
 
 def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
-    """The recipe with the family's own list of skipped layers where it has none itself."""
+    """Replace `skip=None` by the family's list of skipped layers."""
     if recipe.skip is not None:
         return recipe
-    return replace(recipe, skip=tuple(family(family_name).DEFAULT_SKIP))
+    return replace(recipe, skip=tuple(find_family(family_name).DEFAULT_SKIP))
 
 
 def family_of(transformer: torch.nn.Module) -> str:
-    """The family whose transformer class this is; LoraqError where there is none."""
-    classes = {family(name).TRANSFORMER: name for name in family_names()}
+    """The model family of a transformer by its class; LoraqError for an unknown class."""
+    classes = {find_family(name).TRANSFORMER: name for name in family_names()}
     name = type(transformer).__name__
     if name not in classes:
         raise LoraqError(
-            f"No model family is known for {name}. Known: {', '.join(classes)}. Pass family=…, or "
-            "add one file to loraq/models/families/ (CONTRIBUTING.md)."
+            f"No model family has the transformer {name}. Known: {', '.join(classes)}. Pass "
+            "family=…, or add a file to loraq/models/families/ (CONTRIBUTING.md)."
         )
     return classes[name]
 
@@ -68,20 +68,20 @@ def family_of(transformer: torch.nn.Module) -> str:
 def list_layers(
     transformer: torch.nn.Module, family_name: str, skip: Sequence[str] | None = None
 ) -> list[Layer]:
-    """The layers to quantise, in the order of the model.
+    """The layers to quantise, in model order.
 
-    `skip` names roles or globs on layer names (None: the family's own list); an entry that
-    matches no layer raises, so that a misspelt one cannot pass in silence.
+    skip: roles or globs on layer names (None: the family's list). LoraqError for an entry that
+        matches no layer, and if no layer remains.
     """
-    table = family(family_name)
+    table = find_family(family_name)
     layers = []
     for name, module in transformer.named_modules():
         for pattern, role, group in table.ROLES:
             if re.fullmatch(pattern, name):
                 if not hasattr(module, "weight"):
                     raise LoraqError(
-                        f"'{name}' is quantised already ({type(module).__name__}). Put the 16-bit "
-                        "layers back with `.revert(transformer)`, or load the 16-bit model."
+                        f"'{name}' is quantised already ({type(module).__name__}). Restore the "
+                        "16-bit layers with `.revert(transformer)`, or load the 16-bit model."
                     )
                 out_features, in_features = module.weight.shape[:2]
                 block = ".".join(name.split(".")[:2])
@@ -111,5 +111,5 @@ def list_layers(
         dropped |= matched
     kept = [layer for layer in layers if layer.name not in dropped]
     if not kept:
-        raise LoraqError("quant.skip leaves no layer to quantise. Take an entry out of it.")
+        raise LoraqError("quant.skip leaves no layer to quantise. Remove an entry from it.")
     return kept

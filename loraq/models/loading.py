@@ -1,4 +1,4 @@
-"""Load a diffusers pipeline, or its transformer without weights; no remote code, no pickles."""
+"""Load a diffusers pipeline, or its transformer without weights. No remote code, no pickles."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
-from loraq.models.layers import family
+from loraq.models.layers import find_family
 from loraq.models.source import check_weights, resolve_folder
 
-OURS = {
-    "prompt": "prompts come from data=…",
+RESERVED = {
+    "prompt": "prompts are set with data=…",
     "num_inference_steps": "set model.steps",
     "guidance_scale": "set model.guidance",
     "height": "set model.height",
     "width": "set model.width",
     "max_sequence_length": "set model.max_sequence_length",
-    "generator": "every image has a seed of its own (generate.seed)",
-    "output_type": "images are kept as PNG",
+    "generator": "every image has its own seed (generate.seed)",
+    "output_type": "images are saved as PNG",
 }
-"""Arguments of the pipeline's call that runs set themselves, and what to set instead."""
+"""Arguments of the pipeline's `__call__` that a run sets, with the setting to use instead."""
 
 
 def load_pipeline(
     model: ModelConfig, device: str = "cpu", without: Sequence[str] = (), **given: Any
 ) -> Any:
-    """The unmodified diffusers pipeline, in the config's dtype, quiet, on `device`.
+    """The unmodified diffusers pipeline in the config's dtype on `device`, without progress bars.
 
-    Components named in `without` are None in it, and never read; `given` ones are taken as they
-    are.
+    without: components that are not loaded (None).
+    given: components that are passed to `from_pretrained` instead of being loaded.
+    LoraqError if a file is missing or damaged, or if `model` does not fit the pipeline.
     """
     import torch
 
     folder = resolve_folder(model)
     check_weights(folder)
-    table = family(model.family)
+    table = find_family(model.family)
     named = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if named != table.PIPELINE:
         raise LoraqError(
             f"'{folder}' is a {named}; family '{model.family}' loads {table.PIPELINE}. "
-            "Set model.family to the model's own, or point model.path elsewhere."
+            "Set model.family to the model's family, or model.path to another folder."
         )
     diffusers = quiet_diffusers()
     pipeline = getattr(diffusers, table.PIPELINE)
@@ -62,26 +63,27 @@ def load_pipeline(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoraqError(
             f"'{folder}' does not load as {table.PIPELINE}: {reason[:300]}\n"
-            "  Restore the folder, or point model.path at a whole one."
+            "  Restore the folder, or set model.path to a complete one."
         ) from error
     pipe.set_progress_bar_config(disable=True)
     if pipe.vae is not None:
-        pipe.vae.enable_slicing()  # one image at a time: its bits do not depend on its batch
+        pipe.vae.enable_slicing()  # one image at a time: independent of its batch
     pipe.to(device)
     return pipe
 
 
 def _check_call(model: ModelConfig, pipeline: Any) -> None:
-    """LoraqError for an argument in `model.call` that the pipeline ignores or that we set."""
+    """LoraqError for an argument in `model.call` that is unknown, unused or set by the run."""
     known = [
         name
         for name, parameter in inspect.signature(pipeline.__call__).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", *OURS)
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", *RESERVED)
     ]
     for name in model.call:
-        if name in OURS:
+        if name in RESERVED:
             raise LoraqError(
-                f"model.call.{name}={model.call[name]!r}: {OURS[name]}. Leave it out of model.call."
+                f"model.call.{name}={model.call[name]!r}: {RESERVED[name]}. Leave it out of "
+                "model.call."
             )
         if name not in known:
             raise LoraqError(
@@ -89,13 +91,13 @@ def _check_call(model: ModelConfig, pipeline: Any) -> None:
             )
     if model.call.get("negative_prompt") and model.guidance <= 1:
         raise LoraqError(
-            f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}: the "
-            "limit is above 1. Raise it, or leave the negative prompt out."
+            f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}; "
+            "it needs a guidance above 1. Raise it, or leave the negative prompt out."
         )
 
 
 def quiet_diffusers() -> Any:
-    """diffusers, without the notes of optional packages at import and without its own bars."""
+    """Import diffusers without messages about optional packages and without progress bars."""
     import logging
 
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -109,13 +111,13 @@ def quiet_diffusers() -> Any:
 
 
 def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
-    """The transformer without its weights (meta tensors), to list and count its layers.
+    """The transformer on the meta device, without weights, to list and count its layers.
 
-    buffers: real ones, such as position tables that no file holds.
+    buffers: allocate the buffers, such as position tables, which no file contains.
     """
     from accelerate import init_empty_weights
 
-    table = family(model.family)
+    table = find_family(model.family)
     config = resolve_folder(model) / "transformer" / "config.json"
     try:
         values = json.loads(config.read_text())
@@ -125,8 +127,8 @@ def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
         ) from None
     if packed := values.get("quantization_config"):
         raise LoraqError(
-            f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Point "
-            "model.path at the 16-bit model; or measure this one: loraq score FOLDER."
+            f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Set "
+            "model.path to the 16-bit model, or evaluate this one with: loraq score FOLDER."
         )
     diffusers = quiet_diffusers()
     with init_empty_weights(include_buffers=not buffers):

@@ -1,4 +1,4 @@
-"""A transformer whose weights stay in their files, for quantising in little memory."""
+"""A transformer with memory-mapped weights, to quantise with little memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loraq.models.source import resolve_folder
 
 
 def mapped_transformer(model: ModelConfig) -> Any:
-    """The 16-bit transformer with its block weights mapped from their files instead of read.
+    """The 16-bit transformer with its block weights mapped from their files.
 
-    For quantising without a pipeline: memory is touched as a layer is, in the stored type. Where
-    that is wider than the config's dtype, `weight_matrix` gives the values that the pipeline would
-    hold. All else (timestep embedding, biases, tables …) is read, in the config's dtype. It runs
-    where `runs_as_stored`.
+    The OS loads pages of a layer's weight on first access, in the stored dtype. If that is wider
+    than the config's dtype, `weight_matrix` converts to the values of the pipeline. All other
+    tensors (timestep embedding, biases, tables) are read in the config's dtype. Its forward pass is
+    that of the pipeline only if `runs_as_stored`.
     """
     import torch
 
@@ -33,8 +33,9 @@ def mapped_transformer(model: ModelConfig) -> Any:
         transformer.load_state_dict(kept, strict=True, assign=True)
     except RuntimeError as error:
         raise LoraqError(
-            f"'{folder}' does not hold the weights that its config.json describes: "
-            f"{str(error).strip()[:300]}\n  Restore the folder, or point model.path at a whole one."
+            f"'{folder}' does not contain the weights that its config.json describes: "
+            f"{str(error).strip()[:300]}\n"
+            "  Restore the folder, or set model.path to a complete one."
         ) from None
     for name in names:
         module = transformer.get_submodule(name.rpartition(".")[0])
@@ -44,9 +45,9 @@ def mapped_transformer(model: ModelConfig) -> Any:
 
 
 def runs_as_stored(model: ModelConfig) -> bool:
-    """Whether the files hold an unquantised transformer in the very type that it runs in.
+    """Whether the files contain an unquantised transformer in the config's dtype.
 
-    No for files with which something is wrong: loading says what.
+    False for damaged files; loading them raises the error.
     """
     import torch
     from safetensors import SafetensorError
@@ -61,7 +62,7 @@ def runs_as_stored(model: ModelConfig) -> bool:
 
 
 def remap(transformer: Any, model: ModelConfig) -> None:
-    """Map the weights of a `mapped_transformer` anew, which lets go of the pages read so far."""
+    """Map the weights of a `mapped_transformer` again, which unmaps the pages read so far."""
     import torch
 
     folder = resolve_folder(model) / "transformer"
@@ -76,7 +77,7 @@ def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
 
 
 def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """The tensors of a diffusers model folder, mapped: of the one file, or of its shards."""
+    """The memory-mapped tensors of a diffusers model folder, from one file or its shards."""
     from safetensors import safe_open
 
     stem = "diffusion_pytorch_model.safetensors"
@@ -88,6 +89,6 @@ def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterat
         if not (folder / file).is_file():
             raise LoraqError(f"'{folder / file}' is missing. Restore the model's folder.")
         with safe_open(folder / file, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 (no mapping)
+            for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 if names is None or name in names:
                     yield name, stream.get_tensor(name)

@@ -1,4 +1,4 @@
-"""A 1×1 convolution is a linear map over channels: the same weight matrix, channels on axis 1."""
+"""Linear layers and 1×1 convolutions, which are linear maps over the channels (axis 1), alike."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from torch import Tensor, nn
 
 
 def weight_matrix(module: nn.Module) -> Tensor:
-    """(out, in) weight of a linear or of a 1×1 convolution, detached.
+    """The detached weight (out, in) of a linear layer or 1×1 convolution.
 
-    A module whose stored weight is wider than the model's type says so in `held_as`
-    (`mapped_transformer`).
+    If the module has an attribute `held_as` (see `mapped_transformer`), converted to that dtype.
     """
-    weight: Tensor = module.weight.detach()  # type: ignore[assignment, operator]
+    weight: Tensor = module.weight.detach()
     return weight.flatten(1).to(getattr(module, "held_as", weight.dtype))
 
 
 def channels_last(module: nn.Module, x: Tensor) -> Tensor:
-    """What `module` reads or gives, as tokens × channels: a convolution's axis 1 goes last."""
+    """An input or output of `module` as (…, channels): moves axis 1 of a convolution last."""
     return x.movedim(1, -1) if isinstance(module, nn.Conv2d) else x

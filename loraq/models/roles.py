@@ -1,6 +1,6 @@
-"""Roles of layers that several model families share.
+"""Layer roles that several model families share.
 
-A family's ROLES are rows (pattern of a layer's name below the transformer, role, input group within
+`ROLES` of a family is a tuple of (regular expression for the layer's name, role, input group within
 the block). Layers of one input group read the same tensor.
 """
 
@@ -16,4 +16,4 @@ ATTENTION_ROLES = (
     (r"transformer_blocks\.\d+\.attn2\.to_v", "cross_v", "attn2.kv"),
     (r"transformer_blocks\.\d+\.attn2\.to_out\.0", "cross_out", "attn2.out"),
 )
-"""The rows of `ROLES` for diffusers' self-attention `attn1` and cross-attention `attn2`."""
+"""`ROLES` of diffusers' self-attention `attn1` and cross-attention `attn2`."""

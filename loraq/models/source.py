@@ -1,6 +1,6 @@
-"""Where a model's files are: a local folder or a hub snapshot, and the hash of its weights.
+"""The files of a model, in a local folder or hub snapshot, and the hash of its weights.
 
-The network is used only if a config names a hub model that is not in the local cache.
+Network access happens only for a hub model that is not in the local cache.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from loraq.utils.assets import offline, resolve_asset
 from loraq.utils.hashing import CHECKSUMS, cached_hash, read_sha256sums
 
 _WEIGHT_FILES = (".safetensors",)
-
 _CONFIG_FILES = (".json", ".model", ".txt")
 
 
 def resolve_folder(model: ModelConfig) -> Path:
-    """The local folder of the model; downloads it first if the config names a hub id."""
+    """The local folder of the model; a hub model is downloaded if it is not in the cache."""
     if model.hub_id is not None:
         return _hub_folder(model.hub_id)
     assert model.path is not None
@@ -29,34 +28,34 @@ def resolve_folder(model: ModelConfig) -> Path:
         names = [entry.name for entry in around.iterdir()] if around.is_dir() else []
         close = near_matches(folder.name, names)
         raise LoraqError(
-            f"model.path={model.path}: there is no folder '{folder}'."
-            + (f" Beside it: {', '.join(close)}." if close else "")
-            + "\n  Give a folder in save_pretrained layout, asset:NAME for one of the package's, "
+            f"model.path={model.path}: folder '{folder}' does not exist."
+            + (f" Similar names: {', '.join(close)}." if close else "")
+            + "\n  Give a folder in save_pretrained layout, asset:NAME for a model in the package, "
             "or model.path=null model.hub_id=OWNER/NAME."
         )
     if not (folder / "model_index.json").is_file():
         raise LoraqError(
-            f"model.path={model.path}: '{folder}' has no model_index.json, so it is no pipeline "
-            "in save_pretrained layout. Give the folder that holds that file."
+            f"model.path={model.path}: '{folder}' has no model_index.json, so it is not a pipeline "
+            "in save_pretrained layout. Give the folder that contains that file."
         )
     return folder
 
 
 def _hub_folder(hub_id: str) -> Path:
-    """The snapshot of a hub model: from the local cache, else one quick try at the network."""
+    """The snapshot of a hub model, from the local cache or else one download attempt."""
     from huggingface_hub import HfApi, snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model"]
     remedy = (
-        "  Use a copy instead: model.path=FOLDER model.hub_id=null; or put it into the local hub "
-        "cache on a machine with network (hf download " + hub_id + ") and copy that."
+        "  Use a local copy: model.path=FOLDER model.hub_id=null; or download it to the hub cache "
+        "on a machine with network access (hf download " + hub_id + ") and copy the cache."
     )
     try:
         return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=wanted))
     except Exception:
         if offline():
             raise LoraqError(
-                f"model.hub_id={hub_id}: not in the local hub cache, and the environment says "
+                f"model.hub_id={hub_id}: not in the local hub cache, and the environment is set to "
                 f"offline (HF_HUB_OFFLINE).\n{remedy}"
             ) from None
     try:
@@ -65,22 +64,22 @@ def _hub_folder(hub_id: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoraqError(
-            f"model.hub_id={hub_id}: not in the local hub cache, and the hub does not answer "
+            f"model.hub_id={hub_id}: not in the local hub cache, and the download failed "
             f"({reason[:160]}).\n{remedy}"
         ) from None
 
 
 def weights_hash(model: ModelConfig) -> str:
-    """sha256 over every weight and config file of the pipeline, in order of their paths.
+    """sha256 over all weight and config files of the pipeline, in order of their paths.
 
-    A folder that carries `SHA256SUMS` is checked against it: a damaged file raises.
+    LoraqError for a file that does not match the folder's `SHA256SUMS`, if there is one.
     """
     folder = resolve_folder(model)
     endings = _WEIGHT_FILES + _CONFIG_FILES
     files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
     if not any(path.suffix in _WEIGHT_FILES for path in files):
         raise LoraqError(
-            f"'{folder}' holds no .safetensors file. Pickled weights are not read; save the "
+            f"'{folder}' has no .safetensors file. Pickled weights are not read; save the "
             "pipeline again with safe_serialization=True."
         )
     expected = read_sha256sums(folder)
@@ -90,7 +89,7 @@ def weights_hash(model: ModelConfig) -> str:
         digest = cached_hash(path)
         if name in expected and expected[name] != digest:
             raise LoraqError(
-                f"'{path}' is damaged: sha256 {digest[:16]}… where {CHECKSUMS} says "
+                f"'{path}' is damaged: its sha256 is {digest[:16]}…, {CHECKSUMS} says "
                 f"{expected[name][:16]}…. Restore the file (git checkout, or copy it again)."
             )
         total.update(f"{name} {digest}\n".encode())
@@ -98,7 +97,7 @@ def weights_hash(model: ModelConfig) -> str:
 
 
 def check_weights(folder: Path) -> None:
-    """Reads the header of every safetensors file: a truncated or foreign file raises by name."""
+    """LoraqError for a safetensors file that is truncated or damaged; reads only the headers."""
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.rglob("*.safetensors")):
@@ -107,6 +106,6 @@ def check_weights(folder: Path) -> None:
                 stream.keys()
         except (SafetensorError, OSError, ValueError) as error:
             raise LoraqError(
-                f"'{path}' is no whole safetensors file ({error}; {path.stat().st_size} bytes). "
-                "It is corrupted or cut short: restore it, or download it again."
+                f"'{path}' is not a valid safetensors file ({error}; {path.stat().st_size} bytes). "
+                "It is corrupted or truncated: restore it, or download it again."
             ) from None

@@ -14,7 +14,7 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
 from loraq.models.layers import Layer
-from loraq.models.layers import family as family_table
+from loraq.models.layers import find_family as family_table
 from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations

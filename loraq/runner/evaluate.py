@@ -29,7 +29,7 @@ from loraq.runner.store import Store
 from loraq.runner.trajectories import errors_by_role
 from loraq.utils.files import write_bytes
 from loraq.utils.plain import decode_float, to_plain
-from loraq.utils.user_module import is_own_file, label
+from loraq.utils.user_module import is_user_file, user_file_label
 
 MEASURED_FILE = "measured.json"
 RECORD_FILE = "record.json"
@@ -182,6 +182,6 @@ def _portable(config: Config) -> dict[str, Any]:
     path = config.model.path
     if path is not None and not path.startswith("asset:"):
         plain["model"]["path"] = Path(path).name
-    if config.quant is not None and is_own_file(config.quant.branch.kind):
-        plain["quant"]["branch"]["kind"] = label(config.quant.branch.kind)
+    if config.quant is not None and is_user_file(config.quant.branch.kind):
+        plain["quant"]["branch"]["kind"] = user_file_label(config.quant.branch.kind)
     return plain

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
-from loraq.data import Prompt, calibration_prompts, data_prompts, location, set_images
+from loraq.data import Prompt, calibration_prompts, data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
-from loraq.metrics.common.features import choose
+from loraq.metrics.common.features import choose_extractor
 from loraq.metrics.registry import find_metric
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
@@ -132,16 +132,18 @@ def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
     real: Any = config.data.real
     extractor = config.metrics.extractor
     if real == "set":
-        found = set_images(config.data.set, location(config.data), [p.name for p in prompts])
+        found = real_image_paths(
+            config.data.set, prompts_path(config.data), [p.name for p in prompts]
+        )
         real = {image.stem: cached_hash(image) for image in found}
-        extractor = choose(extractor)
+        extractor = choose_extractor(extractor)
     elif real is not None:
         path = resolve_asset(real)
         if path.is_file():  # features: the file itself says which extractor made them
             real = cached_hash(path)
         else:  # images, whatever their folder is called; `auto` depends on what weights are there
             real = {image.name: cached_hash(image) for image in sorted(path.glob("*.png"))}
-            extractor = choose(extractor)
+            extractor = choose_extractor(extractor)
     judged = {
         "metrics": [(name, find_metric(name).VERSION) for name in config.metrics.names],
         "extractor": extractor,

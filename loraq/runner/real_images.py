@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from loraq.config import Config
-from loraq.data import data_prompts, location, set_images
+from loraq.data import data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
     EXTRACTORS,
-    choose,
+    choose_extractor,
     features_of,
     load_features,
     save_features,
@@ -31,7 +31,7 @@ def real_images(config: Config) -> Any:
     assert config.data.real is not None
     if config.data.real == "set":
         names = [prompt.name for prompt in data_prompts(config.data)]
-        found = set_images(config.data.set, location(config.data), names)
+        found = real_image_paths(config.data.set, prompts_path(config.data), names)
         return ImageSet(tuple(found), tuple(names))
     path = resolve_asset(config.data.real)
     if path.is_dir():
@@ -51,7 +51,7 @@ def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
         return real
     if not any(find_metric(name).NEEDS == "real" for name in config.metrics.names):
         return real
-    extractor = choose(config.metrics.extractor, real)
+    extractor = choose_extractor(config.metrics.extractor, real)
     weights = cached_hash(EXTRACTORS[extractor].weights())
     images = dict(zip(real.names, map(cached_hash, real.paths), strict=True))
     name = key("features", VERSION, images, extractor, weights, device)

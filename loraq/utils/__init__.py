@@ -1,4 +1,4 @@
-"""Helpers that know nothing of quantisation: files, hashes, plain data, memory, the console.
+"""Helpers without any quantisation: files, hashes, plain data, memory, console output.
 
-Everything may import them; they import `loraq.errors` alone.
+All packages may import them; they import only `loraq.errors`.
 """

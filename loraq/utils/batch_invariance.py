@@ -1,11 +1,11 @@
-"""Images whose bits do not depend on the batch they were generated in.
+"""Images that do not depend, in any bit, on the batch they are generated in.
 
 4-bit activations turn a last-bit difference into another code, and a denoising trajectory turns
-that into another image: without this module, batch sizes 1 and 8 give images as far apart as the
-quantised model is from its reference (experiments/bench/batch_size.py). On Intel processors, MKL is
-asked for matrix products whose summation order does not depend on the number of rows. Where a probe
-finds that it does (MKL ignores the setting on AMD processors), the pipeline is called with one
-image at a time, and quantised layers use oneDNN, which is faster there.
+that into another image: without this module, images from batch sizes 1 and 8 differ as much as the
+quantised model differs from its reference (experiments/bench/batch_size.py). On Intel processors,
+MKL is set to matrix products whose summation order does not depend on the number of rows. If a
+probe finds that it still does (MKL ignores the setting on AMD processors), the pipeline runs one
+image at a time, and quantised layers use oneDNN, which is faster on such processors.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CBWR_MODE = "AUTO,STRICT"
-"""Intel MKL's conditional numerical reproducibility: the best code, one summing order."""
+"""Intel MKL's conditional numerical reproducibility: best code path, one summation order."""
 SPIN_COUNT = "1000"
 
 
 def configure_cpu_math() -> None:
     """Set MKL_CBWR (row-invariant matrix products) and GOMP_SPINCOUNT (threads spin briefly).
 
-    Call it before torch is imported: OpenMP reads its variable then, MKL before its first product.
-    By default waiting threads spin for so long that two runs on one machine take many times as long
-    as one; without spinning, one run takes a third longer (experiments/LOG.md). Variables that the
-    user has set are left alone.
+    Call it before torch is imported: OpenMP reads its variable on import, MKL before the first
+    product. By default, waiting threads spin so long that two runs on one machine take many times
+    as long as one; without spinning, one run takes a third longer (experiments/LOG.md). Variables
+    that the user has set do not change.
     """
     os.environ.setdefault("MKL_CBWR", CBWR_MODE)
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -36,27 +36,28 @@ def configure_cpu_math() -> None:
 
 
 def batch_limit(images: int, device: str) -> int:
-    """How many of a batch's images may go through a pipeline together: all, or one.
+    """The number of images that a pipeline call may process together: all of a batch, or one.
 
-    A GPU's products depend on the batch, too: there it is not split, and cache keys hold its size.
+    Products on a GPU depend on the batch as well, but batches are not split there; cache keys
+    contain the batch size instead.
     """
     return images if device != "cpu" or row_invariant() else 1
 
 
 def use_onednn(device: str) -> bool:
-    """Whether float32 products on `device` should use `onednn_product`, which is faster there."""
+    """Whether float32 products on `device` should use `onednn_product` because it is faster."""
     return device == "cpu" and not row_invariant() and _has_onednn()
 
 
 def onednn_product(x: Tensor, w_OI: Tensor) -> Tensor:
-    """x·Wᵀ [..., out] by oneDNN, by the operator that torch.compile emits for linear layers."""
+    """x·Wᵀ [..., out] with oneDNN, through the operator that torch.compile uses for nn.Linear."""
     import torch
 
     return torch.ops.mkldnn._linear_pointwise(x, w_OI, None, "none", [], "")
 
 
 def use_bfloat16(device: str, dtype: str) -> bool:
-    """Whether compute=auto multiplies a model of this type in bfloat16 on this device."""
+    """Whether compute=auto multiplies in bfloat16, for a model of this dtype on this device."""
     return device == "cpu" and dtype == "bfloat16" and bfloat16_units()
 
 
@@ -65,13 +66,15 @@ def bfloat16_units() -> bool:
     """Whether this processor has bfloat16 instructions (AVX-512 BF16, AMX, or Arm's BF16)."""
     import torch
 
-    tell = getattr(torch.cpu, "get_capabilities", dict)
-    return any(tell().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @functools.cache
 def _has_onednn() -> bool:
-    """Whether the operator exists and multiplies correctly, including empty inputs (a probe)."""
+    """Whether the operator exists and is correct, also for empty inputs (tested by a probe)."""
     import torch
 
     x, w = torch.eye(3, 5), torch.eye(4, 5)
@@ -85,9 +88,9 @@ def _has_onednn() -> bool:
 
 
 def row_invariant(threads: int | None = None) -> bool:
-    """Whether float32 products on this CPU give the same bits for few rows as for many (a probe).
+    """Whether a row of a float32 product on this CPU is independent of the other rows (a probe).
 
-    threads: number of threads to probe with, by default PyTorch's present number.
+    threads: number of threads for the probe; default `torch.get_num_threads()`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and report a full disk with a remedy."""
+"""Atomic file writes, and errors with a remedy for a full disk."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TEMPORARY = ".writing"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` completely or not at all: to a temporary file, synced, renamed."""
-    aside = path.with_name(f".{path.name}{TEMPORARY}")
+    """Write `data` to `path` atomically: to a temporary file that is synced and renamed."""
+    temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
-        with open(aside, "wb") as stream:
+        with open(temporary, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            temporary.unlink()
         if isinstance(error, OSError):
             raise disk_error(error, path) from error
         raise
@@ -42,7 +42,7 @@ def write_json(path: Path, data: Any) -> None:
 def sort_metadata(path: Path) -> None:
     """Sort the metadata of a safetensors file by name, so that equal contents have equal bytes.
 
-    The library writes metadata in an order that differs from process to process.
+    The order in which safetensors writes metadata differs between processes.
     """
     with open(path, "r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -51,14 +51,14 @@ def sort_metadata(path: Path) -> None:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
         if len(text) > length:
             raise LoraqError(
-                f"'{path}': the header of {len(text)} bytes does not fit into {length}."
+                f"'{path}': the header of {len(text)} bytes does not fit into {length} bytes."
             )
         stream.seek(8)
         stream.write(text.ljust(length))
 
 
 def disk_error(error: OSError, path: Path) -> Exception:
-    """DiskFullError with a remedy if the disk is full, any other system error unchanged."""
+    """DiskFullError with a remedy if the disk is full, else `error` unchanged."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     folder = path if path.is_dir() else path.parent
@@ -77,7 +77,7 @@ def disk_error(error: OSError, path: Path) -> Exception:
 def reporting_full_disk(path: Path) -> Iterator[None]:
     """Raise `disk_error` if the block fails because the disk is full.
 
-    safetensors reports a full disk by an exception of its own.
+    safetensors raises its own exception type for a full disk.
     """
     try:
         yield
@@ -90,6 +90,6 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete partly written files that killed processes left behind."""
-    for left in folder.rglob(f".*{TEMPORARY}"):
-        left.unlink()
+    """Delete the temporary files of processes that were killed."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        path.unlink()

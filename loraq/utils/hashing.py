@@ -1,4 +1,4 @@
-"""sha256 of files and of plain data: cache keys, checksums of weights and downloads."""
+"""sha256 of files and plain data, for cache keys and checksums."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def key(*parts: Any) -> str:
-    """16 hex digits of the sha256 over the canonical JSON of plain data and dataclasses.
+    """Cache key: 16 hex digits of the sha256 of canonical JSON.
 
-    A dataclass counts as its fields, without its class name and without fields that a later release
-    added and that have their default.
+    parts: plain data and dataclasses. A dataclass contributes its fields, but neither its class
+        name nor fields that a later release added and that have their default.
     """
     plain = to_plain(parts, new_defaults=False)
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -38,7 +38,7 @@ def file_hash(path: Path) -> str:
 
 
 def cached_hash(path: Path) -> str:
-    """`file_hash`, computed again only if the file's size or modification time has changed."""
+    """`file_hash`, cached until the file's size or modification time changes."""
     stat = path.stat()
     return _hash_of_state(path, stat.st_size, stat.st_mtime_ns)
 
@@ -49,21 +49,21 @@ def _hash_of_state(path: Path, size: int, modified: int) -> str:
 
 
 def check_sha256sums(folder: Path, names: Sequence[str], what: str) -> None:
-    """LoraqError if a file of `names` differs from its entry in the folder's SHA256SUMS, if any.
+    """LoraqError if a file of `names` does not match its entry in the folder's SHA256SUMS.
 
-    what: whose files these are, for the error.
+    what: the owner of the files, for the error.
     """
-    for name, wanted in read_sha256sums(folder).items():
+    for name, expected in read_sha256sums(folder).items():
         path = folder / name
-        if name in names and path.is_file() and (found := cached_hash(path)) != wanted:
+        if name in names and path.is_file() and (found := cached_hash(path)) != expected:
             raise LoraqError(
                 f"{what}: '{path}' does not match {CHECKSUMS} (sha256 {found[:12]}…, "
-                f"{wanted[:12]}… expected). Download the file again, or correct {CHECKSUMS}."
+                f"{expected[:12]}… expected). Download the file again, or correct {CHECKSUMS}."
             )
 
 
 def read_sha256sums(folder: Path) -> dict[str, str]:
-    """File name → sha256 from the folder's SHA256SUMS; empty if there is none."""
+    """File name → sha256 from the folder's SHA256SUMS; empty without that file."""
     path = folder / CHECKSUMS
     if not path.is_file():
         return {}

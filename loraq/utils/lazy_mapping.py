@@ -1,4 +1,4 @@
-"""A mapping that computes a value each time it is read and keeps none."""
+"""A mapping that computes its values on access and does not store them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LazyMapping(Mapping[str, Value]):
-    """Maps each name to make(name): for large values that are cheap to compute."""
+    """Maps each name to make(name), for large values that are cheap to compute."""
 
     def __init__(self, names: Sequence[str], make: Callable[[str], Value]) -> None:
         self._names, self._make = dict.fromkeys(names), make
@@ -27,3 +27,6 @@ class LazyMapping(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"LazyMapping({len(self)} names)"

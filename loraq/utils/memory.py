@@ -1,4 +1,4 @@
-"""Memory as a process really holds it: anonymous pages, their peak, and what is free."""
+"""Memory of a process: anonymous pages, their peak, free memory, and glibc's heap settings."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-INTERVAL = 0.005
+INTERVAL = 0.005  # seconds between two samples of `peak`
 SLACK = 192 << 20
-"""Free memory that an allocator may keep: less would be faulted in again and again."""
+"""Freed memory that the allocator may keep; with less, the same pages fault repeatedly."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's <malloc.h>
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
-    """RssAnon of a process (pages of mapped files do not count); 0 once it is gone.
+    """RssAnon of a process in bytes, without mapped files; 0 if the process has ended.
 
-    Where there is no /proc, the resident size.
+    On systems without /proc, the resident set size.
     """
     pid = os.getpid() if pid is None else pid
     status = Path(f"/proc/{pid}/status")
@@ -39,7 +39,7 @@ def anonymous_bytes(pid: int | None = None) -> int:
 
 
 class _Reuse:
-    """How many blocks share one heap now: the allocator is the process's, not a thread's."""
+    """The number of active `reused_heap` blocks; the settings apply to all threads."""
 
     lock = threading.Lock()
     blocks = 0
@@ -47,14 +47,15 @@ class _Reuse:
 
 @contextlib.contextmanager
 def reused_heap() -> Iterator[Callable[[], None]]:
-    """Large tensors share one heap while the block runs; call what it yields between two steps.
+    """Allocate large tensors on the heap inside the block; call the yielded function between steps.
 
-    glibc maps each of 32 MiB or more anew, and a third of an alternation's time is page faults; and
-    of a heap it keeps what is freed below small blocks that stay: gigabytes. What is yielded hands
-    free pages back once they may have grown by SLACK. Nothing happens without glibc.
+    By default, glibc maps every allocation of 32 MiB or more separately, and page faults take a
+    third of an alternation's time. A heap, in turn, keeps gigabytes of freed pages below small
+    allocations. The yielded function returns freed pages to the OS (malloc_trim) if the process
+    has grown by more than SLACK. Without glibc, both do nothing.
     """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+    libc = _glibc()
+    if libc is None:
         yield lambda: None
         return
     held = anonymous_bytes()
@@ -74,7 +75,7 @@ def reused_heap() -> Iterator[Callable[[], None]]:
     finally:
         with _Reuse.lock:
             _Reuse.blocks -= 1
-            if not _Reuse.blocks:  # what glibc itself comes to after a large block was freed
+            if not _Reuse.blocks:  # glibc's values after a large block was freed
                 libc.mallopt(M_MMAP_MAX, 1 << 16)
                 libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
                 libc.mallopt(M_TRIM_THRESHOLD, 64 << 20)
@@ -82,13 +83,22 @@ def reused_heap() -> Iterator[Callable[[], None]]:
 
 
 def release_free_pages() -> None:
-    """Give free pages back now, where a heap is shared: before tensors of quite other sizes."""
-    if _Reuse.blocks:
-        ctypes.CDLL(None).malloc_trim(0)
+    """Return freed heap pages to the OS (malloc_trim), if a `reused_heap` block is active.
+
+    Call it before allocating tensors of very different sizes.
+    """
+    if _Reuse.blocks and (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library if it has glibc's malloc functions, else None."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 def held_bytes(device: str) -> int:
-    """What this process holds on the device now."""
+    """Bytes that this process has allocated on the device."""
     if device == "cuda":
         import torch
 
@@ -98,17 +108,20 @@ def held_bytes(device: str) -> int:
 
 
 class Peak:
-    """The most that was held; final when `peak` ends."""
+    """The peak in bytes; final when the `peak` block ends."""
 
     top = 0
+
+    def __repr__(self) -> str:
+        return f"Peak({self.top / 1e9:.3f} GB)"
 
 
 @contextlib.contextmanager
 def peak(device: str) -> Iterator[Peak]:
-    """The most memory that this process holds on the device while the block runs.
+    """Measure the peak memory of this process on the device inside the block.
 
-    On a CPU it is sampled, and counts what the allocator keeps for later: compare peaks with what
-    was held before the first of them.
+    On a CPU it is sampled and includes freed memory that the allocator keeps; subtract
+    `held_bytes` from before the first block.
     """
     found = Peak()
     if device == "cuda":
@@ -136,7 +149,7 @@ def peak(device: str) -> Iterator[Peak]:
 
 
 def free_bytes(device: str) -> int:
-    """What can still be allocated on the device without swapping."""
+    """Bytes that can still be allocated on the device without swapping."""
     if device == "cuda":
         import torch
 

@@ -1,4 +1,4 @@
-"""Dataclasses as plain data: what JSON can say, for cache keys, records and manifests."""
+"""Dataclasses → plain data for JSON: cache keys, records and manifests."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> Any:
-    """`value` as plain dicts, lists, str, int, float, bool and None.
+    """Convert `value` to dicts, lists, str, int, float, bool and None.
 
     Dataclasses become dicts of their fields, tuples lists, paths strings, numpy and torch scalars
-    Python numbers, non-finite floats `{"float": "inf"}`. Anything else raises LoraqError with its
-    place, which starts with `where`.
+    Python numbers, non-finite floats `{"float": "inf"}`. LoraqError for any other type; it names
+    the place in the data, which starts with `where`.
 
-    new_defaults: with fields that a later release added (`since`) and that have their default.
-        Cache keys leave these out, so that keys of earlier releases stay as they were.
+    new_defaults: include fields that a later release added (`since`) and that have their default.
+        Cache keys leave these out, so that keys of earlier releases do not change.
     """
     if value is None or isinstance(value, str | bool):
         return value
@@ -43,15 +43,15 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise LoraqError(f"{where}: key {name!r} is no string")
+                raise LoraqError(f"{where}: key {name!r} is not a string")
         return {
             name: to_plain(item, new_defaults=new_defaults, where=f"{where}.{name}")
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
         return [
-            to_plain(item, new_defaults=new_defaults, where=f"{where}[{place}]")
-            for place, item in enumerate(value)
+            to_plain(item, new_defaults=new_defaults, where=f"{where}[{index}]")
+            for index, item in enumerate(value)
         ]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
@@ -60,18 +60,22 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
     raise LoraqError(f"{where}: a {type(value).__name__} cannot be written as plain data")
 
 
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass field; `dataclasses.MISSING` if it has none."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def _is_new_default(config: Any, field: dataclasses.Field[Any]) -> bool:
     """Whether a later release added the field and it has its default."""
     if not field.metadata.get("since"):
         return False
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    return bool(getattr(config, field.name) == default)
+    return bool(getattr(config, field.name) == default_of(field))
 
 
 def decode_float(item: dict[str, Any]) -> Any:
-    """The tagged non-finite floats of `to_plain` as floats again (an `object_hook` for json)."""
+    """Convert `{"float": "inf"}` of `to_plain` back to a float (an `object_hook` for json)."""
     if set(item) == {"float"} and item["float"] in _NON_FINITE:
         return _NON_FINITE[item["float"]]
     return item

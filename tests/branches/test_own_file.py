@@ -72,7 +72,7 @@ def test_a_records_config_names_no_folder(own, tmp_path):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("mein.py", None, "Beside it: mine.py"),
+        ("mein.py", None, "Similar names: mine.py"),
         ("mine.py", "def fnid(): ...", "no function 'find'"),
         ("mine.py", "import no_such_module", "ModuleNotFoundError"),
     ],

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from loraq.compose import CONF, groups, load_rows
+from loraq.compose import CONF, config_groups, load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError
 
 
-@pytest.mark.parametrize("experiment", groups()["experiment"])
+@pytest.mark.parametrize("experiment", config_groups()["experiment"])
 def test_every_experiment_composes_with_unique_rows(experiment):
     rows = load_rows([f"experiment={experiment}"])
     assert rows[0].quant is None
@@ -29,7 +29,7 @@ def test_table1_is_the_comparison_that_was_asked_for():
     assert {(branch.budget, branch.rank) for branch in branches} == {(0.64, None)}
 
 
-@pytest.mark.parametrize("name", groups()["format"])
+@pytest.mark.parametrize("name", config_groups()["format"])
 def test_every_format_mounts_at_every_operand(name):
     from loraq.formats import get_format
 
@@ -40,12 +40,12 @@ def test_every_format_mounts_at_every_operand(name):
         assert getattr(recipe, operand).build() == get_format(name)
 
 
-@pytest.mark.parametrize("name", groups()["method"])
+@pytest.mark.parametrize("name", config_groups()["method"])
 def test_every_method_is_named_by_its_file(name):
     assert load_rows([f"method={name}"])[-1].method == name
 
 
-@pytest.mark.parametrize("name", groups()["model"])
+@pytest.mark.parametrize("name", config_groups()["model"])
 def test_every_model_is_named_by_its_file(name):
     assert load_rows([f"model={name}"])[-1].model.name == name
 
@@ -65,7 +65,7 @@ def test_overrides_reach_the_rows_where_they_mean_something():
     assert {row.quant.weight.block for row in rows[1:]} == {32}
 
 
-@pytest.mark.parametrize("name", groups()["transform"])
+@pytest.mark.parametrize("name", config_groups()["transform"])
 @pytest.mark.parametrize("method", ["loraq_best", "rtn", "svdquant"])
 def test_a_transform_replaces_the_methods_rotation_and_shift_alone(method, name):
     own = load_rows([f"method={method}"])[1].quant
@@ -87,7 +87,7 @@ def test_a_value_wins_over_a_transform_and_a_transform_over_an_experiment():
     assert rows[0].quant is None
 
 
-@pytest.mark.parametrize("experiment", groups()["experiment"])
+@pytest.mark.parametrize("experiment", config_groups()["experiment"])
 def test_no_experiment_sets_a_transform_for_all_rows(experiment):
     written = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     assert "quant" not in written

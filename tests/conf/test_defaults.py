@@ -7,10 +7,12 @@ import dataclasses
 import pytest
 import yaml
 
-from loraq.compose import CONF, groups
-from loraq.config import Config, ModelConfig, Recipe
+from loraq import config
+from loraq.compose import CONF, config_groups, load_rows
+from loraq.config import BranchConfig, Config, FormatConfig, ModelConfig, Recipe
 from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
+from loraq.config.validation import choices
 from loraq.errors import LoraqError
 from loraq.utils.plain import to_plain
 
@@ -78,11 +80,11 @@ def test_without_a_method_the_default_recipe_is_composed():
 def test_every_choice_of_a_group_gives_every_setting(group):
     """Nothing is left to a dataclass's default, which a reader of conf/ would not see."""
     names = {entry.name for entry in dataclasses.fields(type(getattr(Config, group)))}
-    for choice in groups()[group]:
+    for choice in config_groups()[group]:
         assert written(f"{group}/{choice}").keys() == names, choice
 
 
-@pytest.mark.parametrize("choice", groups()["model"])
+@pytest.mark.parametrize("choice", config_groups()["model"])
 def test_every_model_gives_every_setting(choice):
     names = {entry.name for entry in dataclasses.fields(ModelConfig)}
     assert written(f"model/{choice}").keys() == names
@@ -91,3 +93,29 @@ def test_every_model_gives_every_setting(choice):
 def test_a_model_has_no_settings_of_another_ones():
     with pytest.raises(LoraqError, match=r"model: .*steps, guidance.* must be given"):
         from_plain(ModelConfig, {"name": "mine", "family": "sana", "path": "mine"}, "model")
+
+
+def test_a_repr_shows_what_differs_from_the_defaults():
+    assert repr(Recipe()) == "Recipe()"
+    made = Recipe(
+        weight=FormatConfig("mxint4"), branch=BranchConfig("svd", rank=8), skip=("self_q",)
+    )
+    assert repr(made) == (
+        "Recipe(weight=FormatConfig(name='mxint4'), branch=BranchConfig(kind='svd', rank=8), "
+        "skip=('self_q',))"
+    )
+
+
+@pytest.mark.parametrize("method", ["loraq_best", "svdquant"])
+def test_a_repr_is_python(method):
+    row = load_rows([f"method={method}"])[-1]
+    assert eval(repr(row), vars(config)) == row
+
+
+def test_choices_are_those_of_the_annotations():
+    assert choices(BranchConfig)["kind"] == ("none", "svd", "alternating", "loraq")
+    assert choices(ModelConfig) == {"dtype": ("float32", "bfloat16", "float16")}
+    with pytest.raises(
+        LoraqError, match=r"select: Unknown select 'wieght'\. Did you mean 'weight'"
+    ):
+        BranchConfig("alternating", select="wieght")

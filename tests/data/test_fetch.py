@@ -16,7 +16,7 @@ import pytest
 
 from loraq import cli
 from loraq.config import DataConfig
-from loraq.data import data_prompts, set_images
+from loraq.data import data_prompts, real_image_paths
 from loraq.data.manifest import INCOMPLETE, MANIFEST
 from loraq.data.sets import SETS
 from loraq.errors import LoraqError
@@ -51,7 +51,7 @@ def test_a_set_arrives_unpacked_with_a_manifest(tmp_path, name):
     assert manifest["commit"] == COMMIT and set(manifest["files"]) == set(files)
     assert manifest["images"] == manifest["prompts"] and manifest["licence"] in done.stdout
     prompts = data_prompts(DataConfig(set=name, captions=str(tmp_path), count=4))
-    paths = set_images(name, tmp_path, [prompt.name for prompt in prompts])
+    paths = real_image_paths(name, tmp_path, [prompt.name for prompt in prompts])
     assert [p.read_bytes() for p in paths] == [picture(prompt.name) for prompt in prompts]
     assert not (tmp_path / "unwanted.bin").exists()
 
@@ -62,7 +62,7 @@ def test_a_broken_download_is_told_apart_and_goes_on_where_it_stopped(tmp_path):
     with serving(repository, files) as hub:
         hub.cut["mjhq30k_imgs.zip"] = itertools.chain([15 << 20], itertools.repeat(0))
         broken = fetch("mjhq", tmp_path, hub.url)
-        assert broken.returncode == 2 and "goes on where it stopped" in broken.stderr
+        assert broken.returncode == 2 and "it resumes" in broken.stderr
         with pytest.raises(LoraqError, match="interrupted"):
             data_prompts(DataConfig(set="mjhq", captions=str(tmp_path)))
         assert (tmp_path / INCOMPLETE).is_file() and not (tmp_path / MANIFEST).exists()
@@ -111,15 +111,15 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path):
     folder = tmp_path / "a" / "b"
     with serving(repository, {**files, "sDCI.gz": pack.getvalue()}) as hub:
         done = fetch("sdci", folder, hub.url)
-    assert done.returncode == 2 and "does not unpack" in done.stderr
+    assert done.returncode == 2 and "cannot be unpacked" in done.stderr
     assert not list(tmp_path.rglob("escaped.jpg"))
 
 
 def test_without_network_it_says_so_at_once(tmp_path):
     refused = fetch("mjhq", tmp_path / "a", "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-    assert refused.returncode == 2 and "says offline" in refused.stderr
+    assert refused.returncode == 2 and "set to offline" in refused.stderr
     dead = fetch("mjhq", tmp_path / "b", "http://127.0.0.1:9")
-    assert dead.returncode == 2 and "does not arrive" in dead.stderr
+    assert dead.returncode == 2 and "download of" in dead.stderr
     unknown = fetch("mjqh", tmp_path / "c", "http://127.0.0.1:9")
     assert unknown.returncode == 2 and "Did you mean 'mjhq'" in unknown.stderr
     nowhere = fetch("geneval", tmp_path / "d", "http://127.0.0.1:9")

@@ -38,7 +38,7 @@ def test_limits_are_named(captions):
         data_prompts(data)
     with pytest.raises(LoraqError, match=r"data.split.*tests.*Did you mean 'test'"):
         data_prompts(DataConfig(captions=str(captions), split="tests"))
-    with pytest.raises(LoraqError, match=r"want 9 .* 8 in split 'calibration'.*must not overlap"):
+    with pytest.raises(LoraqError, match=r"need 9 .* 8 in split 'calibration'.*must not overlap"):
         calibration_prompts(data, CalibrationConfig(prompts=6, measure_prompts=3), EMBEDDED)
 
 
@@ -53,9 +53,9 @@ def test_names_that_cannot_be_files_are_refused(tmp_path, name):
 def test_a_file_that_is_no_captions_file_says_what_one_is(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text('{"test": [{"nom": "x"}]}')
-    with pytest.raises(LoraqError, match=r"is no captions file"):
+    with pytest.raises(LoraqError, match=r"is not a captions file"):
         data_prompts(DataConfig(captions=str(path)))
-    with pytest.raises(LoraqError, match=r"there is no file"):
+    with pytest.raises(LoraqError, match=r"does not exist"):
         data_prompts(DataConfig(captions=str(tmp_path / "none.json")))
 
 

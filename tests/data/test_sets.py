@@ -10,7 +10,7 @@ import yaml
 
 from loraq.compose import load_rows
 from loraq.config import CalibrationConfig, DataConfig
-from loraq.data import calibration_prompts, data_prompts, seed_of_name, set_images
+from loraq.data import calibration_prompts, data_prompts, real_image_paths, seed_of_name
 from loraq.data.manifest import INCOMPLETE, MANIFEST
 from loraq.data.sets import SETS
 from loraq.errors import LoraqError
@@ -39,13 +39,13 @@ def test_the_subset_is_the_references(mjhq):
 
 def test_the_images_are_those_of_the_names(mjhq):
     names = [p.name for p in data_prompts(DataConfig(set="mjhq", captions=str(mjhq), count=5))]
-    paths = set_images("mjhq", mjhq, names)
+    paths = real_image_paths("mjhq", mjhq, names)
     assert [path.read_bytes() for path in paths] == [picture(name) for name in names]
     paths[2].unlink()
     with pytest.raises(LoraqError, match=rf"1 of 5 images of 'mjhq'.*{names[2]}.*loraq fetch mjhq"):
-        set_images("mjhq", mjhq, names)
+        real_image_paths("mjhq", mjhq, names)
     with pytest.raises(LoraqError, match=r"'parti' has no images"):
-        set_images("parti", mjhq, names)
+        real_image_paths("parti", mjhq, names)
 
 
 def test_calibration_reads_what_the_run_leaves(mjhq):
@@ -56,7 +56,7 @@ def test_calibration_reads_what_the_run_leaves(mjhq):
         prompt.name for part in (data_prompts(data), calibration, measuring) for prompt in part
     ]
     assert len(taken) == len(set(taken)) == 40
-    with pytest.raises(LoraqError, match=r"want 21 .*there are 20 in .*calibration.captions="):
+    with pytest.raises(LoraqError, match=r"need 21 .*there are 20 in .*calibration.captions="):
         calibration_prompts(data, CalibrationConfig(prompts=12, measure_prompts=9), MODEL)
 
 
@@ -128,9 +128,9 @@ REFUSED = {
     "a blank line": ("list.txt", "a cat\n\na dog\n", "1 of 3 lines are blank, the first is line 2"),
     "an empty prompt": ("list.yaml", "x: a\ny: ''\n", "blank, the first is 'y'"),
     "no mapping": ("list.yaml", "- a\n- b\n", "mapping is expected, not list"),
-    "broken YAML": ("list.yaml", "a: [\n", "is no prompt file"),
-    "no column of prompts": ("list.csv", "text\na\n", "no column 'prompt' among"),
-    "broken JSON": ("list.jsonl", '{"prompt": \n', "is no prompt file"),
+    "broken YAML": ("list.yaml", "a: [\n", "is not a prompt file"),
+    "no column of prompts": ("list.csv", "text\na\n", "no column 'prompt' in"),
+    "broken JSON": ("list.jsonl", '{"prompt": \n', "is not a prompt file"),
     "a name that is a path": ("list.yaml", "../x: a\n", "usable as file names"),
     "an unknown kind": ("list.docx", "a", "Unknown kind of prompt file '.docx'"),
 }
@@ -149,11 +149,11 @@ def test_a_set_without_its_folder_says_how_to_get_it(tmp_path):
     with pytest.raises(LoraqError, match=r"needs data.captions=FOLDER. `loraq fetch mjhq FOLDER`"):
         data_prompts(DataConfig(set="mjhq", captions=None))
     (tmp_path / "nine.txt").write_text("a cat\n")
-    with pytest.raises(LoraqError, match=r"there is no file .*nine'\. Did you mean '.*nine\.txt'"):
+    with pytest.raises(LoraqError, match=r"nine' does not exist\. Did you mean '.*nine\.txt'"):
         data_prompts(DataConfig(set="file", captions=str(tmp_path / "nine")))
-    with pytest.raises(LoraqError, match=r"there is no file"):
+    with pytest.raises(LoraqError, match=r"does not exist"):
         data_prompts(DataConfig(set="mjhq", captions=str(tmp_path / "none")))
-    with pytest.raises(LoraqError, match=r"one file meta_data.json there, and there is none"):
+    with pytest.raises(LoraqError, match=r"one file meta_data.json; the folder has none"):
         data_prompts(DataConfig(set="mjhq", captions=str(tmp_path)))
     with pytest.raises(LoraqError, match=r"Get it from https://github.com/djghosh13/geneval"):
         data_prompts(DataConfig(set="geneval", captions=str(tmp_path)))
@@ -164,7 +164,7 @@ def test_a_set_without_its_folder_says_how_to_get_it(tmp_path):
 def test_what_was_interrupted_or_has_shrunk_is_not_read(mjhq):
     data = DataConfig(set="mjhq", captions=str(mjhq), count=3)
     (mjhq / INCOMPLETE).write_text("mjhq")
-    with pytest.raises(LoraqError, match=r"interrupted. `loraq fetch mjhq .*goes on"):
+    with pytest.raises(LoraqError, match=r"interrupted. `loraq fetch mjhq .*resumes"):
         data_prompts(data)
     (mjhq / INCOMPLETE).unlink()
     file = mjhq / "meta_data.json"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from loraq.cli import COMMANDS
-from loraq.compose import groups, load_rows
+from loraq.compose import config_groups, load_rows
 from loraq.results.pages import refresh
 from loraq.utils.assets import CHECKOUT
 
@@ -84,7 +84,7 @@ def commands() -> set[tuple[str, ...]]:
     for name in MARKDOWN:
         for line in COMMAND.findall(TEXTS[name]):
             words = [word for word in line.split("#")[0].split() if not word.startswith("--")]
-            if words[0].removeprefix("experiment=") in (*groups()["experiment"], "NAME"):
+            if words[0].removeprefix("experiment=") in (*config_groups()["experiment"], "NAME"):
                 continue
             found.add(tuple(words))
     return found
@@ -114,15 +114,15 @@ def test_the_python_example_samples_as_the_configuration_does():
 
 @pytest.mark.parametrize("page", ["README.md", "docs/method.md"])
 def test_every_method_is_listed(page):
-    assert sorted(first_cells(TEXTS[page], "`method=`")) == groups()["method"]
+    assert sorted(first_cells(TEXTS[page], "`method=`")) == config_groups()["method"]
 
 
 def test_every_experiment_is_listed():
     listed = first_cells(TEXTS["experiments/README.md"], "experiment")
-    assert [name for name in listed if not name.startswith("[")] == groups()["experiment"]
+    assert [name for name in listed if not name.startswith("[")] == config_groups()["experiment"]
 
 
-@pytest.mark.parametrize("experiment", groups()["experiment"])
+@pytest.mark.parametrize("experiment", config_groups()["experiment"])
 def test_the_number_of_rows_is_stated(experiment):
     written = yaml.safe_load(TEXTS[f"conf/experiment/{experiment}.yaml"])
     if "rows" not in written:  # another experiment's

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from loraq.compose import load_rows, swept
+from loraq.compose import expand_sweep, load_rows
 from loraq.errors import LoraqError
 from loraq.runner.sweep import jobs, launch, watch, worker
 
@@ -34,8 +34,8 @@ def test_jobs_are_the_product_of_what_is_swept_over(planned):
     assert [plan.title(number) for number in (0, 1)] == ["method=rtn", "method=lqer"]
     assert by_name(folder) == ["queued", "queued"]
     assert jobs.read_sweep_plan(folder) == plan
-    assert len(swept(["method=rtn,lqer,loftq", "quant.seed=range(0,3)"])) == 9
-    assert [job[0] for job in swept(["method=glob(loraq_o*)"])] == [
+    assert len(expand_sweep(["method=rtn,lqer,loftq", "quant.seed=range(0,3)"])) == 9
+    assert [job[0] for job in expand_sweep(["method=glob(loraq_o*)"])] == [
         "method=loraq_o1", "method=loraq_o2",
     ]  # fmt: skip
     with pytest.raises(LoraqError, match=r"interval\(0,3\).*KEY=range"):

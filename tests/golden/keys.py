@@ -18,7 +18,7 @@ from unittest import mock
 
 import transformers  # noqa: F401  (before versions are pinned: it looks at torch's when imported)
 
-from loraq.compose import groups, load_rows
+from loraq.compose import config_groups, load_rows
 from loraq.quantization.fingerprint import fingerprint_text
 from loraq.quantization.grouping import Share
 from loraq.runner.product_keys import keyed
@@ -61,7 +61,7 @@ def found_keys() -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     experiments: dict[str, Any] = {}
     with pinned_machine():
-        for experiment in groups()["experiment"]:
+        for experiment in config_groups()["experiment"]:
             for model in MODELS:
                 rows = load_rows(overrides_of(experiment, model))
                 experiments[f"{experiment} {model}"] = {

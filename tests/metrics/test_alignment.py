@@ -40,7 +40,7 @@ def test_real_images_fit_their_own_captions_better_than_others():
     features = load_features(assets / "real_features.safetensors")
     captions = json.loads((assets / "captions.json").read_text(encoding="utf-8"))["test"]
     assert [entry["name"] for entry in captions] == list(features.names)
-    model = alignment_model.load(alignment.HEAD)
+    model = alignment_model.load_alignment_model(alignment.HEAD)
     held_out = [i for i, entry in enumerate(captions) if not entry["seen"]][:64]
     images = model.image_features(torch.from_numpy(features.values[held_out]))
     texts = model.text_features([captions[i]["prompt"] for i in held_out])

@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def given(folder, monkeypatch):
     monkeypatch.setenv(metric.VARIABLE, str(folder))
-    metric.load.cache_clear()
+    metric.load_clip.cache_clear()
     return folder
 
 
@@ -37,7 +37,7 @@ def test_every_score_is_torchmetrics(given, noisy):
     prompts[1] = "a prompt that goes on and on, " * 5  # more than 77 tokens of one letter each
     images = type(noisy)(noisy.paths, noisy.names, prompts=tuple(prompts))
     found = compute("clip_score", images, batch_size=3)
-    model, processor = metric.load(given, "cpu")
+    model, processor = metric.load_clip(given, "cpu")
     for place, prompt in enumerate(prompts):
         picture = torch.from_numpy(images.read(place)).permute(2, 0, 1)
         with warnings.catch_warnings(), torch.no_grad():
@@ -62,6 +62,6 @@ def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch, tmp_p
     with pytest.raises(LoraqError, match=r"has no model.safetensors"):
         check_metrics(["clip_score"])
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
-    metric.load.cache_clear()
+    metric.load_clip.cache_clear()
     with pytest.raises(LoraqError, match="does not load"):
-        metric.load(tmp_path, "cpu")
+        metric.load_clip(tmp_path, "cpu")

@@ -140,7 +140,7 @@ def test_resize_is_clean_fids_and_the_networks_own(reference):
     options = Options()
     made = features.features_of(reference, "efflite0", options).values
     pixels = next(reference.batches(100))
-    assert np.abs(efficientnet_lite0.load()(pixels).numpy() - made).max() < 1e-4
+    assert np.abs(efficientnet_lite0.load_efficientnet_lite0()(pixels).numpy() - made).max() < 1e-4
 
 
 def test_features_files_and_names(reference, tmp_path, noisy):
@@ -164,14 +164,14 @@ def test_features_files_and_names(reference, tmp_path, noisy):
 
 def test_inception_only_where_its_weights_are(noisy, reference, monkeypatch, tmp_path):
     monkeypatch.delenv(features.INCEPTION_VARIABLE, raising=False)
-    assert features.choose("auto") == "efflite0"
+    assert features.choose_extractor("auto") == "efflite0"
     with pytest.raises(LoraqError, match=r"inception-2015-12-05\.pt.*LORAQ_INCEPTION_WEIGHTS"):
         compute("frechet", noisy, real=reference, extractor="inception")
     with pytest.raises(LoraqError, match="efflite0"):
         compute("frechet", noisy, real=reference, extractor="eflite0")
     (tmp_path / features.INCEPTION_FILE).write_bytes(b"")
     monkeypatch.setenv(features.INCEPTION_VARIABLE, str(tmp_path))
-    assert features.choose("auto") == "inception"
+    assert features.choose_extractor("auto") == "inception"
     assert features.inception_weights() == tmp_path / features.INCEPTION_FILE
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  {features.INCEPTION_FILE}\n")
     with pytest.raises(LoraqError, match="does not match SHA256SUMS"):

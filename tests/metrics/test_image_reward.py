@@ -60,8 +60,8 @@ def test_every_score_is_the_published_packages(given, images):
 
 
 def test_the_tokens_are_the_published_packages():
-    made = reward.tokenizer(str(image_reward.vocabulary()))
-    ids, mask = reward.tokens(made, pairs.prompts())
+    made = reward.bert_tokenizer(str(image_reward.vocabulary()))
+    ids, mask = reward.tokenize(made, pairs.prompts())
     assert hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest() == GOLDEN["ids_sha256"]
     assert ids.shape == (pairs.PAIRS, 35) and int((mask.sum(1) == 35).sum()) >= 8
     assert made.convert_tokens_to_ids(["[DEC]", "[ENC]"]) == [30522, 30523]
@@ -72,7 +72,7 @@ def damaged(folder, tmp_path, monkeypatch):
     """A copy whose weights may be spoilt."""
     monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
     (tmp_path / "med_config.json").write_bytes((folder / "med_config.json").read_bytes())
-    image_reward.load.cache_clear()
+    image_reward.load_image_reward.cache_clear()
     return tmp_path
 
 
@@ -87,12 +87,12 @@ def test_weights_that_are_not_whole_are_refused(folder, damaged, images):
         changed = dict(state)
         spoil(changed)
         torch.save(changed, file)
-        image_reward.load.cache_clear()
+        image_reward.load_image_reward.cache_clear()
         with pytest.raises(LoraqError, match=words):
             compute("image_reward", images.subset([0]))
     file.write_bytes((folder / "ImageReward.pt").read_bytes()[:100_000])
-    image_reward.load.cache_clear()
-    with pytest.raises(LoraqError, match="do not read"):
+    image_reward.load_image_reward.cache_clear()
+    with pytest.raises(LoraqError, match="cannot be read"):
         compute("image_reward", images.subset([0]))
 
 
@@ -102,7 +102,7 @@ def test_a_pickle_with_code_is_not_run(damaged, images, tmp_path):
             return (open, (str(tmp_path / "written"), "w"))
 
     (damaged / "ImageReward.pt").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(LoraqError, match="do not read"):
+    with pytest.raises(LoraqError, match="cannot be read"):
         compute("image_reward", images.subset([0]))
     assert not (tmp_path / "written").exists()
 

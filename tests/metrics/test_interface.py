@@ -113,7 +113,7 @@ def test_images_are_read_exactly_and_odd_ones_refused(tmp_path):
     with pytest.raises(LoraqError, match="cannot read the image"):
         images.read(1)
     (tmp_path / "b.png").unlink()
-    with pytest.raises(LoraqError, match="there is no image"):
+    with pytest.raises(LoraqError, match="does not exist"):
         images.read(1)
     with pytest.raises(LoraqError, match="come twice"):
         ImageSet(images.paths, ("a", "a"))
@@ -165,7 +165,7 @@ WRONG = {
     "grey": (lambda path: Image.new("L", (64, 64)).save(path), "is L"),
     "transparent": (lambda path: Image.new("RGBA", (64, 64)).save(path), "is RGBA"),
     "no picture": (lambda path: path.write_text("x"), "cannot read the image"),
-    "missing": (lambda path: None, "there is no image"),
+    "missing": (lambda path: None, "does not exist"),
 }
 
 

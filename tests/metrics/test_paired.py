@@ -93,10 +93,10 @@ def test_lpips_downloads_nothing_and_leaves_the_random_state(monkeypatch):
         raise AssertionError("the network was asked for")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    lpips.load.cache_clear()
+    lpips.load_lpips.cache_clear()
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    network = lpips.load()
+    network = lpips.load_lpips()
     assert torch.equal(before, torch.random.get_rng_state())
     assert not any(parameter.requires_grad for parameter in network.parameters())
 

@@ -146,7 +146,7 @@ def test_files_with_which_something_is_wrong_are_not_mapped_and_loading_says_wha
     (file,) = (folder / "transformer").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     assert not runs_as_stored(model)
-    with pytest.raises(LoraqError, match="cut short"):
+    with pytest.raises(LoraqError, match="truncated"):
         load_pipeline(model)
     (folder / "transformer" / "config.json").unlink()
     assert not runs_as_stored(model)

@@ -94,7 +94,7 @@ def test_a_folder_loads_and_its_hash_depends_on_the_weights_alone(tiny_folder, t
 
 
 def test_missing_folders_are_answered_with_what_lies_beside_them(tiny_folder):
-    with pytest.raises(LoraqError, match=r"model.path=.*tinny.*Beside it: tiny"):
+    with pytest.raises(LoraqError, match=r"model.path=.*tinny.*Similar names: tiny"):
         load_pipeline(little_config(path=str(tiny_folder.parent / "tinny")))
     with pytest.raises(LoraqError, match=r"model_index.json"):
         load_pipeline(little_config(path=str(tiny_folder / "vae")))

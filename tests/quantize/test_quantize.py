@@ -331,7 +331,7 @@ def test_a_shifted_layer_keeps_the_block_that_was_asked_for():
 
 
 def test_activations_have_no_scale_beyond_a_token():
-    with pytest.raises(LoraqError, match=r"quant\.activation.*neighbours"):
+    with pytest.raises(LoraqError, match=r"quant\.activation.*other images"):
         quantized(replace(RTN, activation=FormatConfig("int4", block=-1)))
     assert replace(RTN, activation=FormatConfig("nvfp4")).formats()["activation"].per_token
 

@@ -71,7 +71,7 @@ def test_numpy_and_torch_scalars_become_plain_numbers():
 def test_values_that_json_cannot_represent_raise_with_their_place():
     with pytest.raises(LoraqError, match=r"record\.metrics\.psnr\.per_image: a ndarray"):
         records.to_json(example(metrics={"psnr": {"per_image": np.zeros(3)}}))
-    with pytest.raises(LoraqError, match="key 3 is no string"):
+    with pytest.raises(LoraqError, match="key 3 is not a string"):
         records.to_json(example(config={3: "x"}))
 
 

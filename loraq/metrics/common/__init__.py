@@ -1,1 +1,1 @@
-"""What metrics share: image sets, reading files, features, results, bootstrap intervals."""
+"""Used by several metrics: image sets, file reading, features, results, bootstrap intervals."""

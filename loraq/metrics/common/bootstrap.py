@@ -1,7 +1,7 @@
-"""Intervals and comparisons over prompts: percentile bootstrap, paired differences, Holm.
+"""Percentile bootstrap intervals, paired differences and Holm's correction over prompts.
 
-The unit that is resampled is the prompt (one value per prompt). Everything is vectorised numpy and
-seeded: the same values give the same interval. No torch.
+The resampled unit is the prompt (one value per prompt). Vectorised numpy with a seed: the same
+values give the same interval. Does not import torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and its bootstrap interval; `lo` and `hi` are None where one value allows none."""
+    """A mean and its bootstrap interval; `lo` and `hi` are None for a single value."""
 
     mean: float
     lo: float | None
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, samples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Mean of `values` with its percentile bootstrap 95 % interval (Efron 1979)."""
+    """Mean of `values` with percentile bootstrap 95 % interval (Efron 1979)."""
     array = _checked(values, samples)
     if len(array) < 2:
         return Interval(float(array.mean()), None, None)
@@ -45,7 +45,7 @@ def paired_difference(
 ) -> Interval:
     """Mean of a_i − b_i over the same prompts i, with its bootstrap 95 % interval.
 
-    Prompts are resampled, never the two methods apart: what makes a prompt hard cancels.
+    Both methods use the same resampled prompts, so that the difficulty of a prompt cancels.
     """
     return bootstrap_interval(_differences(a, b), samples, seed)
 
@@ -55,8 +55,8 @@ def paired_test(
 ) -> tuple[Interval, float]:
     """`paired_difference` and the two-sided bootstrap p-value of "mean(a − b) = 0".
 
-    Both from the same resamples: twice the smaller tail of the resampled means at 0, with the +1 of
-    a finite number of resamples, so never below 2 / (samples + 1).
+    p is twice the smaller tail of the resampled means at 0, with the +1 correction for a finite
+    number of resamples, so that p ≥ 2 / (samples + 1). Both use the same resamples.
     """
     array = _checked(_differences(a, b), samples)
     if len(array) < 2:
@@ -68,21 +68,21 @@ def paired_test(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction (1979): adjusted p-values of a family of claims, same keys."""
+    """Holm's step-down correction (1979): adjusted p-values of a family of tests, same keys."""
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise LoraqError(f"p-value of {name!r} is {p}; it must lie in [0, 1]")
+            raise LoraqError(f"p-value of {name!r} is {p}; it must be in [0, 1]")
     adjusted: dict[str, float] = {}
     running = 0.0
     ordered = sorted(p_values, key=lambda name: p_values[name])
-    for place, name in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - place) * p_values[name]))
+    for rank, name in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - rank) * p_values[name]))
         adjusted[name] = running
     return {name: adjusted[name] for name in p_values}
 
 
 def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
-    """The central 95 % of resampled statistics."""
+    """The central 95 % interval of resampled statistics."""
     tail = (1 - CONFIDENCE) / 2
     lo, hi = np.quantile(resampled, [tail, 1 - tail])
     return float(lo), float(hi)
@@ -90,9 +90,9 @@ def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=2)
 def resample_counts(n: int, samples: int, seed: int) -> np.ndarray:
-    """How often each of n prompts is drawn in each resample: (samples, n), each row sums to n.
+    """How often each resample draws each of n prompts: (samples, n), each row sums to n.
 
-    Kept for the next metric and row of the same prompts: they are resampled alike.
+    Cached for other metrics and rows with as many prompts, which use the same resamples.
     """
     drawn = np.random.default_rng(seed).integers(0, n, size=(samples, n))
     drawn += n * np.arange(samples)[:, None]

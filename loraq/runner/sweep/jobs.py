@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraq.compose import load_rows, swept
+from loraq.compose import expand_sweep, load_rows
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.results.record import checkout_commit
@@ -60,7 +60,7 @@ def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
     """
     launcher = [o for o in overrides if o.lstrip("+~").startswith("hydra")]
     plain = [o for o in overrides if o not in launcher]
-    lists = swept(plain)
+    lists = expand_sweep(plain)
     composed, whole = [load_rows(one) for one in lists], None
     named = {o.split("=")[0] for o in plain}
     if len(composed) == 1 and "experiment" in named and "row" not in named:
