@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 
 from loraq.branches import Problem, Solution
-from loraq.branches.alternating import BestFactors
-from loraq.branches.linear_algebra import initial_projection, tracked_svd, truncated_svd
+from loraq.branches.alternating import Best
+from loraq.branches.linear_algebra import first_image, tracked_svd, truncated_svd
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
@@ -32,8 +32,8 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     w_BOI = problem.weight_BOI
     units = torch.arange(len(w_BOI), device=w_BOI.device)
     left, right = truncated_svd(w_BOI, problem.rank)
-    projection = initial_projection(w_BOI, left, right)
-    best, losses = BestFactors(left, right), []
+    projection = first_image(w_BOI, left, right)
+    best, losses = Best(left, right), []
     for _ in range(min(options.steps, ROUNDS)):
         product = problem.product(left, right)
         rest = w_BOI - product

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from loraq.branches.linear_algebra import (
-    initial_projection,
+    first_image,
     svd_is_exact,
     thin_product,
     tracked_svd,
@@ -30,7 +30,7 @@ from loraq.config import BranchConfig
 from loraq.errors import LoraqError
 
 
-class BestFactors:
+class Best:
     """The factors with the lowest score so far, per unit."""
 
     def __init__(self, left_BOR: Tensor, right_BRI: Tensor) -> None:
@@ -38,7 +38,7 @@ class BestFactors:
         self.score_B = torch.full((left_BOR.shape[0],), torch.inf, device=left_BOR.device)
 
     def __repr__(self) -> str:
-        return f"BestFactors(units={len(self.left)}, mean score={self.score_B.mean().item():.4g})"
+        return f"Best(units={len(self.left)}, mean score={self.score_B.mean().item():.4g})"
 
     def update(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
         """Keep the factors of the units (indices `units`) whose score improves."""
@@ -63,7 +63,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     w_BOI = problem.weight_BOI.double() if by_output else problem.weight_BOI.float()
     b, o, i = w_BOI.shape
     tracked = not by_output or not svd_is_exact(w_BOI)
-    best = BestFactors(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
+    best = Best(w_BOI.new_zeros(b, o, problem.rank), w_BOI.new_zeros(b, problem.rank, i))
     active, part, target, projection = torch.arange(b, device=w_BOI.device), problem, w_BOI, None
     error = w_BOI.clone()
     if options.start == "zero":
@@ -79,7 +79,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
             left, right, projection = tracked_svd(error, problem.rank, projection)
         else:
             left, right = truncated_svd(error, problem.rank)
-            projection = initial_projection(error, left, right) if tracked else None
+            projection = first_image(error, left, right) if tracked else None
         factors = [problem.round_branch(factor).to(target) for factor in (left, right)]
         product = thin_product(*factors)
         rest = product.neg_().add_(target)

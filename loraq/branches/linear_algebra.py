@@ -38,7 +38,7 @@ def tracked_svd(w_BOI: Tensor, rank: int, projection_BKN: Tensor) -> tuple[Tenso
     """Approximate `truncated_svd` of a matrix that changes little between calls, in w's dtype.
 
     One subspace iteration per call, started from the previous call's projection (at first
-    `initial_projection`). Returns L, R and the next projection. N is the longer side, M the
+    `first_image`). Returns L, R and the next projection. N is the longer side, M the
     shorter, K slightly more than the rank.
     """
     tall = w_BOI.shape[-2] >= w_BOI.shape[-1]
@@ -53,7 +53,7 @@ def tracked_svd(w_BOI: Tensor, rank: int, projection_BKN: Tensor) -> tuple[Tenso
     return (long.mT, short, projection_BKN) if tall else (short.mT, long, projection_BKN)
 
 
-def initial_projection(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
+def first_image(w_BOI: Tensor, left_BOR: Tensor, right_BRI: Tensor) -> Tensor:
     """The start of `tracked_svd`: w projected on its factors and on some random directions."""
     tall = left_BOR.shape[-2] >= right_BRI.shape[-1]
     start_BMR = right_BRI.mT if tall else left_BOR

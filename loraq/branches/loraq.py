@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from loraq.branches.alternating import BestFactors
+from loraq.branches.alternating import Best
 from loraq.branches.linear_algebra import balance, solve_left, solve_right, thin_product
 from loraq.branches.problem import Problem, Solution
 from loraq.branches.rotation import rotate_factors
@@ -54,7 +54,7 @@ class _Progress:
     """The best factors and the convergence of each unit."""
 
     def __init__(self, problem: Problem, options: BranchConfig, left: Tensor, right: Tensor):
-        self.best = BestFactors(left, right)
+        self.best = Best(left, right)
         self.losses: list[float] = []
         self.tolerance, self.patience = options.tolerance, PATIENCE[options.solver]
         self.mark_B = self.best.score_B.clone()

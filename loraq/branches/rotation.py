@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from loraq.branches.alternating import BestFactors
+from loraq.branches.alternating import Best
 from loraq.branches.linear_algebra import random_rotation
 from loraq.branches.problem import Problem
 
@@ -37,7 +37,7 @@ def rotate_factors(
 
 def _learned(problem: Problem, left: Tensor, right: Tensor, t_BRR: Tensor) -> tuple[Tensor, Tensor]:
     product_BOI = left @ right
-    best = BestFactors(left, right)
+    best = Best(left, right)
     units = torch.arange(len(left), device=left.device)
     for _ in range(ROUNDS):
         rotated_left, rotated_right = left @ t_BRR.mT, t_BRR @ right

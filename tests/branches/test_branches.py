@@ -11,7 +11,7 @@ import torch
 from loraq.branches import alternating, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
-    initial_projection,
+    first_image,
     random_rotation,
     solve_left,
     solve_right,
@@ -93,7 +93,7 @@ def test_wide_matrices_get_nearly_the_best_factors(monkeypatch, shape, source):
 def test_a_tracked_svd_follows_a_changing_matrix(shape):
     """Within 1 % of the optimum after three small changes."""
     w, moved = weights(2, *shape), weights(2, *shape, seed=9)
-    projection = initial_projection(w, *truncated_svd(w, 8))
+    projection = first_image(w, *truncated_svd(w, 8))
     for _ in range(3):
         w = w + 0.02 * moved
         left, right, projection = tracked_svd(w, 8, projection)
