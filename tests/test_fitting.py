@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraq.cli import main
 from loraq.errors import LoraqError
-from loraq.runner.batch_size import SHARE, largest
+from loraq.runner.batch_size import SHARE, largest_batch
 from loraq.utils.memory import INTERVAL, anonymous_bytes, free_bytes, held_bytes, peak
 
 MIB = 2**20
@@ -27,16 +27,16 @@ def test_the_proposal_fits_and_one_image_more_does_not(fixed, each, free, most):
     fixed = max(0, peaks[1] - each)
     if fixed + each > SHARE * free:
         with pytest.raises(LoraqError, match="One image needs"):
-            largest(peaks, free, most)
+            largest_batch(peaks, free, most)
         return
-    size = largest(peaks, free, most)
+    size = largest_batch(peaks, free, most)
     assert 1 <= size <= most
     assert fixed + size * each <= SHARE * free * (1 + 1e-9)
     assert size == most or fixed + (size + 1) * each > SHARE * free * (1 - 1e-9)
 
 
 def test_a_trial_without_growth_still_counts_every_image():
-    assert largest({1: 100, 2: 90}, 1000, 10**6) <= 36
+    assert largest_batch({1: 100, 2: 90}, 1000, 10**6) <= 36
 
 
 def test_the_peak_counts_what_was_held_and_not_what_is_mapped(tmp_path):

@@ -13,7 +13,7 @@ from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import trajectories
 from loraq.runner.generate import image_batch
-from loraq.runner.trajectories import Forward, errors_by_role, output_errors, sensitivity
+from loraq.runner.trajectories import Forward, errors_by_role, measure_sensitivity, output_errors
 from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
@@ -57,7 +57,7 @@ def layers(pipe):
 
 
 @pytest.fixture(scope="module")
-def quantised(pipe, layers):
+def quantized(pipe, layers):
     return quantize_model(pipe.transformer, layers, rtn("int4"), progress=None)
 
 
@@ -122,29 +122,29 @@ def test_hook_is_removed_when_the_pipeline_fails(pipe, model, untouched):
 
 
 def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
-    pipe, quantised, layers, untouched
+    pipe, quantized, layers, untouched
 ):
     name = layers[0].name
     linear = pipe.transformer.get_submodule(name)
-    with quantised.subset([]).applied(pipe.transformer):
+    with quantized.subset([]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is linear
-    with pytest.raises(ZeroDivisionError), quantised.subset([name]).applied(pipe.transformer):
+    with pytest.raises(ZeroDivisionError), quantized.subset([name]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is not linear
         assert isinstance(pipe.transformer.get_submodule(layers[1].name), torch.nn.Linear)
         1 / 0  # noqa: B018
     with (
-        quantised.subset([name]).applied(pipe.transformer),
+        quantized.subset([name]).applied(pipe.transformer),
         pytest.raises(LoraqError, match="quantised already"),
-        quantised.subset(quantised.layers).applied(pipe.transformer),
+        quantized.subset(quantized.layers).applied(pipe.transformer),
     ):
         pass
 
 
 def test_errors_by_role_are_those_of_applying_the_role_by_hand(
-    pipe, quantised, layers, forwards, untouched
+    pipe, quantized, layers, forwards, untouched
 ):
     transformer = pipe.transformer
-    errors = errors_by_role(transformer, quantised, layers, forwards)
+    errors = errors_by_role(transformer, quantized, layers, forwards)
     assert list(errors) == ["all", *dict.fromkeys(layer.role for layer in layers)]
     assert all(len(e) == STEPS and min(e) > 0 for e in errors.values())
 
@@ -152,7 +152,7 @@ def test_errors_by_role_are_those_of_applying_the_role_by_hand(
     squares = torch.zeros(2, STEPS, dtype=torch.float64)
     with torch.inference_mode():
         for name in linears:
-            tensors = quantised.layers[name]
+            tensors = quantized.layers[name]
             transformer.set_submodule(name, Exact(tensors))
         for f in forwards:
             output = transformer(*f.args, **f.kwargs)[0][:, :4].double()
@@ -170,7 +170,7 @@ def test_errors_by_role_are_those_of_applying_the_role_by_hand(
         "ff_down": errors["ff_down"],
     }
     with pytest.raises(LoraqError, match="have no role"):
-        errors_by_role(transformer, quantised, one, forwards)
+        errors_by_role(transformer, quantized, one, forwards)
 
 
 def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forwards, untouched):
@@ -178,8 +178,8 @@ def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forw
     have the effect that 4 bits foretell within a factor 2 a unit, and 1.5 all together."""
     transformer, first = pipe.transformer, [f for f in forwards if f.step == 0]
     units = make_units(layers, share_qkv=True)
-    at_4 = sensitivity(transformer, units, rtn("int4"), first, progress=None)
-    at_8 = sensitivity(transformer, units, rtn("int8"), first, progress=None)
+    at_4 = measure_sensitivity(transformer, units, rtn("int4"), first, progress=None)
+    at_8 = measure_sensitivity(transformer, units, rtn("int8"), first, progress=None)
     packed = quantize_model(transformer, layers, rtn("int8"), progress=None)
     predicted = 0.0
     for unit in units:
@@ -204,7 +204,7 @@ def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
     with pytest.raises(LoraqError, match="No forwards"):
         output_errors(pipe.transformer, [])
     with pytest.raises(LoraqError, match="No forwards"):
-        sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
+        measure_sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
 
 
 def test_outputs_and_inputs_of_every_usual_form_are_understood():

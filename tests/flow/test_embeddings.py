@@ -77,7 +77,7 @@ def test_what_no_mask_shows_is_not_stored(model, tmp_path):
     assert pipe.transformer is None and pipe.vae is None
     write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
     made, held = (
-        embeddings.encode(pipe, model, PROMPTS),
+        embeddings.encode_prompts(pipe, model, PROMPTS),
         read_embeddings(tmp_path, 0, "cpu"),
     )
     assert sorted(made) == sorted(held) == sorted(embeddings.NAMES)
@@ -95,9 +95,10 @@ def test_what_no_mask_shows_is_not_stored(model, tmp_path):
 def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatch):
     pipe = load_pipeline(model, without=session.IMAGE)
     blind = {
-        n: t * 0 if "mask" in n else t for n, t in embeddings.encode(pipe, model, PROMPTS).items()
+        n: t * 0 if "mask" in n else t
+        for n, t in embeddings.encode_prompts(pipe, model, PROMPTS).items()
     }
-    monkeypatch.setattr(embeddings, "encode", lambda *_: blind)
+    monkeypatch.setattr(embeddings, "encode_prompts", lambda *_: blind)
     write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
     held = read_embeddings(tmp_path, 0, "cpu")
     assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
@@ -107,8 +108,8 @@ def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
     pipe = load_pipeline(model, without=session.IMAGE)
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     (tmp_path / "00001.safetensors").unlink()
-    made, original = [], embeddings.encode
-    monkeypatch.setattr(embeddings, "encode", lambda *a: made.append(a[2]) or original(*a))
+    made, original = [], embeddings.encode_prompts
+    monkeypatch.setattr(embeddings, "encode_prompts", lambda *a: made.append(a[2]) or original(*a))
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     assert made == [PROMPTS[1:2]]
 

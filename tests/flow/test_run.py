@@ -22,7 +22,7 @@ from loraq.results import record as records
 from loraq.runner import experiment
 from loraq.runner import generate as generation
 from loraq.runner.experiment import run
-from loraq.runner.plan import check_rows, make_plan
+from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
@@ -61,7 +61,7 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
     asked = ["method=loraq_o2", "compute=triton", *overrides]
 
     def planned(*more: str) -> list[Row]:
-        rows = make_plan(load_rows([*asked, *more]), Store(str(output(overrides))))
+        rows = plan_rows(load_rows([*asked, *more]), Store(str(output(overrides))))
         return [replace(row, device="cuda") for row in rows]
 
     check_rows(planned())
@@ -116,14 +116,14 @@ def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
 
 @pytest.mark.parametrize("fault", [LoraqError("no luck today"), RuntimeError("no luck today")])
 def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys, fault):
-    original = experiment.quantize
+    original = experiment.quantize_row
 
     def fails(work, row):
         if row.name == "rtn":
             raise fault
         return original(work, row)
 
-    monkeypatch.setattr(experiment, "quantize", lambda work, row: fails(work, row))
+    monkeypatch.setattr(experiment, "quantize_row", lambda work, row: fails(work, row))
     with pytest.raises(LoraqError, match="1 of 2 rows failed"):
         run(["method=rtn", *overrides], progress=False)
     assert "no luck today" in capsys.readouterr().err
@@ -179,7 +179,7 @@ def test_one_methods_run_is_called_by_it(tmp_path):
 def test_dry_run_tells_and_makes_nothing(overrides, capsys):
     main(["run", "--dry-run", "method=svdquant", *overrides])
     text = capsys.readouterr().out
-    assert "to make" in text and "stated rates" in text and "In all about" in text
+    assert "to make" in text and "assumed rates" in text and "In all about" in text
     assert not output(overrides).exists()
     run(["method=svdquant", *overrides], progress=False)
     main(["run", "--dry-run", "method=svdquant", *overrides])

@@ -13,6 +13,7 @@ import pytest
 from loraq.config import FormatConfig
 from loraq.errors import DiskFullError
 from loraq.runner.store import MANIFEST, Store
+from loraq.utils.console import show_messages
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
 
@@ -50,6 +51,7 @@ def test_a_resumable_product_keeps_its_pieces(tmp_path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
 def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
+    show_messages()
     store = Store(tmp_path)
     with store.write("images", "k") as folder:
         write_bytes(folder / "a.png", b"12345")
@@ -90,7 +92,7 @@ def test_processes_that_find_the_same_damage_set_it_aside_once(tmp_path):
         process.stdin.flush()
     said = [process.communicate() for process in looking]
     assert [out for out, _ in said] == [b"False\n"] * 3
-    assert sum(err.count(b"set aside") for _, err in said) == 1
+    assert sum(err.count(b"renamed to") for _, err in said) == 1
     assert len(list((tmp_path / "images" / "k.corrupted").iterdir())) == 51
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from loraq.compose import load_rows, swept
 from loraq.errors import LoraqError
-from loraq.runner.sweep import jobs, launch, watch, worker
+from loraq.runner.sweep import jobs, launch_sweep, watch, worker
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def planned(overrides):
 
 
 def by_name(folder: Path) -> list[str]:
-    return [found.name for found in watch.states(folder)]
+    return [found.name for found in watch.job_states(folder)]
 
 
 def test_jobs_are_the_product_of_what_is_swept_over(planned):
@@ -89,9 +89,9 @@ def test_other_code_or_another_configuration_is_refused(planned, capsys):
         (replace(plan, jobs=[replace(plan.jobs[0], config="0" * 16)]), "another configuration"),
     ):
         other = jobs.write_sweep_plan(odd, folder.parent.parent)
-        worker.work(other, 0)
-        assert watch.states(other)[0].name == "failed"
-        assert words in watch.states(other)[0].text and words in capsys.readouterr().err
+        worker.run_job(other, 0)
+        assert watch.job_states(other)[0].name == "failed"
+        assert words in watch.job_states(other)[0].text and words in capsys.readouterr().err
 
 
 def test_a_job_whose_process_died_is_lost_and_one_that_works_is_not(planned):
@@ -112,9 +112,9 @@ def test_a_job_whose_process_died_is_lost_and_one_that_works_is_not(planned):
     assert by_name(folder) == ["running", "queued"]
     done.set()
     thread.join()
-    assert watch.unfinished(folder) == [0, 1]
-    told = watch.summary(folder)
-    assert "1 lost, 1 queued" in told and "ended without a word" in told
+    assert watch.unfinished_jobs(folder) == [0, 1]
+    told = watch.sweep_summary(folder)
+    assert "1 lost, 1 queued" in told and "ended without a result" in told
 
 
 def test_a_launcher_that_waits_forever_is_interrupted(planned, monkeypatch):
@@ -139,4 +139,4 @@ def test_a_launcher_that_is_not_there_is_named(name, overrides, monkeypatch):
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(LoraqError, match=rf"pip install -e '\.\[{name}\]'"):
-        launch(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
+        launch_sweep(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
