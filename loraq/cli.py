@@ -102,55 +102,39 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=EPILOGS.get(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        add = command.add_argument
         if name in ("tables", "cache", "report"):
-            command.add_argument(
-                "--output", default="outputs", help="output folder (default: outputs)"
-            )
+            add("--output", type=Path, default="outputs", help="output folder (default: outputs)")
         else:
             if name == "fetch":
-                command.add_argument("set", metavar="SET", help="mjhq, sdci, parti or drawbench")
-                command.add_argument("folder", metavar="FOLDER", help="target folder")
+                add("set", metavar="SET", help="mjhq, sdci, parti or drawbench")
+                add("folder", type=Path, metavar="FOLDER", help="target folder")
             elif name == "score":
-                command.add_argument(
-                    "target", metavar="FOLDER", help="a folder of images, or a saved pipeline"
-                )
+                add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
             if name != "fetch":
-                command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
+                add("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
             if name != "sweep":
-                command.add_argument("--quiet", action="store_true", help="no progress bars")
+                add("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
-            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-            command.add_argument(
-                "--cfg", "-c", metavar="job", help="print the configuration of every row and stop"
-            )
-            command.add_argument(
-                "--resolve", action="store_true", help="with --cfg job: resolve all values"
-            )
+            add("--dry-run", action="store_true", help="print the plan and stop")
+            add("--cfg", "-c", metavar="job", help="print the configuration of every row and stop")
+            add("--resolve", action="store_true", help="with --cfg job: resolve all values")
         if name == "sweep":
-            command.add_argument(
-                "--status", metavar="FOLDER", help="print how the jobs of a sweep ended"
-            )
-            command.add_argument(
-                "--again", metavar="FOLDER", help="run the unfinished jobs of a sweep again"
-            )
+            add("--status", type=Path, metavar="FOLDER", help="print how a sweep's jobs ended")
+            add("--again", type=Path, metavar="FOLDER", help="run its unfinished jobs again")
         if name == "score":
-            command.add_argument(
-                "--against", metavar="FOLDER", help="reference images of the same captions"
-            )
-            command.add_argument("--json", metavar="FILE", help="also write all values to a file")
+            add("--against", type=Path, metavar="FOLDER", help="reference images, same names")
+            add("--json", type=Path, metavar="FILE", help="also write all values to a file")
         if name == "report":
-            command.add_argument("experiment", help="name in OUTPUT/results/ or in results/")
-            command.add_argument("--rows", help="rows whose images are shown, e.g. rtn,svdquant")
-            command.add_argument("--to", metavar="FILE.html", help="default: next to the tables")
+            add("experiment", help="name in OUTPUT/results/ or in results/")
+            add("--rows", help="rows whose images are shown, e.g. rtn,svdquant")
+            add("--to", type=Path, metavar="FILE.html", help="default: next to the tables")
         if name == "tables":
-            command.add_argument("experiments", nargs="*", help="names (default: all)")
+            add("experiments", nargs="*", help="names (default: all)")
         if name == "cache":
-            command.add_argument("--verify", action="store_true", help="check every file's sha256")
-            command.add_argument(
-                "--remove",
-                choices=("partial", "corrupted"),
-                help="delete partial or corrupted products (finished ones are never deleted)",
-            )
+            states = ("partial", "corrupted")
+            add("--verify", action="store_true", help="check the sha256 of every file")
+            add("--remove", choices=states, help="delete these (never finished products)")
     return top
 
 
@@ -168,13 +152,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "tables":
             from loraq.results.experiment_folder import rewrite
 
-            print(rewrite(Path(options.output), options.experiments))
+            print(rewrite(options.output, options.experiments))
         elif options.command == "report":
             write_page(options)
         elif options.command == "cache":
             from loraq.runner.cache import list_products
 
-            print(list_products(Path(options.output), options.verify, options.remove))
+            print(list_products(options.output, options.verify, options.remove))
         elif options.command == "score":
             score(options)
         elif options.command == "sweep":
@@ -182,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "fetch":
             from loraq.data.fetch import describe, fetch
 
-            folder = Path(options.folder).expanduser()
+            folder = options.folder.expanduser()
             print(describe(fetch(options.set, folder, progress=not options.quiet), folder))
         elif options.command == "fit":
             from loraq.runner.batch_size import fit_batch_size
@@ -228,10 +212,9 @@ def score(options: argparse.Namespace) -> None:
     from loraq.results import record
     from loraq.runner.score import score_images
 
-    against = None if options.against is None else Path(options.against)
-    scores = score_images(Path(options.target), options.overrides, against, not options.quiet)
+    scores = score_images(options.target, options.overrides, options.against, not options.quiet)
     if options.json is not None:
-        record.save_findings(scores.plain(), Path(options.json))
+        record.save_findings(scores.plain(), options.json)
     print(scores.text())
 
 
@@ -240,9 +223,9 @@ def sweep(options: argparse.Namespace) -> None:
     from loraq.runner.sweep import launch_sweep, rerun_unfinished, sweep_summary
 
     if options.status is not None:
-        print(sweep_summary(Path(options.status)))
+        print(sweep_summary(options.status))
     elif options.again is not None:
-        print(rerun_unfinished(Path(options.again), options.overrides))
+        print(rerun_unfinished(options.again, options.overrides))
     else:
         print(launch_sweep(options.overrides))
 
@@ -252,8 +235,8 @@ def write_page(options: argparse.Namespace) -> None:
     from loraq.results.report import write_report
     from loraq.results.report.source import located
 
-    folder = located(Path(options.output) / "results" / options.experiment)
-    target = folder / "report.html" if options.to is None else Path(options.to)
+    folder = located(options.output / "results" / options.experiment)
+    target = options.to or folder / "report.html"
     rows = None if options.rows is None else options.rows.split(",")
     size = write_report(folder, target, rows).stat().st_size
     if not (folder / "rows.json").is_file():
