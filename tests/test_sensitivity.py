@@ -10,7 +10,7 @@ from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.trajectories import Forward, measure_sensitivity
 from tests.quantize.toy import Toy, toy_layers
-from tests.test_replay import Exact, rtn
+from tests.runner.test_trajectories import Exact, rtn
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Replay: the 16-bit run exactly, subsets applied and reverted, effects that are foretold."""
+"""Teacher-forced errors: exact 16-bit recording, errors by role, predictions of sensitivity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rtn(weight: str, activation: str | None = None) -> Recipe:
 
 
 class Exact(torch.nn.Module):
-    """A layer by its definition, without the module under test."""
+    """A quantised layer computed by `LayerTensors.forward`, without `QuantizedLinear`."""
 
     def __init__(self, tensors) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def quantized(pipe, layers):
 
 @pytest.fixture
 def untouched(pipe):
-    """Fails unless the test leaves the very same modules, hooks and weights behind."""
+    """Fails unless modules, hooks and weights are the same after the test."""
 
     def state():
         hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules()]
@@ -80,13 +80,13 @@ def untouched(pipe):
     assert state() == before
 
 
-def test_unquantised_replay_is_exact_at_every_step(pipe, forwards, untouched):
+def test_the_16_bit_model_has_no_error_at_any_step(pipe, forwards, untouched):
     assert [f.step for f in forwards] == [*range(STEPS), *range(STEPS)]
     assert output_errors(pipe.transformer, forwards) == [0.0] * STEPS
 
 
-def test_recorded_is_what_generation_computes(pipe, model, forwards):
-    """The scheduler's timesteps; guidance doubles the batch; the variance channels are left out."""
+def test_recorded_forwards_are_those_of_generation(pipe, model, forwards):
+    """The scheduler's timesteps; guidance doubles the batch; variance channels are dropped."""
     again = trajectories.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
     assert all(torch.equal(a.output, b.output) for a, b in zip(forwards, again, strict=True))
     pipe.scheduler.set_timesteps(STEPS)
@@ -121,7 +121,7 @@ def test_hook_is_removed_when_the_pipeline_fails(pipe, model, untouched):
         trajectories.record_forwards(pipe, broken, PROMPTS, 0, 2)
 
 
-def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
+def test_applied_restores_the_same_modules_also_after_an_exception(
     pipe, quantized, layers, untouched
 ):
     name = layers[0].name
@@ -174,8 +174,11 @@ def test_errors_by_role_are_those_of_applying_the_role_by_hand(
 
 
 def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forwards, untouched):
-    """s·e² holds to first order at any e: 8-bit errors, whose squares are some 300 times smaller,
-    have the effect that 4 bits foretell within a factor 2 a unit, and 1.5 all together."""
+    """s·e² predicts, to first order, the effect of any error e.
+
+    Squared 8-bit errors are about 300 times smaller; s at 4 bits predicts their effect within a
+    factor of 2 per unit, and of 1.5 for all units together.
+    """
     transformer, first = pipe.transformer, [f for f in forwards if f.step == 0]
     units = make_units(layers, share_qkv=True)
     at_4 = measure_sensitivity(transformer, units, rtn("int4"), first, progress=None)
@@ -196,7 +199,7 @@ def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forw
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"every": 0}, {"prompts": []}])
-def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
+def test_invalid_settings_and_missing_forwards_are_errors(pipe, model, settings):
     with pytest.raises(LoraqError, match="limit"):
         trajectories.record_forwards(
             pipe, model, **{"prompts": PROMPTS, "seed": 0, "batch_size": 2} | settings
@@ -207,7 +210,7 @@ def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
         measure_sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
 
 
-def test_outputs_and_inputs_of_every_usual_form_are_understood():
+def test_all_common_forms_of_inputs_and_outputs_are_supported():
     """Tuples, objects with `.sample`; None, flags, tensors in dicts and lists."""
 
     class Named:

@@ -1,4 +1,4 @@
-"""Generation: the pipeline's own images, starting latents from the name alone, resume by batch."""
+"""Generation: the pipeline's images, initial latents from name and seed, resume by batch."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_images_are_those_of_the_unmodified_pipeline(pipe, model, tmp_path):
 
 @pytest.mark.parametrize("invariant", [None, False])
 @pytest.mark.parametrize("quantized", [False, True])
-def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
+def test_batch_size_changes_neither_initial_latents_nor_images(
     pipe, model, tmp_path, monkeypatch, quantized, invariant
 ):
-    """On this processor, and as on one whose products depend on the batch (`batch_invariance`)."""
+    """Also on processors whose matrix products depend on the batch size (`batch_invariance`)."""
     import torch
 
     if invariant is not None:
@@ -103,7 +103,7 @@ def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
 
 
 def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, model, tmp_path):
-    """Its partial folder is gone when this process comes to it."""
+    """The other process has already renamed the partial folder."""
     paths = generation.generate_images(
         pipe, model, PROMPTS, GenerateConfig(), tmp_path / "gone", None
     )
@@ -133,7 +133,7 @@ def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
 
 
-def test_a_disk_that_fills_up_leaves_only_whole_images(pipe, model, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_only_complete_images(pipe, model, tmp_path, monkeypatch):
     synced = os.fsync
     calls = []
 
