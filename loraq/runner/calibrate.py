@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraq.data import Prompt
 from loraq.quantization.activations import Activations
@@ -31,6 +31,7 @@ from loraq.runner.trajectories import Forward, measure_sensitivity, record_forwa
 from loraq.utils.files import reporting_full_disk, write_json
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 SENSITIVITY = "sensitivity.json"
@@ -54,7 +55,7 @@ def calibrate_row(session: Session, row: Row, stage: Stage) -> None:
 @contextlib.contextmanager
 def _pipe_and_embeddings(
     session: Session, row: Row, prompts: Sequence[Prompt], scratch: Path
-) -> Iterator[tuple[Any, Callable[[int], dict[str, Tensor]]]]:
+) -> Iterator[tuple[DiffusionPipeline, Callable[[int], dict[str, Tensor]]]]:
     """The pipeline without its text encoder, and a function: batch number → its embeddings.
 
     All prompts are encoded first, so that text encoder and transformer are never in memory

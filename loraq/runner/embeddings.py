@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from loraq.utils.files import write_bytes
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 NAMES = (
     "prompt_embeds",
     "prompt_attention_mask",
@@ -35,14 +38,18 @@ NAMES = (
 _LENGTH = "length"
 
 
-def encode_prompts(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def encode_prompts(
+    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
+) -> dict[str, Tensor]:
     """Embeddings [n, tokens, width] and masks [n, tokens] of prompts, independent of the batch."""
     batch_limit = batch_invariance.batch_limit(len(prompts), pipe.text_encoder.device.type)
     parts = [encode_batch(pipe, model, part) for part in generation.batches(prompts, batch_limit)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def encode_batch(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+def encode_batch(
+    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
+) -> dict[str, Tensor]:
     """Embeddings and masks of the batch from one call of the pipeline's `encode_prompt`."""
     accepted = inspect.signature(pipe.encode_prompt).parameters
     options = {name: value for name, value in model.call.items() if name in accepted}
@@ -59,7 +66,7 @@ def encode_batch(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> di
 
 
 def write_embeddings(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     size: int,

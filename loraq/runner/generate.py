@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
@@ -24,9 +24,12 @@ from loraq.utils.memory import reused_heap
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
 
 VERSION = 2
 BATCHES = "batches"
+OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 def generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
@@ -37,11 +40,11 @@ def generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
 
 
 def image_batch(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
-    output_type: str = "pil",
+    output_type: OutputType = "pil",
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
     """The images of one batch from one call of the pipeline, in its `output_type`.
@@ -69,15 +72,15 @@ def image_batch(
 
 
 def batch_images(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
-) -> list[Any]:
+) -> list[Image]:
     """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
-    images: list[Any] = []
+    images: list[Image] = []
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
@@ -90,7 +93,7 @@ Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
 
 
 def generate_images(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     settings: GenerateConfig,
@@ -148,7 +151,7 @@ def generate_images(
 
 
 def _generate_batch(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     batch: Sequence[Prompt],
     settings: GenerateConfig,
@@ -176,7 +179,7 @@ def image_path(folder: Path, prompt: Prompt) -> Path:
     return folder / f"{prompt.name}.png"
 
 
-def encode_png(image: Any) -> bytes:
+def encode_png(image: Image) -> bytes:
     """The bytes of a PIL image as PNG."""
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=4)

@@ -40,29 +40,29 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
 
     planned = []
     for row in rows:
-        there = {stage: finished(stage, row) for stage in row.stages}
-        planned.append(dataclasses.replace(row, todo=_todo(row, there, store, last)))
+        exists = {stage: finished(stage, row) for stage in row.stages}
+        planned.append(dataclasses.replace(row, todo=_todo(row, exists, store, last)))
     return planned
 
 
-def _todo(row: Row, there: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
+def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
     """The stages to make, given which products exist."""
-    todo = {stage for stage in there if row.product(stage) in store.corrupted}
+    todo = {stage for stage in exists if row.product(stage) in store.corrupted}
     wanted = {Stage.RECORD: (Stage.IMAGES, Stage.RECORD), Stage.IMAGES: (Stage.IMAGES,)}
-    todo |= {stage for stage in wanted.get(last, ()) if not there[stage]}
-    if Stage.IMAGES in todo and not there[Stage.EMBEDDINGS]:
+    todo |= {stage for stage in wanted.get(last, ()) if not exists[stage]}
+    if Stage.IMAGES in todo and not exists[Stage.EMBEDDINGS]:
         todo.add(Stage.EMBEDDINGS)
-    if Stage.RECORD in todo and not there[Stage.MEASURED]:
+    if Stage.RECORD in todo and not exists[Stage.MEASURED]:
         todo.add(Stage.MEASURED)
     if row.recipe is None:
         return frozenset(todo)
     reads_layers = todo & {Stage.IMAGES, Stage.MEASURED} or last is Stage.QUANTIZED
-    if reads_layers and not there[Stage.QUANTIZED]:
+    if reads_layers and not exists[Stage.QUANTIZED]:
         todo.add(Stage.QUANTIZED)
-    if Stage.MEASURED in todo and not there[Stage.MEASURING_INPUTS]:
+    if Stage.MEASURED in todo and not exists[Stage.MEASURING_INPUTS]:
         todo.add(Stage.MEASURING_INPUTS)
     if Stage.QUANTIZED in todo:
-        todo |= {s for s in ACTIVATIONS[:-1] if s in there and not there[s]}
+        todo |= {s for s in ACTIVATIONS[:-1] if s in exists and not exists[s]}
     return frozenset(todo)
 
 

@@ -68,14 +68,17 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The row's name; for a run without experiment, the method."""
         return self.config.row or self.config.method
 
     @property
     def label(self) -> str:
+        """The row's name in tables."""
         return self.config.label or self.name
 
     @property
     def recipe(self) -> Recipe | None:
+        """The quantisation recipe; None for the 16-bit row."""
         return self.config.quant
 
     @property

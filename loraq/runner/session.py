@@ -7,13 +7,17 @@ import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
 T = TypeVar("T")
@@ -33,7 +37,7 @@ class Session:
         loaded = None if self._loaded is None else type(self._loaded[1]).__name__
         return f"Session({self.store!r}, loaded={loaded}, {sum(self.seconds.values()):.0f} s)"
 
-    def pipe(self, row: Row, text: bool = True) -> Any:
+    def pipe(self, row: Row, text: bool = True) -> DiffusionPipeline:
         """The row's pipeline, without its text encoder unless `text`; the last one stays loaded."""
         wanted, loaded = _identity(row), self._loaded
         if loaded is None or loaded[0] != wanted or (text and loaded[1].text_encoder is None):
@@ -45,7 +49,7 @@ class Session:
             loaded[1].register_modules(**dict.fromkeys(TEXT))
         return loaded[1]
 
-    def text_pipe(self, row: Row) -> Any:
+    def text_pipe(self, row: Row) -> DiffusionPipeline:
         """The row's pipeline without transformer and VAE; not kept unless loaded completely."""
         loaded = self._loaded
         if loaded is not None and loaded[0] == _identity(row) and loaded[1].text_encoder:
@@ -53,7 +57,7 @@ class Session:
         with self.timed("load the model"):
             return self._load(row, IMAGE)
 
-    def _load(self, row: Row, without: Sequence[str]) -> Any:
+    def _load(self, row: Row, without: Sequence[str]) -> DiffusionPipeline:
         """Load the pipeline; on a CPU, the transformer is memory-mapped if its dtype allows it."""
         given = {}
         if (
@@ -67,7 +71,7 @@ class Session:
 
         return load_pipeline(row.config.model, row.device, without, **given)
 
-    def transformer(self, row: Row) -> Any:
+    def transformer(self, row: Row) -> nn.Module:
         """The 16-bit transformer to quantise; on a CPU it is memory-mapped, without a pipeline."""
         if self._loaded is not None and self._loaded[0] == _identity(row):
             return self._loaded[1].transformer
@@ -76,7 +80,7 @@ class Session:
         with self.timed("load the model"):
             return self._map(row)
 
-    def _map(self, row: Row) -> Any:
+    def _map(self, row: Row) -> nn.Module:
         if self._mapped is None or self._mapped[0] != _identity(row):
             self._mapped = (_identity(row), mapped_transformer(row.config.model))
         return self._mapped[1]

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from loraq.quantization.grouping import Unit
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import batches, image_batch
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Forward:
 
 
 def record_forwards(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,

@@ -53,6 +53,7 @@ def job_state(folder: Path, number: int) -> JobState:
 
 
 def job_states(folder: Path) -> list[JobState]:
+    """The states of all jobs, in the order of the plan."""
     return [job_state(folder, number) for number in range(len(jobs.read_sweep_plan(folder).jobs))]
 
 
@@ -154,6 +155,7 @@ def unfinished_jobs(folder: Path) -> list[int]:
 
 
 def job_count(plan: jobs.Plan) -> str:
+    """`1 job`, `2 jobs`, …"""
     return f"{len(plan.jobs)} job{'s' if len(plan.jobs) != 1 else ''}"
 
 

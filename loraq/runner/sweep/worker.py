@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def status_file(folder: Path, number: int) -> Path:
+    """The JSON file with the status of job `number`."""
     return folder / f"job_{number}.json"
 
 
 def lock_file(folder: Path, number: int) -> Path:
+    """The lock that job `number` holds while it runs."""
     return folder / f"job_{number}.lock"
 
 
