@@ -1,9 +1,9 @@
-# LoRaQ. Every target sets up what it needs by itself; `make help` lists them.
+# LoRaQ. Every target installs its own requirements; `make help` lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/loraq
-# make table1 MODEL=tiny_sana: another model of conf/model/, whose tables have a folder of their own
+# make table1 MODEL=tiny_sana: another model of conf/model/; its tables go to a separate folder
 MODEL ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
@@ -17,39 +17,39 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-demo: $(INSTALLED) ## the first look: 16-bit, RTN, SVDQuant, LoRaQ on an embedded model (≤ 10 min on 2 cores)
+demo: $(INSTALLED) ## demo: 16-bit, RTN, SVDQuant and LoRaQ on an embedded model (≤ 10 min on 2 cores)
 	$(RUN) run experiment=demo $(MODEL:%=model=%)
 
-table1: $(INSTALLED) ## the comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)
+table1: $(INSTALLED) ## main comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)
 	$(RUN) run experiment=table1 $(MODEL:%=model=%)
 
 ABLATIONS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/ablation_*.yaml))
 
-ablations: $(ABLATIONS) ## every ablation_NAME of conf/experiment/, one after the other (hours; resumes)
+ablations: $(ABLATIONS) ## run every ablation_NAME of conf/experiment/ (hours; resumes)
 
-ablation_%: $(INSTALLED) ## one of them: what it asks and how long it takes stands in its YAML
+ablation_%: $(INSTALLED) ## run one ablation; its YAML states question and duration
 	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%)
 
 NAME ?= demo
-report: $(INSTALLED) ## one HTML page of an experiment, run or committed: make report NAME=table1 (seconds)
+report: $(INSTALLED) ## HTML page of an experiment, run or committed: make report NAME=table1 (seconds)
 	$(RUN) report $(NAME)
 
-tables: $(INSTALLED) ## the committed tables, README and docs again from the committed records (seconds)
+tables: $(INSTALLED) ## regenerate tables, README and docs from the committed records (seconds)
 	$(BIN)/python -m loraq.readme
 
-# A broken link, a missing anchor or a page that the index leaves out is a warning, and -W fails on it.
-docs: $(INSTALLED_DOCS) ## the pages as HTML: build/docs/docs/index.html (half a minute)
+# -W: broken links, missing anchors and pages that the index does not list are errors.
+docs: $(INSTALLED_DOCS) ## build the documentation as HTML: build/docs/docs/index.html (half a minute)
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
 
-test: $(INSTALLED_DEV) ## the whole test suite (about 10 min on 2 cores)
+test: $(INSTALLED_DEV) ## run all tests (about 10 min on 2 cores)
 	$(BIN)/python -m pytest
 
-test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute the notebooks, each timed (about 2 min on 2 cores)
+test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute and time the notebooks (about 2 min on 2 cores)
 	$(BIN)/python -m notebooks.execute
 
-# An environment of its own: Hydra's Ray launcher asks for older packages than constraints.txt has.
+# A separate environment: Hydra's Ray launcher needs older packages than constraints.txt lists.
 CLUSTER := .venv-cluster
-test-cluster: $(CLUSTER)/.installed ## sweeps on a real Slurm and on Ray, started here (root and Debian's slurm packages)
+test-cluster: $(CLUSTER)/.installed ## test sweeps on a local Slurm and Ray (needs root and Debian's slurm packages)
 	$(CLUSTER)/bin/python -m pytest -m cluster tests/cluster
 
 $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
@@ -60,10 +60,10 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
 	@touch $@
 
-test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## the report's page in a headless Chromium (Debian's package; a minute or two)
+test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## test the report in a headless Chromium (Debian's package; 1 to 2 min)
 	$(BIN)/python -m pytest -m browser tests/results/report
 
-check: $(INSTALLED_DEV) ## lint, formatting, types, and the order of the packages
+check: $(INSTALLED_DEV) ## check lint, formatting, types and the import order of packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -73,16 +73,16 @@ format: $(INSTALLED_DEV) ## format the code in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-cache: $(INSTALLED) ## what lies under outputs/, and how much disk it takes
+cache: $(INSTALLED) ## list the products in outputs/ and their size
 	$(RUN) cache
 
-install: $(INSTALLED) ## only the environment: .venv with exactly the versions of constraints.txt
+install: $(INSTALLED) ## create .venv with the exact versions of constraints.txt
 
 clean: ## remove build files and tool caches (never images, records or checkpoints)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find loraq tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## as clean, and the environment as well (outputs/ stays)
+distclean: clean ## clean, and remove the environment (keeps outputs/)
 	rm -rf $(VENV) $(CLUSTER) loraq.egg-info
 
 $(BIN)/python:

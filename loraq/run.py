@@ -1,7 +1,7 @@
 """Run an experiment through Hydra's own entry point: `python -m loraq.run [--multirun] KEY=VALUE`.
 
-The experiment itself is in `loraq/runner/experiment.py`: start reading there. `loraq run` does the
-same with plans, near matches and help; `--multirun` is `loraq sweep`.
+`loraq/runner/experiment.py` defines the experiment: start reading there. `loraq run` also has
+`--dry-run`, `--cfg` and `--help`; `--multirun` is the same as `loraq sweep`.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ __all__ = ["main", "run"]
 
 
 def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
-    """As `loraq.runner.experiment.run`, imported once the CPU's arithmetic is configured."""
-    configure_cpu_math()
+    """Call `loraq.runner.experiment.run` after configuring the CPU's arithmetic."""
+    configure_cpu_math()  # before torch is imported
     from loraq.runner import experiment
 
     return experiment.run(overrides, progress)
 
 
 def main() -> None:
-    """Hydra's entry point; its `--multirun` starts a sweep."""
+    """Hydra's entry point; `--multirun` starts a sweep."""
     configure_cpu_math()
     multirun = {"--multirun", "-m"} & set(sys.argv[1:])
     if multirun:
-        from loraq.runner.sweep import launch
+        from loraq.runner.sweep import launch_sweep
 
         with reporting_errors():
-            print(launch([argument for argument in sys.argv[1:] if argument not in multirun]))
+            print(launch_sweep([argument for argument in sys.argv[1:] if argument not in multirun]))
         return
     import hydra
     from hydra.core.hydra_config import HydraConfig

@@ -1,4 +1,4 @@
-"""Random little pipelines and captions, so that the flow is tested in seconds."""
+"""Fixtures: small random pipelines and captions, with which an experiment runs in seconds."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from loraq.utils import batch_invariance
 if TYPE_CHECKING:
     from tests.embedded import Embedded
 
-# Without a GPU kernels run in Triton's interpreter, which is chosen when Triton is first imported;
-# packages that other tests import do that, so it is chosen here.
+# Without a GPU, kernels run in Triton's interpreter. Triton reads this variable when it is first
+# imported, which packages of other tests do.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-batch_invariance.configure_cpu_math()  # before any test multiplies
+batch_invariance.configure_cpu_math()  # before the first matrix product
 
 
 @pytest.fixture(scope="session")
 def embedded() -> Embedded:
-    """The embedded model after a short run in 16 bits."""
+    """The embedded model with inputs captured in a short 16-bit run."""
     from tests.embedded import run_embedded
 
     return run_embedded()
@@ -52,6 +52,8 @@ def sana_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captions file with three splits."""
+
     def split(name: str, count: int) -> list[dict]:
         colours, animals = ["red", "green", "blue"], ["cat", "dog", "fish"]
         return [
@@ -71,7 +73,7 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def overrides(tiny_folder: Path, captions: Path, tmp_path: Path) -> list[str]:
-    """Settings that run the whole flow on the little pipeline in a second or two a row."""
+    """Settings with which a row on the small pipeline runs in one or two seconds."""
     return [
         f"model.path={tiny_folder}",
         "model.height=64",

@@ -1,4 +1,4 @@
-"""The embedded PixArt with rows of its layers' inputs."""
+"""The embedded PixArt model with captured rows of its layers' inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = 512
 
 @dataclass(frozen=True)
 class Embedded:
-    """The 16-bit transformer, all its layers, and rows of their inputs at every step of a run."""
+    """The 16-bit transformer, all its layers, and rows of their inputs over all steps of a run."""
 
     transformer: nn.Module
     layers: list[Layer]
@@ -24,11 +24,12 @@ class Embedded:
     family: str
 
     def of_roles(self, *roles: str) -> list[Layer]:
+        """The layers with one of the roles."""
         return [layer for layer in self.layers if layer.role in roles]
 
 
 def run_embedded() -> Embedded:
-    """Two captions, four steps."""
+    """Run the 16-bit model on two captions in four steps."""
     config, steps = load_rows(["method=reference"])[0].model, 4
     pipe = load_pipeline(config, "cpu")
     layers = list_layers(pipe.transformer, config.family, ())

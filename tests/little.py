@@ -1,4 +1,4 @@
-"""Random little pipelines: every part of the real ones, small enough to run in a second."""
+"""Small random pipelines with all components of the real ones, which run in a second."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")
 
 
 def little_config(**settings: Any) -> ModelConfig:
-    """How `little_pixart` is sampled, in two steps; `settings`: its path, and what is otherwise."""
+    """The model configuration of `little_pixart` with two steps; `settings` override it."""
     call = {"use_resolution_binning": False, "clean_caption": False}
     own = {"height": 64, "width": 64, "steps": 2, "guidance": 4.5, "max_sequence_length": 8}
     plain = {"name": "little", "family": "pixart_sigma", "call": call, **own}
@@ -38,7 +38,7 @@ def little_config(**settings: Any) -> ModelConfig:
 
 
 def little_pixart() -> PixArtSigmaPipeline:
-    """Width 64, two blocks, 64 px."""
+    """A PixArt-Sigma pipeline: width 64, two blocks, 64 px."""
     torch.manual_seed(7)
     tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     text = T5Config(
@@ -72,7 +72,7 @@ def little_pixart() -> PixArtSigmaPipeline:
 
 
 def little_sana() -> SanaPipeline:
-    """Width 40, two blocks, 64 px: neither 16 nor 64 divides 40, so groups end short everywhere."""
+    """A Sana pipeline: width 40, two blocks, 64 px. 40 is no multiple of 16 or 64: short groups."""
     torch.manual_seed(11)
     tokenizer = word_tokenizer(
         pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
@@ -128,7 +128,7 @@ def little_sana() -> SanaPipeline:
 
 
 def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of few words; `special` as `PreTrainedTokenizerFast` names them, ids in order."""
+    """A tokenizer of WORDS; `special` tokens are named as in `PreTrainedTokenizerFast`."""
     words = [*special.values(), *WORDS]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -137,7 +137,7 @@ def word_tokenizer(**special: str) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def draw_parameters(module: nn.Module) -> None:
-    """Every parameter anew: fresh gates and projections are zero, and ignore their layers."""
+    """Draw all parameters at random: gates and output projections are initialised with zeros."""
     for parameter in module.parameters():
         fan = parameter[0].numel() if parameter.dim() > 1 else 16
         parameter.copy_(torch.randn_like(parameter) * fan**-0.5)

@@ -8,9 +8,9 @@ import torch
 from loraq.config import Recipe
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
-from loraq.runner.trajectories import Forward, sensitivity
+from loraq.runner.trajectories import Forward, measure_sensitivity
 from tests.quantize.toy import Toy, toy_layers
-from tests.test_replay import Exact, rtn
+from tests.runner.test_trajectories import Exact, rtn
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def toy():
 def test_sensitivity_is_the_ratio_of_output_to_layer_error(toy):
     """Against a second way: the layer's error from hand-made inputs, one block after the other."""
     model, forwards, units = toy
-    got = sensitivity(model, units, rtn("int4"), forwards, progress=None)
+    got = measure_sensitivity(model, units, rtn("int4"), forwards, progress=None)
     assert list(got) == [unit.name for unit in units] and min(got.values()) > 0
     packed = quantize_model(model, toy_layers(), rtn("int4"), progress=None).layers
     with torch.no_grad():
@@ -66,8 +66,8 @@ def _read_by(model: Toy, linears: dict, forward: Forward) -> dict[str, torch.Ten
 
 def test_sensitivity_depends_neither_on_order_nor_on_what_else_the_recipe_does(toy):
     model, forwards, units = toy
-    got = sensitivity(model, units, rtn("int4"), forwards, progress=None)
-    backwards = sensitivity(model, units[::-1], Recipe(), forwards, progress=None)
+    got = measure_sensitivity(model, units, rtn("int4"), forwards, progress=None)
+    backwards = measure_sensitivity(model, units[::-1], Recipe(), forwards, progress=None)
     assert backwards == got and list(backwards) == list(got)[::-1]
 
 
@@ -75,5 +75,5 @@ def test_a_unit_without_error_has_no_sensitivity(toy):
     model, forwards, units = Toy(), toy[1], toy[2]
     with torch.no_grad():
         model.blocks[0]["down"].weight.zero_()
-    got = sensitivity(model, units, rtn("int4"), forwards, progress=None)
+    got = measure_sensitivity(model, units, rtn("int4"), forwards, progress=None)
     assert got["blocks.0.down"] == 0.0 < got["blocks.1.down"]

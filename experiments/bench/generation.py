@@ -30,7 +30,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.results import record
-from loraq.runner.embeddings import encode
+from loraq.runner.embeddings import encode_prompts
 from loraq.runner.generate import image_batch
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
@@ -54,7 +54,7 @@ def make(way: str, first: str, options: argparse.Namespace) -> functools.partial
         made.apply(pipe.transformer)
         set_compute(pipe.transformer, options.compute)
     prompts = data_prompts(config.data)[: options.batch]
-    embeddings = encode(pipe, model, prompts)
+    embeddings = encode_prompts(pipe, model, prompts)
     return functools.partial(image_batch, pipe, model, prompts, 0, embeddings=embeddings)
 
 

@@ -1,11 +1,11 @@
-"""The stage that runs the 16-bit model for its activations: rows, second moments, sensitivities.
+"""Calibration stages: run the 16-bit model and collect statistics of its activations.
 
-    inputs       rows of every layer's input, for methods to read or for errors to be measured on
+    inputs       rows of every layer's input, for calibrated methods and for output errors
     moments      E[xᵀx] and E[x] of every layer's input (GPTQ, weighted branches)
-    sensitivity  how much each layer's error matters to the transformer's output (allocation)
+    sensitivity  effect of each layer's error on the transformer's output (allocation)
 
-All come from captions kept for this and from images that the model itself makes of them; a
-data-free recipe has none of these in its plan.
+The model generates from captions reserved for this. The plan of a data-free recipe contains only
+the inputs on which output errors are measured.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraq.data import Prompt
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
 from loraq.quantization.grouping import make_units
 from loraq.runner import generate as generation
-from loraq.runner.embeddings import encode_together
+from loraq.runner.embeddings import encode_batch
 from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
-from loraq.runner.trajectories import Forward, record_forwards, sensitivity
+from loraq.runner.trajectories import Forward, measure_sensitivity, record_forwards
 from loraq.utils.files import reporting_full_disk, write_json
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
 SENSITIVITY = "sensitivity.json"
 
 
-def calibrate(session: Session, row: Row, stage: Stage) -> None:
-    """Make one product of activations: `inputs:calibrate`, `inputs:measure`, `moments`, …"""
+def calibrate_row(session: Session, row: Row, stage: Stage) -> None:
+    """Write the product of one stage in `ACTIVATIONS`, unless it is already finished."""
     product, name = row.product(stage)
     prompts = row.measuring if stage is Stage.MEASURING_INPUTS else row.calibration
     info = {"kind": row.kind(stage), "units": len(prompts)}
@@ -52,13 +53,14 @@ def calibrate(session: Session, row: Row, stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def _pipe(
+def _pipe_and_embeddings(
     session: Session, row: Row, prompts: Sequence[Prompt], scratch: Path
-) -> Iterator[tuple[Any, Callable[[int], dict[str, Tensor]]]]:
-    """The pipeline without its text encoder, and the embeddings of each batch, encoded before.
+) -> Iterator[tuple[DiffusionPipeline, Callable[[int], dict[str, Tensor]]]]:
+    """The pipeline without its text encoder, and a function: batch number → its embeddings.
 
-    Encoder and transformer are never held together, and the embeddings lie in mapped files of
-    `scratch`, a new folder that is removed by whoever gives it.
+    All prompts are encoded first, so that text encoder and transformer are never in memory
+    together. The embeddings are memory-mapped files in `scratch`, a new folder; the caller
+    removes it.
     """
     from safetensors.torch import load_file, save_file
 
@@ -68,7 +70,7 @@ def _pipe(
     with session.timed("text encoder"):
         for number, batch in enumerate(session.each(batches, text="text", unit="batch")):
             files.append(scratch / f"{number:05d}.safetensors")
-            save_file(encode_together(text, row.config.model, batch), files[-1])
+            save_file(encode_batch(text, row.config.model, batch), files[-1])
     del text
 
     def embeddings(number: int) -> dict[str, Tensor]:
@@ -82,14 +84,14 @@ def _pipe(
 def _capture(
     session: Session, row: Row, product: str, prompts: Sequence[Prompt], folder: Path
 ) -> None:
-    """One file an input; until then they are gathered in mapped files beside them."""
+    """Write one file per input; the data is collected in memory-mapped files in `scratch` first."""
     from safetensors.torch import save_file
 
     model, settings = row.config.model, row.config.calibration
     batches = generation.batches(prompts, row.config.generate.batch_size)
     seed, forwards = settings.seed, len(batches) * model.steps
     scratch = folder / "scratch"
-    with _pipe(session, row, prompts, scratch / "text") as (pipe, embeddings):
+    with _pipe_and_embeddings(session, row, prompts, scratch / "text") as (pipe, embeddings):
         layers = session.layers(row, skip=())
         capture: InputCapture | MomentCapture
         if product == "inputs":
@@ -117,60 +119,65 @@ def _capture(
 def _sensitivity(session: Session, row: Row) -> dict[str, float]:
     assert row.recipe is not None
     every = max(1, row.config.model.steps // SENSITIVITY_STEPS)
-    recorded = _forwards(session, row, row.calibration[:SENSITIVITY_PROMPTS], every)
+    recorded = _record_forwards(session, row, row.calibration[:SENSITIVITY_PROMPTS], every)
     units = make_units(session.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
     transformer, bar = session.pipe(row, text=False).transformer, session.bar("sensitivity")
     with session.timed("model forward"):
-        return sensitivity(transformer, units, row.recipe, recorded, progress=bar)
+        return measure_sensitivity(transformer, units, row.recipe, recorded, progress=bar)
 
 
-def forwards(session: Session, row: Row) -> list[Forward]:
-    """Every step of the 16-bit model on the first batch of captions kept for measuring."""
-    return _forwards(session, row, row.measuring[: row.config.generate.batch_size])
+def measuring_forwards(session: Session, row: Row) -> list[Forward]:
+    """All steps of the 16-bit model on the first batch of the measuring captions."""
+    return _record_forwards(session, row, row.measuring[: row.config.generate.batch_size])
 
 
-def _forwards(
+def _record_forwards(
     session: Session, row: Row, prompts: Sequence[Prompt], every: int = 1
 ) -> list[Forward]:
     config, size = row.config, row.config.generate.batch_size
     seed = config.calibration.seed
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-        _pipe(session, row, prompts, Path(scratch) / "text") as (pipe, embeddings),
+        _pipe_and_embeddings(session, row, prompts, Path(scratch) / "text") as (pipe, embeddings),
     ):
         return record_forwards(pipe, config.model, prompts, seed, size, every, embeddings)
 
 
-def rows(session: Session, row: Row, stage: Stage) -> dict[str, Tensor]:
-    """Captured rows; made here where the plan did not foresee that they are needed."""
-    return _load(_folder(session, row, stage), row.device)
+def load_inputs(session: Session, row: Row, stage: Stage) -> dict[str, Tensor]:
+    """Rows of the layers' inputs by input name; captured first if the product is missing."""
+    return _load_tensors(_product_folder(session, row, stage), row.device)
 
 
-def _load(folder: Path, device: str) -> dict[str, Tensor]:
-    """Mapped, or on this process's own GPU: safetensors takes "cuda" for the first."""
+def _load_tensors(folder: Path, device: str) -> dict[str, Tensor]:
+    """All tensors of a product, memory-mapped on a CPU.
+
+    `.to` instead of `load_file(device=)`: safetensors reads "cuda" as GPU 0, not as this process's.
+    """
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))
     return {name: x.to(device) for path in files for name, x in load_file(path).items()}
 
 
-def activations(session: Session, row: Row) -> Activations:
-    """What the row's recipe may read: nothing for a data-free one."""
+def load_activations(session: Session, row: Row) -> Activations:
+    """The calibration statistics that the row's recipe reads; all None for a data-free recipe."""
     recipe = row.recipe
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(_load(_folder(session, row, Stage.MOMENTS), row.device))
+        moments = moments_from(
+            _load_tensors(_product_folder(session, row, Stage.MOMENTS), row.device)
+        )
     if recipe.needs_sensitivity:
         sensitivity = json.loads(
-            (_folder(session, row, Stage.SENSITIVITY) / SENSITIVITY).read_text()
+            (_product_folder(session, row, Stage.SENSITIVITY) / SENSITIVITY).read_text()
         )
-    read = rows(session, row, Stage.CALIBRATION_INPUTS) if recipe.needs_rows else None
-    return Activations(rows=read, moments=moments, sensitivity=sensitivity)
+    inputs = load_inputs(session, row, Stage.CALIBRATION_INPUTS) if recipe.needs_rows else None
+    return Activations(rows=inputs, moments=moments, sensitivity=sensitivity)
 
 
-def _folder(session: Session, row: Row, stage: Stage) -> Path:
+def _product_folder(session: Session, row: Row, stage: Stage) -> Path:
     folder = session.store.path(*row.product(stage))
     if not folder.is_dir():
-        calibrate(session, row, stage)
+        calibrate_row(session, row, stage)
     return folder

@@ -2,18 +2,18 @@
 
     outputs/embeddings/<key>/00000.safetensors    one batch of prompts, as the pipeline returns it
 
-Every row of an experiment, and every method at full size, reads them; none loads the text encoder.
-Tokens behind the last that a mask shows are not stored and come back as zeros: attention gives them
-a weight of exactly zero, so that images keep their bits.
+All rows of an experiment read these files, so the text encoder runs once per prompt. Tokens after
+the last unmasked one are not stored and are read as zeros: their attention weight is exactly zero,
+so the images are bit-identical.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,27 +25,32 @@ from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from loraq.utils.files import write_bytes
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 NAMES = (
     "prompt_embeds",
     "prompt_attention_mask",
     "negative_prompt_embeds",
     "negative_prompt_attention_mask",
 )
-"""What `encode_prompt` of every supported pipeline returns, and `__call__` takes for prompts."""
+"""What `encode_prompt` of every supported pipeline returns and `__call__` accepts, in order."""
 _LENGTH = "length"
 
 
-def encode(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """The pipeline's embeddings and masks of a batch, [n, tokens, width] and [n, tokens]."""
+def encode_prompts(
+    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
+) -> dict[str, Tensor]:
+    """Embeddings [n, tokens, width] and masks [n, tokens] of prompts, independent of the batch."""
     batch_limit = batch_invariance.batch_limit(len(prompts), pipe.text_encoder.device.type)
-    parts = [
-        encode_together(pipe, model, part) for part in generation.batches(prompts, batch_limit)
-    ]
+    parts = [encode_batch(pipe, model, part) for part in generation.batches(prompts, batch_limit)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def encode_together(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """What the pipeline itself would make of the batch: one call, every token of it."""
+def encode_batch(
+    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
+) -> dict[str, Tensor]:
+    """Embeddings and masks of the batch from one call of the pipeline's `encode_prompt`."""
     accepted = inspect.signature(pipe.encode_prompt).parameters
     options = {name: value for name, value in model.call.items() if name in accepted}
     with torch.inference_mode():
@@ -61,17 +66,25 @@ def encode_together(pipe: Any, model: ModelConfig, prompts: Sequence[Prompt]) ->
 
 
 def write_embeddings(
-    pipe: Any, model: ModelConfig, prompts: Sequence[Prompt], size: int, folder: Path, bar: Any
+    pipe: DiffusionPipeline,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    size: int,
+    folder: Path,
+    bar: Callable[[list[Sequence[Prompt]]], Iterable[Sequence[Prompt]]],
 ) -> None:
-    """One file a batch of `size` prompts; a file that is there is kept."""
+    """Write one file per batch of `size` prompts; existing files are kept.
+
+    bar: wraps the list of batches, to show progress.
+    """
     for number, batch in enumerate(bar(generation.batches(prompts, size))):
         path = folder / f"{number:05d}.safetensors"
         if not path.is_file():
-            write_bytes(path, _packed(encode(pipe, model, batch)))
+            write_bytes(path, _to_safetensors(encode_prompts(pipe, model, batch)))
 
 
 def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]:
-    """The embeddings of batch `number`, as `encode` returned them up to tokens without weight."""
+    """Embeddings of batch `number` from `encode_prompts`; masked tokens may be zeros."""
     from safetensors import safe_open
 
     path = folder / f"{number:05d}.safetensors"
@@ -84,8 +97,8 @@ def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]
     return held
 
 
-def _packed(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of what lies before the last token that any mask of the batch shows."""
+def _to_safetensors(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file of the tokens up to the last one unmasked in any prompt of the batch."""
     from safetensors.torch import save
 
     kept = {}

@@ -1,21 +1,31 @@
-"""The plan in words, for `--dry-run`: what is cached, what will be made, how long and how large.
+"""The plan as text, for `--dry-run`: cached products, products to make, estimated time and disk.
 
-Estimates come from the timings in the manifests of earlier products of the same kind; where there
-are none, from rates that are stated as such.
+Estimates use the manifests of earlier products of the same kind; without any, assumed rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraq.compose import load_rows
 from loraq.models.source import resolve_folder
+from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
 
 
+def dry_run(overrides: Sequence[str]) -> str:
+    """The plan of the rows that `overrides` compose, checked as a run would; makes nothing."""
+    configs = load_rows(overrides)
+    store = Store(configs[0].output)
+    rows = plan_rows(configs, store)
+    check_rows(rows)
+    return describe_plan(rows, store)
+
+
 def describe_plan(rows: Sequence[Row], store: Store) -> str:
-    """The plan for `--dry-run`: per row what is cached, what will be made, time and disk."""
+    """Per row and stage: key, state, and estimated time and size of what will be made."""
     lines, total_seconds, total_bytes = [], 0.0, 0.0
     planned: set[tuple[str, str]] = set()
     for row in rows:
@@ -45,8 +55,8 @@ def describe_plan(rows: Sequence[Row], store: Store) -> str:
     return "\n".join(lines)
 
 
-def remaining(rows: Sequence[Row], store: Store) -> float:
-    """About how many seconds these rows still take."""
+def remaining_seconds(rows: Sequence[Row], store: Store) -> float:
+    """Estimated time in seconds of the stages that these rows still need."""
     seconds, counted = 0.0, set()
     for row in rows:
         for stage in sorted(row.todo):
@@ -58,7 +68,7 @@ def remaining(rows: Sequence[Row], store: Store) -> float:
 
 
 def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
-    """(seconds, bytes, where they come from): measured rates of earlier runs, else stated ones."""
+    """(seconds, bytes, source): rates measured in earlier runs, otherwise assumed rates."""
     units = {
         Stage.CALIBRATION_INPUTS: len(row.calibration),
         Stage.MOMENTS: len(row.calibration),
@@ -70,21 +80,21 @@ def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
     measured = []
     folder = store.root / stage.folder
     for path in folder.iterdir() if folder.is_dir() else ():
-        manifest = store.manifest(folder.name, path.name)
-        info = (manifest or {}).get("info", {})
+        manifest = store.manifest(folder.name, path.name) or {}
+        info = manifest.get("info", {})
         if info.get("kind") == kind and info.get("units"):
-            size = sum(entry["size"] for entry in manifest["files"].values())  # type: ignore[index]
+            size = sum(entry["size"] for entry in manifest["files"].values())
             measured.append((info["seconds"] / info["units"], size / info["units"]))
     if measured:
         count = len(measured)
         seconds = sum(pair[0] for pair in measured) / count
         size = sum(pair[1] for pair in measured) / count
         return units * seconds, units * size, f"measured on {count} earlier"
-    return _stated(row, stage, units)
+    return _from_assumed_rates(row, stage, units)
 
 
-def _stated(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
-    """Rates stated from counting operations: 40 GFLOP/s on a CPU, 100 TFLOP/s on a GPU."""
+def _from_assumed_rates(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
+    """From counted operations, assuming 40 GFLOP/s on a CPU and 100 TFLOP/s on a GPU."""
     model = row.config.model
     folder = resolve_folder(model) / "transformer"
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -103,4 +113,4 @@ def _stated(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
         "measured": (len(row.prompts) * pixels * 1e-5, 1e5),
         "record": (0.1, 1e5),
     }[stage.folder]
-    return seconds, size, "from stated rates"
+    return seconds, size, "from assumed rates"

@@ -1,7 +1,7 @@
-"""The last stage: errors per layer, metrics of the images, and the record of both.
+"""The last stage: errors per layer, metrics of the images, and the record with both.
 
-What was measured is a product of its own, without the row's names: a row that several experiments
-share is measured once, and each experiment's record is written from it.
+The measured values are a separate product that does not depend on the row's names: a row that
+several experiments share is measured once; each experiment's record is written from it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from loraq.quantization.rate_distortion import limits
 from loraq.results import record as records
 from loraq.results.record import Record
 from loraq.runner import generate as generation
-from loraq.runner.calibrate import forwards, rows
+from loraq.runner.calibrate import load_inputs, measuring_forwards
 from loraq.runner.real_images import real_images, with_features
 from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.runner.session import Session
-from loraq.runner.stages import quantize
+from loraq.runner.stages import quantize_row
 from loraq.runner.store import Store
 from loraq.runner.trajectories import errors_by_role
 from loraq.utils.files import write_bytes
@@ -35,8 +35,8 @@ MEASURED_FILE = "measured.json"
 RECORD_FILE = "record.json"
 
 
-def measure(session: Session, row: Row) -> Record:
-    """The row's record: what was measured, with its names, timings and origin."""
+def measure_row(session: Session, row: Row) -> Record:
+    """The row's record: measured values with names, timings and origin; made if it is missing."""
     name = row.keys[Stage.RECORD]
     info = {"kind": row.kind(Stage.RECORD), "units": 1}
     with session.store.lock(Stage.RECORD, name):
@@ -60,13 +60,13 @@ def measure(session: Session, row: Row) -> Record:
 
 
 def _measured(session: Session, row: Row) -> dict[str, Any]:
-    """budget, layers, images, metrics, analyses: read where they are there, else measured."""
+    """budget, layers, images, metrics and analyses: from the store, measured if missing."""
     name = row.keys[Stage.MEASURED]
     info = {"kind": row.kind(Stage.MEASURED), "units": 1}
     path = session.store.path(Stage.MEASURED, name) / MEASURED_FILE
     with session.store.lock(Stage.MEASURED, name):
         if not session.store.finished(Stage.MEASURED, name):
-            model = None if row.recipe is None else quantize(session, row)
+            model = None if row.recipe is None else quantize_row(session, row)
             layers, budget = _errors(session, row, model)
             analyses = {} if model is None else _analyses(session, row, model)
             images, metrics = _metrics(session, row)
@@ -101,17 +101,18 @@ def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]
 
 
 def load_record(store: Store, row: Row) -> Record:
+    """The finished record of a row."""
     return records.load_record(store.path(*row.product(Stage.RECORD)) / RECORD_FILE)
 
 
-def image_set(store: Store, row: Row, key: str = Stage.IMAGES) -> Any:
+def image_set(store: Store, row: Row, key: str = Stage.IMAGES) -> ImageSet:
     """The row's images in the order of its prompts."""
     folder = store.path(Stage.IMAGES, row.keys[key])
     paths = [generation.image_path(folder, prompt) for prompt in row.prompts]
     return ImageSet.of_prompts(paths, row.prompts)
 
 
-def reference_set(store: Store, row: Row) -> Any:
+def reference_set(store: Store, row: Row) -> ImageSet:
     """The 16-bit model's images of the same prompts."""
     return image_set(store, row, REFERENCE)
 
@@ -119,12 +120,12 @@ def reference_set(store: Store, row: Row) -> Any:
 def _errors(
     session: Session, row: Row, model: QuantizedModel | None
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(weight and output error of every layer, what the packed layers cost)."""
+    """(weight and output error of every layer, memory of the packed layers)."""
     if row.recipe is None or model is None:
         return [], {"bits_per_weight": 16.0, **dict.fromkeys(("nbytes", "rank"))}
     layers, inputs = (
         session.layers(row, row.recipe.skip),
-        rows(session, row, Stage.MEASURING_INPUTS),
+        load_inputs(session, row, Stage.MEASURING_INPUTS),
     )
     with session.timed("metrics"):
         errors = layer_errors(model, session.pipe(row, text=False).transformer, layers, inputs)
@@ -142,31 +143,33 @@ def _errors(
 
 
 def _analyses(session: Session, row: Row, model: QuantizedModel) -> dict[str, Any]:
-    """What `metrics.analyses` asks for beside the metrics."""
-    asked, transformer = row.config.metrics.analyses, session.pipe(row, text=False).transformer
+    """The analyses that are set in `metrics.analyses`."""
+    wanted, transformer = row.config.metrics.analyses, session.pipe(row, text=False).transformer
     found: dict[str, Any] = {}
-    if "limits" in asked:
+    if "limits" in wanted:
         weights = {name: weight_matrix(transformer.get_submodule(name)) for name in model.layers}
         found["limits"] = limits(weights, model.bits_per_weight)
-    if "steps" in asked:
+    if "steps" in wanted:
         assert row.recipe is not None
         layers = session.layers(row, row.recipe.skip)
         with session.timed("model forward"):
-            found["steps"] = errors_by_role(transformer, model, layers, forwards(session, row))
-    if "losses" in asked:
+            found["steps"] = errors_by_role(
+                transformer, model, layers, measuring_forwards(session, row)
+            )
+    if "losses" in wanted:
         found["losses"] = {name: notes["losses"] for name, notes in model.info.items()}
         found["seconds"] = {name: notes["seconds"] for name, notes in model.info.items()}
     return found
 
 
 def _rank(model: QuantizedModel) -> int | str:
-    """The rank, or the range of ranks where they were given out."""
+    """The rank, or the range of ranks if they were allocated per layer."""
     ranks = model.ranks
     return ranks[0] if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 def _timings(store: Store, row: Row) -> dict[str, float]:
-    """Seconds that each of the row's products took, over all attempts."""
+    """Seconds per stage, summed over all attempts."""
     found = {}
     for stage in (*ACTIVATIONS, Stage.QUANTIZED, Stage.IMAGES):
         manifest = store.manifest(*row.product(stage)) if stage in row.keys else None
@@ -176,7 +179,7 @@ def _timings(store: Store, row: Row) -> dict[str, float]:
 
 
 def _portable(config: Config) -> dict[str, Any]:
-    """The config without what names a place on this machine."""
+    """The configuration without paths of this machine."""
     plain = to_plain(config)
     plain.pop("output")
     path = config.model.path

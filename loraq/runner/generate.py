@@ -1,7 +1,7 @@
 """Prompts → images with the pipeline as diffusers ships it; a finished batch is never remade.
 
-Batches follow from the order of the prompts and the batch size alone. Each image has its own seed
-from its name, drawn on the CPU, so its starting latents depend on (name, seed) and nothing else.
+Prompts are split into batches in order. Each image has its own CPU generator, seeded from its name,
+so its initial latents depend only on (name, seed).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
@@ -24,29 +24,32 @@ from loraq.utils.memory import reused_heap
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
 
 VERSION = 2
 BATCHES = "batches"
+OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 def generators(prompts: Sequence[Prompt], seed: int) -> list[torch.Generator]:
-    """One CPU generator per image, seeded by its name."""
+    """One CPU generator per image, seeded from its name and `seed`."""
     import torch
 
     return [torch.Generator("cpu").manual_seed(seed_of_name(p.name, seed)) for p in prompts]
 
 
 def image_batch(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
-    output_type: str = "pil",
+    output_type: OutputType = "pil",
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> Any:
-    """The images of one batch (PIL; or whatever other `output_type` the pipeline offers).
+    """The images of one batch from one call of the pipeline, in its `output_type`.
 
-    `embeddings` of the prompts (`embeddings.encode`) spare the text encoder.
+    embeddings: of the prompts (`embeddings.encode_prompts`); without them the pipeline encodes.
     """
     import torch
 
@@ -69,15 +72,15 @@ def image_batch(
 
 
 def batch_images(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
-) -> list[Any]:
-    """The PIL images of one batch, the same bits in whatever batch (`batch_limit`)."""
+) -> list[Image]:
+    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
-    images: list[Any] = []
+    images: list[Image] = []
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
@@ -86,11 +89,11 @@ def batch_images(
 
 
 Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
-"""(batch, wait for it) → whether this process may make the batch now (`Store.claim`)."""
+"""(batch, wait) → whether this process may make the batch (`Store.claim`)."""
 
 
-def generate(
-    pipe: Any,
+def generate_images(
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     settings: GenerateConfig,
@@ -99,13 +102,15 @@ def generate(
     claim: Claim = lambda _batch, _wait: contextlib.nullcontext(True),
     embeddings: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Path]:
-    """PNGs named by prompt in `folder`, which is there, in the order of the prompts.
+    """Write the images as NAME.png into the existing `folder`; paths in the order of the prompts.
 
-    A batch counts as finished when its file under `batches/` is there and the images it names
-    still have the hashes it states; everything else is made. `progress` labels the bar (None: no
-    bar). A full disk raises LoraqError and leaves only whole files behind. With `claim`, several
-    processes share the batches; when it returns, all are finished, whoever made them.
-    `embeddings` gives those of a batch by its number; without it the pipeline encodes the prompts.
+    A batch is finished if its file under `batches/` exists and its images match the hashes in that
+    file; all other batches are made. Raises LoraqError if the disk is full; all files left behind
+    are complete.
+
+    progress: label of the bar; None: no bar. claim: lets several processes share the batches; on
+    return all batches are finished, by any process. embeddings: batch number → embeddings;
+    without it the pipeline encodes the prompts.
     """
     from tqdm import tqdm
 
@@ -127,26 +132,26 @@ def generate(
         disable=progress is None,
     )
     with bar, reused_heap() as trim:
-        for wait in (False, True):  # first what is free, then what others have not finished
+        for wait in (False, True):  # unclaimed batches first, then those of other processes
             busy = []
             for done_file, batch in todo:
                 with claim(done_file.stem, wait) as mine:
-                    if not folder.is_dir():  # another process has finished the whole product
+                    if not folder.is_dir():  # another process has finished the product
                         return [image_path(folder, prompt) for prompt in prompts]
                     if not mine:
                         busy.append((done_file, batch))
                         continue
                     if not batch_finished(folder, done_file, batch):
                         text = None if embeddings is None else embeddings(int(done_file.stem))
-                        _make(pipe, model, batch, settings, folder, done_file, text)
+                        _generate_batch(pipe, model, batch, settings, folder, done_file, text)
                         trim()
                     bar.update(len(batch))
             todo = busy
     return [image_path(folder, prompt) for prompt in prompts]
 
 
-def _make(
-    pipe: Any,
+def _generate_batch(
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     batch: Sequence[Prompt],
     settings: GenerateConfig,
@@ -158,8 +163,8 @@ def _make(
     images = batch_images(pipe, model, batch, settings.seed, embeddings)
     if len(images) != len(batch):
         raise LoraqError(
-            f"The pipeline made {len(images)} images for {len(batch)} prompts; model.call "
-            f"must not change how many images a prompt gets (it is {model.call})."
+            f"The pipeline made {len(images)} images for {len(batch)} prompts instead of one "
+            f"per prompt. Remove the option that changes this from model.call={model.call}."
         )
     hashes = {}
     for prompt, image in zip(batch, images, strict=True):
@@ -170,17 +175,19 @@ def _make(
 
 
 def image_path(folder: Path, prompt: Prompt) -> Path:
+    """The file of a prompt's image."""
     return folder / f"{prompt.name}.png"
 
 
-def encode_png(image: Any) -> bytes:
+def encode_png(image: Image) -> bytes:
+    """The bytes of a PIL image as PNG."""
     stream = io.BytesIO()
     image.save(stream, format="PNG", compress_level=4)
     return stream.getvalue()
 
 
 def batch_finished(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> bool:
-    """Whether the batch's own record and all its images are whole."""
+    """Whether `done_file` is readable and all images of the batch match its hashes."""
     try:
         hashes = json.loads(done_file.read_text())["images"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -192,7 +199,7 @@ def batch_finished(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> bo
 
 
 def generation_seconds(folder: Path) -> float:
-    """Time that the batches in `folder` took, over all attempts."""
+    """Seconds that the batches in `folder` took, summed over all attempts."""
     files = sorted((folder / BATCHES).glob("*.json"))
     return sum(float(json.loads(path.read_text())["seconds"]) for path in files)
 

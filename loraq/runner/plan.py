@@ -1,6 +1,6 @@
-"""Which products are there, which are to be made, and early checks.
+"""The plan: which products exist, which have to be made, and checks before anything runs.
 
-Everything here works from configs, files and manifests; no model is loaded.
+Reads only configurations, files and manifests; loads no weights.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from loraq.layers.backends import check_compute
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
 from loraq.quantization.budget import planned_branch_bits
-from loraq.runner.product_keys import keyed
+from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
 
 
-def make_plan(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
-    """The rows with their keys and the stages that are still to be made, up to stage `last`.
+def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
+    """The rows with their keys and missing stages (`Row.todo`), up to stage `last`.
 
-    Every product that exists is read and compared with its checksums. The store reports a damaged
-    one and sets it aside; it is planned again.
+    Verifies the checksums of all existing products. The store reports a corrupted product and
+    renames it; it is planned again.
     """
     batch_invariance.configure_cpu_math()
-    rows = [keyed(config) for config in configs]
+    rows = [make_row(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
 
     def finished(stage: Stage, row: Row) -> bool:
@@ -40,47 +40,47 @@ def make_plan(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
 
     planned = []
     for row in rows:
-        there = {stage: finished(stage, row) for stage in row.stages}
-        planned.append(dataclasses.replace(row, todo=_todo(row, there, store, last)))
+        exists = {stage: finished(stage, row) for stage in row.stages}
+        planned.append(dataclasses.replace(row, todo=_todo(row, exists, store, last)))
     return planned
 
 
-def _todo(row: Row, there: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
-    """The stages to make, given which products are there."""
-    todo = {stage for stage in there if row.product(stage) in store.corrupted}
+def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
+    """The stages to make, given which products exist."""
+    todo = {stage for stage in exists if row.product(stage) in store.corrupted}
     wanted = {Stage.RECORD: (Stage.IMAGES, Stage.RECORD), Stage.IMAGES: (Stage.IMAGES,)}
-    todo |= {stage for stage in wanted.get(last, ()) if not there[stage]}
-    if Stage.IMAGES in todo and not there[Stage.EMBEDDINGS]:
+    todo |= {stage for stage in wanted.get(last, ()) if not exists[stage]}
+    if Stage.IMAGES in todo and not exists[Stage.EMBEDDINGS]:
         todo.add(Stage.EMBEDDINGS)
-    if Stage.RECORD in todo and not there[Stage.MEASURED]:
+    if Stage.RECORD in todo and not exists[Stage.MEASURED]:
         todo.add(Stage.MEASURED)
     if row.recipe is None:
         return frozenset(todo)
     reads_layers = todo & {Stage.IMAGES, Stage.MEASURED} or last is Stage.QUANTIZED
-    if reads_layers and not there[Stage.QUANTIZED]:
+    if reads_layers and not exists[Stage.QUANTIZED]:
         todo.add(Stage.QUANTIZED)
-    if Stage.MEASURED in todo and not there[Stage.MEASURING_INPUTS]:
+    if Stage.MEASURED in todo and not exists[Stage.MEASURING_INPUTS]:
         todo.add(Stage.MEASURING_INPUTS)
     if Stage.QUANTIZED in todo:
-        todo |= {s for s in ACTIVATIONS[:-1] if s in there and not there[s]}
+        todo |= {s for s in ACTIVATIONS[:-1] if s in exists and not exists[s]}
     return frozenset(todo)
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Everything that would fail later and can be known now: metrics, real images, layers, rank."""
+    """Raise LoraqError for metrics, real images, layers or ranks that would fail later."""
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":
             raise LoraqError(
-                "compute=triton runs on a GPU, and this run is on the CPU. Set compute=emulate "
-                "(the definition, on any device) or compute=auto."
+                "compute=triton needs a GPU, and this run is on the CPU. Set compute=emulate "
+                "(the reference implementation, on any device) or compute=auto."
             )
         if Stage.MEASURED in row.todo:
             names = row.config.metrics.names
             needing = [name for name in names if metrics.find_metric(name).NEEDS == "real"]
             if needing and row.config.data.real is None:
                 raise LoraqError(
-                    f"metrics.names: {', '.join(needing)} compare with real images, and data.real "
-                    "is null. Set data.real=FOLDER or leave them out (metrics=paired)."
+                    f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
+                    "Set data.real=FOLDER or remove these metrics (metrics=paired)."
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
             metrics.check_metrics(names, real_images(row.config) if needing else None, **options)

@@ -1,7 +1,7 @@
 """Keys of a row's products: the hash of exactly what each product depends on.
 
-A key covers resolved settings, the hash of the weights, the version of the stage's code, and what
-matters of the environment. `rows.py` lists the products.
+A key covers the resolved settings, the hash of the weights, the version of the stage's code, and
+the parts of the environment that can change the product. `rows.py` lists the products.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ RECORD_VERSION = 1
 SENSITIVITY_PROMPTS, SENSITIVITY_STEPS = 8, 4
 
 
-def keyed(config: Config) -> Row:
-    """The row of a configuration with its keys; loads no model and changes nothing."""
+def make_row(config: Config) -> Row:
+    """The row of a configuration with the keys of its products; loads no weights."""
     device, threads = find_device(config), thread_count(config)
     model_hash = weights_hash(config.model)
     prompts = data_prompts(config.data)
@@ -58,7 +58,7 @@ def keyed(config: Config) -> Row:
         "threads": threads,
         **machine,
     }
-    drawing = {
+    capture = {
         "version": INPUTS_VERSION,
         "rows": config.calibration.rows_per_layer,
         "seed": config.calibration.seed,
@@ -67,30 +67,30 @@ def keyed(config: Config) -> Row:
     reference = key("images", generate.VERSION, sampler, config.generate.seed, prompts, None)
     keys: dict[str, str] = {Stage.IMAGES: reference, REFERENCE: reference}
     if config.quant is not None:
-        keys[Stage.MEASURING_INPUTS] = key("inputs", drawing, measuring)
-        keys |= _calibration_keys(config.quant, drawing, calibration)
-        read = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
-        found_by = config.quant.branch.kind, config.quant.branch.select
+        keys[Stage.MEASURING_INPUTS] = key("inputs", capture, measuring)
+        keys |= _calibration_keys(config.quant, capture, calibration)
+        inputs = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
+        finder = config.quant.branch.kind, config.quant.branch.select
         keys[Stage.QUANTIZED] = key(
             *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
-            *(config.model.dtype, machine, *(read or [None])),
-            *([BRANCH_VERSIONS[found_by]] if found_by in BRANCH_VERSIONS else []),
-            *(["oneDNN"] if found_by[0] == "loraq" and batch_invariance.use_onednn(device) else []),
+            *(config.model.dtype, machine, *(inputs or [None])),
+            *([BRANCH_VERSIONS[finder]] if finder in BRANCH_VERSIONS else []),
+            *(["oneDNN"] if finder[0] == "loraq" and batch_invariance.use_onednn(device) else []),
         )
         keys[Stage.IMAGES] = key(
             *("images", generate.VERSION, sampler, config.generate.seed, prompts),
-            *(keys[Stage.QUANTIZED], *_kernels(config, device)),
+            *(keys[Stage.QUANTIZED], *_compute_key(config, device)),
         )
-    judging = _judging(config, prompts)
-    record = key("record", RECORD_VERSION, keys, judging, _named(config))
-    keys[Stage.MEASURED] = key("measured", RECORD_VERSION, keys, judging)
+    metric_settings = _metric_settings(config, prompts)
+    record = key("record", RECORD_VERSION, keys, metric_settings, _row_names(config))
+    keys[Stage.MEASURED] = key("measured", RECORD_VERSION, keys, metric_settings)
     keys[Stage.RECORD] = record
     keys[Stage.EMBEDDINGS] = _embeddings_key(sampler, config.model, prompts)
     return dataclasses.replace(row, keys=keys)
 
 
-def _kernels(config: Config, device: str) -> list[Any]:
-    """What makes images differ from emulated ones: nothing where no kernel runs."""
+def _compute_key(config: Config, device: str) -> list[Any]:
+    """Key parts of images that kernels compute; empty for emulated ones."""
     if config.compute == "emulate":
         return []
     if device != "cpu" or config.compute != "auto":
@@ -100,7 +100,7 @@ def _kernels(config: Config, device: str) -> list[Any]:
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:
-    """Steps, size and guidance change no embedding, but for guidance being on or off."""
+    """Independent of steps and image size; guidance counts only as on or off."""
     settings = {
         **{name: value for name, value in sampler.items() if name != "model"},
         **{"dtype": model.dtype, "length": model.max_sequence_length, "call": model.call},
@@ -110,25 +110,25 @@ def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequen
 
 
 def _calibration_keys(
-    recipe: Recipe, drawing: dict[str, Any], calibration: Sequence[Prompt]
+    recipe: Recipe, capture: dict[str, Any], calibration: Sequence[Prompt]
 ) -> dict[str, str]:
-    """Keys of the activations that the recipe reads; none for a data-free one."""
+    """Keys of the calibration products that the recipe reads; none for a data-free recipe."""
     keys: dict[str, str] = {}
     if recipe.needs_rows:
-        keys[Stage.CALIBRATION_INPUTS] = key("inputs", drawing, calibration)
+        keys[Stage.CALIBRATION_INPUTS] = key("inputs", capture, calibration)
     if recipe.needs_moments:
-        keys[Stage.MOMENTS] = key("moments", drawing, calibration)
+        keys[Stage.MOMENTS] = key("moments", capture, calibration)
     if recipe.needs_sensitivity:
         perturbing = [recipe.identity()[operand] for operand in ("weight", "activation")]
         keys[Stage.SENSITIVITY] = key(
-            *("sensitivity", drawing, calibration[:SENSITIVITY_PROMPTS], SENSITIVITY_STEPS),
+            *("sensitivity", capture, calibration[:SENSITIVITY_PROMPTS], SENSITIVITY_STEPS),
             *(perturbing, recipe.skip, recipe.branch.share_qkv),
         )
     return keys
 
 
-def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What the metrics of a record depend on."""
+def _metric_settings(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The settings and files that the metrics of a record depend on."""
     real: Any = config.data.real
     extractor = config.metrics.extractor
     if real == "set":
@@ -139,40 +139,42 @@ def _judging(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
         extractor = choose_extractor(extractor)
     elif real is not None:
         path = resolve_asset(real)
-        if path.is_file():  # features: the file itself says which extractor made them
+        if path.is_file():  # features: the file names the extractor that made them
             real = cached_hash(path)
-        else:  # images, whatever their folder is called; `auto` depends on what weights are there
+        else:  # images, independent of the folder's name; `auto` depends on the installed weights
             real = {image.name: cached_hash(image) for image in sorted(path.glob("*.png"))}
             extractor = choose_extractor(extractor)
-    judged = {
+    settings = {
         "metrics": [(name, find_metric(name).VERSION) for name in config.metrics.names],
         "extractor": extractor,
         "bootstrap": config.metrics.bootstrap,
         "real": real,
     }
     if config.metrics.analyses:
-        judged["analyses"] = sorted(config.metrics.analyses)
-    return judged
+        settings["analyses"] = sorted(config.metrics.analyses)
+    return settings
 
 
-def _named(config: Config) -> list[Any]:
+def _row_names(config: Config) -> list[Any]:
     return [config.experiment, config.row, config.label, config.method]
 
 
 def find_device(config: Config) -> str:
-    """cpu or cuda, as the config asks or as there is one; LoraqError where it is missing."""
+    """The device to run on, "cpu" or "cuda"; LoraqError if device=cuda and there is none."""
     if config.device == "cpu":
         return "cpu"
     import torch
 
-    there = torch.cuda.is_available()
-    if config.device == "cuda" and not there:
-        raise LoraqError("device=cuda: PyTorch finds no CUDA device here. Set device=cpu or auto.")
-    return "cuda" if there else "cpu"
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise LoraqError(
+            "device=cuda: PyTorch finds no CUDA device. Set device=cpu or device=auto."
+        )
+    return "cuda" if available else "cpu"
 
 
 def thread_count(config: Config) -> int:
-    """Threads of the CPU's products: as asked for, else as many as PyTorch takes."""
+    """CPU threads: `threads` if it is set, otherwise PyTorch's default."""
     import torch
 
     return torch.get_num_threads() if config.threads is None else config.threads

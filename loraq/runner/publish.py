@@ -1,4 +1,4 @@
-"""From finished records to what a person looks at: tables, picture, W&B run, where time went."""
+"""Publish finished records: tables, pictures, W&B runs, and the text that is printed."""
 
 from __future__ import annotations
 
@@ -34,11 +34,14 @@ class Outcome:
     folder: Path
     text: str
 
+    def __repr__(self) -> str:
+        return f"Outcome({len(self.records)} records, folder='{self.folder}')"
 
-def publish(
+
+def publish_results(
     session: Session, finished: Sequence[tuple[Row, Record]], folder: Path, started: float
 ) -> Outcome:
-    """Write tables and pictures, hand each record to W&B once, and put the summary together."""
+    """Write tables and pictures, log each record to W&B once, and compose the printed text."""
     records = [record for _, record in finished]
     config = finished[0][0].config
     baseline = config.baseline if config.baseline in {record.row for record in records} else None
@@ -47,7 +50,7 @@ def publish(
         for row, _ in finished
     ]
     rows = {"baseline": baseline, "rows": listed}
-    changed = _previous(folder) != rows
+    changed = _previous_rows(folder) != rows
     with session.timed("tables and pictures"):
         folder.mkdir(parents=True, exist_ok=True)
         write_tables(records, folder, baseline)
@@ -56,32 +59,32 @@ def publish(
         runs, mode = _track(session, finished, pictures)
     write_json(folder / ROWS_FILE, rows)
     images = session.store.path(*finished[-1][0].product(Stage.IMAGES))
-    others = ", ".join([*_others(folder), ".tex", ".csv"])
+    others = ", ".join([*_other_tables(folder), ".tex", ".csv"])
     lines = [
         to_markdown(brief_table(records, baseline)),
         f"Tables:  {folder}/main.md has all columns (also {others})",
         *(f"Picture: {path}" for path in pictures),
         f"Images:  {images} (of the last row)",
-        *([f"Report:  {_report(folder)}"] if folder.parent.name == "results" else []),
+        *([f"Report:  {_report_command(folder)}"] if folder.parent.name == "results" else []),
         *([f"W&B:     {len(runs)} runs in {runs[0].parent} ({mode})"] if runs else []),
         time_shares(session, started),
     ]
     return Outcome(records, folder, "\n".join(lines))
 
 
-def _previous(folder: Path) -> Any:
-    """What an earlier run published here."""
+def _previous_rows(folder: Path) -> Any:
+    """The content of `rows.json` of an earlier run, None if it cannot be read."""
     try:
         return json.loads((folder / ROWS_FILE).read_text())
     except (OSError, ValueError):
         return None
 
 
-def _others(folder: Path) -> list[str]:
+def _other_tables(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.md") if path.name != "main.md")
 
 
-def _report(folder: Path) -> str:
+def _report_command(folder: Path) -> str:
     output = folder.parent.parent
     elsewhere = "" if output == Path("outputs") else f" --output {output}"
     return f"loraq report {folder.name}{elsewhere}"
@@ -90,7 +93,7 @@ def _report(folder: Path) -> str:
 def _pictures(
     session: Session, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
 ) -> list[Path]:
-    """The grid prompts × methods and the map of errors per layer; drawn when rows have changed."""
+    """Paths of the image grid and the diagrams; drawn again only if the rows have changed."""
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not grid.is_file():
         for old in folder.glob("*.png"):
@@ -100,7 +103,7 @@ def _pictures(
         image_grid(
             [record.label for _, record in finished],
             [[images.paths[place] for place in shown] for images in sets],
-            [sets[0].prompts[place] for place in shown],
+            [finished[0][0].prompts[place].prompt for place in shown],
             grid,
             notes=[_psnr(record) for _, record in finished],
         )
@@ -119,8 +122,10 @@ def _psnr(record: Record) -> str:
 def _track(
     session: Session, finished: Sequence[tuple[Row, Record]], pictures: Sequence[Path]
 ) -> tuple[list[Path], str]:
-    """The W&B runs of all rows, and of all of them together where there is something to compare;
-    and the mode in which they were written."""
+    """Log one W&B run per row, and an overview run if there are at least three rows.
+
+    Returns the folders of the runs and the mode in which they were written.
+    """
     settings = finished[0][0].config.tracking
     if settings.mode == "disabled":
         return [], settings.mode
@@ -137,7 +142,7 @@ def _tracked_images(session: Session, row: Row) -> list[TrackedImage]:
     return [
         TrackedImage(
             images.names[place],
-            images.prompts[place],
+            row.prompts[place].prompt,
             images.paths[place],
             None if reference is None else reference.paths[place],
         )
@@ -146,15 +151,15 @@ def _tracked_images(session: Session, row: Row) -> list[TrackedImage]:
 
 
 def time_shares(session: Session, started: float) -> str:
-    """How this run's time was spent, in percent."""
+    """The run's total time and the share of each kind of work."""
     total = time.perf_counter() - started
     shares = {**session.seconds, "everything else": total - sum(session.seconds.values())}
     parts = [f"{name} {seconds / total:.0%}" for name, seconds in shares.items()]
     return f"Time:    {total:.0f} s ({', '.join(parts)})"
 
 
-def summary(record: Record) -> str:
-    """One line about a finished row."""
+def row_summary(record: Record) -> str:
+    """Bits per weight and metrics of a finished row in one line."""
     bits = record.budget.get("bits_per_weight")
     words = [f"{bits:.3f} bits/weight"] if bits else []
     for name, metric in record.metrics.items():

@@ -1,4 +1,4 @@
-"""The real images of a run's prompts, and their features, made once, kept by the images' hash."""
+"""The real images of a run's prompts, and their features, cached by the images' hashes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from loraq.data import data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
     EXTRACTORS,
+    FeatureSet,
     choose_extractor,
     features_of,
     load_features,
@@ -26,8 +27,8 @@ VERSION = 1
 FILE = "features.safetensors"
 
 
-def real_images(config: Config) -> Any:
-    """The real images of the prompts: the set's own, those of a folder, or a file of features."""
+def real_images(config: Config) -> ImageSet | FeatureSet:
+    """The real images of the prompts (of the set or a folder), or features read from a file."""
     assert config.data.real is not None
     if config.data.real == "set":
         names = [prompt.name for prompt in data_prompts(config.data)]
@@ -38,15 +39,17 @@ def real_images(config: Config) -> Any:
         return ImageSet.of_folder(path, [prompt.name for prompt in data_prompts(config.data)])
     if not path.is_file():
         raise LoraqError(
-            f"data.real={config.data.real}: there is no such folder or features file. Give "
-            "one, or set data.real=null metrics=paired to leave these metrics out."
+            f"data.real={config.data.real}: no such folder or features file. Set data.real to an "
+            "existing one, or set data.real=null metrics=paired to skip these metrics."
         )
-    whole = data_prompts(dataclasses.replace(config.data, count=None))
-    return load_features(path, [prompt.name for prompt in whole])
+    all_prompts = data_prompts(dataclasses.replace(config.data, count=None))
+    return load_features(path, [prompt.name for prompt in all_prompts])
 
 
-def with_features(real: Any, config: Config, store: Store, device: str) -> Any:
-    """`real` with the features that the metrics read, so that no row extracts them again."""
+def with_features(
+    real: ImageSet | FeatureSet, config: Config, store: Store, device: str
+) -> ImageSet | FeatureSet:
+    """`real` with the features that the metrics read, extracted once for all rows."""
     if not isinstance(real, ImageSet):
         return real
     if not any(find_metric(name).NEEDS == "real" for name in config.metrics.names):

@@ -11,12 +11,12 @@ from loraq.data import Prompt
 
 
 class Stage(StrEnum):
-    """What a row is made of, in the order in which it is made; each is a product of the store."""
+    """The stages of a row in order; each makes one product in the store."""
 
     CALIBRATION_INPUTS = "inputs:calibrate"
-    """Rows of every layer's input, for methods that read them."""
+    """Rows of every layer's input, for calibrated methods."""
     MOMENTS = "moments"
-    """Second moments of every layer's input, for methods that read them."""
+    """Second moments of every layer's input, for calibrated methods."""
     SENSITIVITY = "sensitivity"
     """How much each layer's error changes the transformer's output, for allocation."""
     MEASURING_INPUTS = "inputs:measure"
@@ -26,11 +26,11 @@ class Stage(StrEnum):
     EMBEDDINGS = "embeddings"
     """Text embeddings of the prompts."""
     IMAGES = "images"
-    """PNG files. Those of the 16-bit row are the reference of all rows with the same prompts."""
+    """PNG files. The 16-bit row's are the reference of all rows with the same prompts."""
     MEASURED = "measured"
     """Errors and metrics, without the row's names."""
     RECORD = "record"
-    """What was measured, with names, settings, timings and origin."""
+    """The measured values with names, settings, timings and origin."""
 
     @property
     def folder(self) -> str:
@@ -46,14 +46,14 @@ ACTIVATIONS = (
 )
 """Stages that run the 16-bit model for its activations, in order."""
 REFERENCE = "reference"
-"""Name under which a row keeps the key of the 16-bit images that it is compared with."""
+"""Name in `Row.keys` of the key of the 16-bit images that the row is compared with."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row with the keys of its products and the prompts that they read.
+    """One row with its prompts and the keys of its products.
 
-    keys: stage → key of its product in the store, and `REFERENCE`. todo: stages still to be made.
+    keys: stage → key of its product, and `REFERENCE`. todo: the stages still to be made.
     """
 
     config: Config
@@ -68,19 +68,22 @@ class Row:
 
     @property
     def name(self) -> str:
+        """The row's name; for a run without experiment, the method."""
         return self.config.row or self.config.method
 
     @property
     def label(self) -> str:
+        """The row's name in tables."""
         return self.config.label or self.name
 
     @property
     def recipe(self) -> Recipe | None:
+        """The quantisation recipe; None for the 16-bit row."""
         return self.config.quant
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages that this row has, in order."""
+        """The row's stages in order."""
         return [stage for stage in Stage if stage in self.keys]
 
     def product(self, stage: Stage) -> tuple[str, str]:
@@ -88,7 +91,7 @@ class Row:
         return stage.folder, self.keys[stage]
 
     def kind(self, stage: Stage) -> str:
-        """Products of one kind take about as long: the label of recorded timings."""
+        """Label of the manifest's timings; products of one kind take about the same time."""
         emulated = "16-bit" if self.recipe is None else "emulated"
         model = self.config.model
         words = [stage.folder, model.name, self.device]

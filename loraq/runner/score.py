@@ -1,7 +1,7 @@
-"""Metrics of images that are there: of a saved pipeline's, or of any folder, by the same protocol.
+"""Metrics of a saved pipeline or of any folder of images, by the protocol of the experiments.
 
-A saved pipeline (packed or not) makes its images first, as a product like any other. Nothing else
-of an experiment is needed: neither 16-bit weights nor the run that quantised them.
+A saved pipeline (packed or not) first generates its images, which are cached like any product.
+Neither the 16-bit weights nor the products of the run that quantised them are needed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
-from loraq.runner.plan import check_rows, make_plan
+from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
-from loraq.runner.stages import generate
+from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured on which images; `packed` where a quantised pipeline made them."""
+    """Metrics of the images in a folder; `packed`: memory of the pipeline that made them."""
 
     images: Path
     metrics: dict[str, Any]
@@ -35,11 +35,11 @@ class Scores:
     packed: dict[str, Any] | None = None
 
     def plain(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """The values for a JSON file."""
         return {"metrics": self.metrics, "names": self.names, "packed": self.packed}
 
     def text(self) -> str:
-        """For a reader."""
+        """One line per metric, with its confidence interval."""
         lines = [f"{len(self.names)} images in {self.images}"]
         if self.packed is not None:
             lines[0] += f", {self.packed['bits_per_weight']:.3f} bits/weight"
@@ -54,23 +54,29 @@ class Scores:
             lines.append(line)
         return "\n".join(lines)
 
+    def __repr__(self) -> str:
+        return f"Scores({len(self.names)} images in '{self.images}': {', '.join(self.metrics)})"
 
-def score(
+
+def score_images(
     target: Path, overrides: Sequence[str], against: Path | None, progress: bool = True
 ) -> Scores:
     """Scores of `target`: a folder of images NAME.png, or a pipeline in save_pretrained layout.
 
-    overrides: of the configuration, for captions, sampler and metrics. `against`: a folder of the
-    images to compare with, pair by pair; without it metrics that need one are left out.
+    overrides: settings of captions, sampler and metrics. against: a folder of reference images of
+    the same names; without it, metrics that need a reference have no value. Raises LoraqError if
+    a folder or an image is missing.
     """
     for folder in (target, against):
         if folder is not None and not folder.is_dir():
-            raise LoraqError(f"There is no folder '{folder}'. Give one of images or a pipeline.")
+            raise LoraqError(
+                f"There is no folder '{folder}'. Pass a folder of images or a saved pipeline."
+            )
     base, packed = ["method=reference", *overrides], None
     if (target / "model_index.json").is_file():
         base += [f"model.path={target.resolve()}", "model.hub_id=null"]
         config = load_rows(base)[0]
-        target, packed = _generate(config, progress)
+        target, packed = _generate_images(config, progress)
     config = load_rows(base)[0]
     prompts = data_prompts(config.data)
     images = ImageSet.of_prompts([target / f"{p.name}.png" for p in prompts], prompts)
@@ -78,8 +84,8 @@ def score(
     wanted = (*images.paths, *(() if reference is None else reference.paths))
     if missing := [path for path in wanted if not path.is_file()]:
         raise LoraqError(
-            f"{len(missing)} of {len(wanted)} images are missing, the first '{missing[0]}'. Make "
-            "them, or ask for fewer captions (data.count=, data.split=)."
+            f"{len(missing)} of {len(wanted)} images are missing, the first is '{missing[0]}'. "
+            "Generate them, or select fewer captions (data.count=, data.split=)."
         )
     real = None if config.data.real is None else real_images(config)
     settings = config.metrics
@@ -97,22 +103,23 @@ def score(
     if against is None:
         for entry in found.values():
             if entry["value"] is None:
-                entry["reason"] = "needs the images to compare with: --against FOLDER"
+                entry["reason"] = "needs reference images: --against FOLDER"
     return Scores(target, found, [prompt.name for prompt in prompts], packed)
 
 
-def _generate(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of the pipeline's images, made where they are missing; what it packs."""
+def _generate_images(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:
+    """Make the pipeline's missing images; returns their folder and the packed layers' memory."""
+    # imports diffusers, which a folder of images does not need
     from loraq.diffusers_quantizer import packed_layers
     from loraq.quantization.diffusers_packed import PackedQuantizer
 
     store = Store(config.output)
-    row = make_plan([config], store, last=Stage.IMAGES)[0]
+    row = plan_rows([config], store, last=Stage.IMAGES)[0]
     check_rows([row])
     session, packed = Session(store, progress), None
     with session.using(row):
         transformer = session.pipe(row, text=False).transformer
-        generate(session, row)
+        generate_row(session, row)
     if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}

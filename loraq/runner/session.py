@@ -1,4 +1,4 @@
-"""What the stages share: store, pipeline (loaded when it is first needed), bars, timings."""
+"""State that the stages share: store, pipeline (loaded on first use), progress bars, timings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
@@ -15,11 +15,16 @@ from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
 TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
+T = TypeVar("T")
 
 
 class Session:
-    """The store, the loaded pipeline, and how long each kind of work took in this process."""
+    """The store, the loaded pipeline, and the seconds per kind of work in this process."""
 
     def __init__(self, store: Store, progress: bool = True) -> None:
         self.store = store
@@ -28,8 +33,12 @@ class Session:
         self._loaded: tuple[Any, Any] | None = None
         self._mapped: tuple[Any, Any] | None = None
 
-    def pipe(self, row: Row, text: bool = True) -> Any:
-        """The row's pipeline, the last one is kept; without its text encoder unless `text`."""
+    def __repr__(self) -> str:
+        loaded = None if self._loaded is None else type(self._loaded[1]).__name__
+        return f"Session({self.store!r}, loaded={loaded}, {sum(self.seconds.values()):.0f} s)"
+
+    def pipe(self, row: Row, text: bool = True) -> DiffusionPipeline:
+        """The row's pipeline, without its text encoder unless `text`; the last one stays loaded."""
         wanted, loaded = _identity(row), self._loaded
         if loaded is None or loaded[0] != wanted or (text and loaded[1].text_encoder is None):
             self._loaded = loaded = None
@@ -40,16 +49,16 @@ class Session:
             loaded[1].register_modules(**dict.fromkeys(TEXT))
         return loaded[1]
 
-    def text_pipe(self, row: Row) -> Any:
-        """The row's pipeline as far as it encodes prompts; not kept, unless it is loaded whole."""
+    def text_pipe(self, row: Row) -> DiffusionPipeline:
+        """The row's pipeline without transformer and VAE; not kept unless loaded completely."""
         loaded = self._loaded
         if loaded is not None and loaded[0] == _identity(row) and loaded[1].text_encoder:
             return loaded[1]
         with self.timed("load the model"):
             return self._load(row, IMAGE)
 
-    def _load(self, row: Row, without: Sequence[str]) -> Any:
-        """On a CPU a transformer that runs as it is stored stays in its files."""
+    def _load(self, row: Row, without: Sequence[str]) -> DiffusionPipeline:
+        """Load the pipeline; on a CPU, the transformer is memory-mapped if its dtype allows it."""
         given = {}
         if (
             row.device == "cpu"
@@ -57,12 +66,13 @@ class Session:
             and runs_as_stored(row.config.model)
         ):
             given["transformer"] = self._map(row)
-        import loraq.diffusers_quantizer  # noqa: F401 (packed transformers load as well)
+        # registers the packed format with diffusers, which is imported only to load a model
+        import loraq.diffusers_quantizer  # noqa: F401
 
         return load_pipeline(row.config.model, row.device, without, **given)
 
-    def transformer(self, row: Row) -> Any:
-        """The 16-bit transformer for quantising, which needs no pipeline on a CPU."""
+    def transformer(self, row: Row) -> nn.Module:
+        """The 16-bit transformer to quantise; on a CPU it is memory-mapped, without a pipeline."""
         if self._loaded is not None and self._loaded[0] == _identity(row):
             return self._loaded[1].transformer
         if row.recipe is None or row.device != "cpu":
@@ -70,26 +80,27 @@ class Session:
         with self.timed("load the model"):
             return self._map(row)
 
-    def _map(self, row: Row) -> Any:
+    def _map(self, row: Row) -> nn.Module:
         if self._mapped is None or self._mapped[0] != _identity(row):
             self._mapped = (_identity(row), mapped_transformer(row.config.model))
         return self._mapped[1]
 
     def release(self, row: Row) -> Callable[[], None] | None:
-        """What lets go of the weights that quantising has read, where they are mapped."""
+        """A function that unmaps the weights that were read; None if none are mapped."""
         transformer = self.transformer(row)
         if self._mapped is None or transformer is not self._mapped[1]:
             return None
         return functools.partial(remap, transformer, row.config.model)
 
     def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
+        """The layers of the row's transformer except those that match `skip`."""
         return list_layers(self.transformer(row), row.config.model.family, skip)
 
     @contextlib.contextmanager
     def using(self, row: Row) -> Iterator[None]:
-        """The row's threads, and this process's GPU, while the block runs.
+        """Set the row's thread count and this process's GPU (LOCAL_RANK) while the block runs.
 
-        torchrun and accelerate launch number a machine's processes: LOCAL_RANK is the GPU's number.
+        torchrun and accelerate launch set LOCAL_RANK to the index of a process on its machine.
         """
         import torch
 
@@ -103,10 +114,12 @@ class Session:
             torch.set_num_threads(before)
 
     def bar(self, text: str) -> str | None:
+        """The label of a progress bar; None if bars are off."""
         return f"  {text}" if self.progress else None
 
     @contextlib.contextmanager
     def timed(self, work: str) -> Iterator[None]:
+        """Add the time of the block to `seconds[work]`."""
         started = time.perf_counter()
         try:
             yield
@@ -114,11 +127,14 @@ class Session:
             spent = time.perf_counter() - started
             self.seconds[work] = self.seconds.get(work, 0.0) + spent
 
-    def each(self, items: Sequence[Any], text: str, unit: str) -> Any:
-        """`items` with a progress bar that goes away when they are done."""
+    def each(self, items: Sequence[T], text: str, unit: str) -> Iterable[T]:
+        """Iterate over `items` with a progress bar that disappears at the end."""
         from tqdm import tqdm
 
-        return tqdm(items, desc=self.bar(text), unit=unit, disable=not self.progress, leave=False)
+        bar: Iterable[T] = tqdm(
+            items, desc=self.bar(text), unit=unit, disable=not self.progress, leave=False
+        )
+        return bar
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

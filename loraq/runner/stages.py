@@ -1,7 +1,7 @@
-"""The stages after the activations: quantise, generate, measure. `run.py` orders them.
+"""The stages after calibration: quantise, encode the prompts, generate. `experiment.py` runs them.
 
-Every stage takes its product's lock, looks
-again whether it is there, and writes it aside before it counts as finished.
+Every stage locks its product, checks again whether it is finished, and writes it to a temporary
+folder that is renamed at the end.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import embeddings
 from loraq.runner import generate as generation
-from loraq.runner.calibrate import activations
+from loraq.runner.calibrate import load_activations
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
 
 
-def quantize(session: Session, row: Row) -> QuantizedModel:
-    """The row's packed layers: made group by group, or read where they are finished."""
+def quantize_row(session: Session, row: Row) -> QuantizedModel:
+    """The row's packed layers: read if they are finished, otherwise made group by group."""
     assert row.recipe is not None
     name, recipe = row.keys[Stage.QUANTIZED], row.recipe
     layers = session.layers(row, row.recipe.skip)
@@ -32,7 +32,7 @@ def quantize(session: Session, row: Row) -> QuantizedModel:
         if session.store.finished(Stage.QUANTIZED, name):
             with session.timed("read packed layers"):
                 return read_packed(session.store.path(Stage.QUANTIZED, name), layers)
-        read = activations(session, row)
+        statistics = load_activations(session, row)
         info: dict[str, Any] = {"kind": row.kind(Stage.QUANTIZED), "units": 1}
         with (
             session.timed("quantise"),
@@ -41,13 +41,15 @@ def quantize(session: Session, row: Row) -> QuantizedModel:
             bar, family = session.bar("quantise"), row.config.model.family
             transformer = session.transformer(row)
             release = session.release(row)
-            model = quantize_model(transformer, layers, recipe, read, folder, bar, family, release)
+            model = quantize_model(
+                transformer, layers, recipe, statistics, folder, bar, family, release
+            )
             info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
             return model
 
 
 def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
-    """A finished product's packed layers; its files were checked against their checksums."""
+    """The packed layers of a finished product, whose checksums were verified before."""
     found, info = {}, {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors, info[path.stem] = load_group(path)
@@ -55,8 +57,8 @@ def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
     return QuantizedModel({layer.name: found[layer.name] for layer in layers}, info)
 
 
-def embed(session: Session, row: Row) -> Path:
-    """The folder with the embeddings of the row's prompts, made where they are missing."""
+def embed_row(session: Session, row: Row) -> Path:
+    """The folder with the embeddings of the row's prompts; they are made if missing."""
     name = row.keys[Stage.EMBEDDINGS]
     info: dict[str, Any] = {"kind": row.kind(Stage.EMBEDDINGS), "units": len(row.prompts)}
     with session.store.lock(Stage.EMBEDDINGS, name):
@@ -74,18 +76,18 @@ def embed(session: Session, row: Row) -> Path:
     return session.store.path(Stage.EMBEDDINGS, name)
 
 
-def generate(session: Session, row: Row) -> None:
-    """The row's images, batch by batch; processes that want the same ones share the batches."""
-    name, text = row.keys[Stage.IMAGES], embed(session, row)
+def generate_row(session: Session, row: Row) -> None:
+    """Make the row's images; processes that need the same images share the batches."""
+    name, text = row.keys[Stage.IMAGES], embed_row(session, row)
     info: dict[str, Any] = {"kind": row.kind(Stage.IMAGES), "units": len(row.prompts)}
-    model = None if row.recipe is None else quantize(session, row)
+    model = None if row.recipe is None else quantize_row(session, row)
     pipe = session.pipe(row, text=False)
     with session.store.share(Stage.IMAGES, name, info) as folder:
         if folder is None:
             return
         with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
             claim = functools.partial(session.store.claim, Stage.IMAGES, name)
-            generation.generate(
+            generation.generate_images(
                 *(pipe, row.config.model, row.prompts, row.config.generate),
                 *(folder, session.bar("images"), claim),
                 lambda number: embeddings.read_embeddings(text, number, row.device),
@@ -97,5 +99,5 @@ def generate(session: Session, row: Row) -> None:
 def applied(
     model: QuantizedModel | None, transformer: Any, compute: str
 ) -> contextlib.AbstractContextManager[None]:
-    """The transformer with the packed layers in their places; unchanged for the 16-bit row."""
+    """Context in which the packed layers replace the transformer's; no-op without a model."""
     return contextlib.nullcontext() if model is None else model.applied(transformer, compute)

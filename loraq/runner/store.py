@@ -1,9 +1,9 @@
-"""Content-addressed products: outputs/<stage>/<key>/, finished or not there at all.
+"""Content-addressed products, outputs/<stage>/<key>/: either complete or absent.
 
-A product is written aside into `<key>.partial/`, gets a manifest with the sha256 of every file and
-is then renamed. A stage that can resume leaves finished pieces in the partial folder when it is
-killed; each piece is itself written aside and renamed. A finished product whose files no longer
-match its manifest is reported and set aside, so that it is made again.
+A product is written to `<key>.partial/`, gets a manifest with the sha256 of every file and is then
+renamed. A killed stage that can resume leaves its finished pieces in the partial folder; each piece
+is itself written atomically. A finished product whose files no longer match its manifest is
+reported, renamed to `<key>.corrupted` and made again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loraq.utils.files import disk_error, remove_temporaries, write_json
 from loraq.utils.hashing import file_hash
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"
+ProductState = Literal["finished", "partial", "corrupted"]
+UNFINISHED: dict[str, ProductState] = {"partial": "partial", "corrupted": "corrupted"}
+"""Endings of the folders of products that are not finished."""
 
 
 class Store:
@@ -34,11 +37,16 @@ class Store:
         self.root = Path(root)
         self.corrupted: set[tuple[str, str]] = set()
 
+    def __repr__(self) -> str:
+        corrupted = f", {len(self.corrupted)} corrupted" if self.corrupted else ""
+        return f"Store('{self.root}'{corrupted})"
+
     def path(self, stage: str, name: str) -> Path:
+        """The folder of a finished product."""
         return self.root / stage / name
 
     def manifest(self, stage: str, name: str) -> dict[str, Any] | None:
-        """The manifest of a finished product, None where there is none; files are not read."""
+        """The manifest of a product, None if it cannot be read; does not verify the files."""
         try:
             manifest = json.loads((self.path(stage, name) / MANIFEST).read_text())
         except (OSError, ValueError):
@@ -46,7 +54,7 @@ class Store:
         return manifest if isinstance(manifest, dict) else None
 
     def finished(self, stage: str, name: str) -> bool:
-        """Whether the product is there and whole; a damaged one is reported and set aside."""
+        """Whether the product is complete; a corrupted one is reported and renamed."""
         folder = self.path(stage, name)
         if not folder.is_dir():
             return False
@@ -54,16 +62,18 @@ class Store:
             return True
         from filelock import FileLock
 
-        with FileLock(str(folder.with_name(f".{name}.aside.lock"))):  # others look at it as well
+        with FileLock(
+            str(folder.with_name(f".{name}.aside.lock"))
+        ):  # other processes may find the same damage
             if not folder.is_dir():
                 return False
             reason = self._damage(stage, name)
-            if reason is None:  # made again meanwhile
+            if reason is None:  # another process has made it again
                 return True
             self.corrupted.add((stage, name))
             aside = folder.with_name(f"{name}.corrupted")
             log.warning(
-                "cached product %s is corrupted (%s); it is set aside as %s and made again.",
+                "cached product %s is corrupted (%s); it is renamed to %s and made again.",
                 *(folder, reason, aside.name),
             )
             shutil.rmtree(aside, ignore_errors=True)
@@ -84,7 +94,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, stage: str, name: str) -> Iterator[None]:
-        """One process at a time makes a product; a second one waits and then finds it made."""
+        """Hold the product's lock while the block runs; waits for other processes."""
         from filelock import FileLock, Timeout
 
         self._make_folder(self.root / stage)
@@ -92,7 +102,7 @@ class Store:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.warning("another process makes %s/%s; waiting for it.", stage, name)
+            log.warning("another process is making %s/%s; waiting for it.", stage, name)
             lock.acquire()
         try:
             yield
@@ -101,9 +111,9 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, stage: str, name: str, part: str, wait: bool) -> Iterator[bool]:
-        """Whether this process may make a part of a product; False where another one does.
+        """Lock a part of a product while the block runs; yields False if another process holds it.
 
-        With `wait`, until that one has let go of it. A process that dies lets go.
+        With `wait`, waits for the lock. The lock of a process that dies is released.
         """
         from filelock import FileLock, Timeout
 
@@ -120,17 +130,17 @@ class Store:
 
     @contextlib.contextmanager
     def share(self, stage: str, name: str, info: dict[str, Any]) -> Iterator[Path | None]:
-        """As `write` with `resume`, for processes that fill one folder together, part by part.
+        """Like `write` with `resume`, for processes that fill one folder together, part by part.
 
-        None where the product is finished. The first process whose block ends finishes it.
+        Yields None if the product is finished. The first process whose block ends finishes it.
         """
         final = self.path(stage, name)
         partial = final.with_name(name + PARTIAL)
         with self.lock(stage, name):
-            there = self.finished(stage, name)
-            if not there:
+            finished = self.finished(stage, name)
+            if not finished:
                 self._make_folder(partial)
-        if there:
+        if finished:
             yield None
             return
         started = time.time()
@@ -149,10 +159,10 @@ class Store:
     def write(
         self, stage: str, name: str, info: dict[str, Any] | None = None, resume: bool = False
     ) -> Iterator[Path]:
-        """A folder to fill; it becomes the product when the block ends without an error.
+        """Yield a folder to fill; it becomes the product when the block ends without an error.
 
-        With `resume`, the pieces of an earlier, interrupted attempt are in it. `info` goes into
-        the manifest as it stands when the block ends.
+        resume: keep the finished pieces of an interrupted attempt. info: entries of the manifest,
+        read when the block ends. Raises DiskFullError if the disk is full.
         """
         final = self.path(stage, name)
         partial = final.with_name(name + PARTIAL)
@@ -188,15 +198,15 @@ class Store:
         except OSError as error:
             raise disk_error(error, folder) from error
 
-    def products(self) -> Iterator[tuple[str, str, str, int]]:
-        """(stage, key, state, bytes) of everything there; state: finished, partial, corrupted."""
+    def products(self) -> Iterator[tuple[str, str, ProductState, int]]:
+        """(stage, key, state, bytes) of all products."""
         if not self.root.is_dir():
             return
         for stage in sorted(path for path in self.root.iterdir() if path.is_dir()):
             for folder in sorted(path for path in stage.iterdir() if path.is_dir()):
                 size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
                 name, _, ending = folder.name.partition(".")
-                if ending in ("partial", "corrupted"):
-                    yield stage.name, name, ending, size
+                if ending in UNFINISHED:
+                    yield stage.name, name, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
                     yield stage.name, name, "finished", size

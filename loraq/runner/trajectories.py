@@ -1,9 +1,9 @@
-"""What quantised layers do to the transformer's output, along the 16-bit model's own trajectory.
+"""Teacher-forced output errors of quantised layers along the 16-bit model's trajectory.
 
     error(step) = ‖f̂(z, t, c) − f(z, t, c)‖ / ‖f(z, t, c)‖        f 16-bit, f̂ with quantised layers
 
-"Teacher forced": every forward reads the inputs (z, t, c) of the 16-bit run, so an error is what
-the layers do at that step, without what earlier steps' errors made of the trajectory.
+Teacher forcing: every forward reads the inputs (z, t, c) of the 16-bit run, so that the error of a
+step does not contain the accumulated errors of earlier steps.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,25 @@ from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import batches, image_batch
 
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """One call of the transformer: which step of its batch, what it read, what it gave (CPU)."""
+    """One recorded call of the transformer: step in its batch, inputs and output (on the CPU)."""
 
     step: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
 
+    def __repr__(self) -> str:
+        return f"Forward(step={self.step}, output={tuple(self.output.shape)})"
+
     def squared_error(self, transformer: nn.Module) -> tuple[float, float]:
         """(‖f̂ − f‖², ‖f‖²) of this forward, summed in float64."""
-        tensors = chain(transformer.parameters(), transformer.buffers())  # one of them may be empty
+        tensors = chain(transformer.parameters(), transformer.buffers())  # one may be empty
         device = next(tensors).device
         args, kwargs = _mapped((self.args, self.kwargs), lambda tensor: tensor.to(device))
         output = _sample(transformer(*args, **kwargs))[:, : self.output.shape[1]].double()
@@ -48,7 +54,7 @@ class Forward:
 
 
 def record_forwards(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
@@ -56,18 +62,20 @@ def record_forwards(
     every: int = 1,
     embeddings: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> list[Forward]:
-    """Run the 16-bit pipeline as generation does (up to the latents) and keep its forwards.
+    """Run the 16-bit pipeline as generation does (up to the latents) and record its forwards.
 
-    Kept are calls 0, every, 2·every, … of each batch, in the order in which the model ran. Held on
-    the CPU, in the model's dtype: per kept call the batch's latents and its output (each twice
-    under guidance); what does not change between calls, the text above all, once a batch. Output
-    channels that the sampler never reads (a learned variance) are left out. `embeddings` gives
-    those of a batch by its number; without it the pipeline encodes the prompts.
+    Records calls 0, every, 2·every, … of each batch, in order, on the CPU and in the model's dtype:
+    per call the latents and the output (each twice with guidance); inputs that do not change
+    between calls, such as the text, once per batch. Output channels that the sampler does not read
+    (a learned variance) are dropped. Raises LoraqError without prompts, or if batch_size or every
+    is below 1.
+
+    embeddings: batch number → embeddings; without it the pipeline encodes the prompts.
     """
     if not prompts or batch_size < 1 or every < 1:
         raise LoraqError(
-            f"{len(prompts)} prompts, batch_size={batch_size}, every={every}: the limit of each "
-            "is 1. Give at least one prompt, and 1 or more."
+            f"{len(prompts)} prompts, batch_size={batch_size}, every={every}: the lower limit of "
+            "each is 1. Pass at least one prompt, batch_size ≥ 1 and every ≥ 1."
         )
     kept: list[Forward] = []
     for number, batch in enumerate(batches(prompts, batch_size)):
@@ -81,7 +89,7 @@ def record_forwards(
 
 
 def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
-    """A forward hook for one batch, which counts the calls and keeps every `every`-th."""
+    """A forward hook for one batch that counts the calls and records every `every`-th."""
     calls = 0
     latest: list[Tensor] = []
 
@@ -93,7 +101,7 @@ def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
         held: list[Tensor] = []
 
         def copied(tensor: Tensor) -> Tensor:
-            # a copy even on the CPU: the sampler may go on to write into its own tensors
+            # a copy even on the CPU: the sampler may write into its tensors in place
             copy = tensor.detach().to("cpu", copy=True)
             held.append(next((old for old in latest if _same(old, copy)), copy))
             return held[-1]
@@ -111,9 +119,9 @@ def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
 
 @torch.inference_mode()
 def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[float]:
-    """‖f̂ − f‖ / ‖f‖ of each recorded step, in the order of steps, pooled over its batches."""
+    """‖f̂ − f‖ / ‖f‖ of each recorded step in ascending order, pooled over the batches."""
     sums: dict[int, list[float]] = {}
-    for forward in _some(forwards):
+    for forward in _check_recorded(forwards):
         entry = sums.setdefault(forward.step, [0.0, 0.0])
         for place, value in enumerate(forward.squared_error(transformer)):
             entry[place] += value
@@ -122,67 +130,68 @@ def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[f
 
 def errors_by_role(
     transformer: nn.Module,
-    quantised: QuantizedModel,
+    quantized: QuantizedModel,
     layers: Sequence[Layer],
     forwards: Sequence[Forward],
 ) -> dict[str, list[float]]:
-    """`output_errors` with every layer quantised ('all'), then with one role's layers alone.
+    """`output_errors` with all layers quantised ("all"), and with the layers of one role only.
 
-    Layers of `layers` that `quantised` does not hold stay in 16 bits and give no role.
+    layers: all layers of the model. Those that are not in `quantized` stay in 16 bits. Raises
+    LoraqError if a quantised layer is not in `layers`.
     """
-    roles = {layer.name: layer.role for layer in layers if layer.name in quantised.layers}
-    nameless = [name for name in quantised.layers if name not in roles]
+    roles = {layer.name: layer.role for layer in layers if layer.name in quantized.layers}
+    nameless = [name for name in quantized.layers if name not in roles]
     if nameless:
         raise LoraqError(
-            f"{len(nameless)} quantised layers have no role, such as '{nameless[0]}'. Give all of "
-            "the model's layers."
+            f"{len(nameless)} quantised layers have no role, such as '{nameless[0]}'. Pass all "
+            "layers of the model."
         )
     parts = {"all": list(roles)}
     for name, role in roles.items():
         parts.setdefault(role, []).append(name)
     errors = {}
     for part, names in parts.items():
-        with quantised.subset(names).applied(transformer):
+        with quantized.subset(names).applied(transformer):
             errors[part] = output_errors(transformer, forwards)
     return errors
 
 
 @torch.inference_mode()
-def sensitivity(
+def measure_sensitivity(
     transformer: nn.Module,
     units: Sequence[Unit],
     recipe: Recipe,
     forwards: Sequence[Forward],
     progress: str | None = "sensitivity",
 ) -> dict[str, float]:
-    """How much the transformer's output minds each unit's error, by the unit's name.
+    """Sensitivity of the transformer's output to each unit's error, by the unit's name.
 
         s_u = (‖f̂ − f‖² / ‖f‖²) / (‖Ŷ − Y‖² / ‖Y‖²)       pooled over all forwards
 
-    f̂ has unit u alone quantised, rounded to nearest in the recipe's weight and activation formats,
-    without transform or branch; Y = x·Wᵀ is the unit's own output on its 16-bit inputs (bias left
-    out, layers of a unit pooled). A unit that these formats leave exact has 0. To first order an
-    error e_u of a unit, however it arises, costs s_u·e_u², and the units' costs add.
+    In f̂ only unit u is quantised: rounded to nearest in the recipe's weight and activation
+    formats, without transform or branch. Y = x·Wᵀ is the unit's output on its 16-bit inputs
+    (without bias, pooled over the unit's layers). s_u is 0 if these formats represent the unit
+    exactly. To first order, any error e_u of a unit adds s_u·e_u² to the squared output error.
 
-    progress: label of the bar, which counts units; None for none.
+    progress: label of the bar, which counts units; None: no bar.
     """
     from tqdm import tqdm
 
-    _some(forwards)
+    _check_recorded(forwards)
     plain = Recipe(
         weight=recipe.weight, activation=recipe.activation, branch=BranchConfig(kind="none")
     )
     found = {}
     for unit in tqdm(units, desc=progress, unit="unit", disable=progress is None):
-        quantised = quantize_model(transformer, unit.layers, plain, progress=None)
-        originals = {name: transformer.get_submodule(name) for name in quantised.layers}
-        with quantised.applied(transformer):
+        quantized = quantize_model(transformer, unit.layers, plain, progress=None)
+        originals = {name: transformer.get_submodule(name) for name in quantized.layers}
+        with quantized.applied(transformer):
             layer_sums, handles = [0.0, 0.0], []
             try:
                 for name, original in originals.items():
                     hook = _error_sum(original, layer_sums)
-                    stand_in = transformer.get_submodule(name)
-                    handles.append(stand_in.register_forward_hook(hook))
+                    replacement = transformer.get_submodule(name)
+                    handles.append(replacement.register_forward_hook(hook))
                 pairs = [forward.squared_error(transformer) for forward in forwards]
             finally:
                 for handle in handles:
@@ -194,7 +203,7 @@ def sensitivity(
 
 
 def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
-    """A hook on a layer's stand-in that adds (‖Ŷ − Y‖², ‖Y‖²) on what the layer reads to `sums`."""
+    """A forward hook of a quantised layer that adds (‖Ŷ − Y‖², ‖Y‖²) on its input to `sums`."""
     weight, bias = weight_matrix(original).float(), original.bias
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -208,14 +217,14 @@ def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
     return add
 
 
-def _some(forwards: Sequence[Forward]) -> Sequence[Forward]:
+def _check_recorded(forwards: Sequence[Forward]) -> Sequence[Forward]:
     if not forwards:
-        raise LoraqError("No forwards to replay. Record at least one with record_forwards.")
+        raise LoraqError("No forwards were recorded. Record at least one with record_forwards.")
     return forwards
 
 
 def _sample(output: Any) -> Tensor:
-    """The output tensor: diffusers gives it in a tuple or as `.sample`."""
+    """The output tensor: diffusers returns it in a tuple or as `.sample`."""
     if isinstance(output, tuple):
         return output[0]
     return getattr(output, "sample", output)
@@ -227,7 +236,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with `function` on every tensor in its tuples, lists and dicts."""
+    """`value` with `function` applied to every tensor in its tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Messages for people: the `loraq` logger on a terminal, errors without a traceback, durations.
+"""Terminal output: the handler of the `loraq` logger, errors without a traceback, durations.
 
 Modules log to `logging.getLogger(__name__)`. Commands and `run` show these messages as plain lines
-on stderr. A program can change that before it calls them:
+on stderr. To change this, configure the logger before the call:
 
     logging.getLogger("loraq").setLevel(logging.ERROR)       # silence
     logging.getLogger("loraq").addHandler(my_handler)        # redirect
@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("loraq")
 
 
 class TerminalHandler(logging.Handler):
-    """Writes messages as plain lines to the present `sys.stderr`; warnings start with `loraq:`."""
+    """Writes messages as plain lines to the current `sys.stderr`; warnings start with `loraq:`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -30,7 +30,7 @@ class TerminalHandler(logging.Handler):
 
 
 def show_messages() -> None:
-    """Show the messages on stderr (INFO and above), unless the `loraq` logger has a handler."""
+    """Show messages of level INFO and above on stderr, unless the `loraq` logger has a handler."""
     if LOGGER.handlers:
         return
     LOGGER.addHandler(TerminalHandler())

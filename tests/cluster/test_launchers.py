@@ -40,7 +40,7 @@ def slurm_environment(tmp_path_factory):
 
 @pytest.fixture
 def environment(request):
-    """Of a launcher's processes; Slurm's is started once."""
+    """Environment variables of the launcher's processes; Slurm is started once per module."""
     there = dict(os.environ)
     if request.node.callspec.params.get("launcher") == "slurm":
         there = request.getfixturevalue("slurm_environment")
@@ -54,7 +54,7 @@ def sweep(output: Path, environment: dict[str, str], *arguments: str) -> subproc
 
 
 def records(output: Path) -> dict[str, dict]:
-    """What may be compared of every record, by key; none for rows that were not finished."""
+    """The comparable part of every finished record, by key."""
     found = (load_record(path) for path in sorted(output.glob("record/*/record.json")))
     return {record.key: record.comparable() for record in found}
 
@@ -66,7 +66,7 @@ def states(output: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    """The eight records of the basic launcher."""
+    """The records of the eight jobs on the basic launcher."""
     output = tmp_path_factory.mktemp("basic") / "outputs"
     there = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = sweep(output, there, *JOBS, *EMBEDDED, f"output={output}").wait(900)
@@ -88,7 +88,7 @@ def test_eight_jobs_give_the_same_records_everywhere(launcher, environment, expe
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "ray"])
-def test_one_killed_and_one_failing_leave_the_rest(launcher, environment, expected, tmp_path):
+def test_killed_and_failing_jobs_do_not_stop_the_others(launcher, environment, expected, tmp_path):
     """The worker of one job is killed; another job cannot succeed; the others finish."""
     output = tmp_path / "outputs"
     ranks = "quant.branch.rank=4,5,6,7,8,9,100000"
@@ -103,7 +103,7 @@ def test_one_killed_and_one_failing_leave_the_rest(launcher, environment, expect
     assert "5 done" in log, log
     (folder,) = (output / "sweeps").iterdir()
     again = sweep(output, environment, "--again", str(folder))
-    assert again.wait(900) == 2  # the impossible one fails again
+    assert again.wait(900) == 2  # the invalid job fails again
     second = output.with_suffix(".log").read_text().removeprefix(log)
     assert "2 jobs: 1 done, 1 failed" in second, second
     assert len(records(output)) == 7  # six ranks and the 16-bit model
@@ -117,10 +117,10 @@ def kill_a_worker(output: Path) -> None:
                 os.kill(one["pid"], signal.SIGKILL)
                 return
         time.sleep(0.1)
-    raise AssertionError("no job began")
+    raise AssertionError("no job has started")
 
 
-def test_a_row_sweep_gives_the_experiments_own_table(tmp_path):
+def test_a_sweep_over_rows_writes_the_experiments_tables(tmp_path):
     output = tmp_path / "outputs"
     there = {**os.environ, "OMP_NUM_THREADS": "1"}
     settings = [*EMBEDDED, "experiment=demo", f"output={output}"]

@@ -21,7 +21,7 @@ import transformers  # noqa: F401  (before versions are pinned: it looks at torc
 from loraq.compose import config_groups, load_rows
 from loraq.quantization.fingerprint import fingerprint_text
 from loraq.quantization.grouping import Share
-from loraq.runner.product_keys import keyed
+from loraq.runner.product_keys import make_row
 from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 
@@ -80,7 +80,7 @@ def plain_keys() -> dict[str, str]:
 
 def _row(config: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     plain = _leaves(to_plain(config))
-    found = {"config": _difference("config", plain, defaults), "keys": keyed(config).keys}
+    found = {"config": _difference("config", plain, defaults), "keys": make_row(config).keys}
     if config.quant is not None:
         found["recipe"] = _difference("recipe", _leaves(config.quant.identity()), defaults)
         texts = [fingerprint_text(config.quant, share) for share in SHARES]

@@ -60,14 +60,14 @@ def test_the_first_batch_of_16_bit_images_is_the_recorded_one(demo, model, pipe,
     from loraq import metrics
     from loraq.config import GenerateConfig
     from loraq.data import Prompt
-    from loraq.runner.generate import generate
+    from loraq.runner.generate import generate_images
 
     record = demo["reference"]
     size = record.config["generate"]["batch_size"]
     captions = _captions()
     prompts = [Prompt(**captions[name]) for name in record.images["names"][:size]]
     settings = GenerateConfig(size, record.config["generate"]["seed"])
-    paths = generate(pipe, model, prompts, settings, tmp_path, progress=None)
+    paths = generate_images(pipe, model, prompts, settings, tmp_path, progress=None)
     images = metrics.ImageSet.of_prompts(paths, prompts)
     scores = metrics.compute("alignment", images).per_image
     assert scores == pytest.approx(record.metrics["alignment"]["per_image"][:size], abs=0.02)

@@ -15,7 +15,7 @@ import torch
 
 from loraq.compose import load_rows
 from loraq.config.validation import setting
-from loraq.runner.product_keys import keyed
+from loraq.runner.product_keys import make_row
 from loraq.utils.hashing import key
 from tests.golden import keys
 
@@ -70,11 +70,11 @@ def test_every_group_of_settings_may_get_a_field_without_a_new_key():
         )
         values = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
         other = dataclasses.replace(config, **{field.name: later(**values)})
-        assert keyed(other).keys == keyed(config).keys, field.name
+        assert make_row(other).keys == make_row(config).keys, field.name
 
 
 def test_computing_keys_leaves_the_process_as_it_was():
     before = torch.get_num_threads()
-    row = keyed(load_rows(["method=rtn", "device=cpu", f"threads={before + 1}"])[-1])
+    row = make_row(load_rows(["method=rtn", "device=cpu", f"threads={before + 1}"])[-1])
     assert row.threads == before + 1
     assert torch.get_num_threads() == before

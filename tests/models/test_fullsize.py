@@ -27,7 +27,7 @@ from loraq.quantization.calibration import moments_from
 from loraq.quantization.group_file import load_group
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import image_batch
-from loraq.runner.plan import make_plan
+from loraq.runner.plan import plan_rows
 from loraq.runner.session import TEXT, Session
 from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
@@ -125,7 +125,7 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
             -1
         ]
         store = Store(tmp_path / dtype)
-        (row,) = make_plan([config], store, last="quantised")
+        (row,) = plan_rows([config], store, last="quantised")
         session, own = Session(store, progress=False), load_pipeline(config.model, without=TEXT)
         before = mappings(ASSETS / name / "transformer")
         pipe = session.pipe(row, text=False)

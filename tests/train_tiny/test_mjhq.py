@@ -1,4 +1,4 @@
-"""The small folder in MJHQ-30K's layout reads as the published one does."""
+"""The small folder in the layout of MJHQ-30K is read like the published one."""
 
 from __future__ import annotations
 

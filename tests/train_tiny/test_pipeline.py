@@ -1,4 +1,4 @@
-"""The committed pipelines load offline, follow the prompt and have weights that were trained."""
+"""The committed pipelines load offline, follow the prompt and have trained weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def settings(request):
 
 @pytest.fixture(scope="module")
 def pipe(settings) -> DiffusionPipeline:
-    """Return the committed pipeline in fp32."""
+    """The committed pipeline in fp32."""
     pipe = DiffusionPipeline.from_pretrained(
         ASSETS / settings.name, dtype=torch.float32, local_files_only=True
     )
@@ -57,8 +57,8 @@ def test_no_word_is_unknown(pipe):
     assert ids[-1] == pipe.tokenizer.eos_token_id
 
 
-def test_weights_left_their_random_start(pipe, settings):
-    """The block weights hold clearly more energy in 16 directions than Gaussian matrices."""
+def test_weights_differ_from_random_matrices(pipe, settings):
+    """The top 16 singular values of block weights hold more energy than in random matrices."""
     layers = list_layers(pipe.transformer, inspect_weights.FAMILIES[settings.name], ())
     weights = [weight_matrix(pipe.transformer.get_submodule(layer.name)) for layer in layers]
     energy = [inspect_weights.top_energy(w) for w in weights]
@@ -84,14 +84,14 @@ def test_normalising_the_latent_is_exact(name):
         torch.testing.assert_close(
             folded.decode(b).sample, plain.decode(a).sample, rtol=1e-3, atol=1e-4
         )
-        if hasattr(plain.encode(x), "latent_dist"):  # a variational one: its spread shrinks as well
+        if hasattr(plain.encode(x), "latent_dist"):  # variational: std is scaled too
             a, b = (vae.encode(x).latent_dist.std for vae in (plain, folded))
             torch.testing.assert_close(b, a / std.view(1, c, 1, 1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_untrained_model_predicts_nothing_and_learns(name):
-    """Output projections are zero at first; one step moves them, and the loss falls in a few."""
+def test_an_untrained_model_predicts_zeros_and_learns(name):
+    """Output projections are initialised with zeros; the loss decreases in a few steps."""
     settings = MODELS[name]
     networks = model.networks(settings)
     g = torch.Generator().manual_seed(0)

@@ -23,7 +23,7 @@ def test_split_ignores_order_and_repeats():
 
 
 def test_split_is_disjoint():
-    """Held-out names are never trained on and no caption is in two lists."""
+    """Held-out names are not in the training set, and no caption is in two lists."""
     split = make_split(NAMES)
     assert not set(split.train) & {*split.held_test, *split.held_dev}
     lists = split.calibration + split.seen_dev + split.seen_test
@@ -49,7 +49,7 @@ def test_more_subjects_keep_the_captions():
 
 
 def captions() -> dict[str, list[dict]]:
-    """Return the committed captions."""
+    """The committed captions."""
     return json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))
 
 

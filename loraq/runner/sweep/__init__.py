@@ -1,16 +1,18 @@
-"""A sweep: many jobs of one configuration each, run by a Hydra launcher, watched, summed up.
+"""Sweeps: many jobs with one configuration each, run by a Hydra launcher.
 
-    jobs.py     overrides → jobs, written down before anything starts; what a job must find again
-    worker.py   one job, in whatever process a launcher starts; leaves a file that says how it went
-    watch.py    reads those files: progress while jobs run, the summary, which are to be run again
+    jobs.py     overrides → jobs, and the plan file that lists them
+    worker.py   runs one job in the process that a launcher starts; writes its status file
+    watch.py    reads the status files: progress, summary, unfinished jobs
+    launch.py   starts the jobs of a plan through the launcher
 
-Where jobs run is Hydra's business: `hydra/launcher=basic` (here, one after the other), `slurm`
-(Submitit) or `ray`. Jobs share products through the store's locks: one makes what several want.
+Hydra's launcher decides where jobs run: `hydra/launcher=basic` (this process, one after the other),
+`slurm` (Submitit) or `ray`. Jobs share products through the store's locks: a product that several
+jobs need is made once. Only `loraq.cli` and `loraq.run` import this package.
 """
 
 from __future__ import annotations
 
-from loraq.runner.sweep.launch import again, launch
-from loraq.runner.sweep.watch import summary as status
+from loraq.runner.sweep.launch import launch_sweep, rerun_unfinished
+from loraq.runner.sweep.watch import sweep_summary
 
-__all__ = ["again", "launch", "status"]
+__all__ = ["launch_sweep", "rerun_unfinished", "sweep_summary"]

@@ -1,8 +1,8 @@
-"""From overrides to jobs, and the plan that they are held to.
+"""From overrides to jobs, and the plan file of a sweep.
 
 OUTPUT/sweeps/ID/plan.json lists every job with its overrides and the hash of its composed
-configuration, beside the code's hash. A job that finds other code or another configuration than
-it was submitted with refuses to run (`worker.py`).
+configuration, and the hash of the code. A job refuses to run if its code or configuration differs
+from the plan (`worker.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Job:
-    """overrides: what `loraq run` would be given; config: hash of the rows that they compose."""
+    """overrides: arguments of `loraq run`; config: `config_hash` of the rows that they compose."""
 
     overrides: list[str]
     config: str
@@ -36,8 +36,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """folder: where the sweep was started, for relative paths; launcher: Hydra's own overrides;
-    whole: the experiment whose rows the jobs are, as one run's overrides (None: something else)."""
+    """The jobs of a sweep, as `plan.json` stores them.
+
+    folder: working directory at the start, for relative paths. launcher: Hydra's own overrides.
+    whole: overrides of the experiment whose rows are the jobs; None for any other sweep.
+    """
 
     folder: str
     commit: str
@@ -47,16 +50,19 @@ class Plan:
     whole: list[str] | None = None
 
     def title(self, number: int) -> str:
-        """What sets a job apart: its overrides without those that all jobs have."""
+        """The overrides of a job that not all jobs have."""
         common = set.intersection(*(set(job.overrides) for job in self.jobs))
         own = [o for o in self.jobs[number].overrides if o not in common or len(self.jobs) == 1]
         return " ".join(own)
 
+    def __repr__(self) -> str:
+        return f"Plan({len(self.jobs)} jobs, folder='{self.folder}', commit={self.commit!r})"
+
 
 def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
-    """The jobs, each composed and checked, and the folder where their plan is written.
+    """The plan of all jobs, composed and checked, and the new folder in which it is stored.
 
-    Where nothing is swept over but an experiment is named, its rows are the jobs.
+    If no override is swept over and an experiment is set, its rows are the jobs.
     """
     launcher = [o for o in overrides if o.lstrip("+~").startswith("hydra")]
     plain = [o for o in overrides if o not in launcher]
@@ -66,16 +72,16 @@ def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
     if len(composed) == 1 and "experiment" in named and "row" not in named:
         reference = [row for row in composed[0] if row.quant is None]
         rows = [row for row in composed[0] if row.quant is not None]
-        # what `row=NAME` composes; composing the experiment again for every row takes minutes
+        # equal to composing with `row=NAME`, which takes minutes for all rows of an experiment
         lists, composed = [[*plain, f"row={r.row}"] for r in rows], [[*reference, r] for r in rows]
         whole = plain
-    jobs = [Job(one, fingerprint(rows)) for one, rows in zip(lists, composed, strict=True)]
+    jobs = [Job(one, config_hash(rows)) for one, rows in zip(lists, composed, strict=True)]
     plan = Plan(str(Path.cwd()), checkout_commit(), code_hash(), launcher, jobs, whole)
     return plan, write_sweep_plan(plan, Path(composed[0][0].output))
 
 
 def write_sweep_plan(plan: Plan, output: Path) -> Path:
-    """A new folder under OUTPUT/sweeps with the plan in it."""
+    """Write the plan into a new folder under OUTPUT/sweeps, and return the folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     folder = output.resolve() / "sweeps" / f"{stamp}-{key(plan)[:4]}"
     folder.mkdir(parents=True)
@@ -84,25 +90,25 @@ def write_sweep_plan(plan: Plan, output: Path) -> Path:
 
 
 def read_sweep_plan(folder: Path) -> Plan:
-    """The plan of a sweep; LoraqError where there is none."""
+    """The plan of a sweep; LoraqError if the folder has none."""
     path = folder / PLAN
     if not path.is_file():
         raise LoraqError(
-            f"'{folder}' has no {PLAN}: give the folder that a sweep named at its end."
+            f"'{folder}' has no {PLAN}. Pass the folder that the sweep printed when it ended."
         )
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return Plan(**{**found, "jobs": [Job(**job) for job in found["jobs"]]})
 
 
-def fingerprint(rows: Sequence[Config]) -> str:
-    """The same on every machine: what is composed, not where it runs."""
+def config_hash(rows: Sequence[Config]) -> str:
+    """Hash of the composed rows without `output`: the same on every machine."""
     return key([replace(row, output="") for row in rows])
 
 
 def code_hash() -> str:
-    """Of this package's source and configuration, whatever git says."""
+    """Hash of the package's source and configuration files, independent of git."""
     digest = hashlib.sha256()
-    # in a checkout conf/ is a link, which rglob does not enter by itself
+    # in a checkout PACKAGE/conf is a symbolic link, which rglob does not follow
     for path in sorted([*PACKAGE.rglob("*.py"), *CONF.rglob("*.yaml")]):
         digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Start a sweep's jobs through Hydra's launcher, and tell how they ended."""
+"""Start the jobs of a sweep through Hydra's launcher, and report how they ended."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from loraq.compose import CONF, load_rows
 from loraq.errors import LoraqError
 from loraq.results.record import checkout_commit
 from loraq.runner.experiment import run
-from loraq.runner.plan import make_plan
+from loraq.runner.plan import plan_rows
 from loraq.runner.store import Store
 from loraq.runner.sweep import jobs, watch
-from loraq.runner.sweep.worker import work
+from loraq.runner.sweep.worker import run_job
 from loraq.utils.console import show_messages
 
 if TYPE_CHECKING:
@@ -30,41 +30,44 @@ log = logging.getLogger(__name__)
 PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 
 
-def launch(overrides: Sequence[str]) -> str:
-    """Plan the jobs, run them all, and return the summary; LoraqError where any did not finish."""
+def launch_sweep(overrides: Sequence[str]) -> str:
+    """Plan and run all jobs; returns the summary, LoraqError if any job did not finish."""
     _check_launcher(overrides)
     plan, folder = jobs.plan_sweep(overrides)
-    return _launch(plan, folder)
+    return _run_jobs(plan, folder)
 
 
-def again(folder: Path, overrides: Sequence[str] = ()) -> str:
-    """The jobs of a sweep that failed, were lost or never began, as a sweep of their own."""
-    old, numbers = jobs.read_sweep_plan(folder), watch.unfinished(folder)
+def rerun_unfinished(folder: Path, overrides: Sequence[str] = ()) -> str:
+    """Run the failed, lost and queued jobs of a sweep again, as a new sweep."""
+    old, numbers = jobs.read_sweep_plan(folder), watch.unfinished_jobs(folder)
     if not numbers:
-        return f"Nothing to do again.\n{watch.summary(folder)}"
+        return f"All jobs have finished.\n{watch.sweep_summary(folder)}"
     odd = [o for o in overrides if not o.startswith("hydra")]
     if odd:
-        raise LoraqError(f"{odd[0]}: with --again only hydra/launcher=… and hydra.… can be given.")
+        raise LoraqError(
+            f"{odd[0]}: --again accepts only hydra/launcher=… and hydra.… overrides. Remove it, or "
+            "start a new sweep."
+        )
     chosen = [old.jobs[number] for number in numbers]
-    fresh = [replace(job, config=jobs.fingerprint(jobs.load_rows(job.overrides))) for job in chosen]
+    fresh = [replace(job, config=jobs.config_hash(jobs.load_rows(job.overrides))) for job in chosen]
     launcher = list(overrides) or old.launcher
     _check_launcher(launcher)
     plan = replace(
         old, commit=checkout_commit(), code=jobs.code_hash(), launcher=launcher, jobs=fresh
     )
-    return _launch(plan, jobs.write_sweep_plan(plan, folder.resolve().parent.parent))
+    return _run_jobs(plan, jobs.write_sweep_plan(plan, folder.resolve().parent.parent))
 
 
-def _launch(plan: jobs.Plan, folder: Path) -> str:
+def _run_jobs(plan: jobs.Plan, folder: Path) -> str:
     show_messages()
-    log.info("%s, %s", watch.counted(plan), folder)
+    log.info("%s, %s", watch.job_count(plan), folder)
     with contextlib.suppress(watch.AllEnded), watch.Watch(folder):
-        if not _hydra(plan, folder):
-            watch.wait(folder)
-    told = watch.summary(folder)
-    if watch.unfinished(folder):
-        raise LoraqError(told)
-    return f"{told}\n{_whole(plan)}".rstrip()
+        if not _run_launcher(plan, folder):
+            watch.wait_for_jobs(folder)
+    text = watch.sweep_summary(folder)
+    if watch.unfinished_jobs(folder):
+        raise LoraqError(text)
+    return f"{text}\n{_experiment_tables(plan)}".rstrip()
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
@@ -73,13 +76,13 @@ def _check_launcher(overrides: Sequence[str]) -> None:
         plugin = PLUGINS.get(name)
         if plugin and not _installed(plugin):
             raise LoraqError(
-                f"{override} needs Hydra's plugin {plugin}, which is not installed. Install it: "
-                f"pip install -e '.[{name}]' in the checkout (see docs/cluster.md)"
+                f"{override} needs Hydra's plugin {plugin}, which is not installed. Run "
+                f"pip install -e '.[{name}]' in the checkout (see docs/cluster.md)."
             )
         if name == "slurm" and shutil.which("sbatch") is None:
             raise LoraqError(
-                f"{override} needs Slurm's sbatch, which this machine does not have. Start the "
-                "sweep on a machine that submits jobs, or take hydra/launcher=basic or ray."
+                f"{override} needs Slurm's sbatch, which is not installed here. Start the sweep on "
+                "a login node of the cluster, or set hydra/launcher=basic or hydra/launcher=ray."
             )
 
 
@@ -91,10 +94,10 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _hydra(plan: jobs.Plan, folder: Path) -> bool:
-    """Hydra's multirun over the numbers of the jobs; a worker reads the rest from the plan.
+def _run_launcher(plan: jobs.Plan, folder: Path) -> bool:
+    """Run Hydra's multirun over the numbers of the jobs; a worker reads its job from the plan.
 
-    False where the launcher gave up, which says nothing about jobs that it had started.
+    Returns False if the launcher failed; jobs that it has started may still be running.
     """
     import hydra
 
@@ -116,18 +119,18 @@ def _hydra(plan: jobs.Plan, folder: Path) -> bool:
 
 
 def one_job(config: DictConfig) -> None:
-    """What a launcher calls, here or far away."""
-    work(Path(config.sweep), int(config.job))
+    """The function that a launcher calls, on this or on another machine."""
+    run_job(Path(config.sweep), int(config.job))
 
 
-def _whole(plan: jobs.Plan) -> str:
-    """The experiment's tables, where its rows were the jobs and this machine finds them all."""
+def _experiment_tables(plan: jobs.Plan) -> str:
+    """The experiment's tables, if its rows were the jobs and all products are on this machine."""
     if plan.whole is None:
         return ""
     configs = load_rows(plan.whole)
-    if any(row.todo for row in make_plan(configs, Store(configs[0].output))):
+    if any(row.todo for row in plan_rows(configs, Store(configs[0].output))):
         return (
-            "The tables of the whole experiment: give the same command to `loraq run` on a machine "
-            f"like the workers': loraq run {' '.join(plan.whole)}"
+            "For the tables of the complete experiment, run on a machine like the workers': "
+            f"loraq run {' '.join(plan.whole)}"
         )
     return run(plan.whole, progress=False).text

@@ -1,8 +1,8 @@
 """One job of a sweep, in the process that a launcher started for it.
 
-It never raises: a failed job must not take others along. How it went stands in `job_N.json`,
-written when it starts and when it ends; while it runs it holds `job_N.lock`, so that a job whose
-process died is told apart from one that still works.
+It never raises, because an exception would stop other jobs. `job_N.json` contains the status and is
+written at the start and at the end. A running job holds `job_N.lock`; if the lock is free and the
+status is "running", the process has died.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.results.record import checkout_commit
 from loraq.runner.experiment import run
-from loraq.runner.publish import summary
+from loraq.runner.publish import row_summary
 from loraq.runner.sweep import jobs
 from loraq.utils.console import show_messages
 from loraq.utils.files import write_json
@@ -29,15 +29,17 @@ log = logging.getLogger(__name__)
 
 
 def status_file(folder: Path, number: int) -> Path:
+    """The JSON file with the status of job `number`."""
     return folder / f"job_{number}.json"
 
 
 def lock_file(folder: Path, number: int) -> Path:
+    """The lock that job `number` holds while it runs."""
     return folder / f"job_{number}.lock"
 
 
-def work(folder: Path, number: int) -> None:
-    """Run job `number` of the plan in `folder`: done, skipped (all was there) or failed."""
+def run_job(folder: Path, number: int) -> None:
+    """Run job `number` of the plan in `folder` and write its status file."""
     from filelock import FileLock
 
     show_messages()
@@ -47,7 +49,7 @@ def work(folder: Path, number: int) -> None:
     with FileLock(str(lock_file(folder, number))):
         write_json(status_file(folder, number), status)
         try:
-            status |= _run(jobs.read_sweep_plan(folder), number)
+            status |= _run_checked(jobs.read_sweep_plan(folder), number)
         except LoraqError as error:
             status |= {"state": "failed", "error": str(error)}
         except Exception as error:
@@ -59,28 +61,28 @@ def work(folder: Path, number: int) -> None:
         log.error("job %d failed: %s", number, status["error"])
 
 
-def _run(plan: jobs.Plan, number: int) -> dict[str, Any]:
-    """The job's work, once it is the job that was submitted."""
+def _run_checked(plan: jobs.Plan, number: int) -> dict[str, Any]:
+    """Run the job, or raise LoraqError if code or configuration differ from the plan."""
     os.chdir(plan.folder)
     job = plan.jobs[number]
     if (code := jobs.code_hash()) != plan.code:
         now = checkout_commit() or "no commit"
         raise LoraqError(
             f"this job was submitted with other code (commit {plan.commit or 'unknown'}, source "
-            f"{plan.code}) than it finds now ({now}, source {code}). Check the old "
-            "code out and run the sweep's failed jobs again, or start a new sweep."
+            f"{plan.code}) than is installed now ({now}, source {code}). Check out the old code "
+            "and run the failed jobs again, or start a new sweep."
         )
-    if jobs.fingerprint(load_rows(job.overrides)) != job.config:
+    if jobs.config_hash(load_rows(job.overrides)) != job.config:
         raise LoraqError(
             "this job was submitted with another configuration than its overrides compose now. "
             "Start a new sweep."
         )
-    begun = datetime.datetime.now(datetime.UTC).isoformat()
+    started = datetime.datetime.now(datetime.UTC).isoformat()
     outcome = run(job.overrides, progress=sys.stderr.isatty())
-    made = any(record.created >= begun[:19] for record in outcome.records)
+    made = any(record.created >= started[:19] for record in outcome.records)
     return {
         "state": "done" if made else "skipped",
-        "summary": summary(outcome.records[-1]),
+        "summary": row_summary(outcome.records[-1]),
         "records": [record.key for record in outcome.records],
         "results": str(outcome.folder),
     }

@@ -1,4 +1,4 @@
-"""The command line answers quickly, and mistakes exit with 2 and without a traceback."""
+"""The command line: `--help` is fast, errors exit with 2 and without a traceback."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraq.utils.plain import to_plain
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
-def test_help_helps_without_torch(command):
+def test_help_does_not_import_torch(command):
     code = (
         "import sys, loraq.cli\n"
         "try: loraq.cli.main(sys.argv[1:])\n"
@@ -28,15 +28,15 @@ def test_help_helps_without_torch(command):
     )
     assert done.returncode == 0, done.stderr
     assert "usage: loraq" in done.stdout
-    assert time.monotonic() - started < 10  # 0.1 s on an idle machine; the limit asked for is 2
+    assert time.monotonic() - started < 10  # 0.1 s on an idle machine; the requirement is 2 s
 
 
-def test_import_is_light():
+def test_import_loraq_does_not_import_torch():
     code = "import sys, loraq; assert not {'torch', 'diffusers', 'hydra'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_mistakes_exit_with_2_and_no_traceback(capsys):
+def test_errors_exit_with_2_and_no_traceback(capsys):
     for arguments in (["run", "method=nothing"], ["run", "--dry-run", "data.cuont=1"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -82,7 +82,7 @@ def test_cfg_job_prints_every_row_as_yaml_and_stops(command, capsys, tmp_path, m
     ],
     ids=lambda value: " ".join(value),
 )
-def test_hydras_other_options_are_refused_by_name(arguments, words, capsys):
+def test_other_options_of_hydra_are_refused_with_an_alternative(arguments, words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["run", *arguments])
     assert caught.value.code == 2

@@ -1,4 +1,4 @@
-"""Batch sizes that fit: the line through two trials, what is measured, and the command."""
+"""Largest batch size: extrapolation from two trials, memory measurements, and the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraq.cli import main
 from loraq.errors import LoraqError
-from loraq.runner.batch_size import SHARE, largest
+from loraq.runner.batch_size import SHARE, largest_batch
 from loraq.utils.memory import INTERVAL, anonymous_bytes, free_bytes, held_bytes, peak
 
 MIB = 2**20
@@ -21,25 +21,25 @@ sizes = st.integers(1, 10**6)
 
 
 @given(sizes, sizes, sizes, st.integers(1, 4096))
-def test_the_proposal_fits_and_one_image_more_does_not(fixed, each, free, most):
+def test_the_batch_size_fits_and_one_image_more_does_not(fixed, each, free, most):
     peaks = {1: fixed + each, 2: fixed + 2 * each}
-    each = max(each, peaks[1] / 4)  # a suspiciously flat line is not believed
+    each = max(each, peaks[1] / 4)  # lower limit of the slope
     fixed = max(0, peaks[1] - each)
     if fixed + each > SHARE * free:
         with pytest.raises(LoraqError, match="One image needs"):
-            largest(peaks, free, most)
+            largest_batch(peaks, free, most)
         return
-    size = largest(peaks, free, most)
+    size = largest_batch(peaks, free, most)
     assert 1 <= size <= most
     assert fixed + size * each <= SHARE * free * (1 + 1e-9)
     assert size == most or fixed + (size + 1) * each > SHARE * free * (1 - 1e-9)
 
 
-def test_a_trial_without_growth_still_counts_every_image():
-    assert largest({1: 100, 2: 90}, 1000, 10**6) <= 36
+def test_every_image_needs_memory_even_if_the_trials_show_no_growth():
+    assert largest_batch({1: 100, 2: 90}, 1000, 10**6) <= 36
 
 
-def test_the_peak_counts_what_was_held_and_not_what_is_mapped(tmp_path):
+def test_the_peak_counts_allocated_and_not_mapped_memory(tmp_path):
     file = tmp_path / "weights"
     np.zeros(64 * MIB, np.uint8).tofile(file)
     before = held_bytes("cpu")
@@ -47,7 +47,7 @@ def test_the_peak_counts_what_was_held_and_not_what_is_mapped(tmp_path):
         mapped = np.memmap(file, mode="r")
         assert int(mapped.max()) == 0
         held = np.ones(100 * MIB, np.uint8)
-        time.sleep(10 * INTERVAL)  # it is sampled
+        time.sleep(10 * INTERVAL)  # memory is sampled
         assert held[-1] == 1
         del held
     if sys.platform == "linux":
@@ -55,7 +55,7 @@ def test_the_peak_counts_what_was_held_and_not_what_is_mapped(tmp_path):
     assert free_bytes("cpu") > 100 * MIB
 
 
-def test_another_process_and_one_that_is_gone():
+def test_memory_of_another_process_and_of_one_that_has_ended():
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         assert anonymous_bytes(process.pid) > 0
         process.communicate(b"\n")
@@ -63,7 +63,7 @@ def test_another_process_and_one_that_is_gone():
 
 
 @pytest.mark.parametrize("method", ["reference", "loraq_o2"])
-def test_the_command_proposes_a_batch_for_the_row(overrides, capsys, method):
+def test_the_command_prints_a_batch_size_for_the_row(overrides, capsys, method):
     main(["fit", f"method={method}", *overrides, "--quiet"])
     printed = capsys.readouterr().out
     assert "generate.batch_size=4 takes" in printed  # no more than there are prompts

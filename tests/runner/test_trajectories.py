@@ -1,4 +1,4 @@
-"""Replay: the 16-bit run exactly, subsets applied and reverted, effects that are foretold."""
+"""Teacher-forced errors: exact 16-bit recording, errors by role, predictions of sensitivity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import trajectories
 from loraq.runner.generate import image_batch
-from loraq.runner.trajectories import Forward, errors_by_role, output_errors, sensitivity
+from loraq.runner.trajectories import Forward, errors_by_role, measure_sensitivity, output_errors
 from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
@@ -26,7 +26,7 @@ def rtn(weight: str, activation: str | None = None) -> Recipe:
 
 
 class Exact(torch.nn.Module):
-    """A layer by its definition, without the module under test."""
+    """A quantised layer computed by `LayerTensors.forward`, without `QuantizedLinear`."""
 
     def __init__(self, tensors) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ def layers(pipe):
 
 
 @pytest.fixture(scope="module")
-def quantised(pipe, layers):
+def quantized(pipe, layers):
     return quantize_model(pipe.transformer, layers, rtn("int4"), progress=None)
 
 
 @pytest.fixture
 def untouched(pipe):
-    """Fails unless the test leaves the very same modules, hooks and weights behind."""
+    """Fails unless modules, hooks and weights are the same after the test."""
 
     def state():
         hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules()]
@@ -80,13 +80,13 @@ def untouched(pipe):
     assert state() == before
 
 
-def test_unquantised_replay_is_exact_at_every_step(pipe, forwards, untouched):
+def test_the_16_bit_model_has_no_error_at_any_step(pipe, forwards, untouched):
     assert [f.step for f in forwards] == [*range(STEPS), *range(STEPS)]
     assert output_errors(pipe.transformer, forwards) == [0.0] * STEPS
 
 
-def test_recorded_is_what_generation_computes(pipe, model, forwards):
-    """The scheduler's timesteps; guidance doubles the batch; the variance channels are left out."""
+def test_recorded_forwards_are_those_of_generation(pipe, model, forwards):
+    """The scheduler's timesteps; guidance doubles the batch; variance channels are dropped."""
     again = trajectories.record_forwards(pipe, model, PROMPTS, seed=3, batch_size=2)
     assert all(torch.equal(a.output, b.output) for a, b in zip(forwards, again, strict=True))
     pipe.scheduler.set_timesteps(STEPS)
@@ -121,30 +121,30 @@ def test_hook_is_removed_when_the_pipeline_fails(pipe, model, untouched):
         trajectories.record_forwards(pipe, broken, PROMPTS, 0, 2)
 
 
-def test_applied_puts_the_very_same_modules_back_also_after_an_exception(
-    pipe, quantised, layers, untouched
+def test_applied_restores_the_same_modules_also_after_an_exception(
+    pipe, quantized, layers, untouched
 ):
     name = layers[0].name
     linear = pipe.transformer.get_submodule(name)
-    with quantised.subset([]).applied(pipe.transformer):
+    with quantized.subset([]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is linear
-    with pytest.raises(ZeroDivisionError), quantised.subset([name]).applied(pipe.transformer):
+    with pytest.raises(ZeroDivisionError), quantized.subset([name]).applied(pipe.transformer):
         assert pipe.transformer.get_submodule(name) is not linear
         assert isinstance(pipe.transformer.get_submodule(layers[1].name), torch.nn.Linear)
         1 / 0  # noqa: B018
     with (
-        quantised.subset([name]).applied(pipe.transformer),
+        quantized.subset([name]).applied(pipe.transformer),
         pytest.raises(LoraqError, match="quantised already"),
-        quantised.subset(quantised.layers).applied(pipe.transformer),
+        quantized.subset(quantized.layers).applied(pipe.transformer),
     ):
         pass
 
 
 def test_errors_by_role_are_those_of_applying_the_role_by_hand(
-    pipe, quantised, layers, forwards, untouched
+    pipe, quantized, layers, forwards, untouched
 ):
     transformer = pipe.transformer
-    errors = errors_by_role(transformer, quantised, layers, forwards)
+    errors = errors_by_role(transformer, quantized, layers, forwards)
     assert list(errors) == ["all", *dict.fromkeys(layer.role for layer in layers)]
     assert all(len(e) == STEPS and min(e) > 0 for e in errors.values())
 
@@ -152,7 +152,7 @@ def test_errors_by_role_are_those_of_applying_the_role_by_hand(
     squares = torch.zeros(2, STEPS, dtype=torch.float64)
     with torch.inference_mode():
         for name in linears:
-            tensors = quantised.layers[name]
+            tensors = quantized.layers[name]
             transformer.set_submodule(name, Exact(tensors))
         for f in forwards:
             output = transformer(*f.args, **f.kwargs)[0][:, :4].double()
@@ -170,16 +170,19 @@ def test_errors_by_role_are_those_of_applying_the_role_by_hand(
         "ff_down": errors["ff_down"],
     }
     with pytest.raises(LoraqError, match="have no role"):
-        errors_by_role(transformer, quantised, one, forwards)
+        errors_by_role(transformer, quantized, one, forwards)
 
 
 def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forwards, untouched):
-    """s·e² holds to first order at any e: 8-bit errors, whose squares are some 300 times smaller,
-    have the effect that 4 bits foretell within a factor 2 a unit, and 1.5 all together."""
+    """s·e² predicts, to first order, the effect of any error e.
+
+    Squared 8-bit errors are about 300 times smaller; s at 4 bits predicts their effect within a
+    factor of 2 per unit, and of 1.5 for all units together.
+    """
     transformer, first = pipe.transformer, [f for f in forwards if f.step == 0]
     units = make_units(layers, share_qkv=True)
-    at_4 = sensitivity(transformer, units, rtn("int4"), first, progress=None)
-    at_8 = sensitivity(transformer, units, rtn("int8"), first, progress=None)
+    at_4 = measure_sensitivity(transformer, units, rtn("int4"), first, progress=None)
+    at_8 = measure_sensitivity(transformer, units, rtn("int8"), first, progress=None)
     packed = quantize_model(transformer, layers, rtn("int8"), progress=None)
     predicted = 0.0
     for unit in units:
@@ -196,7 +199,7 @@ def test_sensitivity_at_4_bits_predicts_the_effects_of_8_bits(pipe, layers, forw
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 0}, {"every": 0}, {"prompts": []}])
-def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
+def test_invalid_settings_and_missing_forwards_are_errors(pipe, model, settings):
     with pytest.raises(LoraqError, match="limit"):
         trajectories.record_forwards(
             pipe, model, **{"prompts": PROMPTS, "seed": 0, "batch_size": 2} | settings
@@ -204,10 +207,10 @@ def test_what_cannot_be_recorded_or_replayed_is_refused(pipe, model, settings):
     with pytest.raises(LoraqError, match="No forwards"):
         output_errors(pipe.transformer, [])
     with pytest.raises(LoraqError, match="No forwards"):
-        sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
+        measure_sensitivity(pipe.transformer, [], rtn("int4"), [], progress=None)
 
 
-def test_outputs_and_inputs_of_every_usual_form_are_understood():
+def test_all_common_forms_of_inputs_and_outputs_are_supported():
     """Tuples, objects with `.sample`; None, flags, tensors in dicts and lists."""
 
     class Named:

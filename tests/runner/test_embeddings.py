@@ -1,4 +1,4 @@
-"""Text embeddings: the pipeline's own to the bit, made once, read without a text encoder."""
+"""Text embeddings: bit-identical to the pipeline's, computed once, read without a text encoder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model(request):
 
 @pytest.fixture(autouse=True)
 def together(monkeypatch):
-    """The pipeline encodes a batch as one, so the comparison does as well."""
+    """Encode a batch in one call, as the pipeline does."""
     monkeypatch.setattr(batch_invariance, "batch_limit", lambda images, _device: images)
 
 
@@ -47,7 +47,7 @@ def each(batches):
 
 
 @pytest.mark.parametrize("guidance", [4.5, 1.0])
-def test_images_have_the_bits_of_the_pipeline_that_encodes_prompts(model, tmp_path, guidance):
+def test_images_equal_those_of_the_pipeline_that_encodes_prompts(model, tmp_path, guidance):
     model = replace(model, guidance=guidance)
     pipe = load_pipeline(model)
     write_embeddings(pipe, model, PROMPTS, 2, tmp_path, each)
@@ -72,12 +72,12 @@ def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
     )
 
 
-def test_what_no_mask_shows_is_not_stored(model, tmp_path):
+def test_masked_tokens_are_not_stored(model, tmp_path):
     pipe = load_pipeline(model, without=session.IMAGE)
     assert pipe.transformer is None and pipe.vae is None
     write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
     made, held = (
-        embeddings.encode(pipe, model, PROMPTS),
+        embeddings.encode_prompts(pipe, model, PROMPTS),
         read_embeddings(tmp_path, 0, "cpu"),
     )
     assert sorted(made) == sorted(held) == sorted(embeddings.NAMES)
@@ -92,12 +92,13 @@ def test_what_no_mask_shows_is_not_stored(model, tmp_path):
     assert size < 0.8 * sum(tensor.nbytes for tensor in made.values())
 
 
-def test_a_mask_that_shows_nothing_keeps_every_token(model, tmp_path, monkeypatch):
+def test_an_all_zero_mask_keeps_every_token(model, tmp_path, monkeypatch):
     pipe = load_pipeline(model, without=session.IMAGE)
     blind = {
-        n: t * 0 if "mask" in n else t for n, t in embeddings.encode(pipe, model, PROMPTS).items()
+        n: t * 0 if "mask" in n else t
+        for n, t in embeddings.encode_prompts(pipe, model, PROMPTS).items()
     }
-    monkeypatch.setattr(embeddings, "encode", lambda *_: blind)
+    monkeypatch.setattr(embeddings, "encode_prompts", lambda *_: blind)
     write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
     held = read_embeddings(tmp_path, 0, "cpu")
     assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
@@ -107,8 +108,8 @@ def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
     pipe = load_pipeline(model, without=session.IMAGE)
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     (tmp_path / "00001.safetensors").unlink()
-    made, original = [], embeddings.encode
-    monkeypatch.setattr(embeddings, "encode", lambda *a: made.append(a[2]) or original(*a))
+    made, original = [], embeddings.encode_prompts
+    monkeypatch.setattr(embeddings, "encode_prompts", lambda *a: made.append(a[2]) or original(*a))
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
     assert made == [PROMPTS[1:2]]
 
@@ -122,7 +123,7 @@ def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides
 
     monkeypatch.setattr(session, "load_pipeline", load)
     run(["method=rtn", *overrides], progress=False)
-    # embeddings, images, then the text of what errors are measured on
+    # embeddings, images, then the embeddings of the measuring captions
     assert loads == [session.IMAGE, session.TEXT, session.IMAGE]
     loads.clear()
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)

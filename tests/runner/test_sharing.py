@@ -1,4 +1,4 @@
-"""Processes that want the same images share their batches, and the images do not depend on it."""
+"""Processes that need the same images share the batches; the images do not depend on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def images(output: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_make_every_batch_once(overrides, tmp_path):
-    """As torchrun starts them: the same command, RANK 0 and 1."""
+    """The same command with RANK 0 and 1, as torchrun starts it."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     settings = ["method=rtn", *overrides[:-1], "data.count=8", "generate.batch_size=1"]
     run([*settings, f"output={alone}"], progress=False)
@@ -43,16 +43,16 @@ def test_two_processes_make_every_batch_once(overrides, tmp_path):
         )
         for rank in (0, 1)
     ]
-    said = [worker.communicate()[0] for worker in workers]
+    printed = [worker.communicate()[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    assert "psnr" in said[0].lower() and not said[1].strip()
+    assert "psnr" in printed[0].lower() and not printed[1].strip()
     assert images(shared) == images(alone)
     batches = log.read_text().split()
     assert len(batches) == 2 * 8 and {batches.count(name) for name in batches} == {2}
     assert not list(shared.glob("images/*.*.lock"))
 
 
-def test_a_claim_is_let_go_by_a_process_that_dies(tmp_path):
+def test_the_claim_of_a_process_that_dies_is_released(tmp_path):
     store = Store(tmp_path)
     (tmp_path / "images").mkdir()
     code = (

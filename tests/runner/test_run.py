@@ -1,4 +1,4 @@
-"""The whole flow on the little pipeline: cached, resumed, repeated, damaged, refused."""
+"""Experiments on the small pipeline: cache, resume, repetition, corrupted products, errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loraq.results import record as records
 from loraq.runner import experiment
 from loraq.runner import generate as generation
 from loraq.runner.experiment import run
-from loraq.runner.plan import check_rows, make_plan
+from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
@@ -44,7 +44,7 @@ METHODS = ["rtn", "svdquant", "loraq_o2"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_goes_from_config_to_table(overrides, method):
+def test_a_method_runs_from_config_to_table(overrides, method):
     outcome = run([f"method={method}", *overrides], progress=False)
     reference, row = outcome.records
     assert reference.row == "reference" and row.row == method
@@ -57,11 +57,11 @@ def test_a_method_goes_from_config_to_table(overrides, method):
 
 
 def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
-    """The plan alone, so that it needs no GPU."""
-    asked = ["method=loraq_o2", "compute=triton", *overrides]
+    """Tests only the plan, which needs no GPU."""
+    given = ["method=loraq_o2", "compute=triton", *overrides]
 
     def planned(*more: str) -> list[Row]:
-        rows = make_plan(load_rows([*asked, *more]), Store(str(output(overrides))))
+        rows = plan_rows(load_rows([*given, *more]), Store(str(output(overrides))))
         return [replace(row, device="cuda") for row in rows]
 
     check_rows(planned())
@@ -69,7 +69,7 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
         check_rows(planned("quant.activation.block=16"))
 
 
-def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
+def test_a_second_run_makes_and_loads_nothing(overrides, monkeypatch):
     first = run(["method=rtn", *overrides], progress=False)
     monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
     second = run(["method=rtn", *overrides], progress=False)
@@ -77,7 +77,7 @@ def test_a_second_run_makes_nothing_and_loads_nothing(overrides, monkeypatch):
     assert [record.created for record in first.records] == [r.created for r in second.records]
 
 
-def test_reference_images_serve_every_method(overrides, monkeypatch):
+def test_reference_images_are_shared_by_all_methods(overrides, monkeypatch):
     made = []
     original = generation.image_batch
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_reference_images_serve_every_method(overrides, monkeypatch):
     run(["method=rtn", *overrides], progress=False)
     first = len(made)
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
-    assert first == 4 + 2 + 4  # reference, activations for errors, rtn
+    assert first == 4 + 2 + 4  # reference, measuring inputs, rtn
     assert len(made) - first == 4
 
 
@@ -96,7 +96,7 @@ def test_the_same_config_from_empty_caches_gives_the_same_record(overrides, tmp_
     assert comparable(one) == comparable(two)
 
 
-def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
+def test_a_corrupted_product_is_reported_and_made_again(overrides, capsys):
     first = run(["method=loraq_o2", *overrides], progress=False)
     damaged = []
     for stage, pattern in (("images", "*.png"), ("quantised", "*.safetensors")):
@@ -116,14 +116,14 @@ def test_a_damaged_cache_entry_is_noticed_and_made_again(overrides, capsys):
 
 @pytest.mark.parametrize("fault", [LoraqError("no luck today"), RuntimeError("no luck today")])
 def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch, capsys, fault):
-    original = experiment.quantize
+    original = experiment.quantize_row
 
     def fails(work, row):
         if row.name == "rtn":
             raise fault
         return original(work, row)
 
-    monkeypatch.setattr(experiment, "quantize", lambda work, row: fails(work, row))
+    monkeypatch.setattr(experiment, "quantize_row", lambda work, row: fails(work, row))
     with pytest.raises(LoraqError, match="1 of 2 rows failed"):
         run(["method=rtn", *overrides], progress=False)
     assert "no luck today" in capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_a_failed_row_is_reported_and_the_others_are_kept(overrides, monkeypatch
         (["method=rtn", "metrics.names=[kid]"], ["kid", "data.real"]),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_made(overrides, capsys, extra, words):
+def test_errors_are_raised_before_anything_is_made(overrides, capsys, extra, words):
     with pytest.raises(SystemExit) as caught:
         main(["run", *overrides, *extra])
     assert caught.value.code == 2
@@ -161,12 +161,12 @@ def test_what_cannot_work_is_refused_before_anything_is_made(overrides, capsys, 
         (["model=tiny_sana", "data.count=16"], r"table1-tiny_sana-[0-9a-f]{6}"),
     ],
 )
-def test_other_models_and_settings_have_tables_of_their_own(overrides, folder):
+def test_other_models_and_settings_have_separate_result_folders(overrides, folder):
     row = SimpleNamespace(config=load_rows(["experiment=table1"])[0])
     assert re.fullmatch(folder, result_folder([row], ["experiment=table1", *overrides]).name)
 
 
-def test_one_methods_run_is_called_by_it(tmp_path):
+def test_the_result_folder_of_one_method_has_its_name(tmp_path):
     def name(*overrides: str) -> str:
         rows = [SimpleNamespace(config=config) for config in load_rows(overrides)]
         return result_folder(rows, overrides).name
@@ -176,10 +176,10 @@ def test_one_methods_run_is_called_by_it(tmp_path):
                         name("method=loraq_o2", "model=tiny_sana", "data.count=16"))  # fmt: skip
 
 
-def test_dry_run_tells_and_makes_nothing(overrides, capsys):
+def test_dry_run_prints_the_plan_and_makes_nothing(overrides, capsys):
     main(["run", "--dry-run", "method=svdquant", *overrides])
     text = capsys.readouterr().out
-    assert "to make" in text and "stated rates" in text and "In all about" in text
+    assert "to make" in text and "assumed rates" in text and "In all about" in text
     assert not output(overrides).exists()
     run(["method=svdquant", *overrides], progress=False)
     main(["run", "--dry-run", "method=svdquant", *overrides])
@@ -189,7 +189,7 @@ def test_dry_run_tells_and_makes_nothing(overrides, capsys):
 
 
 def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
-    """Finished groups and batches are not remade; the records equal an uninterrupted run's."""
+    """Finished groups and batches are not made again; records equal those of a complete run."""
     overrides = [o for o in overrides if not o.startswith(("data.count", "generate.", "output="))]
     overrides += ["data.count=8", "generate.batch_size=1", "model.steps=6"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -223,7 +223,7 @@ def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
     assert tables[0] == tables[1]
 
 
-def test_tables_and_cache_read_what_is_there(overrides, capsys):
+def test_tables_and_cache_read_finished_products(overrides, capsys):
     root = str(output(overrides))
     outcome = run(["method=rtn", *overrides], progress=False)
     (outcome.folder / "main.md").unlink()
@@ -236,7 +236,7 @@ def test_tables_and_cache_read_what_is_there(overrides, capsys):
         main(["tables", "--output", root, "nothing"])
 
 
-def test_parts_of_the_flow_are_commands_of_their_own(overrides, capsys):
+def test_quantize_generate_and_evaluate_run_only_their_stages(overrides, capsys):
     root = output(overrides)
     main(["quantize", "--quiet", "method=rtn", *overrides])
     assert "bits/weight" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""`loraq score`: the metrics of what is there are those of the run that made it."""
+"""`loraq score`: the metrics equal those of the run that made the images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RECIPE = ("loraq_o2", "quant.branch.rank=4")
 
 @pytest.fixture
 def packed(tiny_folder, tmp_path):
-    """A saved pipeline that holds no 16-bit weight of the quantised layers."""
+    """A saved pipeline without the 16-bit weights of the quantised layers."""
     pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
     made = loraq.quantize(pipe, loraq.recipe(*RECIPE), progress=False)
     pipe.save_pretrained(tmp_path / "packed")
@@ -42,13 +42,13 @@ def test_a_saved_pipeline_scores_as_the_run_that_quantised_it(packed, overrides,
 
 
 def _images(output, wanted):
-    """The folder of a record's images."""
+    """The folder of the images of a record."""
     found = (folder for folder in (output / "images").iterdir() if folder.is_dir())
     sets = (ImageSet.of_folder(folder, wanted["names"]) for folder in found)
     return next(held.paths[0].parent for held in sets if held.hash == wanted["hash"])
 
 
-def test_mistakes_are_named(packed, overrides, tmp_path, capsys):
+def test_errors_name_the_cause(packed, overrides, tmp_path, capsys):
     folder, _ = packed
     for arguments, message in (
         ([str(tmp_path / "nothing")], "no folder"),

@@ -1,4 +1,4 @@
-"""The store: finished or not there; damage is noticed; a full disk leaves nothing half-written."""
+"""The store: products are complete or absent; corruption is detected; a full disk."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from loraq.config import FormatConfig
 from loraq.errors import DiskFullError
 from loraq.runner.store import MANIFEST, Store
+from loraq.utils.console import show_messages
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
 
@@ -23,7 +24,7 @@ def test_a_key_depends_on_content_not_on_order_or_type_of_container():
     assert len(key(1)) == 16
 
 
-def test_a_product_is_there_only_when_its_block_ended(tmp_path):
+def test_a_product_exists_only_after_its_block_has_ended(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(RuntimeError), store.write("images", "k") as folder:
         write_bytes(folder / "a.png", b"1")
@@ -49,7 +50,8 @@ def test_a_resumable_product_keeps_its_pieces(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
+def test_a_corrupted_product_is_reported_and_renamed(tmp_path, capsys, damage):
+    show_messages()
     store = Store(tmp_path)
     with store.write("images", "k") as folder:
         write_bytes(folder / "a.png", b"12345")
@@ -72,29 +74,29 @@ def test_a_damaged_product_is_reported_and_set_aside(tmp_path, capsys, damage):
 LOOK = """
 import sys
 from loraq.runner.store import Store
-sys.stdin.readline()  # all at once
+sys.stdin.readline()  # start all processes at the same time
 print(Store(sys.argv[1]).finished("images", "k"))
 """
 
 
-def test_processes_that_find_the_same_damage_set_it_aside_once(tmp_path):
+def test_a_corrupted_product_is_renamed_once_by_several_processes(tmp_path):
     store = Store(tmp_path)
     with store.write("images", "k") as folder:
         for number in range(50):
             write_bytes(folder / f"{number}.png", bytes(1000))
     (store.path("images", "k") / "7.png").write_bytes(b"1")
-    asked = [sys.executable, "-c", LOOK, str(tmp_path)]
-    looking = [subprocess.Popen(asked, stdin=PIPE, stdout=PIPE, stderr=PIPE) for _ in range(3)]
+    command = [sys.executable, "-c", LOOK, str(tmp_path)]
+    looking = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE) for _ in range(3)]
     for process in looking:
         process.stdin.write(b"\n")
         process.stdin.flush()
-    said = [process.communicate() for process in looking]
-    assert [out for out, _ in said] == [b"False\n"] * 3
-    assert sum(err.count(b"set aside") for _, err in said) == 1
+    outputs = [process.communicate() for process in looking]
+    assert [out for out, _ in outputs] == [b"False\n"] * 3
+    assert sum(err.count(b"renamed to") for _, err in outputs) == 1
     assert len(list((tmp_path / "images" / "k.corrupted").iterdir())) == 51
 
 
-def test_what_was_made_again_meanwhile_is_not_set_aside(tmp_path, monkeypatch):
+def test_a_product_that_was_made_again_is_not_renamed(tmp_path, monkeypatch):
     store = Store(tmp_path)
     with store.write("images", "k") as folder:
         write_bytes(folder / "a.png", b"1")
@@ -104,7 +106,7 @@ def test_what_was_made_again_meanwhile_is_not_set_aside(tmp_path, monkeypatch):
     assert store.path("images", "k").is_dir()
 
 
-def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file_and_no_partial_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     write_bytes(path, b"old")
 
@@ -118,7 +120,7 @@ def test_a_full_disk_keeps_the_old_file_and_no_half_of_the_new(tmp_path, monkeyp
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_two_processes_do_not_make_the_same_thing(tmp_path):
+def test_a_product_is_locked_while_it_is_made(tmp_path):
     from filelock import FileLock, Timeout
 
     store = Store(tmp_path)

@@ -1,4 +1,4 @@
-"""Generation: the pipeline's own images, starting latents from the name alone, resume by batch."""
+"""Generation: the pipeline's images, initial latents from name and seed, resume by batch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pixels(path) -> np.ndarray:
 def test_images_are_those_of_the_unmodified_pipeline(pipe, model, tmp_path):
     import torch
 
-    made = generation.generate(pipe, model, PROMPTS[:1], GenerateConfig(), tmp_path, None)
+    made = generation.generate_images(pipe, model, PROMPTS[:1], GenerateConfig(), tmp_path, None)
     own = pipe(
         PROMPTS[0].prompt,
         num_inference_steps=2,
@@ -56,11 +56,11 @@ def test_images_are_those_of_the_unmodified_pipeline(pipe, model, tmp_path):
 
 
 @pytest.mark.parametrize("invariant", [None, False])
-@pytest.mark.parametrize("quantised", [False, True])
-def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
-    pipe, model, tmp_path, monkeypatch, quantised, invariant
+@pytest.mark.parametrize("quantized", [False, True])
+def test_batch_size_changes_neither_initial_latents_nor_images(
+    pipe, model, tmp_path, monkeypatch, quantized, invariant
 ):
-    """On this processor, and as on one whose products depend on the batch (`batch_invariance`)."""
+    """Also on processors whose matrix products depend on the batch size (`batch_invariance`)."""
     import torch
 
     if invariant is not None:
@@ -68,7 +68,7 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
     layers = list_layers(pipe.transformer, model.family, ())
     packed = quantize_model(pipe.transformer, layers, recipe("loraq_o2"), progress=None)
     latents = {}
-    if quantised:
+    if quantized:
         packed.apply(pipe.transformer)
     try:
         for size in (1, 3):
@@ -82,9 +82,9 @@ def test_batch_size_changes_neither_the_start_nor_a_bit_of_the_images(
             latents[size] = torch.cat(start)
             settings, folder = GenerateConfig(batch_size=size), tmp_path / str(size)
             folder.mkdir()
-            generation.generate(pipe, model, PROMPTS, settings, folder, None)
+            generation.generate_images(pipe, model, PROMPTS, settings, folder, None)
     finally:
-        if quantised:
+        if quantized:
             packed.revert(pipe.transformer)
     assert torch.equal(latents[1], latents[3])
     for prompt in PROMPTS:
@@ -97,14 +97,16 @@ def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
         settings = GenerateConfig(batch_size=3, seed=seed)
         folder = tmp_path / str(seed)
         folder.mkdir()
-        generation.generate(pipe, model, PROMPTS, settings, folder, None)
+        generation.generate_images(pipe, model, PROMPTS, settings, folder, None)
     images = [pixels(path) for path in sorted(tmp_path.glob("*/*.png"))]
     assert all((images[i] != images[j]).any() for i in range(len(images)) for j in range(i))
 
 
 def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, model, tmp_path):
-    """Its partial folder is gone when this process comes to it."""
-    paths = generation.generate(pipe, model, PROMPTS, GenerateConfig(), tmp_path / "gone", None)
+    """The other process has already renamed the partial folder."""
+    paths = generation.generate_images(
+        pipe, model, PROMPTS, GenerateConfig(), tmp_path / "gone", None
+    )
     assert len(paths) == len(PROMPTS) and not any(tmp_path.iterdir())
 
 
@@ -121,17 +123,17 @@ def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_p
     monkeypatch.setattr(generation, "image_batch", counted)
     settings = GenerateConfig(batch_size=1)
     with pytest.raises(KeyboardInterrupt):
-        generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
-    generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+        generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
+    generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
     assert made == [["p0"], ["p1"], ["p1"], ["p2"]]
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.png")}
     (tmp_path / "p1.png").write_bytes(before["p1.png"][:50])
-    generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+    generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
     assert made[4:] == [["p1"]]
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
 
 
-def test_a_disk_that_fills_up_leaves_only_whole_images(pipe, model, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_only_complete_images(pipe, model, tmp_path, monkeypatch):
     synced = os.fsync
     calls = []
 
@@ -144,10 +146,10 @@ def test_a_disk_that_fills_up_leaves_only_whole_images(pipe, model, tmp_path, mo
     monkeypatch.setattr(os, "fsync", filling)
     settings = GenerateConfig(batch_size=1)
     with pytest.raises(DiskFullError, match=r"p1\.png.*it resumes"):
-        generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)
+        generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(path.name.startswith(".") for path in files)
     for path in tmp_path.glob("*.png"):
         Image.open(path).load()
     monkeypatch.setattr(os, "fsync", synced)
-    assert len(generation.generate(pipe, model, PROMPTS, settings, tmp_path, None)) == 3
+    assert len(generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)) == 3

@@ -1,4 +1,4 @@
-"""Sweeps on the basic launcher: what is planned, skipped, refused, lost, run again."""
+"""Sweeps on the basic launcher: planned, skipped, refused, lost and repeated jobs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from filelock import FileLock
 
 from loraq.compose import expand_sweep, load_rows
 from loraq.errors import LoraqError
-from loraq.runner.sweep import jobs, launch, watch, worker
+from loraq.runner.sweep import jobs, launch_sweep, watch, worker
 
 
 @pytest.fixture
 def planned(overrides):
-    """Two jobs that have not begun."""
+    """A plan with two jobs that have not started."""
     return jobs.plan_sweep(["method=rtn,lqer", *overrides])
 
 
 def by_name(folder: Path) -> list[str]:
-    return [found.name for found in watch.states(folder)]
+    return [found.name for found in watch.job_states(folder)]
 
 
-def test_jobs_are_the_product_of_what_is_swept_over(planned):
+def test_jobs_are_the_product_of_the_swept_overrides(planned):
     plan, folder = planned
     assert [plan.title(number) for number in (0, 1)] == ["method=rtn", "method=lqer"]
     assert by_name(folder) == ["queued", "queued"]
@@ -54,32 +54,32 @@ def test_an_experiments_rows_are_its_jobs(overrides):
         load_rows(["experiment=demo", "row=rtm"])
 
 
-def test_a_mistake_in_one_job_stops_all_before_they_begin(overrides, tmp_path):
+def test_an_error_in_one_job_is_raised_before_any_starts(overrides, tmp_path):
     with pytest.raises(LoraqError, match="Did you mean 'lqer'"):
         jobs.plan_sweep(["method=rtn,lqr", *overrides])
     assert not (tmp_path / "outputs" / "sweeps").exists()
 
 
 def test_done_then_skipped_and_the_failed_ones_again(overrides, tmp_path, capsys, monkeypatch):
-    """In processes of their own, for Hydra keeps what it was given."""
+    """In subprocesses, because Hydra keeps global state."""
 
     def sweep(*arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "loraq.cli", "sweep", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         return done.returncode, done.stdout + done.stderr
 
-    asked = ["method=lqer", "quant.branch.rank=4,100000", *overrides]
-    code, told = sweep(*asked)
-    assert code == 2 and "2 jobs: 1 done, 1 failed" in told
-    assert "done: quant.branch.rank=4" in told and "quant.branch.rank=100000" in told
+    given = ["method=lqer", "quant.branch.rank=4,100000", *overrides]
+    code, output = sweep(*given)
+    assert code == 2 and "2 jobs: 1 done, 1 failed" in output
+    assert "done: quant.branch.rank=4" in output and "quant.branch.rank=100000" in output
     (folder,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    assert f"loraq sweep --again {folder}" in told
-    code, told = sweep("--again", str(folder))
-    assert code == 2 and "1 job: 1 failed" in told
-    code, told = sweep(*asked)
-    assert code == 2 and "2 jobs: 1 skipped, 1 failed" in told
-    code, told = sweep("--status", str(folder))
-    assert code == 0 and "1 done, 1 failed" in told
+    assert f"loraq sweep --again {folder}" in output
+    code, output = sweep("--again", str(folder))
+    assert code == 2 and "1 job: 1 failed" in output
+    code, output = sweep(*given)
+    assert code == 2 and "2 jobs: 1 skipped, 1 failed" in output
+    code, output = sweep("--status", str(folder))
+    assert code == 0 and "1 done, 1 failed" in output
 
 
 def test_other_code_or_another_configuration_is_refused(planned, capsys):
@@ -89,12 +89,12 @@ def test_other_code_or_another_configuration_is_refused(planned, capsys):
         (replace(plan, jobs=[replace(plan.jobs[0], config="0" * 16)]), "another configuration"),
     ):
         other = jobs.write_sweep_plan(odd, folder.parent.parent)
-        worker.work(other, 0)
-        assert watch.states(other)[0].name == "failed"
-        assert words in watch.states(other)[0].text and words in capsys.readouterr().err
+        worker.run_job(other, 0)
+        assert watch.job_states(other)[0].name == "failed"
+        assert words in watch.job_states(other)[0].text and words in capsys.readouterr().err
 
 
-def test_a_job_whose_process_died_is_lost_and_one_that_works_is_not(planned):
+def test_a_job_is_lost_if_its_process_has_died(planned):
     _, folder = planned
     running = {"state": "running", "host": "here", "pid": 1}
     worker.status_file(folder, 0).write_text(json.dumps(running))
@@ -112,19 +112,19 @@ def test_a_job_whose_process_died_is_lost_and_one_that_works_is_not(planned):
     assert by_name(folder) == ["running", "queued"]
     done.set()
     thread.join()
-    assert watch.unfinished(folder) == [0, 1]
-    told = watch.summary(folder)
-    assert "1 lost, 1 queued" in told and "ended without a word" in told
+    assert watch.unfinished_jobs(folder) == [0, 1]
+    output = watch.sweep_summary(folder)
+    assert "1 lost, 1 queued" in output and "ended without a result" in output
 
 
 def test_a_launcher_that_waits_forever_is_interrupted(planned, monkeypatch):
-    """As Submitit does for a killed job where Slurm keeps no accounts."""
+    """Submitit waits for a killed job if Slurm has no accounting."""
     _, folder = planned
     for number in range(2):
         text = json.dumps({"state": "done", "summary": "", "seconds": 1.0})
         worker.status_file(folder, number).write_text(text)
     monkeypatch.setattr(watch, "GRACE", 0.1)
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a shell's background
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for background processes of a shell
     try:
         with pytest.raises(watch.AllEnded), watch.Watch(folder, every=0.05):
             threading.Event().wait(20)
@@ -133,10 +133,10 @@ def test_a_launcher_that_waits_forever_is_interrupted(planned, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["slurm", "ray"])
-def test_a_launcher_that_is_not_there_is_named(name, overrides, monkeypatch):
+def test_the_error_for_a_missing_launcher_says_how_to_install_it(name, overrides, monkeypatch):
     def missing(package: str):
         raise importlib.metadata.PackageNotFoundError(package)
 
     monkeypatch.setattr("importlib.metadata.distribution", missing)
     with pytest.raises(LoraqError, match=rf"pip install -e '\.\[{name}\]'"):
-        launch(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
+        launch_sweep(["method=rtn,lqer", *overrides, f"hydra/launcher={name}"])
