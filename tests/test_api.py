@@ -19,6 +19,11 @@ def test_importing_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_dir_lists_the_public_names():
+    assert set(dir(loraq)) == set(loraq.__all__) == {*loraq._MODULES, "__version__"}
+    assert all(getattr(loraq, name) is not None for name in loraq.__all__)
+
+
 def test_a_recipe_is_the_preset_with_overrides():
     made = loraq.recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")
     assert made.branch_weight.name == "int4" and made.branch.budget == 0.32
@@ -65,6 +70,12 @@ def test_quantising_in_place_and_back():
     chosen = loraq.recipe("loraq_o2", "quant.branch.budget=null", "quant.branch.rank=8")
     model = loraq.quantize(pipe, chosen, progress=False)
     assert len(model.layers) == 8 and model.rank == 8
+    assert repr(model) == (
+        "QuantizedModel(loraq/shape: 8 layers, 65.54k weights, 6.953 bits/weight, rank 8, "
+        "weight=int4, branch=int8)"
+    )
+    table = model._repr_html_()
+    assert table.count("<tr>") == 9 and "<td>ff_up</td><td>1</td><td>256 × 64</td>" in table
     assert "weight=int4" in repr(pipe.transformer.transformer_blocks[0].attn1.to_q)
     after = output(pipe.transformer)
     assert 0 < (after - before).norm() / before.norm() < 0.5

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.data import Prompt
 from loraq.quantization.activations import Activations
-from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.calibration import (
+    InputCapture,
+    MomentCapture,
+    moment_tensors,
+    moments_from_tensors,
+)
 from loraq.quantization.grouping import make_units
 from loraq.runner import generate as generation
 from loraq.runner.embeddings import encode_together
@@ -159,7 +164,7 @@ def activations(session: Session, row: Row) -> Activations:
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(_load(_folder(session, row, "moments"), row.device))
+        moments = moments_from_tensors(_load(_folder(session, row, "moments"), row.device))
     if recipe.needs_sensitivity:
         sensitivity = json.loads((_folder(session, row, "sensitivity") / SENSITIVITY).read_text())
     read = rows(session, row, "calibrate") if recipe.needs_rows else None

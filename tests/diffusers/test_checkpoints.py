@@ -235,7 +235,7 @@ def test_a_quantised_model_is_neither_quantised_nor_reverted_again(pipe, tmp_pat
         made.apply(pipe.transformer)
     pipe.transformer.save_pretrained(tmp_path)
     loaded = PixArtTransformer2DModel.from_pretrained(tmp_path)
-    with pytest.raises(LoraqError, match="nothing to put back"):
+    with pytest.raises(LoraqError, match="no 16-bit layers to restore"):
         packed_layers(loaded).revert(loaded)
     assert loaded.config.quantization_config == pipe.transformer.config.quantization_config
 
@@ -277,15 +277,15 @@ def rename(layers: dict, old: str, new: str) -> None:
 
 Q = "transformer_blocks.0.attn1.to_q"
 BAD_CONFIGS = {
-    "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is not whole"),
+    "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is incomplete"),
     "gone": (lambda c: c["layers"].pop(Q), "to_q.weight"),
     "nothing": (lambda c: (c.pop("formats"), c.pop("layers")), "no packed layers"),
     "version": (lambda c: c.update(version="99"), "layout version '99'"),
     "entry": (lambda c: c.update(layer={}), "Did you mean 'layers'"),
     "no formats": (lambda c: c.pop("formats"), "only one of"),
     "layer": (lambda c: rename(c["layers"], Q, Q + "x"), "does not have"),
-    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "not whole"),
-    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not belong together"),
+    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "inconsistent"),
+    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not match config.json"),
 }
 
 
@@ -297,7 +297,7 @@ def test_a_config_that_disagrees_is_refused(saved, change, message):
 
 
 def test_a_foreign_method_is_refused(saved):
-    with pytest.raises(LoraqError, match="not ours"):
+    with pytest.raises(LoraqError, match="is not supported here"):
         LoRaQConfig(quant_method="bitsandbytes")
     edit(saved, lambda c: c.update(quant_method="lorax"))
     with pytest.raises(ValueError, match=r"lorax.*loraq"):

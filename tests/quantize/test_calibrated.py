@@ -11,7 +11,12 @@ import torch
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
 from loraq.quantization.activations import Activations
-from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.calibration import (
+    InputCapture,
+    MomentCapture,
+    moment_tensors,
+    moments_from_tensors,
+)
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.hadamard import random_signs
@@ -47,7 +52,7 @@ def test_moments_are_those_of_every_token_seen():
     assert torch.allclose(held.second_II, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
     assert torch.allclose(held.mean_I, x.mean(0), rtol=1e-4, atol=1e-5)
     named = {name: x for part in moment_tensors(moments) for name, x in part.items()}
-    again = moments_from(named)
+    again = moments_from_tensors(named)
     assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
 
 
@@ -144,9 +149,9 @@ def test_a_recipe_that_lacks_its_activations_says_which(change, word):
 
 def test_a_recipe_gets_only_what_it_declares():
     read = Activations(rows={"a": 1}, moments={"b": 2}, sensitivity={"c": 3})
-    assert read.allowed(O2) == Activations()
+    assert read.restricted_to(O2) == Activations()
     gptq = replace(O2, rounding=RoundingConfig("gptq"))
-    assert read.allowed(gptq) == Activations(moments={"b": 2})
+    assert read.restricted_to(gptq) == Activations(moments={"b": 2})
 
 
 @pytest.mark.parametrize("hadamard", [0, 16])
