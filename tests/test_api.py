@@ -71,7 +71,7 @@ def test_quantising_in_place_and_back():
     model = loraq.quantize(pipe, chosen, progress=False)
     assert len(model.layers) == 8 and model.rank == 8
     assert repr(model) == (
-        "QuantizedModel(loraq/shape: 8 layers, 65.54k weights, 6.953 bits/weight, rank 8, "
+        "QuantizedModel(loraq/shape: 8 layers, 57.34k weights, 5.895 bits/weight, rank 8, "
         "weight=int4, branch=int8)"
     )
     table = model._repr_html_()
