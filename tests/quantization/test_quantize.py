@@ -24,7 +24,7 @@ from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.input_transform import GELU_SHIFT
 from loraq.utils.files import TEMPORARY
-from tests.quantize.toy import Toy, toy_inputs, toy_layers
+from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 INT4, INT8, FP16 = (
     FormatConfig("int4", block=16),

@@ -12,7 +12,7 @@ from loraq.quantization.activations import Activations
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from tests.embedded import Embedded
-from tests.quantize.test_quantize import Untouchable
+from tests.quantization.test_quantize import Untouchable
 
 WEIGHTS = "quant.statistics=weights"
 ROTATED = "quant.transform.hadamard=64"

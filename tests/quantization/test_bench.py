@@ -13,7 +13,7 @@ from experiments.bench.floor import OperationProfile, operation_kind
 from experiments.bench.quantise import METHODS, SAME_ERROR, reference_way, weight_error
 from loraq import recipe
 from loraq.quantization.quantizer import quantize_model
-from tests.quantize.toy import Toy, toy_layers
+from tests.quantization.toy import Toy, toy_layers
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ from loraq.config import Recipe
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.trajectories import Forward, sensitivity
-from tests.quantize.toy import Toy, toy_layers
+from tests.quantization.toy import Toy, toy_layers
 from tests.test_replay import Exact, rtn
 
 

@@ -21,8 +21,8 @@ from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.hadamard import random_signs
 from loraq.transforms.input_transform import InputTransform
-from tests.quantize.test_quantize import O2, RTN
-from tests.quantize.toy import Toy, toy_inputs, toy_layers
+from tests.quantization.test_quantize import O2, RTN
+from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 
 def toy_moments(model: Toy):
