@@ -1,4 +1,4 @@
-"""`import loraq` is light, and `loraq.quantize` does in Python what the command line does."""
+"""`import loraq` imports nothing heavy; `loraq.quantize` quantises a pipeline as the CLI does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_recipe_is_the_preset_with_overrides():
     made = loraq.recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")
     assert made.branch_weight.name == "int4" and made.branch.budget == 0.32
     assert made.branch.kind == "loraq" and made.branch.objective == "shape"
-    assert made.skip is None  # the list of whatever model family it is used on
+    assert made.skip is None  # taken from the model family
     with pytest.raises(LoraqError, match="loraq_o2"):
         loraq.recipe("loraq_o3")
     with pytest.raises(LoraqError, match="no recipe"):
@@ -36,7 +36,7 @@ def test_a_recipe_is_the_preset_with_overrides():
 
 
 class Pipe:
-    """The one attribute that data-free quantisation reads of a pipeline."""
+    """The only attribute of a pipeline that data-free quantisation reads."""
 
     def __init__(self, transformer):
         self.transformer = transformer
@@ -83,7 +83,7 @@ def test_quantising_in_place_and_back():
     assert torch.equal(output(pipe.transformer), before)
 
 
-def test_prompts_go_with_calibrated_recipes_only():
+def test_prompts_are_for_calibrated_recipes_only():
     pipe = Pipe(tiny_transformer())
     with pytest.raises(LoraqError, match="prompts"):
         loraq.quantize(pipe, "svdquant", progress=False)
@@ -91,6 +91,6 @@ def test_prompts_go_with_calibrated_recipes_only():
         loraq.quantize(pipe, "rtn", prompts=["a cat"], progress=False)
 
 
-def test_an_unknown_transformer_is_answered():
+def test_an_unknown_transformer_raises():
     with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
         loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)

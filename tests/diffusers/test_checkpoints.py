@@ -1,4 +1,4 @@
-"""Packed checkpoints: what diffusers saves and loads is the model in memory, to the bit."""
+"""Packed checkpoints: saved and loaded with diffusers, the model is bitwise the same."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
     assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_weights_that_are_loaded_into_a_packed_model_are_computed_with(pipe):
+def test_load_state_dict_replaces_packed_weights(pipe):
     """load_state_dict from another model of the same layout, before and after a forward."""
     chosen = RECIPES["int4 / int4, rotated, balanced"]
     quantised(pipe, *chosen)
@@ -240,7 +240,7 @@ def test_a_quantised_model_is_neither_quantised_nor_reverted_again(pipe, tmp_pat
     assert loaded.config.quantization_config == pipe.transformer.config.quantization_config
 
 
-def test_the_graph_is_whole_for_compilers(pipe):
+def test_the_graph_has_no_breaks(pipe):
     quantised(pipe, *RECIPES["int4 / int8"])
     attention = pipe.transformer.transformer_blocks[0].attn1
     x = torch.randn(2, 6, 64)
@@ -249,7 +249,7 @@ def test_the_graph_is_whole_for_compilers(pipe):
         assert torch.equal(compiled(x), attention(x))
 
 
-def test_revert_forgets(pipe, tmp_path):
+def test_revert_removes_the_quantization_config(pipe, tmp_path):
     before = forward(pipe.transformer)
     made = quantised(pipe, "rtn")
     made.revert(pipe.transformer)

@@ -1,4 +1,4 @@
-"""Allocation: the solver against brute force, the budget, what moves shares, and the prediction."""
+"""Allocation: the solver against brute force, the budget, sensitivities, and the prediction."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_the_solver_finds_what_brute_force_finds(table, percent):
 
 
 def test_the_integer_program_runs_where_the_bounds_leave_it_open(monkeypatch):
-    """Sizes 3, 3 and 5 in a room of 6: the best rate takes the 5, the optimum both of 3."""
+    """Sizes 3, 3 and 5 in a budget of 6: the greedy choice is 5, the optimum both of 3."""
     costs = [np.array([30.0, 0.0]), np.array([30.0, 0.0]), np.array([56.0, 0.0])]
     bits = [np.array([1, 4]), np.array([1, 4]), np.array([1, 6])]
     assert solver.Knapsack(costs, bits, 9).feasible_U.tolist() == [0, 0, 1]
@@ -146,7 +146,7 @@ def test_bits_go_to_what_matters_under_one_common_rank():
 
 
 @pytest.mark.parametrize("kind", ["rank", "both"])
-def test_equal_units_get_equal_shares_or_differ_by_one_step(kind, monkeypatch):
+def test_equal_units_get_equal_allocations_or_differ_by_one_step(kind, monkeypatch):
     monkeypatch.setattr(solver, "RELATIVE_GAP", EXACT)
     names = [f"blocks.{b}.out" for b in range(5)]
     units = make_units([Layer(n, "out", (128, 128), n) for n in names], share_qkv=True)
@@ -188,7 +188,7 @@ def test_a_steep_spectrum_gets_rank_until_it_is_used_up():
     assert abs(ranks[0] - ranks[1]) <= 2  # the error's spectrum is flat, whatever the weight's is
 
 
-def test_a_branch_that_would_do_harm_is_left_out():
+def test_a_branch_that_increases_the_error_is_omitted():
     units, weights = units_and_weights()
     four_bits = FormatConfig("int4")
     branch = BranchConfig(kind="svd", rank=8)
@@ -227,7 +227,7 @@ def test_the_prediction_is_the_measured_output_error_within_a_quarter(branch, bi
         assert row["output_error"] ** 2 == pytest.approx(predicted, rel=0.25)
 
 
-def test_what_is_given_out_is_what_is_stored():
+def test_allocated_bits_equal_stored_bits():
     units, weights = units_and_weights(blocks=2)
     layers = [layer for unit in units for layer in unit.layers]
     model = nn.Module()
@@ -247,7 +247,7 @@ def test_what_is_given_out_is_what_is_stored():
         assert 8 * packed.nbytes == total_bits(units, shares, chosen)
 
 
-def test_the_white_share_is_that_of_random_matrices():
+def test_the_white_energy_fraction_matches_random_matrices():
     g = torch.Generator().manual_seed(0)
     for shape in ((192, 192), (384, 192), (96, 384)):
         energy = energy_spectrum(torch.randn(shape, generator=g)).cumsum()
@@ -282,7 +282,7 @@ def test_candidate_ranks():
     assert candidate_ranks(8, 8) == list(range(9))
 
 
-def test_mistakes_are_told():
+def test_invalid_arguments_raise():
     units, weights = units_and_weights(blocks=1)
     with pytest.raises(LoraqError, match=r"rank 0 has none.*Use a method with a branch"):
         allocate_units(units, weights, recipe("rank"), 0, None)
@@ -293,7 +293,7 @@ def test_mistakes_are_told():
         allocate_units(units, weights, recipe("rank"), 8, some | {units[0].name: float("nan")})
 
 
-def test_uniform_shares_are_all_alike():
+def test_uniform_allocations_are_equal():
     units, weights = units_and_weights(blocks=1)
     shares = allocate_units(units, weights, recipe("uniform"), 8, None)
     assert set(shares.values()) == {UnitAllocation(8)}

@@ -1,4 +1,4 @@
-"""Benches of quantising: the other way reaches the same error; FLOPs, bytes and pairs are right."""
+"""Benchmarks of quantisation: both ways reach equal errors; FLOPs, bytes and pairs are correct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.quantization.toy import Toy, toy_layers
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_full_svds_one_by_one_end_at_the_same_error(method):
+def test_full_svds_reach_the_same_error(method):
     chosen = recipe(*METHODS[method])
     if chosen.branch.kind != "none":
         chosen = replace(chosen, branch=replace(chosen.branch, rank=4))
@@ -29,7 +29,7 @@ def test_full_svds_one_by_one_end_at_the_same_error(method):
     assert weight_error(ours, model) == pytest.approx(weight_error(theirs, model), rel=SAME_ERROR)
 
 
-def test_the_profile_counts_what_operations_do():
+def test_the_profile_counts_flops_and_bytes():
     a, b = torch.randn(3, 40, 20), torch.randn(3, 20, 10)
     square = a.mT @ a + torch.eye(20)
     with OperationProfile() as profile:
@@ -49,7 +49,7 @@ def test_the_profile_counts_what_operations_do():
     assert kinds == {"products", "decompositions", "rounding"}
 
 
-def test_pairs_are_of_one_recipe_with_other_images():
+def test_pairs_have_equal_settings_and_different_images():
     def made(recipe: str, images: str, created: int, names: tuple[str, ...] = ("a", "b")):
         metrics = {
             name: {"value": 1.0, "per_image": [1.0, 1.0 + created]} for name in again.METRICS

@@ -1,4 +1,4 @@
-"""SVDQuant on a toy against its float64 restatement; the library must choose the same."""
+"""SVDQuant on a toy model against its float64 reference; the library must choose the same."""
 
 from __future__ import annotations
 

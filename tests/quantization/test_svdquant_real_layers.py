@@ -1,4 +1,4 @@
-"""SVDQuant on real layers of the embedded model against its float64 restatement.
+"""SVDQuant on real layers of the embedded model against its float64 reference.
 
 One unit of every role, from blocks 0 and 3 (eight layers: q, k, v are one stacked unit), with
 activations captured while the 16-bit model runs: four captions, four steps, 256 rows an input.
