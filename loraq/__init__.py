@@ -1,6 +1,7 @@
 """LoRaQ: quantised low-rank compensation for 4-bit diffusion transformers.
 
-Start with `loraq/run.py` for the experiment, `loraq/layers/equation.py` for the layer's equation.
+`quantize` and `recipe` are the Python API, `loraq/run.py` runs an experiment, and
+`loraq/layers/equation.py` defines the quantised layer.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LoraqError", "QuantizedModel", "Recipe", "quantize", "recipe", "set_compute"]
+__all__ = [
+    "LoraqError",
+    "QuantizedModel",
+    "Recipe",
+    "__version__",
+    "quantize",
+    "recipe",
+    "set_compute",
+]
 
 if TYPE_CHECKING:
     from loraq.api import quantize, recipe
@@ -17,7 +26,7 @@ if TYPE_CHECKING:
     from loraq.layers.linear import set_compute
     from loraq.quantization.model import QuantizedModel
 
-_HOMES = {
+_MODULES = {
     "LoraqError": "loraq.errors",
     "QuantizedModel": "loraq.quantization.model",
     "Recipe": "loraq.config",
@@ -28,9 +37,14 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used: `import loraq` itself stays quick."""
+    """Import a public name on first use, so that `import loraq` does not import torch."""
     import importlib
 
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'loraq' has no attribute '{name}'")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for tab completion."""
+    return __all__

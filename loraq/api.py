@@ -1,4 +1,4 @@
-"""The library in Python: `loraq.recipe` and `loraq.quantize` for a user's own pipeline."""
+"""The public Python API: `loraq.recipe` and `loraq.quantize` for any diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loraq.quantization.quantizer import quantize_model
 
 __all__ = ["quantize", "recipe"]
 
-_preset = recipe  # below, `recipe` is an argument's name
+_preset = recipe  # `quantize` has an argument of the name `recipe`
 
 
 def quantize(
@@ -38,11 +38,14 @@ def quantize(
 
     recipe: a `Recipe`, or the name of a preset (`loraq_o2`, `svdquant`, `rtn`, …).
     prompts: captions for recipes that read activations; the 16-bit pipeline generates from them
-        with the keyword arguments `call` (steps, guidance, size …). Data-free recipes refuse them.
-    family: model family; by default the one whose transformer class this is.
-    checkpoint_dir: finished groups of layers are kept there, and found again by a later call.
-    """
+        with the keyword arguments `call` (steps, guidance, size …).
+    rows_per_layer: token rows sampled per layer input. batch_size: prompts per pipeline call.
+    family: model family; by default the one of the transformer's class.
+    checkpoint_dir: finished groups of layers are saved here, and a later call resumes from them.
+    progress: whether to show a progress bar.
 
+    Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has.
+    """
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
     chosen = with_default_skip(chosen, family)
@@ -50,16 +53,16 @@ def quantize(
     if chosen.needs_calibration and not prompts:
         raise LoraqError(
             "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted branch "
-            "or select=output). Pass prompts=[…], or take a data-free recipe such as loraq_o2."
+            "or select=output). Pass prompts=[…], or use a data-free recipe such as loraq_o2."
         )
     if prompts and not chosen.needs_calibration:
         raise LoraqError(
-            f"{len(prompts)} prompts were given, and this recipe is data-free: it would not read "
-            "them. Leave prompts out."
+            f"{len(prompts)} prompts were given, but this recipe is data-free and does not read "
+            "them. Remove prompts=."
         )
     if chosen.needs_sensitivity:
         raise LoraqError(
-            "quant.allocation.sensitivity=activations is measured by the runner (`loraq run`). Use "
+            "quant.allocation.sensitivity=activations is measured only by `loraq run`. Use "
             "quant.allocation.sensitivity=weights here."
         )
     read = None
@@ -80,8 +83,7 @@ def _capture(
     rows_per_layer: int,
     batch_size: int,
 ) -> Activations:
-    """Rows and moments of the inputs of `layers` while the pipeline generates from `prompts`."""
-
+    """Rows and moments of the layers' inputs while the pipeline generates from `prompts`."""
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
     forwards = len(batches) * call.get("num_inference_steps", 20)
     with (

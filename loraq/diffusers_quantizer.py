@@ -1,12 +1,12 @@
-"""LoRaQ among diffusers' own quantisers: packed checkpoints by save_pretrained, from_pretrained.
+"""LoRaQ as a diffusers quantizer: packed checkpoints with save_pretrained and from_pretrained.
 
     import loraq.diffusers_quantizer
-    pipe = PixArtSigmaPipeline.from_pretrained(folder)                      # saved quantised
+    pipe = PixArtSigmaPipeline.from_pretrained(folder)                      # a packed checkpoint
     net = PixArtTransformer2DModel.from_pretrained(
-        folder_16_bit, quantization_config=LoRaQConfig("loraq_best"))       # quantised on the way
+        folder_16_bit, quantization_config=LoRaQConfig("loraq_best"))       # quantised on loading
 
 Importing this module adds two entries to diffusers' mappings and changes nothing else there.
-`QuantizedModel.apply` does so too, because a quantised model must know how it is saved.
+`QuantizedModel.apply` adds them too, so that a quantised model can be saved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.models.layers import family_of, list_layers, with_default_skip
-from loraq.quantization.diffusers_config import NAME, PackedConfig
+from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 from loraq.quantization.diffusers_packed import (
     PackedQuantizer,
     attach,
@@ -34,39 +34,43 @@ from loraq.quantization.quantizer import quantize_model
 
 
 class LoRaQConfig(PackedConfig):
-    """What to quantise with while 16-bit weights are loaded, or how a saved model was packed."""
+    """The method to quantise with on loading, or the layout of a saved packed model.
 
-    def recipe_asked(self) -> Recipe:
-        """The recipe of `method`; LoraqError where there is none, or it reads activations."""
+    `LoRaQConfig("loraq_o2", "quant.branch.rank=16")`: a preset and overrides, data-free ones only.
+    """
+
+    def requested_recipe(self) -> Recipe:
+        """The recipe of `method`; LoraqError without a method, or if it reads activations."""
         if self.method is None:
             raise LoraqError(
                 "LoRaQConfig() names no method for quantising 16-bit weights, and no packed "
-                "layers. Give a method: LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', "
+                "layers. Pass a method: LoRaQConfig('loraq_best'), or LoRaQConfig('loraq_o2', "
                 "'quant.branch.rank=16'); or restore the checkpoint's config.json."
             )
         chosen = recipe(self.method, *self.overrides)
         if chosen.needs_calibration:
             raise LoraqError(
-                f"method {self.method} reads activations, and there are none while weights are "
-                "loaded. Load the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or "
-                "take a data-free method such as loraq_best."
+                f"method {self.method} reads activations, which are not available on loading. Load "
+                "the 16-bit pipeline and use loraq.quantize(pipe, …, prompts=[…]), or use a "
+                "data-free method such as loraq_best."
             )
         return chosen
 
 
 class LoRaQQuantizer(PackedQuantizer):
-    """Loads packed layers, or quantises 16-bit ones once they are loaded."""
+    """Load packed layers, or load 16-bit layers and quantise them."""
 
     quantization_config: LoRaQConfig
+    pre_quantized: bool
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         super().validate_environment(*args, device_map=device_map, **kwargs)
         if not self.pre_quantized:
-            _ = self._recipe  # refused before any weight is read
+            _ = self._recipe  # raises before any weight is read
 
     @functools.cached_property
     def _recipe(self) -> Recipe:
-        return self.quantization_config.recipe_asked()
+        return self.quantization_config.requested_recipe()
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         if self.pre_quantized:
@@ -93,14 +97,20 @@ class LoRaQQuantizer(PackedQuantizer):
 
 
 def packed_layers(transformer: Any) -> QuantizedModel:
-    """The packed layers that `transformer` computes with, for their accounting."""
+    """The packed layers of a loaded `transformer`, for their memory and errors.
+
+    Raises LoraqError if the transformer has no LoRaQ layers.
+    """
     quantizer = getattr(transformer, "hf_quantizer", None)
     if not isinstance(quantizer, PackedQuantizer):
-        raise LoraqError(f"{type(transformer).__name__} has no packed layers of ours.")
-    return QuantizedModel(held_layers(transformer, quantizer.quantization_config.entries()))
+        raise LoraqError(
+            f"{type(transformer).__name__} has no packed LoRaQ layers. Load a packed checkpoint or "
+            "quantise the model with loraq.quantize."
+        )
+    return QuantizedModel(held_layers(transformer, quantizer.quantization_config.layer_entries()))
 
 
 __all__ = ["LoRaQConfig", "LoRaQQuantizer", "attach", "forget", "packed_layers"]
 
-auto.AUTO_QUANTIZER_MAPPING[NAME] = LoRaQQuantizer
-auto.AUTO_QUANTIZATION_CONFIG_MAPPING[NAME] = LoRaQConfig
+auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = LoRaQQuantizer
+auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = LoRaQConfig

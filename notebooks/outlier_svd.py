@@ -38,7 +38,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         product = problem.product(left, right)
         rest = w_BOI - product
         main = problem.round_main(rest)
-        best.update(units, problem.relative_error(main + product), left, right)
+        best.offer(units, problem.relative_error(main + product), left, right)
         losses.append(best.score_B.mean().item())
         limit = THRESHOLD * rest.std(dim=-1, keepdim=True)
         outliers = rest - rest.clamp(-limit, limit)

@@ -23,7 +23,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from experiments.bench.stand_ins import autoencoder_kl
+from experiments.bench.placeholders import autoencoder_kl
 from loraq.config import ModelConfig
 
 WORDS = ("red", "green", "blue", "cat", "dog", "fish", "a", "one")

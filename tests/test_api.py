@@ -1,4 +1,4 @@
-"""`import loraq` is light, and `loraq.quantize` does in Python what the command line does."""
+"""`import loraq` imports nothing heavy; `loraq.quantize` quantises a pipeline as the CLI does."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ def test_importing_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_dir_lists_the_public_names():
+    assert set(dir(loraq)) == set(loraq.__all__) == {*loraq._MODULES, "__version__"}
+    assert all(getattr(loraq, name) is not None for name in loraq.__all__)
+
+
 def test_a_recipe_is_the_preset_with_overrides():
     made = loraq.recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")
     assert made.branch_weight.name == "int4" and made.branch.budget == 0.32
     assert made.branch.kind == "loraq" and made.branch.objective == "shape"
-    assert made.skip is None  # the list of whatever model family it is used on
+    assert made.skip is None  # taken from the model family
     with pytest.raises(LoraqError, match="loraq_o2"):
         loraq.recipe("loraq_o3")
     with pytest.raises(LoraqError, match="no recipe"):
@@ -31,7 +36,7 @@ def test_a_recipe_is_the_preset_with_overrides():
 
 
 class Pipe:
-    """The one attribute that data-free quantisation reads of a pipeline."""
+    """The only attribute of a pipeline that data-free quantisation reads."""
 
     def __init__(self, transformer):
         self.transformer = transformer
@@ -65,6 +70,12 @@ def test_quantising_in_place_and_back():
     chosen = loraq.recipe("loraq_o2", "quant.branch.budget=null", "quant.branch.rank=8")
     model = loraq.quantize(pipe, chosen, progress=False)
     assert len(model.layers) == 8 and model.rank == 8
+    assert repr(model) == (
+        "QuantizedModel(loraq/shape: 8 layers, 57.34k weights, 5.895 bits/weight, rank 8, "
+        "weight=int4, branch=int8)"
+    )
+    table = model._repr_html_()
+    assert table.count("<tr>") == 9 and "<td>ff_up</td><td>1</td><td>256 × 64</td>" in table
     assert "weight=int4" in repr(pipe.transformer.transformer_blocks[0].attn1.to_q)
     after = output(pipe.transformer)
     assert 0 < (after - before).norm() / before.norm() < 0.5
@@ -72,7 +83,7 @@ def test_quantising_in_place_and_back():
     assert torch.equal(output(pipe.transformer), before)
 
 
-def test_prompts_go_with_calibrated_recipes_only():
+def test_prompts_are_for_calibrated_recipes_only():
     pipe = Pipe(tiny_transformer())
     with pytest.raises(LoraqError, match="prompts"):
         loraq.quantize(pipe, "svdquant", progress=False)
@@ -80,6 +91,6 @@ def test_prompts_go_with_calibrated_recipes_only():
         loraq.quantize(pipe, "rtn", prompts=["a cat"], progress=False)
 
 
-def test_an_unknown_transformer_is_answered():
+def test_an_unknown_transformer_raises():
     with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
         loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)

@@ -1,14 +1,14 @@
-"""The same rows made twice, on other machines or with other last bits: how far apart do they end?
+"""Differences between repetitions of a row on other machines or with other floating-point rounding.
 
     python -m experiments.bench.again [--model tiny_sana] [--output outputs] [--to FILE.json]
 
-Reads the committed records and those under OUTPUT, and pairs records of one recipe, model, prompts
-and seeds whose images nevertheless differ: float products were summed in another order (another
-processor or library), 4-bit rounding made other codes of it, and a denoising trajectory other
-images. Each pair gives the difference of PSNR and LPIPS, later minus earlier, over the same
-prompts; both are taken to the 16-bit images of their own time and place. The root mean square of
-the differences is what two rows of a table can be apart by such accidents alone, which the tables'
-intervals, over prompts, do not hold.
+Reads the committed records and those under OUTPUT, and pairs records with equal recipe, model,
+prompts and seeds whose images differ: another processor or library sums float products in another
+order, which changes 4-bit codes and then the denoising trajectory. For each pair it reports the
+difference of PSNR and LPIPS, later minus earlier, over the same prompts; each record is compared
+with the 16-bit images of its own run. Two rows of a table can differ by the root mean square of
+these differences for this reason alone; the tables' intervals, which are over prompts, do not
+include it.
 
 Expected time: seconds. Outcome: results/bench/again_*.json, docs/protocol.md.
 """
@@ -34,16 +34,16 @@ METRICS = ("psnr", "lpips")
 SAME = ("quant", "data", "generate", "calibration", "compute")
 
 
-def records(output: Path, model: str) -> list[Record]:
-    """Every quantised row's record of this model, the earliest first."""
+def quantized_records(output: Path, model: str) -> list[Record]:
+    """The records of all quantised rows of this model, the earliest first."""
     committed = (ROOT / "results").glob(f"*/{RECORDS}/*.json")
     found = map(record.load_record, [*committed, *output.glob("record/*/record.json")])
     mine = [r for r in found if r.config["model"]["name"] == model and r.config["quant"]]
     return sorted(mine, key=lambda r: r.created)
 
 
-def pairs(found: Iterable[Record]) -> list[tuple[Record, Record]]:
-    """(first, last) of the records that state the same and have other images."""
+def repeated_pairs(found: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """(first, last) record of every group with equal settings, if their images differ."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for one in found:
         if all(one.metrics.get(name, {}).get("per_image") for name in METRICS):
@@ -54,8 +54,8 @@ def pairs(found: Iterable[Record]) -> list[tuple[Record, Record]]:
     return [(a, b) for a, b in ends if a.images["hash"] != b.images["hash"]]
 
 
-def compare(first: Record, last: Record) -> dict[str, Any]:
-    """One row of the table."""
+def compare_pair(first: Record, last: Record) -> dict[str, Any]:
+    """One row of the table: first and last value of each metric, and their paired difference."""
     row: dict[str, Any] = {"row": last.label or last.row, "commits": [first.commit, last.commit]}
     for name in METRICS:
         before, after = (r.metrics[name]["per_image"] for r in (first, last))
@@ -66,17 +66,20 @@ def compare(first: Record, last: Record) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compares, prints, writes the record."""
+    """Compare, print and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny_sana")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     parser.add_argument("--to", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
-    rows = [compare(*pair) for pair in pairs(records(options.output, options.model))]
+    rows = [
+        compare_pair(*pair)
+        for pair in repeated_pairs(quantized_records(options.output, options.model))
+    ]
     if not rows:
         raise LoraqError(
-            f"No row of {options.model} was made twice with other images, in results/ and "
-            f"'{options.output}'. Run one of its experiments on another machine first."
+            f"results/ and '{options.output}' contain no row of {options.model} that was repeated "
+            "with different images. Run one of its experiments on another machine first."
         )
     spread = {
         name: sqrt(sum(row[name]["mean"] ** 2 for row in rows) / len(rows)) for name in METRICS

@@ -1,14 +1,15 @@
-"""How much images depend on the batch size, with a whole batch at once and as LoRaQ makes them.
+"""How much images depend on the batch size, in plain batches and with LoRaQ's batch invariance.
 
     python -m experiments.bench.batch_size [--images 8] [--sizes 1 8] [--output FILE.json]
 
-The embedded model makes the first test captions at each batch size, in 16 bits and quantised (LoRaQ
-O2, W4A8 branch), in two processes: `together` is MKL as it comes (`MKL_CBWR=AUTO`) and the whole
-batch in one call, `loraq` what runs do (`utils/batch_invariance.py`). Printed: whether the starts
-are equal, the largest difference of a pixel (of 255), and the PSNR between the two sets.
+The embedded model generates images of the first test captions at each batch size, in 16 bits and
+quantised (LoRaQ O2, W4A8 branch), in two processes: `together` uses MKL's default (`MKL_CBWR=AUTO`)
+and one call per batch, `loraq` the settings of a run (`utils/batch_invariance.py`). Prints whether
+the initial latents are equal, the largest pixel difference (of 255), and the PSNR between the sets.
 
-Expected time: 40 to 94 s on 2 cores. Outcome: results/bench/batch_size.json; together the
-quantised images are as far apart as the model is from its reference, as LoRaQ makes them equal.
+Expected time: 40 to 94 s on 2 cores. Outcome: results/bench/batch_size.json; with `together` the
+quantised images differ as much as the model differs from its reference; with `loraq` they are
+equal.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from typing import Any
 from loraq.utils import batch_invariance
 
 MODES = {"together": "AUTO", "loraq": batch_invariance.CBWR_MODE}
-"""What MKL is asked for in each."""
+"""Mode → the value of MKL_CBWR."""
 RECIPE = ("loraq_o2", "format@quant.branch_weight=int4")
 
 
-def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict[str, Any]]:
-    """Differences of the images between the two batch sizes, in this process's arithmetic."""
+def compare_batch_sizes(
+    images: int, sizes: Sequence[int], together: bool
+) -> dict[str, dict[str, Any]]:
+    """Differences between the images of the two batch sizes, with this process's MKL mode."""
     import numpy as np
     import torch
 
@@ -46,9 +49,9 @@ def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict
     pipe, model = load_pipeline(config.model, "cpu"), config.model
     prompts = data_prompts(config.data)[:images]
     layers = list_layers(pipe.transformer, model.family)
-    quantised = quantize_model(pipe.transformer, layers, recipe(*RECIPE), progress=None)
+    quantized = quantize_model(pipe.transformer, layers, recipe(*RECIPE), progress=None)
 
-    def starts(size: int) -> torch.Tensor:
+    def initial_latents(size: int) -> torch.Tensor:
         shape = (model.height, model.width, torch.float32, "cpu")
         channels = pipe.transformer.config.in_channels
         return torch.cat(
@@ -61,7 +64,7 @@ def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict
     found = {}
     for name in ("16-bit", "quantised"):
         if name == "quantised":
-            quantised.apply(pipe.transformer)
+            quantized.apply(pipe.transformer)
         one, other = (
             np.stack(
                 [
@@ -74,7 +77,7 @@ def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict
         )
         mse = float(np.square(one - other).mean())
         found[name] = {
-            "starts_equal": torch.equal(starts(sizes[0]), starts(sizes[1])),
+            "starts_equal": torch.equal(initial_latents(sizes[0]), initial_latents(sizes[1])),
             "largest_of_255": int(abs(one - other).max()),
             "psnr": None if mse == 0 else 10 * math.log10(255**2 / mse),
         }
@@ -82,7 +85,7 @@ def compare(images: int, sizes: Sequence[int], together: bool) -> dict[str, dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs both modes as processes of their own, prints, writes the record."""
+    """Run both modes in separate processes, print and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--sizes", type=int, nargs=2, default=(1, 8))
@@ -90,13 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--here", choices=MODES, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.here:
-        print(json.dumps(compare(options.images, options.sizes, options.here == "together")))
+        print(
+            json.dumps(
+                compare_batch_sizes(options.images, options.sizes, options.here == "together")
+            )
+        )
         return
-    asked = ["--images", str(options.images), "--sizes", *map(str, options.sizes)]
+    child_options = ["--images", str(options.images), "--sizes", *map(str, options.sizes)]
     found = {}
     for mode, order in MODES.items():
         done = subprocess.run(
-            [sys.executable, "-m", "experiments.bench.batch_size", *asked, "--here", mode],
+            [sys.executable, "-m", "experiments.bench.batch_size", *child_options, "--here", mode],
             env=os.environ | {"MKL_CBWR": order},
             stdout=subprocess.PIPE,
             text=True,

@@ -1,17 +1,17 @@
-"""Peak memory of calibrated methods at full width, for models of few and of more blocks.
+"""Peak memory of calibrated methods at full width, for models with few and with more blocks.
 
     python -m experiments.bench.calibrated pixart_sigma|sana_1_6b [--blocks 1 3]
                                            [--methods gptq smoothquant …] [--prompts 1] [--steps 20]
                                            [--output FILE.json]
 
-For each number of blocks a synthetic snapshot is written (`make_fullsize`), and for each method the
-command `loraq quantize` runs on it in a process of its own, from an empty cache: it encodes the
-calibration captions, runs the 16-bit pipeline at the model's own picture size, keeps what the
-layers read, and quantises. What a block more takes is what would grow with the model; activations
-lie in files, whose bytes are counted apart. Rows that FILE.json holds are kept.
+For each number of blocks, writes a synthetic snapshot (`make_fullsize`). For each method, runs the
+command `loraq quantize` on it in a separate process with an empty cache: it encodes the calibration
+captions, runs the 16-bit pipeline at the model's image size, stores the layers' inputs, and
+quantises. The difference per block is the memory that grows with the model. Activations are stored
+in files, whose bytes are reported separately. Rows in FILE.json are not measured again.
 
-Memory needs no idle machine. Expected time: two minutes a row of gptq, longer with more blocks; far
-longer for svdquant, whose every trial of a smoothing is a decomposition.
+Memory can be measured on a busy machine. Expected time: two minutes per row of gptq, longer with
+more blocks; far longer for svdquant, which computes a decomposition per smoothing candidate.
 Outcome: results/bench/calibrated_*.json, docs/speed.md.
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 from loraq.errors import LoraqError
 
 from . import make_fullsize
-from .fullsize import bare_torch, quantise
-from .kept import KeptRows
+from .fullsize import bare_torch, run_quantize
+from .saved_rows import SavedRows
 
 METHODS = ("gptq", "smoothquant")
 ACTIVATIONS = ("inputs", "moments")
@@ -35,25 +35,25 @@ GIB = 2**30
 
 
 def cached_bytes(output: Path) -> int:
-    """Bytes of activations that lie in the output folder."""
+    """Bytes of the activation files in the output folder."""
     files = (path for product in ACTIVATIONS for path in output.glob(f"{product}/*/*.safetensors"))
     return sum(path.stat().st_size for path in files)
 
 
-def measure(model: str, folder: Path, overrides: Sequence[str], bare: int) -> dict[str, Any]:
+def measure_method(model: str, folder: Path, overrides: Sequence[str], bare: int) -> dict[str, Any]:
     """One method on one snapshot."""
     with tempfile.TemporaryDirectory() as output:
-        row = quantise(model, folder, overrides, Path(output), bare)
+        row = run_quantize(model, folder, overrides, Path(output), bare)
         return row | {"activation_bytes": cached_bytes(Path(output))}
 
 
-def _place(row: dict[str, Any]) -> tuple[str, int]:
-    """Where a row stands in the table, whenever it was measured."""
+def _sort_key(row: dict[str, Any]) -> tuple[str, int]:
+    """The order of rows in the record."""
     return row["method"], row["blocks"]
 
 
-def summary(model: str, row: dict[str, Any]) -> str:
-    """One line for a reader who waits."""
+def row_summary(model: str, row: dict[str, Any]) -> str:
+    """One printed line per row."""
     memory, cached = row["peak_above_torch_bytes"] / GIB, row["activation_bytes"] / GIB
     line = f"{model} {row['blocks']} blocks {row['method']}: {row['wall_seconds']:.0f} s, "
     return line + f"{memory:.2f} GiB above torch; {cached:.2f} GiB of activations in files"
@@ -70,22 +70,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name in ("prompts", "steps"):
         if (value := getattr(options, name)) < 1:
-            raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
+            raise LoraqError(f"--{name} {value} is below the limit 1. Set 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
     bare = bare_torch()
     shared = {name: getattr(options, name) for name in ("prompts", "steps")}
-    kept = KeptRows(options.output, options.model, ("method", "blocks"), _place, shared)
+    rows = SavedRows(options.output, options.model, ("method", "blocks"), _sort_key, shared)
     for blocks in options.blocks:
         with tempfile.TemporaryDirectory() as folder:
             snapshot = Path(folder) / options.model
-            make_fullsize.write(options.model, snapshot, blocks=blocks)
+            make_fullsize.write_snapshot(options.model, snapshot, blocks=blocks)
             for method in options.methods:
-                if kept.has(method, blocks):
+                if rows.has(method, blocks):
                     continue
-                row = measure(options.model, snapshot, [f"method={method}", *settings], bare)
+                row = measure_method(options.model, snapshot, [f"method={method}", *settings], bare)
                 row |= {"method": method, "blocks": blocks}
-                print(summary(options.model, row), flush=True)
-                kept.add(row)
+                print(row_summary(options.model, row), flush=True)
+                rows.add(row)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Time of fake_quantize beside the packed path, per format.
+"""Time of fake_quantize compared with the packed path, per format.
 
     python -m experiments.bench.formats [--rows 4000] [--width 1152] [--repeats 9] [--threads 2]
                                         [--clock wall|cpu]
 
-Takes about half a minute on 2 cores. Both sides run in one process, alternately, so that other
-load on the machine hits both; the figure is the fastest of the repeats, in ns per value, and the
-ratio is packed / fake. `copy` is one plain x.clone(): what a single pass over memory costs. On a
-busy machine use `--threads 1 --clock cpu`: threads that wait for each other say nothing there.
+Expected time: half a minute on 2 cores. All functions alternate in one process, so that other load
+affects all; values are the fastest of the repeats, in ns per value, and the ratio is packed / fake.
+`copy` is x.clone(), the time of one pass over memory. On a busy machine use `--threads 1 --clock
+cpu`, because threads then wait for each other.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def seconds(function: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Time of one call."""
+    """Seconds of one call."""
     begin = clock()
     function()
     return clock() - begin
 
 
 def main() -> None:
-    """Prints one line per format."""
+    """Measure all formats and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for option, default in (("rows", 4000), ("width", 1152), ("repeats", 9), ("threads", 2)):
         parser.add_argument(f"--{option}", type=int, default=default)

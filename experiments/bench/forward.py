@@ -4,13 +4,13 @@
                                         [--compute emulate|auto|triton] [--dtype bfloat16|float32]
                                         [--device cpu|cuda] [--threads 2] [--output FILE.json]
 
-One block with the published widths and synthetic weights (`make_fullsize`) reads what it would read
-at 1024 px: 4096 tokens (PixArt-Σ), 1024 (SANA), one image. Every way is an own copy of the block;
-all run in one process, one after another in changing order, so that other load on the machine hits
-all. Given are medians, and the median over repeats of each way's time over the first way's; beside
-them the bytes that the block's quantised layers hold. torchao's rows are its eager mode.
+One block with the published widths and synthetic weights (`make_fullsize`) gets the inputs of one
+image at 1024 px: 4096 tokens (PixArt-Σ) or 1024 (SANA). Every way is a separate copy of the block;
+all run in one process in alternating order, so that other load affects all. Reports median times,
+the median over repeats of each way's time divided by the first way's, and the bytes of the block's
+quantised layers. torchao runs in eager mode.
 
-Four minutes a model on 2 idle cores. Outcome: docs/speed.md.
+Expected time: four minutes per model on 2 idle cores. Outcome: docs/speed.md.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def one_block(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def inputs_of(model: nn.Module, layers: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """What the block and its layers are called with in one forward."""
+    """(args, kwargs) of the block and its layers in one forward, by module name."""
     seen: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[..., None]:
@@ -90,17 +90,17 @@ def inputs_of(model: nn.Module, layers: Sequence[str], arguments: dict[str, Any]
     return seen
 
 
-def moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Tensors on the device, those of floats in the type; nested."""
+def to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Nested tensors on the device, floating-point ones as `dtype`."""
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):
-        return {key: moved(entry, device, dtype) for key, entry in value.items()}
-    return tuple(moved(v, device, dtype) for v in value) if isinstance(value, tuple) else value
+        return {key: to_device(entry, device, dtype) for key, entry in value.items()}
+    return tuple(to_device(v, device, dtype) for v in value) if isinstance(value, tuple) else value
 
 
-def torchao_(model: nn.Module, layers: Sequence[Layer], weight: str) -> None:
-    """Quantise the same linears in place; its convolutions stay 16-bit, for it has none."""
+def quantize_with_torchao_(model: nn.Module, layers: Sequence[Layer], weight: str) -> None:
+    """Quantise the same linears in place; torchao does not support convolutions (16-bit)."""
     from torchao.quantization import (
         Int8DynamicActivationInt8WeightConfig,
         Int8DynamicActivationIntxWeightConfig,
@@ -117,15 +117,15 @@ def torchao_(model: nn.Module, layers: Sequence[Layer], weight: str) -> None:
     quantize_(model, config, filter_fn=lambda m, name: name in names and isinstance(m, nn.Linear))
 
 
-def make(
+def build_way(
     way: str, block: nn.Module, dtype: torch.dtype, family: str, compute: str
 ) -> tuple[nn.Module, int | None]:
-    """A copy of the model in one way, and the bytes of its quantised layers (None: torchao's)."""
+    """A copy of the model in one way, and the bytes of its quantised layers (None for torchao)."""
     model = nn.Module.to(copy.deepcopy(block), dtype)
     layers = list_layers(model, family)
     weights = sum(out * width for out, width in (layer.shape for layer in layers))
     if way in TORCHAO:
-        torchao_(model, layers, TORCHAO[way])
+        quantize_with_torchao_(model, layers, TORCHAO[way])
         return model, None
     if way not in RECIPES:
         return model, weights * (4 if way == "float32" else 2)
@@ -136,8 +136,10 @@ def make(
     return model, round(made.bits_per_weight * weights / 8)
 
 
-def table(title: str, found: dict[str, dict[str, Any]], size: dict[str, int | None]) -> str:
-    """The ways as Markdown, milliseconds."""
+def markdown_table(
+    title: str, found: dict[str, dict[str, Any]], size: dict[str, int | None]
+) -> str:
+    """The ways as a Markdown table, in milliseconds."""
     lines = [f"| {title} | ms | ratio | MB |", "|---|---:|---:|---:|"]
     for way, row in found.items():
         held = "" if size[way] is None else f"{size[way] / 1e6:.1f}"
@@ -148,7 +150,7 @@ def table(title: str, found: dict[str, dict[str, Any]], size: dict[str, int | No
 
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, writes the record."""
+    """Measure, print the tables and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help=" or ".join(CONFIGS))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
@@ -163,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if way not in WAYS:
             raise unknown("way", way, WAYS)
     if options.repeats < 1:
-        raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
+        raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Set 1 or more.")
     batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
@@ -174,17 +176,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models, size, types = {}, {}, {}
     for way in options.ways:
         types[way] = {"bf16": torch.bfloat16, "float32": torch.float32}.get(way, dtype)
-        models[way], size[way] = make(way, block, types[way], family, options.compute)
+        models[way], size[way] = build_way(way, block, types[way], family, options.compute)
         models[way].to(device)
     found = {}
     for name in ("transformer_blocks.0", *layers):
         calls = {}
         for way, model in models.items():
-            given, named = moved(inputs[name], device, types[way])
+            given, named = to_device(inputs[name], device, types[way])
             calls[way] = functools.partial(model.get_submodule(name), *given, **named)
-        with reused_heap():  # as images are made
+        with reused_heap():  # as image generation does
             found[name] = alternate(calls, options.repeats, device)
-        print(f"{table(name, found[name], size)}\n", flush=True)
+        print(f"{markdown_table(name, found[name], size)}\n", flush=True)
     if options.output is not None:
         settings = {**vars(options), "output": None, "recipes": RECIPES, "bytes": size}
         record.save_findings({"settings": settings, "modules": found}, options.output)

@@ -1,17 +1,17 @@
-"""Seconds and peak memory to quantise the shapes of PixArt-Σ and SANA-1.6B, one process a row.
+"""Seconds and peak memory to quantise the shapes of PixArt-Σ and SANA-1.6B, one process per row.
 
     python -m experiments.bench.make_fullsize pixart_sigma FOLDER    (once)
     python -m experiments.bench.fullsize pixart_sigma FOLDER [--methods rtn lqer …]
                                          [--formats int4 mxfp4_e2m1] [--output FILE.json]
 
-Each row is the command `loraq quantize` on the synthetic snapshot that `make_fullsize` wrote, from
-an empty cache, in a process of its own. Read from outside, ten times a second: anonymous memory
-(RssAnon; pages of mapped files do not count) above that of a bare `import torch`, and from the
-progress bar the estimate of the whole time after the first tenth. Weight errors are of random
-weights: they say that rows computed something comparable, nothing about quality. Rows that
-FILE.json holds are kept: delete it to measure all of them again.
+Each row runs the command `loraq quantize` on the synthetic snapshot of `make_fullsize`, with an
+empty cache, in a separate process. Samples its anonymous memory ten times a second (RssAnon,
+without mapped files) and subtracts that of `import torch`; reads the estimated total time after the
+first tenth from the progress bar. Weight errors are of random weights: they show that rows are
+comparable and say nothing about quality. Rows in FILE.json are not measured again; delete it to
+repeat them.
 
-Expected time: ten minutes a format for PixArt-Σ on 2 cores, several times that for SANA.
+Expected time: ten minutes per format for PixArt-Σ on 2 cores, several times that for SANA.
 Outcome: results/bench/fullsize_*.json, docs/speed.md.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 from loraq.errors import unknown
 from loraq.utils.memory import anonymous_bytes
 
-from .kept import KeptRows
+from .saved_rows import SavedRows
 
 METHODS = ("rtn", "lqer", "loftq", "loraq_o1", "loraq_o2")
 FORMATS = {
@@ -44,14 +44,14 @@ FORMATS = {
     ],
 }
 PACKED = "quantised/*/*.safetensors"
-"""The packed files of finished groups below an output folder."""
+"""The packed files of finished groups in an output folder."""
 BRANCH = ("format@quant.branch_weight", "format@quant.branch_activation")
 BASELINE = "import sys, torch; print('ready', flush=True); sys.stdin.readline()"
 BAR = re.compile(r"quantise: +(\d+)%.*?\[([\d:]+)<([\d:?]+)")
 
 
 def bare_torch() -> int:
-    """RssAnon of a process that has imported torch and nothing else."""
+    """RssAnon of a process that imports only torch."""
     with subprocess.Popen(
         [sys.executable, "-c", BASELINE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -63,7 +63,7 @@ def bare_torch() -> int:
 
 
 def seconds_of(clock: str) -> float:
-    """`1:02:03` or `02:03` in seconds."""
+    """Seconds of `1:02:03` or `02:03`."""
     total = 0.0
     for part in clock.split(":"):
         total = 60 * total + float(part)
@@ -71,22 +71,25 @@ def seconds_of(clock: str) -> float:
 
 
 def settings_of(method: str, main_format: str) -> list[str]:
-    """Overrides of a row; formats of a branch only where there is one."""
+    """Overrides of a row, without branch formats for rtn, which has no branch."""
     chosen = [f"method={method}", *FORMATS[main_format]]
     return [s for s in chosen if method != "rtn" or not s.startswith(BRANCH)]
 
 
-def quantise_command(model: str, folder: Path, overrides: Sequence[str], output: Path) -> list[str]:
-    """`loraq quantize` of the snapshot in `folder`."""
+def quantize_command(model: str, folder: Path, overrides: Sequence[str], output: Path) -> list[str]:
+    """The command `loraq quantize` on the snapshot in `folder`."""
     command = [sys.executable, "-m", "loraq.cli", "quantize", f"model={model}", "model.hub_id=null"]
     return [*command, f"model.path={folder}", f"output={output}", *overrides]
 
 
-def quantise(
+def run_quantize(
     model: str, folder: Path, overrides: Sequence[str], output: Path, bare: int
 ) -> dict[str, Any]:
-    """Run the command and watch it; its log ends in the error if it fails. bare: `bare_torch`."""
-    command = quantise_command(model, folder, overrides, output)
+    """Run the command and measure it; exits with the end of its log if it fails.
+
+    bare: the result of `bare_torch`.
+    """
+    command = quantize_command(model, folder, overrides, output)
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         stream, text = process.stdout, bytearray()
@@ -102,11 +105,11 @@ def quantise(
         raise SystemExit(log[-2000:])
     measured = {"wall_seconds": wall, "peak_anonymous_bytes": peak, "bare_torch_bytes": bare}
     measured["peak_above_torch_bytes"] = peak - bare
-    return measured | _estimate(log) | _quantised(output)
+    return measured | _estimated_seconds(log) | _packed_summary(output)
 
 
-def _estimate(log: str) -> dict[str, float | None]:
-    """Of the bar's own seconds: what it foresaw once a tenth was done, and what it came to."""
+def _estimated_seconds(log: str) -> dict[str, float | None]:
+    """The progress bar's estimated total time after the first tenth, and its final time."""
     shown = [(int(m[1]), seconds_of(m[2]), m[3]) for m in BAR.finditer(log)]
     known = [row for row in shown if row[0] >= 10 and "?" not in row[2]]
     early = [spent + seconds_of(left) for _, spent, left in known]
@@ -114,8 +117,8 @@ def _estimate(log: str) -> dict[str, float | None]:
     return {"estimated_seconds": early[0] if early else None, "bar_seconds": last}
 
 
-def _quantised(output: Path) -> dict[str, Any]:
-    """What the packed layers' own files say: seconds of the groups, mean error, bytes."""
+def _packed_summary(output: Path) -> dict[str, Any]:
+    """Seconds of all groups, mean error and bytes, from the packed files."""
     from loraq.quantization.group_file import load_group
 
     seconds, losses = [], []
@@ -129,27 +132,28 @@ def _quantised(output: Path) -> dict[str, Any]:
     return {"group_seconds": sum(seconds), "mean_weight_error": error, "file_bytes": size}
 
 
-def _place(row: dict[str, Any]) -> tuple[int, int]:
-    """Where a row stands in the table, whenever it was measured."""
+def _sort_key(row: dict[str, Any]) -> tuple[int, int]:
+    """The order of rows in the record."""
     names = (row["format"], FORMATS), (row["method"], METHODS)
     first, last = ([*known].index(name) if name in known else len(known) for name, known in names)
     return first, last
 
 
-def summary(model: str, row: dict[str, Any]) -> str:
-    """One line for a reader who waits."""
+def row_summary(model: str, row: dict[str, Any]) -> str:
+    """One printed line per row."""
     memory = row["peak_above_torch_bytes"] / 2**30
     line = f"{model} {row['format']} {row['method']}: {row['wall_seconds']:.0f} s, "
     line += f"{memory:.2f} GiB above torch"
     if row["estimated_seconds"] is not None:
-        line += f"; a tenth foresaw {row['estimated_seconds']:.0f} s of {row['bar_seconds']:.0f}"
+        line += f"; estimated after a tenth {row['estimated_seconds']:.0f} s, actual "
+        line += f"{row['bar_seconds']:.0f} s"
     return line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="pixart_sigma or sana_1_6b")
-    parser.add_argument("folder", type=Path, help="what make_fullsize wrote")
+    parser.add_argument("folder", type=Path, help="the snapshot of make_fullsize")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), metavar="FORMAT")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
@@ -158,17 +162,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
     bare = bare_torch()
-    kept = KeptRows(options.output, options.model, ("format", "method"), _place)
+    rows = SavedRows(options.output, options.model, ("format", "method"), _sort_key)
     for chosen in options.formats:
         for method in options.methods:
-            if kept.has(chosen, method):
+            if rows.has(chosen, method):
                 continue
             settings = settings_of(method, chosen)
             with tempfile.TemporaryDirectory() as output:
-                row = quantise(options.model, options.folder, settings, Path(output), bare)
+                row = run_quantize(options.model, options.folder, settings, Path(output), bare)
             row |= {"method": method, "format": chosen}
-            print(summary(options.model, row), flush=True)
-            kept.add(row)
+            print(row_summary(options.model, row), flush=True)
+            rows.add(row)
 
 
 if __name__ == "__main__":

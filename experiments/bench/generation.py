@@ -1,16 +1,16 @@
-"""Images per minute from embeddings to pixels: 16 bits, emulated, or by kernels.
+"""Images per minute from embeddings to pixels: 16 bits, emulation, or kernels.
 
     python -m experiments.bench.generation tiny_pixart|tiny_sana [--ways float32 int4 …]
                                            [--compute emulate|auto|triton] [--batch 16]
                                            [--repeats 5] [--device cpu|cuda] [--output FILE.json]
 
-The pipeline makes one batch of the first test captions' images with the model's own sampler and
-steps; the text is encoded before. Every way has a pipeline of its own, all run in one process, one
-after another in changing order. `float32` and `bf16` are the unquantised model in these types;
-the others are the quantised model in the first way's type. Emulation rounds the operands and
-multiplies in float32: it cannot be faster than float32, only than a slow bf16.
+The pipeline generates one batch of images of the first test captions with the model's sampler and
+steps; the text is encoded before. Every way has its own pipeline; all run in one process in
+alternating order. `float32` and `bf16` are the unquantised model in these types; the others are the
+quantised model in the first way's type. Emulation rounds the operands and multiplies in float32, so
+it cannot be faster than float32, only faster than a slow bf16.
 
-Five minutes a model on 2 idle cores. Outcome: docs/speed.md.
+Expected time: five minutes per model on 2 idle cores. Outcome: docs/speed.md.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ TYPES = {"float32": "float32", "bf16": "bfloat16"}
 WAYS = (*TYPES, *RECIPES)
 
 
-def make(way: str, first: str, options: argparse.Namespace) -> functools.partial[Any]:
-    """A call that makes the images of one batch."""
+def build_call(way: str, first: str, options: argparse.Namespace) -> functools.partial[Any]:
+    """A call that generates the images of one batch."""
     dtype = TYPES.get(way, TYPES.get(first, "float32"))
     config = load_rows([f"model={options.model}", f"model.dtype={dtype}", "method=reference"])[0]
     pipe, model = load_pipeline(config.model, options.device), config.model
@@ -58,15 +58,15 @@ def make(way: str, first: str, options: argparse.Namespace) -> functools.partial
     return functools.partial(image_batch, pipe, model, prompts, 0, embeddings=embeddings)
 
 
-def line(way: str, row: dict[str, Any]) -> str:
-    """One way for a reader who waits."""
+def row_summary(way: str, row: dict[str, Any]) -> str:
+    """One printed line per way."""
     return (
         f"{way:20} {row['images_per_minute']:7.1f} images a minute, time ratio {row['ratio']:.2f}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, writes the record."""
+    """Measure, print and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="an embedded model of conf/model/")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
@@ -82,15 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise unknown("way", way, WAYS)
     for name in ("batch", "repeats"):
         if (value := getattr(options, name)) < 1:
-            raise LoraqError(f"--{name} {value} is below the limit 1. Give 1 or more.")
+            raise LoraqError(f"--{name} {value} is below the limit 1. Set 1 or more.")
     batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
-    calls = {way: make(way, options.ways[0], options) for way in options.ways}
+    calls = {way: build_call(way, options.ways[0], options) for way in options.ways}
     with reused_heap():  # as runs do
         found = alternate(calls, options.repeats, torch.device(options.device))
     for way, row in found.items():
         row["images_per_minute"] = 60 * options.batch / row["median_seconds"]
-        print(line(way, row), flush=True)
+        print(row_summary(way, row), flush=True)
     if options.output is not None:
         settings = {**vars(options), "output": None, "recipes": RECIPES}
         record.save_findings({"settings": settings, "ways": found}, options.output)

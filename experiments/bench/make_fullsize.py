@@ -1,12 +1,12 @@
-"""Write a synthetic snapshot with the shapes of PixArt-Σ or SANA-1.6B: to measure time and memory.
+"""Write a synthetic snapshot with the shapes of PixArt-Σ or SANA-1.6B to measure time and memory.
 
     python -m experiments.bench.make_fullsize pixart_sigma|sana_1_6b FOLDER [--seed 0] [--blocks N]
 
 The transformer is written in the hub's layout (config.json, sharded safetensors, index), with the
-published configuration, in 16 bits or, with --float32, in the type that hub files often have; the
-parts around it are small (`stand_ins.py`). Its weights are random and belong to no model: a
-low-rank part with a falling spectrum, a heavy-tailed rest, and a hundredth of the input channels
-larger. Errors on them say nothing about quality.
+published configuration, in 16 bits or, with --float32, in float32, as many hub files are; the other
+components are small (`placeholders.py`). The weights are random: a low-rank part with a decreasing
+spectrum, a heavy-tailed remainder, and outliers in 1 % of the input channels. Errors on them say
+nothing about quality.
 
 Expected time: under two minutes on 2 cores. Disk: 1.2 GB and 3.2 GB.
 """
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from loraq.errors import LoraqError, unknown
 from loraq.models.loading import quiet_diffusers
 
-from . import stand_ins
+from . import placeholders
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "pixart_sigma": {
@@ -57,19 +57,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "patch_size": 1,
     },
 }
-"""The published configurations of the transformers; what is not named is diffusers' default."""
+"""The published configurations of the transformers; other settings are diffusers' defaults."""
 
 CLASSES = {
     "pixart_sigma": ("PixArtTransformer2DModel", torch.float16),
     "sana_1_6b": ("SanaTransformer2DModel", torch.bfloat16),
 }
 SHARD_BYTES = 1 << 30
-LOW_RANK, LARGER_CHANNELS = 64, 0.01
+LOW_RANK, OUTLIER_CHANNELS = 64, 0.01
 STEM = "diffusion_pytorch_model"
 
 
-def build(name: str, blocks: int | None = None) -> nn.Module:
-    """The untrained transformer; `blocks`: fewer than the published number."""
+def build_transformer(name: str, blocks: int | None = None) -> nn.Module:
+    """The untrained transformer, with the published number of blocks or with `blocks`."""
     if name not in CONFIGS:
         raise unknown("full-size model", name, CONFIGS)
     config = CONFIGS[name] | ({} if blocks is None else {"num_layers": blocks})
@@ -77,21 +77,21 @@ def build(name: str, blocks: int | None = None) -> nn.Module:
 
 
 def meta_model(name: str, blocks: int | None = None) -> nn.Module:
-    """The same on the meta device."""
+    """`build_transformer` on the meta device."""
     with torch.device("meta"):
-        return build(name, blocks)
+        return build_transformer(name, blocks)
 
 
 def synthetic_model(name: str, blocks: int, seed: int = 0) -> nn.Module:
-    """The same with the snapshot's weights, float32."""
-    model = build(name, blocks)
+    """`build_transformer` with the snapshot's weights in float32."""
+    model = build_transformer(name, blocks)
     for key, tensor in model.state_dict().items():
         tensor.copy_(random_weight(key, tensor.shape, seed))
     return model
 
 
 def random_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """Float32 values that follow from the seed, the tensor's name and its shape alone."""
+    """Float32 values that depend only on the seed, the tensor's name and its shape."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     g = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     if len(shape) < 2 or min(shape[:2]) < 2:
@@ -103,13 +103,13 @@ def random_weight(name: str, shape: Sequence[int], seed: int) -> Tensor:
     values = left_OR @ torch.randn(rank, width, generator=g) / rank**0.5
     tails = torch.randn(out, width, generator=g).mul_(0.5).exp_()  # log-normal scales: kurtosis 8
     values += tails.mul_(torch.randn(out, width, generator=g))
-    count = max(1, round(LARGER_CHANNELS * width))
+    count = max(1, round(OUTLIER_CHANNELS * width))
     values[:, torch.randperm(width, generator=g)[:count]] *= 6
     return values.mul_(0.3 / width**0.5).view(*shape)
 
 
-def shards(model: nn.Module) -> Iterator[list[tuple[str, torch.Size]]]:
-    """Names and shapes of what is saved, at most SHARD_BYTES a shard."""
+def plan_shards(model: nn.Module) -> Iterator[list[tuple[str, torch.Size]]]:
+    """Names and shapes of the saved tensors, at most SHARD_BYTES per shard."""
     held: list[tuple[str, torch.Size]] = []
     size = 0
     for name, tensor in model.state_dict().items():
@@ -121,25 +121,27 @@ def shards(model: nn.Module) -> Iterator[list[tuple[str, torch.Size]]]:
     yield held
 
 
-def write(
+def write_snapshot(
     name: str, folder: Path, seed: int = 0, blocks: int | None = None, float32: bool = False
 ) -> int:
-    """Write the snapshot; returns its number of parameters. A folder that is there is refused."""
+    """Write the snapshot and return its number of parameters; LoraqError if `folder` exists."""
     from safetensors.torch import save_file
     from tqdm import tqdm
 
     if folder.exists():
-        raise LoraqError(f"'{folder}' is there already. Name another folder, or remove it.")
+        raise LoraqError(f"'{folder}' already exists. Choose another folder, or remove it.")
     model = meta_model(name, blocks)
     dtype = CLASSES[name][1]
     dtype = torch.float32 if float32 else dtype
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "transformer").mkdir(parents=True)
-    model.save_config(aside / "transformer")
-    stand_ins.write(name, CONFIGS[name]["caption_channels"], aside, CLASSES[name][1], seed)
-    planned = list(shards(model))
-    where: dict[str, str] = {}
+    temporary = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "transformer").mkdir(parents=True)
+    model.save_config(temporary / "transformer")
+    placeholders.write_components(
+        name, CONFIGS[name]["caption_channels"], temporary, CLASSES[name][1], seed
+    )
+    planned = list(plan_shards(model))
+    file_of: dict[str, str] = {}
     total = sum(shape.numel() for shard in planned for _, shape in shard)
     with tqdm(total=total, desc=name, unit=" weights", unit_scale=True) as bar:
         for number, shard in enumerate(planned, 1):
@@ -147,12 +149,14 @@ def write(
             tensors = {}
             for key, shape in shard:
                 tensors[key] = random_weight(key, shape, seed).to(dtype)
-                where[key] = file
+                file_of[key] = file
                 bar.update(shape.numel())
-            save_file(tensors, aside / "transformer" / file, metadata={"format": "pt"})
-    weight_map = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": where}
-    (aside / "transformer" / f"{STEM}.safetensors.index.json").write_text(json.dumps(weight_map))
-    aside.rename(folder)
+            save_file(tensors, temporary / "transformer" / file, metadata={"format": "pt"})
+    weight_map = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": file_of}
+    (temporary / "transformer" / f"{STEM}.safetensors.index.json").write_text(
+        json.dumps(weight_map)
+    )
+    temporary.rename(folder)
     return total
 
 
@@ -162,9 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blocks", type=int, help="fewer blocks than the model has")
-    parser.add_argument("--float32", action="store_true", help="store 32 bits a weight")
+    parser.add_argument("--float32", action="store_true", help="store 32 bits per weight")
     options = parser.parse_args(arguments)
-    total = write(options.model, options.folder, options.seed, options.blocks, options.float32)
+    total = write_snapshot(
+        options.model, options.folder, options.seed, options.blocks, options.float32
+    )
     print(f"{options.folder}: {total} random parameters, shapes of {options.model}")
 
 

@@ -2,10 +2,12 @@
 
     python -m experiments.bench.metrics --output results/bench/metrics.json
 
-Pictures of 1024 px, their noisy copies and prompts; each metric in a process of its own, over a
-quarter of them and over all. FID, CLIPScore and ImageReward run on random weights in networks of
-the published sizes: their files are not to be had here, and time does not depend on values.
-Four to ten minutes on 2 cores (`--count 32`, 64). Found: results/bench/metrics.json, docs/speed.md.
+Runs each metric in a separate process on images of 1024 px, their noisy copies and prompts, over a
+quarter of them and over all. FID, CLIPScore and ImageReward use random weights in networks of the
+published sizes: their files may be unavailable, and time does not depend on the values.
+
+Expected time: four to ten minutes on 2 cores (`--count 32`, 64). Outcome:
+results/bench/metrics.json, docs/speed.md.
 """
 
 from __future__ import annotations
@@ -43,11 +45,11 @@ METRICS: dict[str, tuple[str, dict[str, Any]]] = {
     "image_reward": ("image_reward", {}),
 }
 """Row → the metric and its options."""
-WHOLE = 5000
+FULL_SCALE = 5000
 
 
 def write_weights(folder: Path) -> None:
-    """Networks of the published sizes, and the variables that name them."""
+    """Write networks of the published sizes and set the environment variables that name them."""
     made = {
         features.INCEPTION_VARIABLE: write_inception,
         clip_score.VARIABLE: lambda place: write_clip(place, LARGE),
@@ -60,8 +62,8 @@ def write_weights(folder: Path) -> None:
         os.environ[variable] = str(place)
 
 
-def write_pictures(folder: Path, count: int, side: int) -> None:
-    """Smooth fields, and the same with noise, as PNGs."""
+def write_images(folder: Path, count: int, side: int) -> None:
+    """Write smooth images, with and without noise, as PNGs."""
     y, x = np.mgrid[0:side, 0:side] / side
     for number in range(count):
         draw = np.random.default_rng(number)
@@ -74,8 +76,10 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
             Image.fromarray(pixels).save(folder / kind / f"{number:05d}.png", compress_level=1)
 
 
-def run(folder: Path, row: str, count: int, threads: int, workers: int) -> tuple[float, int]:
-    """One row over the first `count` pictures: (seconds without the start, peak bytes)."""
+def time_metric(
+    folder: Path, row: str, count: int, threads: int, workers: int
+) -> tuple[float, int]:
+    """One row over the first `count` images: (seconds after a warm-up, peak bytes)."""
     import torch
 
     from loraq.metrics.common.image_set import ImageSet
@@ -90,41 +94,45 @@ def run(folder: Path, row: str, count: int, threads: int, workers: int) -> tuple
         found = ImageSet.of_folder(folder / kind, names[:first])
         return ImageSet(found.paths, found.names, prompts[:first])
 
-    def measured(first: int) -> None:
+    def compute_over(first: int) -> None:
         clean = images("clean", first)
         compute(metric, images("noisy", first), clean, clean, workers=workers, **options)
 
-    measured(2)  # loads networks
+    compute_over(2)  # warm-up: loads networks
     began = time.perf_counter()
-    measured(count)
+    compute_over(count)
     seconds = time.perf_counter() - began
     return seconds, peak_bytes()
 
 
 def peak_bytes() -> int:
-    """The most this process held; getrusage would count what its parent held when it forked."""
+    """Peak memory of this process; getrusage would include its parent's at the fork."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
 
-def measure(folder: Path, row: str, count: int, threads: int, workers: int) -> dict[str, Any]:
+def measure_metric(
+    folder: Path, row: str, count: int, threads: int, workers: int
+) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     found = {}
     for first in (count // 4, count):
         with ProcessPoolExecutor(1, mp_context=context) as process:
-            found[first] = process.submit(run, folder, row, first, threads, workers).result()
+            found[first] = process.submit(
+                time_metric, folder, row, first, threads, workers
+            ).result()
     seconds, peak = found[count]
     return {
         "images_per_second": count / seconds,
-        "hours_for_5000": WHOLE * seconds / count / 3600,
+        "hours_for_5000": FULL_SCALE * seconds / count / 3600,
         "peak_bytes": peak,
         "peak_growth": peak / found[count // 4][1],
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes the record."""
+    """Measure, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--side", type=int, default=1024)
@@ -134,17 +142,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     if options.count < 16:
-        raise LoraqError(f"--count {options.count} is below the limit 16. Give 16 or more.")
+        raise LoraqError(f"--count {options.count} is below the limit 16. Set 16 or more.")
     for name in options.metrics:
         if name not in METRICS:
             raise unknown("row", name, METRICS)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        write_pictures(Path(folder), options.count, options.side)
+        write_images(Path(folder), options.count, options.side)
         write_weights(Path(folder))
         for name in options.metrics:
             given = (options.count, options.threads, options.workers)
-            found[name] = row = measure(Path(folder), name, *given)
+            found[name] = row = measure_metric(Path(folder), name, *given)
             print(
                 f"{name:12} {row['images_per_second']:7.2f} images/s, 5000 in "
                 f"{row['hours_for_5000']:.2f} h, peak {row['peak_bytes'] / 2**20:.0f} MiB "

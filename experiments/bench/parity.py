@@ -1,9 +1,9 @@
-"""Every metric beside its reference package, on equal inputs and equal weights.
+"""Every metric compared with its reference package, on equal inputs and equal weights.
 
     python -m experiments.bench.parity --output results/bench/parity.json
 
-A few minutes on 2 cores, most of them for ImageReward's two sizes. `docs/protocol.md` shows the
-table. The Fréchet distance wants SciPy below 1.18, for clean-fid's matrix root.
+Expected time: a few minutes on 2 cores, mostly for ImageReward's two sizes. Outcome: the table in
+docs/protocol.md. The Fréchet distance needs SciPy below 1.18, for clean-fid's matrix square root.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIDE = 128
 
 
 def image_sets(folder: Path) -> tuple[ImageSet, ImageSet]:
-    """24 pictures of 128 px with noise, and without."""
+    """24 images of 128 px, with and without noise."""
     found: dict[str, list[Path]] = {"noisy": [], "clean": []}
     for number, picture in enumerate(pairs.pictures()):
         clean = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -51,32 +51,36 @@ def image_sets(folder: Path) -> tuple[ImageSet, ImageSet]:
     )
 
 
-def unit(images: ImageSet) -> torch.Tensor:
+def scaled_to_unit(images: ImageSet) -> torch.Tensor:
     return torch.cat(list(images.batches(pairs.PAIRS))).float() / 255
 
 
-def of_psnr(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_psnr(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from torchmetrics.image import PeakSignalNoiseRatio
 
     theirs = []
-    for a, b in zip(unit(noisy), unit(clean), strict=True):
+    for a, b in zip(scaled_to_unit(noisy), scaled_to_unit(clean), strict=True):
         metric = PeakSignalNoiseRatio(data_range=(0.0, 1.0), dim=(1, 2, 3))
         theirs.append(float(metric(a[None], b[None])))
     return compute("psnr", noisy, clean).per_image, theirs
 
 
-def of_ssim(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_ssim(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
     metric = StructuralSimilarityIndexMeasure(data_range=1.0)
-    both = zip(unit(noisy), unit(clean), strict=True)
+    both = zip(scaled_to_unit(noisy), scaled_to_unit(clean), strict=True)
     theirs = [float(metric(a[None], b[None])) for a, b in both]
     return compute("ssim", noisy, clean).per_image, theirs
 
 
-def of_lpips(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_lpips(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     with torch.no_grad():
-        theirs = torchmetrics_lpips()(unit(noisy), unit(clean), normalize=True).flatten().tolist()
+        theirs = (
+            torchmetrics_lpips()(scaled_to_unit(noisy), scaled_to_unit(clean), normalize=True)
+            .flatten()
+            .tolist()
+        )
     return compute("lpips", noisy, clean).per_image, theirs
 
 
@@ -86,7 +90,7 @@ def gaussians(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     return draw.normal(size=(n, d)) @ mixing, draw.normal(size=(n, d)) @ mixing + 0.3
 
 
-def of_frechet(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_frechet(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from cleanfid.fid import frechet_distance as theirs
 
     a, b = gaussians(500, 128)
@@ -94,14 +98,14 @@ def of_frechet(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     return [frechet_distance(a, b)], [theirs(*moments)]
 
 
-def of_kid(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_kid(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from cleanfid.fid import kernel_distance as theirs
 
     a, b = gaussians(500, 128)
     return [kernel_distance(a, b)], [theirs(a, b, num_subsets=1, max_subset_size=1000)]
 
 
-def of_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
+def compare_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from torchmetrics.functional.multimodal import clip_score as theirs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +122,7 @@ def of_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     return np.maximum(np.array(ours), 0), wanted
 
 
-def of_image_reward(size: str) -> Callable[[ImageSet, ImageSet], tuple[Any, Any]]:
+def compare_image_reward(size: str) -> Callable[[ImageSet, ImageSet], tuple[Any, Any]]:
     def both(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
         golden = golden_scores(size)
         with tempfile.TemporaryDirectory() as name:
@@ -139,24 +143,30 @@ def of_image_reward(size: str) -> Callable[[ImageSet, ImageSet], tuple[Any, Any]
 PICTURES = f"{pairs.PAIRS} pictures of {SIDE} px, noisy against clean"
 FEATURES = "two sets of 500 random features of 128"
 PROMPTS = f"{pairs.PAIRS} pictures and prompts, some too long; random weights"
-# metric: (reference package, inputs, bound, relative, both sides)
 METRICS: dict[str, tuple[str, str, float, bool, Callable[..., tuple[Any, Any]]]] = {
-    "psnr": ("torchmetrics", PICTURES, 1e-4, False, of_psnr),
-    "ssim": ("torchmetrics", PICTURES, 1e-6, False, of_ssim),
-    "lpips": ("torchmetrics", f"{PICTURES}, our backbone", 1e-4, False, of_lpips),
-    "frechet": ("clean-fid", FEATURES, 1e-8, True, of_frechet),
-    "kid": ("clean-fid", FEATURES, 1e-8, True, of_kid),
-    "clip_score": ("torchmetrics", f"{PROMPTS}, little CLIP", 1e-4, False, of_clip_score),
-    "image_reward": ("image-reward", f"{PROMPTS}, ViT-B", 1e-4, False, of_image_reward("base")),
+    "psnr": ("torchmetrics", PICTURES, 1e-4, False, compare_psnr),
+    "ssim": ("torchmetrics", PICTURES, 1e-6, False, compare_ssim),
+    "lpips": ("torchmetrics", f"{PICTURES}, our backbone", 1e-4, False, compare_lpips),
+    "frechet": ("clean-fid", FEATURES, 1e-8, True, compare_frechet),
+    "kid": ("clean-fid", FEATURES, 1e-8, True, compare_kid),
+    "clip_score": ("torchmetrics", f"{PROMPTS}, little CLIP", 1e-4, False, compare_clip_score),
+    "image_reward": (
+        "image-reward",
+        f"{PROMPTS}, ViT-B",
+        1e-4,
+        False,
+        compare_image_reward("base"),
+    ),
     "image_reward, as published": (
         *("image-reward", f"{PROMPTS}, ViT-L", 1e-4, False),
-        of_image_reward("large"),
+        compare_image_reward("large"),
     ),
 }
+"""Metric → (reference package, inputs, bound, whether it is relative, (our values, theirs))."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes the record."""
+    """Measure, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)

@@ -1,22 +1,21 @@
-"""Seconds to quantise the embedded model's whole set, beside the reference implementation's way.
+"""Seconds to quantise the embedded model, compared with the reference implementation's algorithms.
 
     python -m experiments.bench.quantise [--repeats 5] [--threads 2] [--methods rtn lqer …]
                                          [--block pixart_sigma|sana_1_6b] [--rounds N]
                                          [--output FILE.json]
 
-With `--block`, one block of a full-size model's shapes instead, with synthetic weights
-(`make_fullsize`): minutes for every round of the reference's way, hence `--rounds` for both.
+With `--block`, one block with a full-size model's shapes and synthetic weights (`make_fullsize`)
+instead. Each round of the reference takes minutes there; `--rounds` limits them for both.
 
-Every data-free method twice: as the library does it (equal layers in one batch, the leading
-eigenvectors of a float64 Gram matrix), and the reference's way: one layer at a time, each SVD a
-full one in float64 (`torch.linalg.svd`), everything else the same. Both run in one process,
-alternately and in changing order, so that other load on the machine hits both; times are medians of
-the repeats, the ratio is the median of the ratios within a repeat. It ends with an error unless
-both reach the same mean weight error within 1 %: a faster way to a worse result is no gain.
+Runs every data-free method in two ways: as the library does (equal layers in one batch, leading
+eigenvectors of a float64 Gram matrix), and as the reference does (one layer at a time, full float64
+SVDs with `torch.linalg.svd`), with everything else equal. Both alternate in one process in changing
+order, so that other load affects both; times are medians of the repeats, the ratio is the median of
+the ratios within a repeat. Exits with an error if the mean weight errors differ by more than 1 %.
 
-Expected time: one to three minutes a repeat on 2 cores; the block of PixArt-Σ, one. Outcome:
-results/bench/quantise.json, docs/speed.md. LoftQ, whose subspace is followed from round to round,
-is over twenty times as fast, the other branches about twice, at equal errors; RTN has no SVD.
+Expected time: one to three minutes per repeat on 2 cores, one for the block of PixArt-Σ. Outcome:
+results/bench/quantise.json, docs/speed.md. At equal errors, LoftQ, whose subspace is tracked
+between rounds, is over twenty times as fast, the other branches about twice; RTN has no SVD.
 """
 
 from __future__ import annotations
@@ -63,8 +62,8 @@ SAME_ERROR = 0.01
 HEADER = ("method", "library, s", "full SVDs one by one, s", "ratio", "weight error", "theirs")
 
 
-def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`truncated_svd` as the reference implementation does it: a full float64 SVD per unit."""
+def full_svd(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Replacement of `truncated_svd` as in the reference: a full float64 SVD per unit."""
     lefts, rights = [], []
     for w_OI in w_BOI.double():
         u, s, vh = torch.linalg.svd(w_OI, full_matrices=False)
@@ -74,22 +73,22 @@ def full_svd_each(w_BOI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.stack(lefts).to(w_BOI.dtype), torch.stack(rights).to(w_BOI.dtype)
 
 
-def full_svd_again(w_BOI: Tensor, rank: int, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`tracked_svd`, following nothing."""
-    return *full_svd_each(w_BOI, rank), image
+def untracked_full_svd(w_BOI: Tensor, rank: int, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Replacement of `tracked_svd` without tracking: `full_svd`."""
+    return *full_svd(w_BOI, rank), image
 
 
-FULL = {truncated_svd: full_svd_each, tracked_svd: full_svd_again}
+REPLACEMENTS = {truncated_svd: full_svd, tracked_svd: untracked_full_svd}
 
 
 @contextlib.contextmanager
 def reference_way() -> Iterator[None]:
-    """Within it, every group is one unit and every SVD of a branch finder a full one."""
+    """Context manager: every group has one unit, and branch finders use full SVDs."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("loraq.quantization.grouping.MAX_GROUP_ELEMENTS", 1))
         for kind in ANY_BRANCH:
             module = importlib.import_module(f"loraq.branches.{kind}")
-            for svd, full in FULL.items():
+            for svd, full in REPLACEMENTS.items():
                 if getattr(module, svd.__name__, None) is svd:
                     stack.enter_context(mock.patch.object(module, svd.__name__, full))
         yield
@@ -107,10 +106,10 @@ def weight_error(made: QuantizedModel, transformer: nn.Module) -> float:
     return sum(errors) / len(errors)
 
 
-def measure(
+def measure_method(
     transformer: nn.Module, layers: Sequence[Layer], chosen: Recipe, repeats: int
 ) -> dict[str, Any]:
-    """Seconds of every repeat and the weight error of both ways, and what was stored."""
+    """Seconds of every repeat, weight error of both ways, rank and bits per weight."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     errors: dict[str, float] = {}
     for repeat in range(repeats):
@@ -131,8 +130,8 @@ def measure(
     }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+def markdown_table(found: dict[str, dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
     lines = ["| " + " | ".join(HEADER) + " |", "|---" + "|---:" * (len(HEADER) - 1) + "|"]
     for name, row in found.items():
         times, errors = row["median_seconds"], row["weight_error"]
@@ -145,20 +144,20 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints the table, writes the record."""
+    """Measure, print the table and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--block", choices=make_fullsize.CONFIGS)
-    parser.add_argument("--rounds", type=int, help="quant.branch.steps, where it means something")
+    parser.add_argument("--rounds", type=int, help="quant.branch.steps of methods that iterate")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     for name in options.methods:
         if name not in METHODS:
             raise unknown("data-free method", name, METHODS)
     if options.repeats < 1:
-        raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Give 1 or more.")
+        raise LoraqError(f"--repeats {options.repeats} is below the limit 1. Set 1 or more.")
     batch_invariance.configure_cpu_math()
     torch.set_num_threads(options.threads)
     rounds = [] if options.rounds is None else [f"quant.branch.steps={options.rounds}"]
@@ -175,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     weights = sum(out * width for out, width in (layer.shape for layer in layers))
     print(f"{len(layers)} layers, {weights} weights, {options.threads} threads")
     found = {}
-    quantize_model(transformer, layers, recipe("rtn"), progress=None)  # loads what is loaded late
+    quantize_model(transformer, layers, recipe("rtn"), progress=None)  # warm-up: lazy imports
     for name, chosen in recipes.items():
-        found[name] = measure(transformer, layers, chosen, options.repeats)
-    print(table(found))
+        found[name] = measure_method(transformer, layers, chosen, options.repeats)
+    print(markdown_table(found))
     if options.output is not None:
         settings = {n: getattr(options, n) for n in ("repeats", "threads", "block", "rounds")}
         model_of = {"name": model.name, "hash": model_hash, "weights": weights}
@@ -187,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, row in found.items():
         ours, theirs = row["weight_error"]["library"], row["weight_error"]["reference"]
         if abs(ours - theirs) > SAME_ERROR * theirs:
-            raise SystemExit(f"{name}: the two ways differ in error, {ours:.5f} and {theirs:.5f}")
+            raise SystemExit(f"{name}: the weight errors differ, {ours:.5f} and {theirs:.5f}")
 
 
 if __name__ == "__main__":

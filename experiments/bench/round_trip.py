@@ -1,17 +1,17 @@
-"""Save a quantised transformer through diffusers, load it in a fresh process, compare to the bit.
+"""Save a quantised transformer with diffusers, load it in a new process, compare bitwise.
 
     python -m experiments.bench.round_trip [--model tiny_pixart] [--formats int4 …]
                                            [--branches 8 …] [--output FILE.json]
 
-For every main format and branch: LQER (what is stored does not depend on how it was found), one
-forward with fixed inputs here, `save_pretrained`, one forward in a process of its own, whose folder
-holds the packed checkpoint alone. Printed and recorded: whether both outputs have the same bits,
-the bytes of the packed tensors in the file beside the stated bits per weight, seconds to load and
-to the end of the first forward, and anonymous memory that loading took (mapped files do not count),
-beside the 16-bit model's.
+For every main format and branch: quantises with LQER (the stored layout does not depend on the
+method), runs one forward with fixed inputs, saves with `save_pretrained`, and runs one forward in a
+separate process from the packed checkpoint. Reports whether both outputs are bitwise equal, the
+bytes of the packed tensors in the file compared with the stated bits per weight, seconds to load
+and to the end of the first forward, and anonymous memory after loading (without mapped files),
+compared with the 16-bit model.
 
-Expected time: two minutes on 2 cores. Found (results/bench/round_trip_*.json): the same bits in all
-24 cases of both embedded models, the stated bytes, and 2 to 3 MB held against 63.
+Expected time: two minutes on 2 cores. Outcome (results/bench/round_trip_*.json): bitwise equal in
+all 24 cases of both embedded models, the stated bytes, and 2 to 3 MB in memory instead of 63.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ BRANCHES: dict[str, dict[str, tuple[str, str]]] = {
         "nvfp4": ("nvfp4", "mxfp8_e4m3"),
     },
 }
-"""Bits of the branch's weights → main format → formats of its weights and of its activations."""
+"""Bits of the branch's weights → main format → formats of branch weights and activations."""
 
 
-def overrides(main: str, bits: str) -> list[str]:
+def format_overrides(main: str, bits: str) -> list[str]:
     weight, activation = MAIN[main]
     left, branch = BRANCHES[bits][main]
     chosen = {"weight": weight, "activation": activation}
@@ -76,8 +76,8 @@ def overrides(main: str, bits: str) -> list[str]:
     return made
 
 
-def output_of(transformer: nn.Module) -> str:
-    """sha256 of one forward's output for inputs that follow from the model's configuration."""
+def output_hash(transformer: nn.Module) -> str:
+    """sha256 of one forward's output for seeded inputs of the model's configuration."""
     config, g = transformer.config, torch.Generator().manual_seed(0)
     side = config.sample_size
     arguments: dict[str, Any] = {
@@ -93,16 +93,16 @@ def output_of(transformer: nn.Module) -> str:
 
 
 def load_here(folder: Path, name: str) -> dict[str, Any]:
-    """Load a saved transformer of diffusers' class `name` and run it: the child process's part."""
+    """Load a saved transformer of diffusers' class `name` and run it, in the child process."""
     import diffusers
 
-    import loraq.diffusers_quantizer  # noqa: F401  registers the quantiser
+    import loraq.diffusers_quantizer  # noqa: F401  registers the quantizer
 
     kind = getattr(diffusers, name)
     before, begin = anonymous_bytes(), time.perf_counter()
     transformer = kind.from_pretrained(folder).eval()
     loaded, held = time.perf_counter() - begin, anonymous_bytes() - before
-    output = output_of(transformer)
+    output = output_hash(transformer)
     return {
         "output": output,
         "load_seconds": loaded,
@@ -111,8 +111,8 @@ def load_here(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def load_apart(folder: Path, name: str) -> dict[str, Any]:
-    """The same in a process of its own."""
+def load_in_new_process(folder: Path, name: str) -> dict[str, Any]:
+    """`load_here` in a new process."""
     command = [sys.executable, "-m", "experiments.bench.round_trip", "--here", str(folder), name]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -122,40 +122,46 @@ def load_apart(folder: Path, name: str) -> dict[str, Any]:
 
 
 def stored_bytes(folder: Path, layers: Sequence[str]) -> int:
-    """Of the packed tensors of `layers`, biases apart, by the files' own headers."""
+    """Bytes of the packed tensors of `layers` without biases, from the files' headers."""
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         for key, entry in header.items():
-            if key != "__metadata__" and _owner(key) in layers and not key.endswith(".bias"):
+            if key != "__metadata__" and _layer_of(key) in layers and not key.endswith(".bias"):
                 total += entry["data_offsets"][1] - entry["data_offsets"][0]
     return total
 
 
-def _owner(key: str) -> str:
+def _layer_of(key: str) -> str:
     return key.rpartition(".")[0]
 
 
-def row(model: Any, main: str, bits: str) -> dict[str, Any]:
-    """One combination, from the 16-bit pipeline on."""
-    from loraq.diffusers_quantizer import LoRaQConfig  # noqa: F401  registers the quantiser
+def measure_combination(model: Any, main: str, bits: str) -> dict[str, Any]:
+    """One row: quantise, save, load and compare one combination of formats."""
+    from loraq.diffusers_quantizer import LoRaQConfig  # noqa: F401  registers the quantizer
     from loraq.quantization.quantizer import quantize_model
 
     transformer = load_pipeline(model, "cpu").transformer
     layers = list_layers(transformer, model.family)
     weights = sum(out * width for out, width in (layer.shape for layer in layers))
     made = quantize_model(
-        transformer, layers, recipe("lqer", *overrides(main, bits)), None, None, None, model.family
+        transformer,
+        layers,
+        recipe("lqer", *format_overrides(main, bits)),
+        None,
+        None,
+        None,
+        model.family,
     )
     made.apply(transformer)
-    here = output_of(transformer)
+    here = output_hash(transformer)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         transformer.save_pretrained(folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         stored = stored_bytes(folder, [layer.name for layer in layers])
-        found = load_apart(folder, type(transformer).__name__)
+        found = load_in_new_process(folder, type(transformer).__name__)
     stated = made.bits_per_weight * weights / 8
     return {
         "main": main,
@@ -170,33 +176,33 @@ def row(model: Any, main: str, bits: str) -> dict[str, Any]:
     }
 
 
-def sixteen_bit(model: Any) -> dict[str, Any]:
-    """The unquantised transformer, saved in 16 bits and loaded in the type that it runs in."""
+def measure_16_bit(model: Any) -> dict[str, Any]:
+    """The unquantised transformer, saved in bfloat16 and loaded in its default type."""
     transformer = load_pipeline(model, "cpu").transformer
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         transformer.to(torch.bfloat16).save_pretrained(folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        found = load_apart(folder, type(transformer).__name__)
+        found = load_in_new_process(folder, type(transformer).__name__)
     return {"main": "16-bit", "file_bytes": size, **found}
 
 
-def line(found: dict[str, Any]) -> str:
-    """One row for a reader."""
+def row_summary(found: dict[str, Any]) -> str:
+    """One printed line per row."""
     text = f"{found['main']:7s}"
     if "branch_bits" in found:
         off = found["stored_bytes"] / found["stated_bytes"] - 1
-        same = "same bits" if found["identical"] else "OTHER BITS"
+        same = "bitwise equal" if found["identical"] else "DIFFERENT"
         text += f" branch {found['branch_bits']:2d} bits, rank {found['rank']:2d}: {same}, "
-        text += f"{found['stored_bytes'] / 1e6:.2f} MB packed ({off:+.2%} of what is stated), "
+        text += f"{found['stored_bytes'] / 1e6:.2f} MB packed ({off:+.2%} of the stated bytes), "
     return text + (
         f"file {found['file_bytes'] / 1e6:.1f} MB, loaded in {found['load_seconds']:.2f} s, "
-        f"{found['anonymous_bytes'] / 1e6:.0f} MB held"
+        f"{found['anonymous_bytes'] / 1e6:.0f} MB in memory"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Every combination, printed as it is found; ends with an error where bits differ."""
+    """Measure and print every combination, write the record; LoraqError if outputs differ."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny_pixart")
     parser.add_argument("--formats", nargs="+", default=list(MAIN), metavar="FORMAT")
@@ -216,19 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name not in known:
                 raise unknown(what, name, known)
     model = load_rows(["method=rtn", f"model={options.model}"])[-1].model
-    plain = sixteen_bit(model)
-    print(line(plain), flush=True)
+    plain = measure_16_bit(model)
+    print(row_summary(plain), flush=True)
     rows = []
     for chosen in options.formats:
         for bits in options.branches:
-            rows.append(row(model, chosen, bits))
-            print(line(rows[-1]), flush=True)
+            rows.append(measure_combination(model, chosen, bits))
+            print(row_summary(rows[-1]), flush=True)
     if options.output is not None:
         record.save_findings(
             {"model": options.model, "sixteen_bit": plain, "rows": rows}, options.output
         )
     if not all(found["identical"] for found in rows):
-        raise LoraqError("A loaded model computes other bits than the one that was saved.")
+        raise LoraqError("A loaded model's output differs from the saved model's.")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""One sweep of eight jobs on Hydra's launchers: wall time, overhead outside the jobs, same records.
+"""One sweep of eight jobs on Hydra's launchers: wall time, overhead outside jobs, equal records.
 
     python -m experiments.bench.sweep [--launchers basic slurm ray] [--images 64]
                                       [--output FILE.json]
 
-Eight quantised rows of the embedded model, one thread a job: one after the other on the basic
-launcher, two at a time on a Slurm of one node and on a local Ray, which it starts itself (the
-environment of `make test-cluster`, and root). Each launcher begins with an empty folder. Overhead
-is the share of the wall time that no worker spent in a job: planning, the launcher's own start and
-waiting, every new process with its imports, and the ends where only one of two workers is left.
+Eight quantised rows of the embedded model, one thread per job: one at a time on the basic launcher,
+two at a time on a single-node Slurm and a local Ray, which the benchmark starts (needs the
+environment of `make test-cluster`, and root). Each launcher starts with an empty folder. Overhead
+is the fraction of the wall time that workers spend outside jobs: planning, the launcher's start and
+waiting, processes and their imports, and the end, when only one of two workers is busy.
 
-Fifteen minutes on 2 idle cores. Outcome: results/bench/sweep.json, docs/speed.md.
+Expected time: fifteen minutes on 2 idle cores. Outcome: results/bench/sweep.json, docs/speed.md.
 """
 
 from __future__ import annotations
@@ -45,27 +45,29 @@ LAUNCHERS: dict[str, tuple[int, list[str]]] = {
     ),
     "ray": (2, ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"]),
 }
-"""Launcher → workers, and how it is asked for."""
+"""Launcher → (workers, overrides that select it)."""
 
 
 @contextlib.contextmanager
 def environment(launcher: str, folder: Path) -> Iterator[dict[str, str]]:
-    """What a sweep's processes run in; Slurm is started for as long."""
+    """Context manager: the environment of a sweep's processes, with Slurm running if selected."""
     own = {"OMP_NUM_THREADS": "1", "RAY_DEDUP_LOGS": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     if launcher != "slurm":
         yield {**os.environ, **own}
         return
     if missing := slurm.missing():
-        raise LoraqError(f"{missing} are not installed; leave slurm out of --launchers.")
+        raise LoraqError(
+            f"{missing} are not installed. Install them, or remove slurm from --launchers."
+        )
     with slurm.cluster(folder / "slurm") as there:
         yield there | own
 
 
-def sweep(launcher: str, images: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One launcher's figures, and its records but for when and where they were made."""
-    workers, asked = LAUNCHERS[launcher]
+def run_sweep(launcher: str, images: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One launcher's measurements, and its comparable records (without time and machine)."""
+    workers, overrides = LAUNCHERS[launcher]
     output, log = folder / "outputs", folder / "log"
-    command = [sys.executable, "-m", "loraq.cli", "sweep", *JOBS, *SETTINGS, *asked]
+    command = [sys.executable, "-m", "loraq.cli", "sweep", *JOBS, *SETTINGS, *overrides]
     command += [f"data.count={images}", f"output={output}"]
     with environment(launcher, folder) as there, log.open("wb") as stream:
         began = time.time()
@@ -92,7 +94,7 @@ def sweep(launcher: str, images: int, folder: Path) -> tuple[dict[str, Any], dic
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints, writes the record; LoraqError where the records differ."""
+    """Measure, print and write the record; LoraqError if the launchers' records differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--launchers", nargs="+", default=list(LAUNCHERS), metavar="NAME")
     parser.add_argument("--images", type=int, default=64)
@@ -104,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if launcher not in LAUNCHERS:
             raise unknown("launcher", launcher, LAUNCHERS)
         with tempfile.TemporaryDirectory() as folder:
-            row, records = sweep(launcher, options.images, Path(folder))
+            row, records = run_sweep(launcher, options.images, Path(folder))
         expected = records if expected is None else expected
         row["same_records"] = records == expected
         rows[launcher] = row
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = {"images": options.images, "jobs": JOBS, "settings": SETTINGS}
         record.save_findings({"settings": settings, "launchers": rows}, options.output)
     if not all(row["same_records"] for row in rows.values()):
-        raise LoraqError("The launchers' records differ, and should not.")
+        raise LoraqError("The launchers' records differ.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ways of doing the same thing, timed one after another in changing order in one process."""
+"""Time several implementations in alternating order in one process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 def alternate(
     ways: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    """Per way: seconds of every repeat, their median, and the median over repeats of the ratio to
-    the first way. Each runs once before: kernels are compiled and weights unpacked then."""
+    """Per way: seconds of every repeat, their median, and the median ratio to the first way.
+
+    Each runs once before as a warm-up, which compiles kernels and unpacks weights.
+    """
     times: dict[str, list[float]] = {way: [] for way in ways}
     for call in ways.values():
-        seconds(call, device)
+        call_seconds(call, device)
     order = list(ways)
     for _ in range(repeats):
         for way in order:
-            times[way].append(seconds(ways[way], device))
+            times[way].append(call_seconds(ways[way], device))
         order = order[1:] + order[:1]
     first = times[next(iter(ways))]
     return {
@@ -34,8 +36,8 @@ def alternate(
     }
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, the device's work included."""
+def call_seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, including work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     begin = time.perf_counter()

@@ -40,7 +40,7 @@ class Best:
     def __repr__(self) -> str:
         return f"Best(units={len(self.left)}, mean score={self.score_B.mean().item():.4g})"
 
-    def update(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
+    def offer(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
         """Keep the factors of the units (indices `units`) whose score improves."""
         improved = score < self.score_B[units]
         kept = units[improved]
@@ -69,7 +69,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
     if options.start == "zero":
         main, zeros = problem.round_main(w_BOI), (best.left.clone(), best.right.clone())
         error.sub_(main)
-        best.update(active, _score(part, main, error, *zeros, by_output), *zeros)
+        best.offer(active, _score(part, main, error, *zeros, by_output), *zeros)
         del main  # limits peak memory
 
     losses: list[float] = []
@@ -86,7 +86,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         main = problem.round_main(rest)
         score = _score(part, main, rest.sub_(main), left, right, by_output)
         del product, rest
-        best.update(active, score, left, right)
+        best.offer(active, score, left, right)
         losses.append(best.score_B.mean().item())
         improving = score < before * (1 - (0.0 if by_output else options.tolerance))
         if not improving.any():
@@ -106,4 +106,4 @@ def _score(
     """Relative error per unit (B,), of the outputs or of the weights; error: W − Ŵ."""
     if by_output:
         return part.measured_error(main, left, right)
-    return part.relative_norm(error)
+    return part.relative(error)

@@ -62,7 +62,7 @@ class _Progress:
 
     def converged(self, loss_B: Tensor, left: Tensor, right: Tensor) -> bool:
         """Record a round's relative errors (B,); True once every unit has converged."""
-        self.best.update(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
+        self.best.offer(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
         self.losses.append(loss_B.mean().item())
         gained_B = self.best.score_B < self.mark_B * (1 - self.tolerance)
         self.mark_B = torch.where(gained_B, self.best.score_B, self.mark_B)
@@ -84,7 +84,7 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
             error.sub_(main)
         else:
             error.sub_(main).add_(w_BOI)
-        if progress.converged(problem.relative_norm(error), left, right):
+        if progress.converged(problem.relative(error), left, right):
             break
         rounded = problem.round_branch(right)
         left = solve_left(problem.weighted(target), problem.weighted(rounded))

@@ -93,9 +93,9 @@ class Problem:
 
     def relative_error(self, estimate_BOI: Tensor) -> Tensor:
         """‖W − Ŵ‖_F / ‖W‖_F per unit (B,), or ‖(W − Ŵ)S‖_F / ‖WS‖_F with a weighting S."""
-        return self.relative_norm(self.weight_BOI - estimate_BOI)
+        return self.relative(self.weight_BOI - estimate_BOI)
 
-    def relative_norm(self, error_BOI: Tensor) -> Tensor:
+    def relative(self, error_BOI: Tensor) -> Tensor:
         """`relative_error` for a given W − Ŵ."""
         return self.weighted(error_BOI).flatten(1).norm(dim=1) / self.weight_norm
 

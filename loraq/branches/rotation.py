@@ -43,7 +43,7 @@ def _learned(problem: Problem, left: Tensor, right: Tensor, t_BRR: Tensor) -> tu
         rotated_left, rotated_right = left @ t_BRR.mT, t_BRR @ right
         a_BOR, b_BRI = problem.round_branch(rotated_left), problem.round_branch(rotated_right)
         error_B = problem.weighted(product_BOI - a_BOR @ b_BRI).flatten(1).norm(dim=1)
-        best.update(units, error_B, rotated_left, rotated_right)
+        best.offer(units, error_B, rotated_left, rotated_right)
         matched = (left.mT @ a_BOR + right @ b_BRI.mT).double()
         u_BRR, _, vh_BRR = torch.linalg.svd(matched)
         t_BRR = (vh_BRR.mT @ u_BRR.mT).to(left)

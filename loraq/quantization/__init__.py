@@ -1,6 +1,10 @@
-"""Quantise a transformer: group its layers, solve each group, keep the packed result.
+"""Quantise a transformer: group its layers, solve each group, store the packed layers.
 
-`quantizer.py` is the way through; `grouping`, `solve` and `assemble` are its steps, `allocation/`
-gives out ranks and bits, `calibration.py` captures activations. Imported by the public API, results
-and the runner; imports models, layers, branches, rounding and below.
+`quantizer.py` is the entry point. For each group of `grouping.py` it calls `solve.py`: input
+transform (`transform_search.py`), branch (`branch_solution.py`), packed tensors (`assemble.py`).
+`allocation/` assigns ranks and bits, `calibration.py` captures activations, `model.py` is the
+result, `diffusers_*.py` load and save it.
+
+Imported by the public API, results and the runner; imports models, layers, branches, rounding and
+the packages below them.
 """

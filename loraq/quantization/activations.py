@@ -1,4 +1,4 @@
-"""The activations that a calibrated recipe may read."""
+"""The activations that a calibrated recipe reads."""
 
 from __future__ import annotations
 
@@ -14,18 +14,29 @@ from loraq.models.moments import Moment
 
 @dataclass(frozen=True)
 class Activations:
-    """What a calibrated recipe may read of the 16-bit model's activations; None where it may not.
+    """Calibration data of the 16-bit model; None for what was not captured.
 
     rows: input id → (rows, in); moments: input id → `Moment`; sensitivity: unit → how much its
-    error matters to the transformer's output.
+    error affects the transformer's output.
     """
 
     rows: Mapping[str, Tensor] | None = None
     moments: Mapping[str, Moment] | None = None
     sensitivity: Mapping[str, float] | None = None
 
-    def allowed(self, recipe: Recipe) -> Activations:
-        """Only what `recipe` reads: a data-free recipe gets nothing. LoraqError where it lacks."""
+    def __repr__(self) -> str:
+        held = (
+            f"{name}=<{len(value)}>"
+            for name in ("rows", "moments", "sensitivity")
+            if (value := getattr(self, name)) is not None
+        )
+        return f"Activations({', '.join(held)})"
+
+    def restricted_to(self, recipe: Recipe) -> Activations:
+        """Only the data that `recipe` reads, none if it is data-free.
+
+        Raises LoraqError if data that the recipe needs is None.
+        """
         wanted = {
             "rows": (recipe.needs_rows, "transform.smooth or branch.select=output"),
             "moments": (recipe.needs_moments, "rounding=gptq or branch.weighting"),

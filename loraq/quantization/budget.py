@@ -1,9 +1,9 @@
-"""The memory budget of a branch: stored bits per weight, and the rank that a budget buys.
+"""The memory budget of a branch: stored bits per weight, and the rank that fits a budget.
 
-    branch bits per weight = (bits(L) + bits(R), scales included) / weights of the quantised set
+    branch bits per weight = (bits(L) + bits(R), scales included) / weights of the quantised layers
 
-R is stored once for layers that share it (method.md's q/k/v). One uniform rank over all
-units is the largest whose total fits.
+R is stored once for layers that share it (q/k/v in method.md). The uniform rank is the largest
+whose total over all units fits.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def branch_bits(shapes: Sequence[tuple[int, int]], rank: int, branch: Format) ->
 
 
 def rank_limit(shapes: Sequence[tuple[int, int]]) -> int:
-    """The largest rank every unit can take: the least of all outs and ins."""
+    """The largest rank that every unit can have: the smallest of all `out` and `in`."""
     return min(min(shape) for shape in shapes)
 
 
 def rank_for_budget(
     shapes: Sequence[tuple[int, int]], bits_per_weight: float, branch: Format
 ) -> int:
-    """Largest uniform rank with branch_bits / weights ≤ `bits_per_weight`.
+    """The largest uniform rank with branch_bits / weights ≤ `bits_per_weight`.
 
-    Raises LoraqError where not even rank 1 fits.
+    Raises LoraqError if rank 1 does not fit.
     """
     weights = sum(o * i for o, i in shapes)
     allowed = bits_per_weight * weights
@@ -48,27 +48,27 @@ def rank_for_budget(
     if low == 0:
         least = branch_bits(shapes, 1, branch) / weights
         raise LoraqError(
-            f"quant.branch.budget={bits_per_weight} bit/weight buys no rank: rank 1 in "
-            f"{branch.label} costs {least:.4f}. Raise the budget, give quant.branch.rank, "
+            f"quant.branch.budget={bits_per_weight} bit/weight is too small for rank 1, which "
+            f"takes {least:.4f} in {branch.label}. Raise the budget, set quant.branch.rank, "
             "or use method=rtn for no branch."
         )
     return low
 
 
 def check_rank(shapes: Sequence[tuple[int, int]], rank: int) -> int:
-    """The rank itself, or a LoraqError naming the limit."""
+    """`rank` unchanged; LoraqError if it is above the limit."""
     limit = rank_limit(shapes)
     if not 1 <= rank <= limit:
         raise LoraqError(
             f"quant.branch.rank={rank} is outside 1..{limit}: the smallest quantised layer has "
-            f"{limit} channels on its shorter side. Choose a rank ≤ {limit} or give "
+            f"{limit} channels on its shorter side. Choose a rank ≤ {limit} or set "
             "quant.branch.budget instead."
         )
     return rank
 
 
 def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
-    """The uniform rank: as asked for, or what the budget buys; 0 without a branch."""
+    """The uniform rank: `branch.rank`, or the largest within the budget; 0 without a branch."""
     if recipe.branch.kind == "none":
         return 0
     shapes = [unit.shape for unit in units]
@@ -79,7 +79,7 @@ def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
 
 
 def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, float]:
-    """(rank, branch bits per weight) before anything is computed, for plans."""
+    """(rank, branch bits per weight) of a recipe, without quantising anything."""
     units = make_units(layers, recipe.branch.share_qkv)
     rank = choose_rank(units, recipe)
     weights = sum(u.shape[0] * u.shape[1] for u in units)

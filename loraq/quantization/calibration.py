@@ -1,19 +1,20 @@
-"""Capture what layers read while the 16-bit model runs: a draw of token rows, or second moments.
+"""Capture layer inputs while the 16-bit model runs: sampled token rows, or second moments.
 
-At full size either is gigabytes. With a `scratch` folder they are gathered in mapped files, whose
-pages are the disk's and not the process's.
+Both take gigabytes at full size. With a `scratch` folder they are collected in memory-mapped files,
+whose pages do not count as the process's anonymous memory.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from loraq.errors import LoraqError
 from loraq.formats.quantization import all_finite
@@ -23,7 +24,7 @@ from loraq.models.pointwise import channels_last
 
 
 class _Capture:
-    """Context manager: a forward hook on one layer of each distinct input."""
+    """Context manager: a forward pre-hook on one layer of each distinct input."""
 
     def __init__(
         self, transformer: nn.Module, layers: Sequence[Layer], scratch: Path | None = None
@@ -33,7 +34,7 @@ class _Capture:
         self._modules = {
             input_id: transformer.get_submodule(name) for input_id, name in sorted(names.items())
         }
-        self._handles: list = []
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         for number, (input_id, module) in enumerate(self._modules.items()):
@@ -50,7 +51,10 @@ class _Capture:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, number: int, input_id: str):
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self._modules)} inputs)"
+
+    def _hook(self, number: int, input_id: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._read(number, input_id, channels_last(module, args[0].detach()).flatten(0, -2))
 
@@ -59,24 +63,24 @@ class _Capture:
     def _read(self, number: int, input_id: str, x_TI: Tensor) -> None:
         raise NotImplementedError
 
-    def _room(self, number: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        """A CPU tensor to fill: in memory, or in a mapped file of the scratch folder."""
+    def _allocate(self, number: int, *shape: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised CPU tensor, in memory or in a mapped file of the scratch folder."""
         if self._scratch is None:
             return torch.empty(*shape, dtype=dtype)
         self._scratch.mkdir(parents=True, exist_ok=True)
         count = torch.Size(shape).numel()
         path = self._scratch / f"{number:05d}-{count}"
-        with path.open("xb") as file:  # a full disk is an error here, not a signal at a later write
+        with path.open("xb") as file:  # a full disk raises here, not SIGBUS at a later write
             os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
 
 
 class InputCapture(_Capture):
-    """Keeps `rows` token rows of each distinct layer input.
+    """Sample `rows` token rows of each distinct layer input, in float16.
 
-    Every forward gives an equal share, drawn without replacement by a generator that depends on
-    (seed, input, forward) alone, so a capture can be repeated bit for bit. Memory is bounded by
-    rows × width × 2 bytes an input, however long the model runs. Rows are kept in float16.
+    Every forward contributes an equal number, drawn without replacement by a generator seeded by
+    (seed, input, forward), so a capture is bitwise reproducible. forwards: the expected number of
+    forward passes; more are allowed and add rows. Memory: rows × width × 2 bytes per input.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class InputCapture(_Capture):
         scratch: Path | None = None,
     ) -> None:
         super().__init__(transformer, layers, scratch)
-        self._share = max(1, -(-rows // forwards))
+        self._rows_per_forward = max(1, -(-rows // forwards))
         self._forwards, self._seed = forwards, seed
         self._kept: dict[str, Tensor] = {}
         self._drawn: dict[str, list[int]] = {name: [] for name in self._modules}
@@ -99,39 +103,39 @@ class InputCapture(_Capture):
         generator = torch.Generator().manual_seed(
             (self._seed * 1_000_003 + number * 10_007 + len(drawn)) % (1 << 62)
         )
-        rows = torch.randperm(x_TI.shape[0], generator=generator)[: self._share]
-        if len(drawn) % self._forwards == 0:  # more forwards than announced: as much room again
-            most, width = self._share * (len(drawn) + self._forwards), x_TI.shape[1]
-            room = self._room(number, most, width, dtype=torch.float16)
+        rows = torch.randperm(x_TI.shape[0], generator=generator)[: self._rows_per_forward]
+        if len(drawn) % self._forwards == 0:  # more forwards than expected: enlarge the buffer
+            capacity = self._rows_per_forward * (len(drawn) + self._forwards)
+            buffer = self._allocate(number, capacity, x_TI.shape[1], dtype=torch.float16)
             if drawn:
-                room[: sum(drawn)] = self._kept[input_id][: sum(drawn)]
-            self._kept[input_id] = room
+                buffer[: sum(drawn)] = self._kept[input_id][: sum(drawn)]
+            self._kept[input_id] = buffer
         start = sum(drawn)
         self._kept[input_id][start : start + len(rows)] = x_TI[rows.to(x_TI.device)]
         drawn.append(len(rows))
 
     def inputs(self) -> dict[str, Tensor]:
-        """input id → (rows, in) float16, in the order in which the model ran.
+        """input id → (rows, in) float16, in the order of the forward passes.
 
-        LoraqError where a value is NaN, Inf or beyond float16.
+        Raises LoraqError if a value is NaN, Inf or outside float16's range.
         """
         found = {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
         for name, rows_TI in found.items():
             if not all_finite(rows_TI):
                 raise LoraqError(
-                    f"The rows captured of input '{name}' have values that are NaN or beyond "
-                    f"float16's {torch.finfo(torch.float16).max:g}, in which they are kept. Take a "
-                    "recipe that reads second moments or weights alone (method=gptq, loraq_best), "
-                    "or mend the model that gives them."
+                    f"The captured rows of input '{name}' contain NaN or values above "
+                    f"{torch.finfo(torch.float16).max:g}, the limit of float16, in which they are "
+                    "stored. Use a recipe that reads only second moments or weights (method=gptq, "
+                    "loraq_best), or fix the model."
                 )
         return found
 
 
 class MomentCapture(_Capture):
-    """Second moments of each distinct layer input, over all tokens of all forwards.
+    """Second moments E[xᵀx] and means of each distinct layer input over all tokens of all forwards.
 
-    Running means (each forward weighs by its tokens), so memory is in² × 4 bytes an input however
-    long the model runs; they stay on a GPU if the model is there.
+    Running means, weighted by tokens, so memory is in² × 4 bytes per input for any number of
+    forwards. They are kept on the model's device.
     """
 
     def __init__(
@@ -149,27 +153,27 @@ class MomentCapture(_Capture):
         self._tokens[input_id] = before + tokens
         if not before:
             if self._scratch is not None and second_II.device.type == "cpu":
-                room = self._room(number, *second_II.shape, dtype=torch.float32)
-                second_II = room.copy_(second_II)
+                buffer = self._allocate(number, *second_II.shape, dtype=torch.float32)
+                second_II = buffer.copy_(second_II)
             self._moments[input_id] = Moment(second_II, mean_I)
             return
-        held, share = self._moments[input_id], tokens / (before + tokens)
-        held.second_II.lerp_(second_II, share)
-        held.mean_I.lerp_(mean_I, share)
+        held, fraction = self._moments[input_id], tokens / (before + tokens)
+        held.second_II.lerp_(second_II, fraction)
+        held.mean_I.lerp_(mean_I, fraction)
 
     def moments(self) -> dict[str, Moment]:
-        """input id → its moments."""
+        """input id → moments, sorted by input id."""
         return {name: self._moments[name] for name in self._modules if name in self._moments}
 
 
 def moment_tensors(moments: Mapping[str, Moment]) -> Iterator[dict[str, Tensor]]:
-    """Moments as named tensors, those of one input at a time, for files."""
+    """Moments as named tensors for a file, one dictionary per input."""
     for input_id, moment in moments.items():
         second_II = moment.second_II.contiguous()
         yield {f"{input_id}.second": second_II, f"{input_id}.mean": moment.mean_I.contiguous()}
 
 
-def moments_from(tensors: Mapping[str, Tensor]) -> dict[str, Moment]:
+def moments_from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Moment]:
     """Inverse of `moment_tensors`."""
     ids = [name.removesuffix(".second") for name in tensors if name.endswith(".second")]
     return {i: Moment(tensors[f"{i}.second"], tensors[f"{i}.mean"]) for i in ids}

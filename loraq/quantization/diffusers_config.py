@@ -1,4 +1,4 @@
-"""The `quantization_config` of a packed diffusers model, or of one to be packed while it loads."""
+"""The `quantization_config` of a packed diffusers model, or of one to be quantised on loading."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from loraq.errors import LoraqError, unknown
 from loraq.layers.serialization import expected_tensors, serialize_layers
 from loraq.layers.tensors import OPERANDS, LayerTensors
 
-NAME, VERSION = "loraq", "1"
-FORMATS = ("activation", "branch_activation")
+QUANT_METHOD, LAYOUT_VERSION = "loraq", "1"
+ACTIVATION_FORMATS = ("activation", "branch_activation")
 
 
-class Method(StrEnum):
-    """diffusers asks a method for its `value`."""
+class QuantMethod(StrEnum):
+    """diffusers reads `quant_method.value`, so a plain string is not enough."""
 
-    LORAQ = NAME
+    LORAQ = QUANT_METHOD
 
 
 class PackedConfig(QuantizationConfigMixin):
-    """What to quantise with, or how a saved model was packed.
+    """The method to quantise with on loading, or the layout of a saved packed model.
 
-    method, overrides: a preset of `conf/method/` with overrides as on the command line; for
-        quantising while 16-bit weights are loaded. Data-free methods only.
+    method, overrides: a preset of `conf/method/` with overrides as on the command line, to quantise
+        16-bit weights on loading. Data-free methods only.
     version, recipe, formats, layers: written by `save_pretrained`; `layers` are the entries of
-        `loraq/layers/serialization.py`, with formats replaced by their place in `formats`.
+        `loraq/layers/serialization.py`, with formats replaced by their index in `formats`.
+
+    Raises LoraqError for an unknown entry, another `quant_method` or `version`, or missing data.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class PackedConfig(QuantizationConfigMixin):
         method: str | None = None,
         *more: str,
         overrides: Sequence[str] = (),
-        quant_method: str = NAME,
-        version: str = VERSION,
+        quant_method: str = QUANT_METHOD,
+        version: str = LAYOUT_VERSION,
         recipe: Mapping[str, Any] | None = None,
         formats: Sequence[Mapping[str, Any]] | None = None,
         layers: Mapping[str, Any] | None = None,
@@ -47,29 +49,42 @@ class PackedConfig(QuantizationConfigMixin):
         if others:
             known = ("method", "overrides", "version", "recipe", "formats", "layers")
             raise unknown("entry of quantization_config", next(iter(others)), known)
-        if str(getattr(quant_method, "value", quant_method)) != NAME:
-            raise LoraqError(f"quant_method={quant_method} is not ours: this reads '{NAME}' only.")
-        if version != VERSION:
+        if str(getattr(quant_method, "value", quant_method)) != QUANT_METHOD:
             raise LoraqError(
-                f"This checkpoint has layout version {version!r}; this release reads {VERSION!r}. "
-                "Use the release that wrote it, or quantise the 16-bit model again."
+                f"quant_method={quant_method} is not supported here, only '{QUANT_METHOD}'. Load "
+                "this checkpoint with the quantizer that wrote it."
+            )
+        if version != LAYOUT_VERSION:
+            raise LoraqError(
+                f"This checkpoint has layout version {version!r}; this release reads "
+                f"{LAYOUT_VERSION!r}. Use the release that wrote it, or quantise the 16-bit model "
+                "again."
             )
         if (formats is None) != (layers is None):
             raise LoraqError(
-                "quantization_config holds only one of 'formats' and 'layers', so the checkpoint "
-                "is not whole. Restore its config.json."
+                "quantization_config contains only one of 'formats' and 'layers', so the "
+                "checkpoint is incomplete. Restore its config.json."
             )
-        self.quant_method = Method.LORAQ
+        self.quant_method = QuantMethod.LORAQ
         self.method, self.overrides = method, (*more, *overrides)
         self.version, self.recipe = version, recipe
         self.formats, self.layers = formats, layers
 
+    def __repr__(self) -> str:
+        if self.layers is None:
+            arguments = ", ".join(map(repr, (self.method, *self.overrides))) if self.method else ""
+            return f"{type(self).__name__}({arguments})"
+        return (
+            f"{type(self).__name__}({len(self.layers)} packed layers, "
+            f"{len(self.formats or ())} formats, version {self.version})"
+        )
+
     @classmethod
-    def of(cls, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> Self:
-        """The configuration that a packed model is saved with."""
+    def from_layers(cls, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> Self:
+        """The configuration that packed layers are saved with."""
         table: list[dict[str, Any]] = []
 
-        def number(fmt: dict[str, Any] | None) -> int | None:
+        def index(fmt: dict[str, Any] | None) -> int | None:
             if fmt is None:
                 return None
             if fmt not in table:
@@ -78,30 +93,30 @@ class PackedConfig(QuantizationConfigMixin):
 
         entries, _ = serialize_layers(layers)
         for entry in entries.values():
-            for name in FORMATS:
-                entry[name] = number(entry[name])
+            for name in ACTIVATION_FORMATS:
+                entry[name] = index(entry[name])
             for operand in OPERANDS:
                 if operand in entry:
-                    entry[operand]["format"] = number(entry[operand]["format"])
+                    entry[operand]["format"] = index(entry[operand]["format"])
         plain = None if recipe is None else recipe.identity()
         return cls(recipe=plain, formats=table, layers=entries)
 
-    def entries(self) -> dict[str, Any]:
-        """The entries of `loraq/layers/serialization.py`; LoraqError where one is not whole."""
+    def layer_entries(self) -> dict[str, Any]:
+        """The entries of `loraq/layers/serialization.py`; LoraqError if one is incomplete."""
         formats, found = list(self.formats or ()), {}
         for name, entry in (self.layers or {}).items():
-            found[name] = whole = {**entry}
+            found[name] = complete = {**entry}
             try:
-                for part in FORMATS:
-                    whole[part] = None if entry[part] is None else formats[entry[part]]
+                for part in ACTIVATION_FORMATS:
+                    complete[part] = None if entry[part] is None else formats[entry[part]]
                 for operand in OPERANDS:
                     if operand in entry:
                         fmt = formats[entry[operand]["format"]]
-                        whole[operand] = {**entry[operand], "format": fmt}
-                expected_tensors({name: whole})
+                        complete[operand] = {**entry[operand], "format": fmt}
+                expected_tensors({name: complete})
             except (KeyError, IndexError, TypeError) as error:
                 raise LoraqError(
-                    f"quantization_config's entry of '{name}' is not whole ({error!r}). Restore "
+                    f"quantization_config's entry of '{name}' is incomplete ({error!r}). Restore "
                     "the checkpoint's config.json."
                 ) from None
         return found
@@ -112,8 +127,8 @@ class PackedConfig(QuantizationConfigMixin):
     __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` holds."""
-        plain: dict[str, Any] = {"quant_method": NAME, "version": self.version}
+        """The entries of `quantization_config` in `config.json`."""
+        plain: dict[str, Any] = {"quant_method": QUANT_METHOD, "version": self.version}
         if self.method is not None:
             plain |= {"method": self.method, "overrides": list(self.overrides)}
         for name in ("recipe", "formats", "layers"):

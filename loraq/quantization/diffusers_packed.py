@@ -1,7 +1,7 @@
 """Load and save packed layers through diffusers: `from_pretrained`, `save_pretrained`.
 
-`attach` tells a quantised model how it is saved. `loraq.diffusers_quantizer` adds quantising while
-16-bit weights are loaded, and is what users import.
+`attach` registers the saved form of a quantised model. `loraq.diffusers_quantizer`, the module that
+users import, adds quantising 16-bit weights on loading.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.layers.serialization import deserialize_layers, expected_tensors
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
-from loraq.quantization.diffusers_config import NAME, PackedConfig
+from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 
 
 class PackedQuantizer(DiffusersQuantizer):
-    """Loads packed layers, and saves them."""
+    """diffusers' quantizer for packed layers: loading, saving, `dequantize`."""
 
     quantization_config: PackedConfig
 
@@ -32,50 +32,57 @@ class PackedQuantizer(DiffusersQuantizer):
         kwargs["pre_quantized"] = quantization_config.layers is not None
         super().__init__(quantization_config, **kwargs)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.quantization_config!r})"
+
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        places = device_map.values() if isinstance(device_map, dict) else [device_map]
-        if "disk" in places:
+        devices = device_map.values() if isinstance(device_map, dict) else [device_map]
+        if "disk" in devices:
             raise LoraqError(
-                "device_map puts layers on disk, which packed LoRaQ layers do not support. Give a "
+                "device_map puts layers on disk, which packed LoRaQ layers do not support. Pass a "
                 "device_map without 'disk'."
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        entries = self.quantization_config.entries()
+        entries = self.quantization_config.layer_entries()
         for name, tensors in deserialize_layers(entries, expected_tensors(entries)).items():
             try:
                 original: Any = model.get_submodule(name)
             except AttributeError:
                 raise LoraqError(
                     f"quantization_config packs '{name}', which {type(model).__name__} does not "
-                    "have. The checkpoint's config.json and its model do not belong together."
+                    "have. The checkpoint's config.json does not match its model: restore it."
                 ) from None
             if original.weight.shape[:2] != tensors.weight.shape:
                 raise LoraqError(
-                    f"quantization_config says that '{name}' is {tensors.weight.shape}, and "
-                    f"the model's own configuration {tuple(original.weight.shape[:2])}. The "
-                    "checkpoint's config.json is not whole: restore it."
+                    f"'{name}' is {tensors.weight.shape} in quantization_config and "
+                    f"{tuple(original.weight.shape[:2])} in the model's configuration. The "
+                    "checkpoint's config.json is inconsistent: restore it."
                 )
             convolution = isinstance(original, nn.Conv2d)
             model.set_submodule(name, QuantizedLinear(tensors, convolution), strict=True)
-        self._readers = _readers(entries)
+        self._users = _layers_by_tensors(entries)
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
-        """Without those that another layer's tensors stand for; LoraqError where one is gone."""
-        stored = {_buffer(name) for name in expected_tensors(self.quantization_config.entries())}
-        lost = sorted(stored.intersection(missing_keys))
-        _refuse_missing(lost)
-        return [k for k in missing_keys if _packed(model, k) is None]
+        """`missing_keys` without packed ones: shared tensors are stored under one layer only.
+
+        Raises LoraqError if a stored tensor is missing.
+        """
+        entries = self.quantization_config.layer_entries()
+        stored = {_buffer_name(name) for name in expected_tensors(entries)}
+        _refuse_missing(sorted(stored.intersection(missing_keys)))
+        return [k for k in missing_keys if _packed_layer(model, k) is None]
 
     def check_if_quantized_param(
         self, model: Any, param_value: Tensor, param_name: str, state_dict: Any, **kwargs: Any
     ) -> bool:
-        return _packed(model, param_name) is not None
+        return _packed_layer(model, param_name) is not None
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> None:
         raise LoraqError(
-            f"'{name}' in the checkpoint is {tuple(loaded.shape)}, and quantization_config says "
-            f"{tuple(current.shape)}. Its weights and its config.json do not belong together."
+            f"'{name}' has shape {tuple(loaded.shape)} in the checkpoint and "
+            f"{tuple(current.shape)} in quantization_config. The weights do not match config.json: "
+            "restore the checkpoint's files."
         )
 
     def create_quantized_param(
@@ -88,22 +95,26 @@ class PackedQuantizer(DiffusersQuantizer):
         unexpected_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`state_dict` has the tensor as it is stored; `param_value` may have been cast."""
+        """Register a stored tensor in every layer that uses it.
+
+        Reads it from `state_dict`, because `param_value` may have been cast.
+        """
         layer, _, buffer = param_name.rpartition(".")
         stored, expected = state_dict[param_name], model.get_submodule(layer).get_buffer(buffer)
         if stored.dtype != expected.dtype:
             raise LoraqError(
-                f"'{param_name}' in the checkpoint is {stored.dtype}, and quantization_config says "
-                f"{expected.dtype}. Its weights and its config.json do not belong together."
+                f"'{param_name}' is {stored.dtype} in the checkpoint and {expected.dtype} in "
+                "quantization_config. The weights do not match config.json: restore the "
+                "checkpoint's files."
             )
         placed = stored.to(target_device)
-        for reader in self._readers.get(f"{layer}.{buffer.partition('_')[0]}", [layer]):
-            model.get_submodule(reader).register_buffer(buffer, placed)
+        for user in self._users.get(f"{layer}.{buffer.partition('_')[0]}", [layer]):
+            model.get_submodule(user).register_buffer(buffer, placed)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         _refuse_missing([name for name, held in model.state_dict().items() if held.is_meta])
         modules = []
-        for name, tensors in held_layers(model, self.quantization_config.entries()).items():
+        for name, tensors in held_layers(model, self.quantization_config.layer_entries()).items():
             modules.append(model.get_submodule(name))
             modules[-1].set_tensors(tensors)
         share_inputs(modules)
@@ -112,22 +123,25 @@ class PackedQuantizer(DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: Mapping[str, Tensor], safe_serialization: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Every packed tensor once, without the rest of the storage that it is a part of."""
-        entries = self.quantization_config.entries()
-        stored = {_buffer(name) for name in expected_tensors(entries)}
+        """Every packed tensor once; views are cloned so that their base storage is not saved."""
+        entries = self.quantization_config.layer_entries()
+        stored = {_buffer_name(name) for name in expected_tensors(entries)}
         packed = tuple(f"{name}." for name in entries)
         kept = {}
         for name, tensor in state_dict.items():
             if not name.startswith(packed):
                 kept[name] = tensor
             elif name in stored:
-                whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-                kept[name] = tensor if whole else tensor.clone()
+                owns_storage = tensor.untyped_storage().nbytes() == tensor.nbytes
+                kept[name] = tensor if owns_storage else tensor.clone()
         return kept, {}
 
     def _dequantize(self, model: Any) -> Any:
-        """Plain 16-bit layers with the effective weights (activations are no longer rounded)."""
-        for name, tensors in held_layers(model, self.quantization_config.entries()).items():
+        """Replace packed layers by 16-bit ones with the effective weights Ŵ.
+
+        Their activations are no longer quantised.
+        """
+        for name, tensors in held_layers(model, self.quantization_config.layer_entries()).items():
             module = model.get_submodule(name)
             model.set_submodule(name, tensors.dequantized_module(module.convolution, model.dtype))
         _drop_config(model)
@@ -143,16 +157,16 @@ class PackedQuantizer(DiffusersQuantizer):
         return False
 
 
-def register() -> None:
+def register_quantizer() -> None:
     """Make packed models loadable by diffusers' `from_pretrained` (`quant_method` loraq)."""
-    auto.AUTO_QUANTIZER_MAPPING.setdefault(NAME, PackedQuantizer)
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(NAME, PackedConfig)
+    auto.AUTO_QUANTIZER_MAPPING.setdefault(QUANT_METHOD, PackedQuantizer)
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, PackedConfig)
 
 
 def attach(transformer: Any, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> None:
-    """Tell a diffusers model that it is quantised, so that `save_pretrained` writes it packed."""
-    register()
-    config = PackedConfig.of(layers, recipe)
+    """Mark a diffusers model as quantised, so that `save_pretrained` writes packed layers."""
+    register_quantizer()
+    config = PackedConfig.from_layers(layers, recipe)
     transformer.hf_quantizer = PackedQuantizer(config, pre_quantized=True)
     transformer.is_quantized, transformer.quantization_method = True, config.quant_method
     transformer.register_to_config(quantization_config=config)
@@ -171,16 +185,16 @@ def _drop_config(transformer: Any) -> None:
 
 
 def held_layers(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, LayerTensors]:
-    """The layers of these entries over the buffers of `model`, shared ones as one object."""
+    """The packed layers of `entries` over the buffers of `model`; shared operands stay shared."""
     found = {}
     for name in expected_tensors(entries):
-        module, _, buffer = _buffer(name).rpartition(".")
+        module, _, buffer = _buffer_name(name).rpartition(".")
         found[name] = model.get_submodule(module).get_buffer(buffer)
     return deserialize_layers(entries, found)
 
 
-def _buffer(name: str) -> str:
-    """LAYER.OPERAND.SUFFIX of the layout as the buffer LAYER.OPERAND_SUFFIX; LAYER.bias stays."""
+def _buffer_name(name: str) -> str:
+    """LAYER.OPERAND.SUFFIX (stored) → LAYER.OPERAND_SUFFIX (buffer); LAYER.bias is unchanged."""
     if name.endswith(".bias"):
         return name
     layer, operand, suffix = name.rsplit(".", 2)
@@ -188,17 +202,17 @@ def _buffer(name: str) -> str:
 
 
 def _refuse_missing(names: list[str]) -> None:
-    """LoraqError where a checkpoint lacks tensors, or its configuration does not name a layer's."""
+    """LoraqError if stored tensors are missing from the checkpoint or its configuration."""
     if names:
         raise LoraqError(
             f"The checkpoint has no tensor '{names[0]}'"
             + (f" ({len(names)} are missing)" if len(names) > 1 else "")
-            + ", or its quantization_config does not speak of it. Restore its files."
+            + ", or its quantization_config does not name it. Restore its files."
         )
 
 
-def _readers(entries: Mapping[str, Any]) -> dict[str, list[str]]:
-    """OWNER.OPERAND -> the layers that compute with these tensors."""
+def _layers_by_tensors(entries: Mapping[str, Any]) -> dict[str, list[str]]:
+    """LAYER.OPERAND, as stored → the layers that use these tensors."""
     found: dict[str, list[str]] = {}
     for name, entry in entries.items():
         for operand in (*OPERANDS, "transform"):
@@ -207,8 +221,8 @@ def _readers(entries: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _packed(model: nn.Module, name: str) -> QuantizedLinear | None:
-    """The quantised layer that a tensor of this name belongs to."""
+def _packed_layer(model: nn.Module, name: str) -> QuantizedLinear | None:
+    """The packed layer that the tensor `name` belongs to; None if there is none."""
     try:
         module = model.get_submodule(name.rpartition(".")[0])
     except AttributeError:

@@ -1,4 +1,4 @@
-"""The hash by which an interrupted quantisation knows its finished groups again."""
+"""The hash by which a resumed quantisation recognises its finished groups."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from torch import Tensor, nn
 from loraq.config import Recipe
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
-from loraq.quantization.grouping import Group, Share
+from loraq.quantization.grouping import Group, UnitAllocation
 
 VERSION = 1
-"""Part of every quantised product's key; raised when the numbers of every method change."""
+"""Part of every quantised product's key; increased when the results of every method change."""
 
 BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 4}
-"""The same for one kind of branch and what it selects by; what is not listed has none."""
+"""(branch.kind, branch.select) → a version for these branches alone; none if not listed."""
 
 
-def fingerprint(
+def group_fingerprint(
     group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
-    """sha256 of all that a group's packed layers follow from: recipe, weights, activations read."""
-    digest = hashlib.sha256(fingerprint_text(recipe, group.share).encode())
+    """sha256 of everything that determines a group's packed layers.
+
+    That is `fingerprint_text`, layer names, weights, biases, and the activations that were read.
+    """
+    digest = hashlib.sha256(fingerprint_text(recipe, group.allocation).encode())
 
     def add(tensor: Tensor) -> None:
         digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
@@ -44,11 +47,12 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def fingerprint_text(recipe: Recipe, share: Share) -> str:
-    """What a fingerprint holds of the settings: code versions, the recipe, the group's share.
+def fingerprint_text(recipe: Recipe, allocation: UnitAllocation) -> str:
+    """The settings part of a fingerprint: code versions, the recipe, the group's allocation.
 
-    Written out, so that renaming a class leaves it as it is.
+    The allocation is spelled out, not `repr`, so that renaming the class keeps finished groups
+    valid.
     """
-    made_by = VERSION, BRANCH_VERSIONS.get((recipe.branch.kind, recipe.branch.select))
-    given = f"Share(rank={share.rank}, weight_bits={share.weight_bits})"
-    return f"({made_by!r}, {recipe.identity()!r}, {given})"
+    versions = VERSION, BRANCH_VERSIONS.get((recipe.branch.kind, recipe.branch.select))
+    allocated = f"Share(rank={allocation.rank}, weight_bits={allocation.weight_bits})"
+    return f"({versions!r}, {recipe.identity()!r}, {allocated})"

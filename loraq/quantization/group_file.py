@@ -1,7 +1,7 @@
 """Packed layers in a safetensors file: one file per finished group of layers.
 
 The header's metadata holds the entries of `layers/serialization.py` as JSON and notes on the group.
-The same key gives the same bytes: the seconds that a group took lie in a small file beside it.
+Equal keys give equal bytes, so a group's run time is stored in a separate small file.
 """
 
 from __future__ import annotations
@@ -20,41 +20,44 @@ LAYOUT = "1"
 
 
 def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]) -> None:
-    """Write the group's packed tensors and `info`; aside first, then renamed."""
+    """Write the group's packed tensors and `info` to a temporary file, then rename it."""
     from safetensors.torch import save_file
 
     entries, tensors = serialize_layers(layers)
     notes = {name: value for name, value in info.items() if name != "seconds"}
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
-    aside = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with reporting_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, aside, metadata=metadata)
-            sort_metadata(aside)
-            if "seconds" in info:  # first: a group that counts as finished has both
-                _seconds(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
-            os.replace(aside, path)
+            save_file(tensors, temporary, metadata=metadata)
+            sort_metadata(temporary)
+            if "seconds" in info:  # before the rename, which marks the group as finished
+                _seconds_file(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
+            os.replace(temporary, path)
     except OSError as error:
         raise LoraqError(
-            f"Cannot write '{path}': {error}. Give a folder that can be written to (output=)."
+            f"Cannot write '{path}': {error}. Set output= to a writable folder."
         ) from None
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _seconds(path: Path) -> Path:
+def _seconds_file(path: Path) -> Path:
     return path.with_suffix(".seconds")
 
 
 def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
-    """The layers and `info` of a file that `save_group` wrote; LoraqError if it is damaged."""
+    """The layers and `info` of a file that `save_group` wrote.
+
+    Raises LoraqError if the file is damaged or has another layout.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None
     if metadata.get("layout") != LAYOUT:
@@ -63,6 +66,6 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
             "delete it and run again."
         )
     info = json.loads(metadata["info"])
-    if _seconds(path).is_file():
-        info["seconds"] = float(_seconds(path).read_text(encoding="utf-8"))
+    if _seconds_file(path).is_file():
+        info["seconds"] = float(_seconds_file(path).read_text(encoding="utf-8"))
     return deserialize_layers(json.loads(metadata["layers"]), tensors), info

@@ -1,7 +1,7 @@
-"""Units: what a branch is found for. A layer, or the stacked layers that read one input.
+"""Units and groups. A unit is a layer, or the stacked layers that read one input and share R.
 
 q/k/v of a self-attention read the same x; stacked along `out` they share R, as in SVDQuant.
-Units of equal roles and shape form a group: one batch of matrices, one file, one step of resume.
+Units of equal roles and shape form a group: one batch of matrices, stored in one file.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models.layers import Layer
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
-"""Formats of a family that differ in their bits alone; others stay as the recipe says."""
+"""Names of the formats whose bits an allocation can change."""
 MAX_GROUP_ELEMENTS = 5 << 20
-"""Weights in one group at most: the rounds of an alternation then stay in a processor's cache."""
+"""Maximum weights per group, so that an alternation's iterates stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one unit gets of the memory: its branch's rank (0: none) and its main weight's bits."""
+class UnitAllocation:
+    """One unit's branch rank (0: no branch) and bits of its main weight (None: the recipe's)."""
 
     rank: int
     weight_bits: int | None = None
 
-    def applied(self, recipe: Recipe) -> Recipe:
-        """`recipe` for this unit: no branch where the rank is 0, in formats of these bits."""
+    def apply_to(self, recipe: Recipe) -> Recipe:
+        """`recipe` for this unit: without a branch if the rank is 0, formats with these bits."""
         recipe = replace(recipe, allocation=AllocationConfig())
         if not self.rank:
             recipe = replace(recipe, branch=BranchConfig())
@@ -80,11 +80,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Group:
-    """Units of equal roles, shape and share, quantised as one batch."""
+    """Units of equal roles, shape and allocation, quantised as one batch."""
 
     name: str
     units: tuple[Unit, ...]
-    share: Share
+    allocation: UnitAllocation
+
+    def __repr__(self) -> str:
+        return f"Group({self.name}: {len(self.units)} units, {self.weights} weights)"
 
     @property
     def file(self) -> str:
@@ -96,7 +99,7 @@ class Group:
 
 
 def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
-    """One unit a layer, or one for each set of layers that read the same input."""
+    """One unit per layer; with share_qkv, one per set of layers that read the same input."""
     if not share_qkv:
         return [Unit((layer,)) for layer in layers]
     by_input: dict[str, list[Layer]] = {}
@@ -105,22 +108,22 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
     return [Unit(tuple(members)) for members in by_input.values()]
 
 
-def make_groups(units: Sequence[Unit], shares: Mapping[str, Share]) -> list[Group]:
-    """Batches of equal units, each of at most MAX_GROUP_ELEMENTS weights; in model order.
+def make_groups(units: Sequence[Unit], allocations: Mapping[str, UnitAllocation]) -> list[Group]:
+    """Batches of equal units with at most MAX_GROUP_ELEMENTS weights each.
 
-    So large models go through kind after kind of layer, again and again: the pace of the first
-    tenth is that of the rest.
+    Groups follow model order, so that layer kinds alternate and the progress bar's estimate is
+    representative from the start.
     """
-    alike: dict[tuple, list[Unit]] = {}
+    by_kind: dict[tuple[tuple[str, ...], tuple[int, int], UnitAllocation], list[Unit]] = {}
     for unit in units:
-        alike.setdefault((unit.roles, unit.shape, shares[unit.name]), []).append(unit)
-    uniform = len(set(shares.values())) == 1
+        by_kind.setdefault((unit.roles, unit.shape, allocations[unit.name]), []).append(unit)
+    uniform = len(set(allocations.values())) == 1
     groups = []
-    for (roles, (o, i), share), members in alike.items():
+    for (roles, (o, i), given), members in by_kind.items():
         size = max(1, MAX_GROUP_ELEMENTS // (o * i))
-        given = "" if uniform else f".r{share.rank}" + f"b{share.weight_bits or ''}".rstrip("b")
+        suffix = "" if uniform else f".r{given.rank}" + f"b{given.weight_bits or ''}".rstrip("b")
         for start in range(0, len(members), size):
-            name = f"{'+'.join(roles)}.{o}x{i}{given}.{start // size:03d}"
-            groups.append(Group(name, tuple(members[start : start + size]), share))
-    place = {unit.name: number for number, unit in enumerate(units)}
-    return sorted(groups, key=lambda group: place[group.units[0].name])
+            name = f"{'+'.join(roles)}.{o}x{i}{suffix}.{start // size:03d}"
+            groups.append(Group(name, tuple(members[start : start + size]), given))
+    position = {unit.name: number for number, unit in enumerate(units)}
+    return sorted(groups, key=lambda group: position[group.units[0].name])

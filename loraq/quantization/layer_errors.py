@@ -1,4 +1,4 @@
-"""Errors of quantised layers, of the weights and of the outputs; quantises nothing."""
+"""Weight and output errors of quantised layers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def layer_errors(
     layers: Sequence[Layer],
     inputs: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """Per layer ‖W − Ŵ‖/‖W‖ and ‖Y − Ŷ‖/‖Y‖ (bias left out of Y), in the original basis.
+    """Per layer ‖W − Ŵ‖/‖W‖ and ‖Y − Ŷ‖/‖Y‖ (Y without bias), in the original basis.
 
-    `transformer` is the 16-bit one, `inputs` its own activations on captions kept for measuring.
+    transformer: the 16-bit model; inputs: input id → (rows, in), its activations on captions that
+    calibration does not use.
     """
     rows = []
     for layer in layers:

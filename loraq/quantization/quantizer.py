@@ -1,4 +1,4 @@
-"""Walk the layers in groups, compose transform → branch → rounding, keep each finished group."""
+"""Quantise the layers of a transformer group by group, and save each finished group."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from loraq.models.layers import find_family as family_table
 from loraq.models.moments import Moment
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
-from loraq.quantization.allocation.allocate import allocate
+from loraq.quantization.allocation.allocate import allocate_units
 from loraq.quantization.budget import choose_rank
-from loraq.quantization.fingerprint import fingerprint
+from loraq.quantization.fingerprint import group_fingerprint
 from loraq.quantization.group_file import load_group, save_group
-from loraq.quantization.grouping import Group, Share, Unit, make_groups, make_units
+from loraq.quantization.grouping import Group, Unit, UnitAllocation, make_groups, make_units
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.solve import quantize_group
 from loraq.utils.lazy_mapping import LazyMapping
@@ -39,22 +39,25 @@ def quantize_model(
     family: str | None = None,
     release: Callable[[], None] | None = None,
 ) -> QuantizedModel:
-    """Quantise `layers` of `transformer` by `recipe`; the transformer itself is left as it is.
+    """Quantise `layers` of `transformer` with `recipe`; does not change the transformer.
 
-    activations: of the 16-bit model, for calibrated recipes; a data-free one never sees them.
-    checkpoint_dir: every finished group is written here at once and found again by a later call.
-    progress: label of the progress bar, None for none.
-    family: of the model; `statistics=weights` asks it what weights tell of the inputs.
-    release: called after every group, to let go of the 16-bit weights that were read; finished
-        layers are then mapped from their files as well, so that neither takes memory.
+    activations: of the 16-bit model, for calibrated recipes; data-free recipes do not read them.
+    checkpoint_dir: every finished group is saved here, and a later call resumes from it.
+    progress: label of the progress bar; None disables it.
+    family: the model's family, which `statistics=weights` reads the inputs' moments from.
+    release: called after every group to unmap the 16-bit weights it read; with a checkpoint_dir,
+        finished layers are then memory-mapped from their files too.
+
+    Raises LoraqError if the recipe's activations are missing, or if checkpoint_dir contains groups
+    of another recipe, model or calibration.
     """
     from tqdm import tqdm
 
-    read = (activations or Activations()).allowed(recipe)
+    read = (activations or Activations()).restricted_to(recipe)
     if recipe.statistics == "weights":
         read = replace(read, moments=_known_moments(transformer, family))
     units = make_units(layers, recipe.branch.share_qkv)
-    shares = _shares(units, transformer, recipe, read)
+    allocations = _allocations(units, transformer, recipe, read)
     done: dict[str, LayerTensors] = {}
     info: dict[str, Any] = {}
     bar = tqdm(
@@ -62,12 +65,14 @@ def quantize_model(
         desc=progress,
         unit=" weights",
         unit_scale=True,
-        smoothing=0,  # the mean pace: kinds of layers take turns
+        smoothing=0,  # average speed, because layer kinds of different speed alternate
         disable=progress is None,
     )
     with bar, reused_heap() as trim:
-        for group in make_groups(units, shares):
-            tensors, notes, resumed = _group(group, transformer, recipe, read, checkpoint_dir)
+        for group in make_groups(units, allocations):
+            tensors, notes, resumed = _quantize_or_resume(
+                group, transformer, recipe, read, checkpoint_dir
+            )
             if release is not None:
                 release()
                 if checkpoint_dir is not None:
@@ -77,64 +82,71 @@ def quantize_model(
             trim()
             error = f" error {notes['losses'][-1]:.4f}" if notes["losses"] else ""
             bar.set_postfix_str(group.name + error, refresh=False)
-            if resumed and not bar.disable:  # no work of this call: the pace leaves it out
+            if resumed and not bar.disable:  # keep resumed groups out of the estimated speed
                 bar.initial, bar.n = bar.initial + group.weights, bar.n + group.weights
                 bar.refresh()
             else:
                 bar.update(group.weights)
     ordered = {layer.name: done[layer.name] for layer in layers}
-    return QuantizedModel(ordered, info, recipe)
+    roles = {layer.name: layer.role for layer in layers}
+    return QuantizedModel(ordered, info, recipe, roles)
 
 
-def _group(
+def _quantize_or_resume(
     group: Group,
     transformer: nn.Module,
     recipe: Recipe,
     read: Activations,
     checkpoint_dir: Path | None,
 ) -> tuple[dict[str, LayerTensors], dict[str, Any], bool]:
-    """The group's layers with their notes, and whether an earlier run had finished them."""
-    path, mark = None, None
+    """The group's layers, notes, and whether they were loaded from an earlier run's file."""
+    path, fingerprint = None, None
     if checkpoint_dir is not None:
-        path, mark = checkpoint_dir / group.file, fingerprint(group, transformer, recipe, read)
-        found = _finished(path, mark)
+        path = checkpoint_dir / group.file
+        fingerprint = group_fingerprint(group, transformer, recipe, read)
+        found = _load_finished(path, fingerprint)
         if found is not None:
             return *found, True
     started = time.perf_counter()
     tensors, notes = quantize_group(group, transformer, recipe, read)
     notes["seconds"] = time.perf_counter() - started
     if path is not None:
-        save_group(path, tensors, notes | {"fingerprint": mark})
+        save_group(path, tensors, notes | {"fingerprint": fingerprint})
     return tensors, notes, False
 
 
 def _known_moments(transformer: nn.Module, family_name: str | None) -> Mapping[str, Moment]:
-    """Moments of layer inputs that follow from the weights alone."""
+    """Moments of the layer inputs that the weights determine, by input id."""
     table = None if family_name is None else family_table(family_name)
     if table is None or not hasattr(table, "known_inputs"):
         raise LoraqError(
-            f"quant.statistics=weights: family '{family_name}' does not say what its weights tell "
-            "of the layers' inputs. Use statistics=activations, which reads calibration "
-            "activations, or pass family=."
+            f"quant.statistics=weights: family '{family_name}' does not derive input moments from "
+            "its weights. Use statistics=activations, which reads calibration activations, or pass "
+            "family=."
         )
     known: Mapping[str, Moment] = table.known_inputs(transformer)
     return known
 
 
-def _shares(
+def _allocations(
     units: Sequence[Unit], transformer: nn.Module, recipe: Recipe, read: Activations
-) -> dict[str, Share]:
-    """Each unit's rank and bits: one rank for all, or given out under the same memory."""
+) -> dict[str, UnitAllocation]:
+    """Rank and bits of each unit: one rank for all, or allocated within the same memory."""
     rank = choose_rank(units, recipe)
     if recipe.allocation.kind == "uniform":
-        return {unit.name: Share(rank) for unit in units}
+        return {unit.name: UnitAllocation(rank) for unit in units}
     names = [layer.name for unit in units for layer in unit.layers]
     weights = LazyMapping(names, lambda name: weight_matrix(transformer.get_submodule(name)))
-    return allocate(units, weights, recipe, rank, read.sensitivity)
+    return allocate_units(units, weights, recipe, rank, read.sensitivity)
 
 
-def _finished(path: Path, mark: str) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
-    """A group that an earlier run wrote; a damaged file is made again, a foreign one is refused."""
+def _load_finished(
+    path: Path, fingerprint: str
+) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
+    """A group that an earlier run saved; None, and the file is deleted, if it is damaged.
+
+    Raises LoraqError if its fingerprint differs.
+    """
     if not path.is_file():
         return None
     try:
@@ -142,9 +154,9 @@ def _finished(path: Path, mark: str) -> tuple[dict[str, LayerTensors], dict[str,
     except LoraqError:
         path.unlink()
         return None
-    if notes.get("fingerprint") != mark:
+    if notes.get("fingerprint") != fingerprint:
         raise LoraqError(
-            f"'{path}' holds layers of another recipe, model or calibration. Give each its own "
-            f"checkpoint_dir, or empty '{path.parent}'."
+            f"'{path}' contains layers of another recipe, model or calibration. Use a separate "
+            f"checkpoint_dir for each, or empty '{path.parent}'."
         )
     return layers, notes

@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING
 
 from loraq.data import Prompt
 from loraq.quantization.activations import Activations
-from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.calibration import (
+    InputCapture,
+    MomentCapture,
+    moment_tensors,
+    moments_from_tensors,
+)
 from loraq.quantization.grouping import make_units
 from loraq.runner import generate as generation
 from loraq.runner.embeddings import encode_batch
@@ -165,9 +170,8 @@ def load_activations(session: Session, row: Row) -> Activations:
     assert recipe is not None
     moments = sensitivity = None
     if recipe.needs_moments:
-        moments = moments_from(
-            _load_tensors(_product_folder(session, row, Stage.MOMENTS), row.device)
-        )
+        folder = _product_folder(session, row, Stage.MOMENTS)
+        moments = moments_from_tensors(_load_tensors(folder, row.device))
     if recipe.needs_sensitivity:
         sensitivity = json.loads(
             (_product_folder(session, row, Stage.SENSITIVITY) / SENSITIVITY).read_text()

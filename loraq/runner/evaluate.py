@@ -16,7 +16,7 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.model import QuantizedModel
-from loraq.quantization.rate_distortion import limits
+from loraq.quantization.rate_distortion import mean_limits
 from loraq.results import record as records
 from loraq.results.record import Record
 from loraq.runner import generate as generation
@@ -148,7 +148,7 @@ def _analyses(session: Session, row: Row, model: QuantizedModel) -> dict[str, An
     found: dict[str, Any] = {}
     if "limits" in wanted:
         weights = {name: weight_matrix(transformer.get_submodule(name)) for name in model.layers}
-        found["limits"] = limits(weights, model.bits_per_weight)
+        found["limits"] = mean_limits(weights, model.bits_per_weight)
     if "steps" in wanted:
         assert row.recipe is not None
         layers = session.layers(row, row.recipe.skip)

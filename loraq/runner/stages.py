@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraq.layers.backends import ComputeMode
 from loraq.models.layers import Layer
 from loraq.quantization.group_file import load_group
 from loraq.quantization.model import QuantizedModel
@@ -97,7 +98,7 @@ def generate_row(session: Session, row: Row) -> None:
 
 
 def applied(
-    model: QuantizedModel | None, transformer: Any, compute: str
+    model: QuantizedModel | None, transformer: Any, compute: ComputeMode
 ) -> contextlib.AbstractContextManager[None]:
     """Context in which the packed layers replace the transformer's; no-op without a model."""
     return contextlib.nullcontext() if model is None else model.applied(transformer, compute)

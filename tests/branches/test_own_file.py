@@ -14,7 +14,7 @@ from loraq.errors import LoraqError
 from loraq.quantization.quantizer import quantize_model
 from loraq.utils.assets import CHECKOUT
 from tests.branches.test_branches import final_error, problem, weights
-from tests.quantize.toy import Toy, toy_layers
+from tests.quantization.toy import Toy, toy_layers
 
 EXAMPLE = str(CHECKOUT / "notebooks" / "outlier_svd.py")
 OWN = """

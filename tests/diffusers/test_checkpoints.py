@@ -1,4 +1,4 @@
-"""Packed checkpoints: what diffusers saves and loads is the model in memory, to the bit."""
+"""Packed checkpoints: saved and loaded with diffusers, the model is bitwise the same."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_a_plain_layer_takes_the_shift_back_into_its_bias(pipe):
     assert shift > 0 and torch.allclose(layer(x), expected, atol=1e-5)
 
 
-def test_weights_that_are_loaded_into_a_packed_model_are_computed_with(pipe):
+def test_load_state_dict_replaces_packed_weights(pipe):
     """load_state_dict from another model of the same layout, before and after a forward."""
     chosen = RECIPES["int4 / int4, rotated, balanced"]
     quantised(pipe, *chosen)
@@ -235,12 +235,12 @@ def test_a_quantised_model_is_neither_quantised_nor_reverted_again(pipe, tmp_pat
         made.apply(pipe.transformer)
     pipe.transformer.save_pretrained(tmp_path)
     loaded = PixArtTransformer2DModel.from_pretrained(tmp_path)
-    with pytest.raises(LoraqError, match="nothing to put back"):
+    with pytest.raises(LoraqError, match="no 16-bit layers to restore"):
         packed_layers(loaded).revert(loaded)
     assert loaded.config.quantization_config == pipe.transformer.config.quantization_config
 
 
-def test_the_graph_is_whole_for_compilers(pipe):
+def test_the_graph_has_no_breaks(pipe):
     quantised(pipe, *RECIPES["int4 / int8"])
     attention = pipe.transformer.transformer_blocks[0].attn1
     x = torch.randn(2, 6, 64)
@@ -249,7 +249,7 @@ def test_the_graph_is_whole_for_compilers(pipe):
         assert torch.equal(compiled(x), attention(x))
 
 
-def test_revert_forgets(pipe, tmp_path):
+def test_revert_removes_the_quantization_config(pipe, tmp_path):
     before = forward(pipe.transformer)
     made = quantised(pipe, "rtn")
     made.revert(pipe.transformer)
@@ -277,15 +277,15 @@ def rename(layers: dict, old: str, new: str) -> None:
 
 Q = "transformer_blocks.0.attn1.to_q"
 BAD_CONFIGS = {
-    "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is not whole"),
+    "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is incomplete"),
     "gone": (lambda c: c["layers"].pop(Q), "to_q.weight"),
     "nothing": (lambda c: (c.pop("formats"), c.pop("layers")), "no packed layers"),
     "version": (lambda c: c.update(version="99"), "layout version '99'"),
     "entry": (lambda c: c.update(layer={}), "Did you mean 'layers'"),
     "no formats": (lambda c: c.pop("formats"), "only one of"),
     "layer": (lambda c: rename(c["layers"], Q, Q + "x"), "does not have"),
-    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "not whole"),
-    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not belong together"),
+    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "inconsistent"),
+    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not match config.json"),
 }
 
 
@@ -297,7 +297,7 @@ def test_a_config_that_disagrees_is_refused(saved, change, message):
 
 
 def test_a_foreign_method_is_refused(saved):
-    with pytest.raises(LoraqError, match="not ours"):
+    with pytest.raises(LoraqError, match="is not supported here"):
         LoRaQConfig(quant_method="bitsandbytes")
     edit(saved, lambda c: c.update(quant_method="lorax"))
     with pytest.raises(ValueError, match=r"lorax.*loraq"):

@@ -20,7 +20,7 @@ import transformers  # noqa: F401  (before versions are pinned: it looks at torc
 
 from loraq.compose import config_groups, load_rows
 from loraq.quantization.fingerprint import fingerprint_text
-from loraq.quantization.grouping import Share
+from loraq.quantization.grouping import UnitAllocation
 from loraq.runner.product_keys import make_row
 from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
@@ -28,7 +28,7 @@ from loraq.utils.plain import to_plain
 FILE = Path(__file__).with_name("keys.json")
 MODELS = ("tiny_pixart", "tiny_sana")
 OWN_PROMPTS = ("data=captions", "data.captions=asset:captions.json", "data.count=8")
-SHARES = (Share(0), Share(3), Share(12, 8))
+SHARES = (UnitAllocation(0), UnitAllocation(3), UnitAllocation(12, 8))
 
 
 @contextmanager

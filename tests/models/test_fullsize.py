@@ -23,11 +23,12 @@ from loraq.models import list_layers, load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
-from loraq.quantization.calibration import moments_from
+from loraq.quantization.calibration import moments_from_tensors
 from loraq.quantization.group_file import load_group
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import image_batch
 from loraq.runner.plan import plan_rows
+from loraq.runner.rows import Stage
 from loraq.runner.session import TEXT, Session
 from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
@@ -41,7 +42,7 @@ def snapshot(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fullsize") / "pixart"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_fullsize, "SHARD_BYTES", 1 << 25)
-        make_fullsize.write("pixart_sigma", folder, blocks=1)
+        make_fullsize.write_snapshot("pixart_sigma", folder, blocks=1)
     return folder
 
 
@@ -60,8 +61,8 @@ def test_a_snapshot_is_sharded_heavy_tailed_and_the_same_again(snapshot, tmp_pat
     assert z.pow(4).mean() > 5  # a normal distribution has 3
     channels = again.norm(dim=0)
     assert channels.max() > 4 * channels.median()
-    with pytest.raises(LoraqError, match="there already"):
-        make_fullsize.write("pixart_sigma", snapshot)
+    with pytest.raises(LoraqError, match="already exists"):
+        make_fullsize.write_snapshot("pixart_sigma", snapshot)
 
 
 def test_mapping_anew_changes_no_value_and_drops_no_layer(snapshot):
@@ -86,7 +87,7 @@ def mappings(folder) -> int:
 def test_a_wider_file_gives_the_values_of_the_models_type(snapshot, tmp_path):
     """A float32 file for a float16 model: mapped as it is, quantised as what the pipeline holds."""
     wide = tmp_path / "wide"
-    make_fullsize.write("pixart_sigma", wide, blocks=1, float32=True)
+    make_fullsize.write_snapshot("pixart_sigma", wide, blocks=1, float32=True)
     model = load_rows(["method=rtn", *OF, f"model.path={wide}"])[-1].model
     module = mapped_transformer(model).transformer_blocks[0].attn1.to_q
     narrow = load_rows(["method=rtn", *OF, f"model.path={snapshot}"])[-1].model
@@ -125,14 +126,20 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
             -1
         ]
         store = Store(tmp_path / dtype)
-        (row,) = plan_rows([config], store, last="quantised")
+        (row,) = plan_rows([config], store, last=Stage.QUANTIZED)
         session, own = Session(store, progress=False), load_pipeline(config.model, without=TEXT)
         before = mappings(ASSETS / name / "transformer")
         pipe = session.pipe(row, text=False)
         assert (mappings(ASSETS / name / "transformer") > before) == stays
         assert session.transformer(row) is pipe.transformer
         assert (session.release(row) is not None) == stays
-        assert torch.equal(latents(pipe, config.model), latents(own, config.model))
+        states = pipe.transformer.state_dict(), own.transformer.state_dict()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        mapped, read = (latents(p, config.model).float() for p in (pipe, own))
+        if dtype == "float32":
+            assert torch.equal(mapped, read)
+        else:  # some processors' bfloat16 products depend on where the operands lie in memory
+            assert (mapped - read).norm() < 0.05 * read.norm()
 
 
 def test_files_with_which_something_is_wrong_are_not_mapped_and_loading_says_what(tmp_path):
@@ -176,7 +183,7 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot,
     capsys.readouterr()
     calibrated.main(["pixart_sigma", *asked])
     assert not capsys.readouterr().out  # the record holds it already
-    with pytest.raises(LoraqError, match="steps=1, asked is 2"):
+    with pytest.raises(LoraqError, match="steps=1, but 2 is requested"):
         calibrated.main(["pixart_sigma", *asked, "--steps", "2"])
 
     small = ["model.height=64", "model.width=64", "model.steps=1", "calibration.prompts=2"]
@@ -184,7 +191,9 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot,
     main(["quantize", *overrides, "--quiet"])
     transformer = PixArtTransformer2DModel.from_pretrained(snapshot / "transformer")
     files = tmp_path.glob("moments/*/*.safetensors")
-    moments = moments_from({name: x for path in files for name, x in load_file(path).items()})
+    moments = moments_from_tensors(
+        {name: x for path in files for name, x in load_file(path).items()}
+    )
     layers, made = list_layers(transformer, "pixart_sigma"), recipe("gptq")
     read = Activations(moments=moments)
     whole = quantize_model(transformer, layers, made, read, progress=None)

@@ -1,1 +1,5 @@
-"""Ranks and bits of each unit under one memory budget."""
+"""Allocate rank and bits to each unit within one memory budget.
+
+`allocate.py` states the problem, `prediction.py` predicts each option's error, `solver.py` solves
+it. Imported by `quantizer.py`; imports budget, grouping, formats and config.
+"""

@@ -1,15 +1,15 @@
-"""Give ranks and bits to units under one memory budget, by a mixed-integer program.
+"""Allocate ranks and bits to units within one memory budget, by a mixed-integer program.
 
-    min Σ_u s_u·e_u²(option)   over one option a unit, with Σ stored bits ≤ the uniform recipe's
+    min Σ_u s_u·e_u²(option)   one option per unit, subject to Σ stored bits ≤ the uniform recipe's
 
-s is each unit's sensitivity and e² the predicted squared error of its output (`prediction`). Where
-a larger branch is predicted to do harm (4-bit branch activations can), less than the budget is
-spent; everything else fills it. Where nothing is predicted to be better, shares stay uniform.
+s is each unit's sensitivity and e² the predicted squared error of its output (`prediction`). If a
+larger branch is predicted to increase the error (possible with 4-bit branch activations), part of
+the budget stays unused. If no option is predicted to be better, the allocation stays uniform.
 
-kind=rank: ranks from 0 (no branch) up to the unit's limit, one format for every main weight.
-kind=bits: 4 or 8 bits for weight and activation; one common rank, the best that the memory left
-           over pays for, with one step more where that fills the budget.
-kind=both: rank and bits of every unit at once.
+kind=rank: ranks from 0 (no branch) to the unit's limit, one format for every main weight.
+kind=bits: 4 or 8 bits for weight and activation; one common rank, the best that the remaining
+           memory allows, one step higher for some units if that fills the budget.
+kind=both: rank and bits of every unit jointly.
 """
 
 from __future__ import annotations
@@ -24,54 +24,59 @@ from torch import Tensor
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats import Format, stored_bits
-from loraq.quantization.allocation.prediction import predicted_error, spectrum
+from loraq.quantization.allocation.prediction import energy_spectrum, predicted_error
 from loraq.quantization.allocation.solver import Knapsack
 from loraq.quantization.budget import branch_bits
-from loraq.quantization.grouping import Share, Unit
+from loraq.quantization.grouping import Unit, UnitAllocation
 
 WIDE = 8
-"""Bits of weight and activation of the units that get more of them."""
+"""Bits of weight and activation in units with the wider format."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What one unit can get, what each costs in s·e² (K,) and in stored bits (K,)."""
+    """The K options of one unit: allocations, costs s·e² (K,) and stored bits (K,)."""
 
-    shares: list[Share]
+    allocations: list[UnitAllocation]
     cost_K: np.ndarray
     bits_K: np.ndarray
 
-    def only(self, ranks: Sequence[int]) -> Options:
-        """Those of the given ranks."""
-        kept = [k for k, share in enumerate(self.shares) if share.rank in ranks]
-        return Options([self.shares[k] for k in kept], self.cost_K[kept], self.bits_K[kept])
+    def __repr__(self) -> str:
+        return f"Options({len(self.allocations)}, {self.bits_K.min()}..{self.bits_K.max()} bits)"
+
+    def with_ranks(self, ranks: Sequence[int]) -> Options:
+        """The options with one of these ranks."""
+        kept = [k for k, option in enumerate(self.allocations) if option.rank in ranks]
+        return Options([self.allocations[k] for k in kept], self.cost_K[kept], self.bits_K[kept])
 
 
-def allocate(
+def allocate_units(
     units: Sequence[Unit],
     weights: Mapping[str, Tensor],
     recipe: Recipe,
     uniform_rank: int,
     sensitivity: Mapping[str, float] | None = None,
-) -> dict[str, Share]:
-    """Each unit's share by its name; stored bits never above those of the uniform recipe.
+) -> dict[str, UnitAllocation]:
+    """Unit name → allocation; total stored bits are at most those of the uniform recipe.
 
     weights: layer name → 16-bit weight of any float type (O, I).
-    uniform_rank: the rank that every unit has in the uniform recipe.
-    sensitivity: unit name → s_u ≥ 0; None counts relative errors alike.
-    Raises LoraqError where there is no branch whose memory could be given out.
+    uniform_rank: the rank of every unit in the uniform recipe.
+    sensitivity: unit name → s_u ≥ 0; None weights all relative errors equally.
+
+    Raises LoraqError if the uniform recipe has no branch, or for a sensitivity that is missing or
+    negative.
     """
-    kind, uniform = recipe.allocation.kind, Share(uniform_rank)
+    kind, uniform = recipe.allocation.kind, UnitAllocation(uniform_rank)
     if kind == "uniform":
         return {unit.name: uniform for unit in units}
     if uniform_rank < 1:
         raise LoraqError(
-            f"quant.allocation.kind={kind} gives out the memory of the branch, and rank "
-            f"{uniform_rank} holds none; the limit is rank 1. Take a method with a branch, give "
+            f"quant.allocation.kind={kind} distributes the memory of the branch, and rank "
+            f"{uniform_rank} has none; the minimum is rank 1. Use a method with a branch, set "
             "quant.branch.rank or a higher quant.branch.budget, or quant.allocation.kind=uniform."
         )
     sensitivities = _sensitivities(units, sensitivity)
-    budget = sum(share_bits(unit, uniform, recipe) for unit in units)
+    budget = sum(unit_bits(unit, uniform, recipe) for unit in units)
     options = [
         _options(unit, weights, recipe, uniform_rank, s)
         for unit, s in zip(units, sensitivities, strict=True)
@@ -79,10 +84,10 @@ def allocate(
     problems = [options]
     if kind == "bits":
         ranks = candidate_ranks(uniform_rank, uniform_rank)
-        problems = [[each.only(pair) for each in options] for pair in pairwise(ranks)]
-    uniform_cost = sum(float(o.cost_K[o.shares.index(uniform)]) for o in options)
+        problems = [[each.with_ranks(pair) for each in options] for pair in pairwise(ranks)]
+    uniform_cost = sum(float(o.cost_K[o.allocations.index(uniform)]) for o in options)
     chosen = _best(problems, budget, uniform_cost) or [uniform] * len(units)
-    return {unit.name: share for unit, share in zip(units, chosen, strict=True)}
+    return {unit.name: option for unit, option in zip(units, chosen, strict=True)}
 
 
 def _sensitivities(units: Sequence[Unit], sensitivity: Mapping[str, float] | None) -> list[float]:
@@ -92,7 +97,7 @@ def _sensitivities(units: Sequence[Unit], sensitivity: Mapping[str, float] | Non
         value = sensitivity.get(unit.name)
         if value is None or not 0 <= value < np.inf:
             raise LoraqError(
-                f"The sensitivity of '{unit.name}' is {value}; it must be a number from 0 up. "
+                f"The sensitivity of '{unit.name}' is {value}; it must be a finite number ≥ 0. "
                 "Measure every unit again, or use quant.allocation.sensitivity=weights."
             )
     return [float(sensitivity[unit.name]) for unit in units]
@@ -107,29 +112,29 @@ def _options(
 ) -> Options:
     kind = recipe.allocation.kind
     ranks = candidate_ranks(uniform_rank if kind == "bits" else min(unit.shape), uniform_rank)
-    energy_K = spectrum(unit.stack(weights))
+    energy_K = energy_spectrum(unit.stack(weights))
     parts = []
     for weight_bits in (None,) if kind == "rank" else (None, WIDE):
-        formats = Share(1, weight_bits).applied(recipe).formats()
+        formats = UnitAllocation(1, weight_bits).apply_to(recipe).formats()
         parts.append(
             Options(
-                [Share(rank, weight_bits) for rank in ranks],
+                [UnitAllocation(rank, weight_bits) for rank in ranks],
                 sensitivity * predicted_error(energy_K, unit.shape, ranks, formats, recipe),
                 np.array([_bits(unit.shape, rank, formats) for rank in ranks]),
             )
         )
     return Options(
-        [share for part in parts for share in part.shares],
+        [option for part in parts for option in part.allocations],
         np.concatenate([part.cost_K for part in parts]),
         np.concatenate([part.bits_K for part in parts]),
     )
 
 
 def candidate_ranks(limit: int, uniform_rank: int) -> list[int]:
-    """0, …, limit in steps of 1 below 16, 2 below 32, 4 below 64, and so on; the uniform rank too.
+    """0, …, limit in steps of 1 below 16, 2 below 32, 4 below 64, and so on; and the uniform rank.
 
     A step is at most an eighth of the rank: σ_r² changes little within it, so finer steps would
-    change the predicted error by less than its own accuracy.
+    change the predicted error by less than its accuracy.
     """
     ranks, rank = {limit, min(limit, uniform_rank)}, 0
     while rank < limit:
@@ -138,10 +143,12 @@ def candidate_ranks(limit: int, uniform_rank: int) -> list[int]:
     return sorted(ranks)
 
 
-def _best(problems: Sequence[Sequence[Options]], budget: int, least: float) -> list[Share] | None:
-    """The shares of the problem whose solution costs least, None where none costs below `least`.
+def _best(
+    problems: Sequence[Sequence[Options]], budget: int, least: float
+) -> list[UnitAllocation] | None:
+    """The allocations of the problem with the lowest cost; None if none is below `least`.
 
-    Problems that by their bounds cannot win stay unsolved.
+    Skips problems whose lower bound is not below the best cost so far.
     """
     packed = [Knapsack([o.cost_K for o in p], [o.bits_K for o in p], budget) for p in problems]
     best = None
@@ -153,13 +160,13 @@ def _best(problems: Sequence[Sequence[Options]], budget: int, least: float) -> l
         cost = sum(float(o.cost_K[k]) for o, k in zip(options, chosen, strict=True))
         if cost < least:
             least = cost
-            best = [o.shares[k] for o, k in zip(options, chosen, strict=True)]
+            best = [o.allocations[k] for o, k in zip(options, chosen, strict=True)]
     return best
 
 
-def share_bits(unit: Unit, share: Share, recipe: Recipe) -> int:
+def unit_bits(unit: Unit, allocation: UnitAllocation, recipe: Recipe) -> int:
     """Stored bits of the unit's main weight and branch, scales included."""
-    return _bits(unit.shape, share.rank, share.applied(recipe).formats())
+    return _bits(unit.shape, allocation.rank, allocation.apply_to(recipe).formats())
 
 
 def _bits(shape: tuple[int, int], rank: int, formats: Mapping[str, Format]) -> int:

@@ -1,4 +1,4 @@
-"""What calibrated recipes read, and that ranks and bits given out end in the packed layers."""
+"""Calibrated recipes: captured activations, and allocated ranks and bits in the packed layers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ import torch
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
 from loraq.quantization.activations import Activations
-from loraq.quantization.calibration import InputCapture, MomentCapture, moment_tensors, moments_from
+from loraq.quantization.calibration import (
+    InputCapture,
+    MomentCapture,
+    moment_tensors,
+    moments_from_tensors,
+)
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.hadamard import random_signs
 from loraq.transforms.input_transform import InputTransform
-from tests.quantize.test_quantize import O2, RTN
-from tests.quantize.toy import Toy, toy_inputs, toy_layers
+from tests.quantization.test_quantize import O2, RTN
+from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 
 def toy_moments(model: Toy):
@@ -47,7 +52,7 @@ def test_moments_are_those_of_every_token_seen():
     assert torch.allclose(held.second_II, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
     assert torch.allclose(held.mean_I, x.mean(0), rtol=1e-4, atol=1e-5)
     named = {name: x for part in moment_tensors(moments) for name, x in part.items()}
-    again = moments_from(named)
+    again = moments_from_tensors(named)
     assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
 
 
@@ -60,12 +65,12 @@ def test_rows_that_float16_cannot_hold_are_not_kept_as_inf():
         capture.inputs()
 
 
-def test_what_is_gathered_in_mapped_files_is_what_memory_would_hold(tmp_path):
-    """At full size moments are gigabytes: with a scratch folder no page of them is anonymous."""
+def test_captures_in_mapped_files_equal_those_in_memory(tmp_path):
+    """With a scratch folder, captures take no anonymous memory (gigabytes at full size)."""
     model, layers = Toy(), toy_layers()
     for folder in (None, tmp_path / "scratch"):
         g = torch.Generator().manual_seed(0)
-        # two forwards announced, three made: there is room for them as well
+        # three forwards instead of the expected two: the buffer grows
         with (
             torch.no_grad(),
             InputCapture(model, layers, 8, 2, 0, folder and folder / "rows") as rows,
@@ -83,7 +88,7 @@ def test_what_is_gathered_in_mapped_files_is_what_memory_would_hold(tmp_path):
     assert held == len(plain[1])
 
 
-def test_a_transforms_moment_is_the_moment_of_what_it_gives():
+def test_a_transforms_moment_is_that_of_its_outputs():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(500, 32, generator=g) + torch.linspace(-1, 1, 32)
     t = InputTransform(
@@ -135,18 +140,18 @@ def test_weighted_branches_lower_the_output_error():
         ({"allocation": AllocationConfig("rank", "activations")}, "sensitivity"),
     ],
 )
-def test_a_recipe_that_lacks_its_activations_says_which(change, word):
+def test_missing_activations_are_named(change, word):
     recipe = replace(O2, **change)
     assert recipe.needs_calibration
     with pytest.raises(LoraqError, match=f"no calibration {word}"):
         quantize_model(Toy(), toy_layers(), recipe, Activations(), progress=None)
 
 
-def test_a_recipe_gets_only_what_it_declares():
+def test_a_recipe_gets_only_the_activations_it_reads():
     read = Activations(rows={"a": 1}, moments={"b": 2}, sensitivity={"c": 3})
-    assert read.allowed(O2) == Activations()
+    assert read.restricted_to(O2) == Activations()
     gptq = replace(O2, rounding=RoundingConfig("gptq"))
-    assert read.allowed(gptq) == Activations(moments={"b": 2})
+    assert read.restricted_to(gptq) == Activations(moments={"b": 2})
 
 
 @pytest.mark.parametrize("hadamard", [0, 16])
@@ -158,7 +163,7 @@ def test_balanced_smoothing_lowers_the_output_error(hadamard):
     assert mean_error(model, balanced, read) < 0.97 * mean_error(model, plain, None)
 
 
-def test_statistics_of_the_weights_need_a_family_that_knows():
+def test_statistics_of_the_weights_need_a_family():
     recipe = replace(O2, transform=TransformConfig("balanced"), statistics="weights")
     assert not recipe.needs_calibration
     with pytest.raises(LoraqError, match="statistics=activations"):
@@ -174,7 +179,7 @@ def test_statistics_of_the_weights_that_nothing_reads_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["rank", "both"])
-def test_ranks_given_out_cost_what_the_uniform_rank_does(kind):
+def test_allocated_ranks_fit_the_uniform_ranks_memory(kind):
     model = Toy()
     o2 = replace(O2, branch=replace(O2.branch, rank=8))
     uniform = quantize_model(model, toy_layers(), o2, progress=None)
@@ -187,7 +192,7 @@ def test_ranks_given_out_cost_what_the_uniform_rank_does(kind):
     assert q.right is k.right  # stacked layers still share R
 
 
-def test_a_sensitive_unit_gets_more():
+def test_a_sensitive_unit_gets_a_higher_rank():
     model, units = Toy(), ("blocks.0.to_q", "blocks.0.to_out", "blocks.0.up", "blocks.0.down")
     names = [*units, *(u.replace("blocks.0", "blocks.1") for u in units)]
     recipe = replace(O2, allocation=AllocationConfig("rank", "activations"))

@@ -1,4 +1,4 @@
-"""Sensitivities on a toy, against a second way to the same ratio."""
+"""Sensitivities on a toy model, against a second computation of the same ratio."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from loraq.config import Recipe
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.trajectories import Forward, measure_sensitivity
-from tests.quantize.toy import Toy, toy_layers
+from tests.quantization.toy import Toy, toy_layers
 from tests.runner.test_trajectories import Exact, rtn
 
 
 @pytest.fixture(scope="module")
 def toy():
-    """A toy, three steps of two batches each recorded by hand, and its units."""
+    """A toy model, recorded forwards (three steps of two batches), and its units."""
     model, g = Toy(), torch.Generator().manual_seed(1)
     spread = torch.linspace(0.3, 3, 32)
     made = []
@@ -27,7 +27,7 @@ def toy():
 
 
 def test_sensitivity_is_the_ratio_of_output_to_layer_error(toy):
-    """Against a second way: the layer's error from hand-made inputs, one block after the other."""
+    """Reference: layer and output errors computed with explicit hooks, one unit at a time."""
     model, forwards, units = toy
     got = measure_sensitivity(model, units, rtn("int4"), forwards, progress=None)
     assert list(got) == [unit.name for unit in units] and min(got.values()) > 0

@@ -1,8 +1,8 @@
-"""Small parts of the right widths beside a full-size transformer, so that its pipeline runs.
+"""Small random components of the right widths, so that a full-size transformer's pipeline runs.
 
-Tokenizer and sampler are the embedded model's. The text encoder has one layer that is as wide as
-the transformer's captions; the autoencoder has the real factor and number of latent channels and a
-handful of its own. All weights are random: what comes out are no images.
+Tokenizer and scheduler are the embedded model's. The text encoder has one layer with the width of
+the transformer's caption embeddings; the autoencoder has the published downsampling factor and
+number of latent channels, and eight internal channels. The outputs are not meaningful images.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from loraq.utils.assets import ASSETS
 
 EMBEDDED = {"pixart_sigma": "tiny_pixart", "sana_1_6b": "tiny_sana"}
 COPIED = ("tokenizer", "scheduler")
-DC_BLOCKS = 6  # a factor of 2^5
+DC_BLOCKS = 6  # downsampling by 2^5
 
 
-def write(name: str, caption_channels: int, folder: Path, dtype: torch.dtype, seed: int) -> None:
-    """All of the pipeline but its transformer, into `folder`, with `model_index.json`."""
+def write_components(
+    name: str, caption_channels: int, folder: Path, dtype: torch.dtype, seed: int
+) -> None:
+    """Write all components of the pipeline except its transformer, and `model_index.json`."""
     source = ASSETS / EMBEDDED[name]
     for part in COPIED:
         shutil.copytree(source / part, folder / part)
@@ -52,7 +54,7 @@ def _text_encoder(source: Path, width: int) -> nn.Module:
 
 
 def autoencoder_kl() -> Any:
-    """A factor of 8 and four latent channels, as PixArt-Σ's, with eight channels of its own."""
+    """PixArt-Σ's downsampling factor of 8 and four latent channels, eight internal channels."""
     return quiet_diffusers().AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

@@ -1,4 +1,4 @@
-"""SVDQuant on real layers of the embedded model against its float64 restatement.
+"""SVDQuant on real layers of the embedded model against its float64 reference.
 
 One unit of every role, from blocks 0 and 3 (eight layers: q, k, v are one stacked unit), with
 activations captured while the 16-bit model runs: four captions, four steps, 256 rows an input.
@@ -26,7 +26,7 @@ from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import image_batch
 from loraq.utils.assets import resolve_asset
-from tests.quantize.svdquant_restated import Unit, full_svd, leading_svd
+from tests.quantization.svdquant_restated import Unit, full_svd, leading_svd
 
 BLOCK = {"self_q": 0, "self_out": 3, "cross_q": 0, "cross_out": 3, "ff_up": 0, "ff_down": 3}
 """First role of a unit → the transformer block that the tested unit is taken from."""

@@ -1,4 +1,4 @@
-"""Allocation: the solver against brute force, the budget, what moves shares, and the prediction."""
+"""Allocation: the solver against brute force, the budget, sensitivities, and the prediction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from loraq.errors import LoraqError
 from loraq.formats import get_format
 from loraq.models import Layer
 from loraq.quantization.allocation import solver
-from loraq.quantization.allocation.allocate import allocate, candidate_ranks, share_bits
+from loraq.quantization.allocation.allocate import allocate_units, candidate_ranks, unit_bits
 from loraq.quantization.allocation.prediction import (
+    energy_spectrum,
     gaussian_error,
     predicted_error,
-    spectrum,
-    white_share,
+    white_energy_fraction,
 )
-from loraq.quantization.grouping import Share, Unit, make_units
+from loraq.quantization.grouping import Unit, UnitAllocation, make_units
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 
@@ -56,12 +56,12 @@ def units_and_weights(blocks: int = 4) -> tuple[list[Unit], dict[str, torch.Tens
 
 
 def total_bits(units, shares, chosen) -> int:
-    return sum(share_bits(unit, shares[unit.name], chosen) for unit in units)
+    return sum(unit_bits(unit, shares[unit.name], chosen) for unit in units)
 
 
-def error_of(unit: Unit, share: Share, weights, chosen: Recipe) -> float:
-    formats = Share(1, share.weight_bits).applied(chosen).formats()
-    energy_K = spectrum(unit.stack(weights))
+def error_of(unit: Unit, share: UnitAllocation, weights, chosen: Recipe) -> float:
+    formats = UnitAllocation(1, share.weight_bits).apply_to(chosen).formats()
+    energy_K = energy_spectrum(unit.stack(weights))
     return predicted_error(energy_K, unit.shape, [share.rank], formats, chosen)[0]
 
 
@@ -93,10 +93,10 @@ def test_the_solver_finds_what_brute_force_finds(table, percent):
 
 
 def test_the_integer_program_runs_where_the_bounds_leave_it_open(monkeypatch):
-    """Sizes 3, 3 and 5 in a room of 6: the best rate takes the 5, the optimum both of 3."""
+    """Sizes 3, 3 and 5 in a budget of 6: the greedy choice is 5, the optimum both of 3."""
     costs = [np.array([30.0, 0.0]), np.array([30.0, 0.0]), np.array([56.0, 0.0])]
     bits = [np.array([1, 4]), np.array([1, 4]), np.array([1, 6])]
-    assert solver.Knapsack(costs, bits, 9).found_U.tolist() == [0, 0, 1]
+    assert solver.Knapsack(costs, bits, 9).feasible_U.tolist() == [0, 0, 1]
     assert solver.Knapsack(costs, bits, 9).solve() == [1, 1, 0]
     from scipy import optimize
 
@@ -115,20 +115,20 @@ def test_the_budget_is_kept_and_filled(kind, factor):
     chosen = recipe(kind, branch_weight=FormatConfig(factor))
     sensitivity = {unit.name: 3.0**-number for number, unit in enumerate(units)}
     for asked in (None, sensitivity):
-        shares = allocate(units, weights, chosen, 20, asked)
-        budget = total_bits(units, {unit.name: Share(20) for unit in units}, chosen)
+        shares = allocate_units(units, weights, chosen, 20, asked)
+        budget = total_bits(units, {unit.name: UnitAllocation(20) for unit in units}, chosen)
         assert 0.995 * budget < total_bits(units, shares, chosen) <= budget
-        assert shares == allocate(units, weights, chosen, 20, asked)
+        assert shares == allocate_units(units, weights, chosen, 20, asked)
 
 
 @pytest.mark.parametrize("kind", ["rank", "bits", "both"])
 def test_no_allocation_is_predicted_to_be_worse_than_the_uniform_one(kind):
     units, weights = units_and_weights()
     chosen = recipe(kind)
-    shares = allocate(units, weights, chosen, 8, None)
+    shares = allocate_units(units, weights, chosen, 8, None)
     error, uniform = (
         sum(error_of(unit, each[unit.name], weights, chosen) for unit in units)
-        for each in (shares, {unit.name: Share(8) for unit in units})
+        for each in (shares, {unit.name: UnitAllocation(8) for unit in units})
     )
     assert error <= uniform
     assert kind == "bits" or error < 0.99 * uniform
@@ -138,7 +138,7 @@ def test_bits_go_to_what_matters_under_one_common_rank():
     units, weights = units_and_weights()
     for factor, expected in ((1.0, None), (100.0, 8)):
         sensitivity = {unit.name: 1.0 for unit in units} | {"blocks.1.up": factor}
-        shares = allocate(units, weights, recipe("bits"), 20, sensitivity)
+        shares = allocate_units(units, weights, recipe("bits"), 20, sensitivity)
         assert shares["blocks.1.up"].weight_bits == expected
         steps = candidate_ranks(20, 20)
         places = sorted(steps.index(share.rank) for share in shares.values())
@@ -146,12 +146,12 @@ def test_bits_go_to_what_matters_under_one_common_rank():
 
 
 @pytest.mark.parametrize("kind", ["rank", "both"])
-def test_equal_units_get_equal_shares_or_differ_by_one_step(kind, monkeypatch):
+def test_equal_units_get_equal_allocations_or_differ_by_one_step(kind, monkeypatch):
     monkeypatch.setattr(solver, "RELATIVE_GAP", EXACT)
     names = [f"blocks.{b}.out" for b in range(5)]
     units = make_units([Layer(n, "out", (128, 128), n) for n in names], share_qkv=True)
     same = weight((128, 128), 8, 0.1, seed=0)
-    shares = allocate(units, dict.fromkeys(names, same), recipe(kind), 10, None)
+    shares = allocate_units(units, dict.fromkeys(names, same), recipe(kind), 10, None)
     assert len({share.weight_bits for share in shares.values()}) == 1
     places = [candidate_ranks(128, 10).index(share.rank) for share in shares.values()]
     assert max(places) - min(places) <= 1
@@ -165,7 +165,7 @@ def test_a_unit_that_matters_more_is_never_predicted_to_be_worse(kind, monkeypat
     errors = []
     for factor in (1, 2, 4, 8, 64):
         sensitivity = {unit.name: 1.0 for unit in units} | {raised.name: float(factor)}
-        share = allocate(units, weights, chosen, 12, sensitivity)[raised.name]
+        share = allocate_units(units, weights, chosen, 12, sensitivity)[raised.name]
         errors.append(error_of(raised, share, weights, chosen))
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
@@ -179,21 +179,21 @@ def test_a_steep_spectrum_gets_rank_until_it_is_used_up():
     steep = left @ right.T + 0.002 * torch.randn(128, 128, generator=g)
     weights = dict(zip(names, (steep, torch.randn(128, 128, generator=g)), strict=True))
     for uniform, steep_rank in ((4, 8), (6, 12), (24, 12)):
-        shares = allocate(units, weights, recipe("rank"), uniform, None)
+        shares = allocate_units(units, weights, recipe("rank"), uniform, None)
         assert shares[names[0]].rank == pytest.approx(steep_rank, abs=1)
         assert shares[names[1]].rank == pytest.approx(2 * uniform - steep_rank, abs=2)
     compensate = replace(O2, objective="compensate", start="error")
-    shares = allocate(units, weights, recipe("rank", compensate), 12, None)
+    shares = allocate_units(units, weights, recipe("rank", compensate), 12, None)
     ranks = [shares[name].rank for name in names]
     assert abs(ranks[0] - ranks[1]) <= 2  # the error's spectrum is flat, whatever the weight's is
 
 
-def test_a_branch_that_would_do_harm_is_left_out():
+def test_a_branch_that_increases_the_error_is_omitted():
     units, weights = units_and_weights()
     four_bits = FormatConfig("int4")
     branch = BranchConfig(kind="svd", rank=8)
     chosen = recipe("rank", branch, branch_weight=four_bits, branch_activation=four_bits)
-    assert {s.rank for s in allocate(units, weights, chosen, 8, None).values()} == {0}
+    assert {s.rank for s in allocate_units(units, weights, chosen, 8, None).values()} == {0}
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ def test_the_prediction_is_the_measured_output_error_within_a_quarter(branch, bi
     for unit, row in zip(
         make_units(layers, True), layer_errors(packed, model, layers, inputs), strict=True
     ):
-        predicted = error_of(unit, Share(rank), weights, chosen)
+        predicted = error_of(unit, UnitAllocation(rank), weights, chosen)
         assert row["output_error"] ** 2 == pytest.approx(predicted, rel=0.25)
 
 
-def test_what_is_given_out_is_what_is_stored():
+def test_allocated_bits_equal_stored_bits():
     units, weights = units_and_weights(blocks=2)
     layers = [layer for unit in units for layer in unit.layers]
     model = nn.Module()
@@ -242,26 +242,28 @@ def test_what_is_given_out_is_what_is_stored():
         parent.add_module(layer.name.split(".")[-1], linear)
     for kind in ("rank", "both"):
         chosen = recipe(kind, replace(O2, steps=1))
-        shares = allocate(units, weights, chosen, 8, None)
+        shares = allocate_units(units, weights, chosen, 8, None)
         packed = quantize_model(model, layers, chosen, progress=None)
         assert 8 * packed.nbytes == total_bits(units, shares, chosen)
 
 
-def test_the_white_share_is_that_of_random_matrices():
+def test_the_white_energy_fraction_matches_random_matrices():
     g = torch.Generator().manual_seed(0)
     for shape in ((192, 192), (384, 192), (96, 384)):
-        energy = spectrum(torch.randn(shape, generator=g)).cumsum()
+        energy = energy_spectrum(torch.randn(shape, generator=g)).cumsum()
         ranks = [1, 4, 16, 64, 96]
-        assert white_share(shape, ranks) == pytest.approx(energy[np.array(ranks) - 1], abs=0.01)
-        assert white_share(shape, [0, min(shape)]) == pytest.approx([0, 1])
+        assert white_energy_fraction(shape, ranks) == pytest.approx(
+            energy[np.array(ranks) - 1], abs=0.01
+        )
+        assert white_energy_fraction(shape, [0, min(shape)]) == pytest.approx([0, 1])
 
 
 def test_the_spectrum_is_the_svds_and_zeros_are_left_zero():
     w_OI = weight((64, 96), 5, 0.01, seed=3)
     energy = torch.linalg.svdvals(w_OI.double()).square()
-    assert spectrum(w_OI) == pytest.approx((energy / energy.sum()).numpy(), rel=1e-9)
+    assert energy_spectrum(w_OI) == pytest.approx((energy / energy.sum()).numpy(), rel=1e-9)
     formats = Recipe().formats()
-    nothing = spectrum(torch.zeros(8, 8))
+    nothing = energy_spectrum(torch.zeros(8, 8))
     assert not predicted_error(nothing, (8, 8), [0, 4], formats, recipe("rank")).any()
 
 
@@ -280,18 +282,18 @@ def test_candidate_ranks():
     assert candidate_ranks(8, 8) == list(range(9))
 
 
-def test_mistakes_are_told():
+def test_invalid_arguments_raise():
     units, weights = units_and_weights(blocks=1)
-    with pytest.raises(LoraqError, match=r"rank 0 holds none.*Take a method with a branch"):
-        allocate(units, weights, recipe("rank"), 0, None)
+    with pytest.raises(LoraqError, match=r"rank 0 has none.*Use a method with a branch"):
+        allocate_units(units, weights, recipe("rank"), 0, None)
     some = {unit.name: 1.0 for unit in units[1:]}
     with pytest.raises(LoraqError, match=r"'blocks\.0\.out' is None.*sensitivity=weights"):
-        allocate(units, weights, recipe("rank"), 8, some)
+        allocate_units(units, weights, recipe("rank"), 8, some)
     with pytest.raises(LoraqError, match=r"'blocks\.0\.out' is nan"):
-        allocate(units, weights, recipe("rank"), 8, some | {units[0].name: float("nan")})
+        allocate_units(units, weights, recipe("rank"), 8, some | {units[0].name: float("nan")})
 
 
-def test_uniform_shares_are_all_alike():
+def test_uniform_allocations_are_equal():
     units, weights = units_and_weights(blocks=1)
-    shares = allocate(units, weights, recipe("uniform"), 8, None)
-    assert set(shares.values()) == {Share(8)}
+    shares = allocate_units(units, weights, recipe("uniform"), 8, None)
+    assert set(shares.values()) == {UnitAllocation(8)}

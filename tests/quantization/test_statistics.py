@@ -12,14 +12,14 @@ from loraq.quantization.activations import Activations
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from tests.embedded import Embedded
-from tests.quantize.test_quantize import Untouchable
+from tests.quantization.test_quantize import Untouchable
 
 WEIGHTS = "quant.statistics=weights"
 ROTATED = "quant.transform.hadamard=64"
 
 
 def error(embedded: Embedded, method: str, *overrides: str) -> float:
-    """Mean output error on the 16-bit model's own activations, which the recipe never sees."""
+    """Mean output error on the 16-bit model's own activations, which the recipe does not read."""
     layers = embedded.of_roles("self_q", "self_k", "self_v", "ff_up")  # they read modulated norms
     untouchable = Activations(Untouchable(), Untouchable(), Untouchable())
     chosen, family = recipe(method, *overrides), embedded.family
@@ -31,14 +31,14 @@ def error(embedded: Embedded, method: str, *overrides: str) -> float:
     return sum(row["output_error"] for row in rows) / len(rows)
 
 
-def test_what_weights_tell_lowers_the_output_error(embedded):
+def test_statistics_of_the_weights_lower_the_output_error(embedded):
     plain = error(embedded, "rtn", ROTATED)
     balanced = error(embedded, "rtn", ROTATED, "quant.transform.smooth=balanced", WEIGHTS)
     gptq = error(embedded, "gptq", ROTATED, "quant.transform.smooth=balanced", WEIGHTS)
     assert gptq < 0.98 * balanced < 0.95 * plain
 
 
-def test_layers_of_which_weights_tell_nothing_do_without(embedded):
+def test_layers_without_known_statistics_are_quantised_without(embedded):
     transformer, layers, family = (
         embedded.transformer,
         embedded.of_roles("ff_down"),
@@ -55,7 +55,7 @@ def test_layers_of_which_weights_tell_nothing_do_without(embedded):
         assert tensors.transform.smooth_I is None
 
 
-def test_product_keys_tell_the_two_sources_apart():
+def test_product_keys_distinguish_the_two_sources():
     measured = recipe("gptq")
     assert measured.needs_moments
     known = replace(measured, statistics="weights")
@@ -64,7 +64,7 @@ def test_product_keys_tell_the_two_sources_apart():
 
 
 def test_inputs_that_are_nearly_constant_can_be_rotated(embedded):
-    """One token's text makes cross_out read one vector: float32 leaves squares just below zero."""
+    """cross_out of a one-token text has a rank-1 moment: float32 gives squares just below 0."""
     layers = embedded.of_roles("cross_out")
     g = torch.Generator().manual_seed(0)
     moments = {}

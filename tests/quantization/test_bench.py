@@ -1,4 +1,4 @@
-"""Benches of quantising: the other way reaches the same error; FLOPs, bytes and pairs are right."""
+"""Benchmarks of quantisation: both ways reach equal errors; FLOPs, bytes and pairs are correct."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from experiments.bench import again
-from experiments.bench.floor import Ledger, kind
+from experiments.bench.floor import OperationProfile, operation_kind
 from experiments.bench.quantise import METHODS, SAME_ERROR, reference_way, weight_error
 from loraq import recipe
 from loraq.quantization.quantizer import quantize_model
-from tests.quantize.toy import Toy, toy_layers
+from tests.quantization.toy import Toy, toy_layers
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_full_svds_one_by_one_end_at_the_same_error(method):
+def test_full_svds_reach_the_same_error(method):
     chosen = recipe(*METHODS[method])
     if chosen.branch.kind != "none":
         chosen = replace(chosen, branch=replace(chosen.branch, rank=4))
@@ -29,27 +29,27 @@ def test_full_svds_one_by_one_end_at_the_same_error(method):
     assert weight_error(ours, model) == pytest.approx(weight_error(theirs, model), rel=SAME_ERROR)
 
 
-def test_the_ledger_counts_what_operations_do():
+def test_the_profile_counts_flops_and_bytes():
     a, b = torch.randn(3, 40, 20), torch.randn(3, 20, 10)
     square = a.mT @ a + torch.eye(20)
-    with Ledger() as ledger:
+    with OperationProfile() as profile:
         torch.bmm(a, b)
         torch.linalg.qr(a)
         torch.linalg.eigh(square)
         torch.linalg.solve(square, torch.ones(3, 20, 5))
         a.view(-1).add(1.0)
-    assert ledger.flops["bmm"] == 3 * 2 * 40 * 20 * 10
-    assert ledger.bytes["bmm"] == 4 * 3 * (40 * 20 + 20 * 10 + 40 * 10)
-    assert ledger.flops["linalg_qr"] == pytest.approx(3 * 4 * (40 * 400 - 20**3 / 3))
-    assert ledger.flops["_linalg_eigh"] == 3 * 9 * 20**3
-    assert ledger.flops["_linalg_solve_ex"] == pytest.approx(3 * (2 * 20**3 / 3 + 2 * 400 * 5))
-    assert ledger.bytes["add"] == 2 * 4 * a.numel() and not ledger.flops["add"]
-    assert not ledger.bytes["view"] and min(ledger.seconds.values()) > 0
-    kinds = {kind(name) for name in ("bmm", "linalg_qr", "add")}
+    assert profile.flops["bmm"] == 3 * 2 * 40 * 20 * 10
+    assert profile.bytes["bmm"] == 4 * 3 * (40 * 20 + 20 * 10 + 40 * 10)
+    assert profile.flops["linalg_qr"] == pytest.approx(3 * 4 * (40 * 400 - 20**3 / 3))
+    assert profile.flops["_linalg_eigh"] == 3 * 9 * 20**3
+    assert profile.flops["_linalg_solve_ex"] == pytest.approx(3 * (2 * 20**3 / 3 + 2 * 400 * 5))
+    assert profile.bytes["add"] == 2 * 4 * a.numel() and not profile.flops["add"]
+    assert not profile.bytes["view"] and min(profile.seconds.values()) > 0
+    kinds = {operation_kind(name) for name in ("bmm", "linalg_qr", "add")}
     assert kinds == {"products", "decompositions", "rounding"}
 
 
-def test_pairs_are_of_one_recipe_with_other_images():
+def test_pairs_have_equal_settings_and_different_images():
     def made(recipe: str, images: str, created: int, names: tuple[str, ...] = ("a", "b")):
         metrics = {
             name: {"value": 1.0, "per_image": [1.0, 1.0 + created]} for name in again.METRICS
@@ -62,5 +62,5 @@ def test_pairs_are_of_one_recipe_with_other_images():
 
     one, two, same = made("rtn", "x", 0), made("rtn", "y", 1), made("lqer", "z", 0)
     others = [same, made("lqer", "z", 2), made("gptq", "p", 0), made("gptq", "q", 3, ("a", "c"))]
-    assert again.pairs([one, two, *others]) == [(one, two)]
-    assert again.compare(one, two)["psnr"]["mean"] == 0.5
+    assert again.repeated_pairs([one, two, *others]) == [(one, two)]
+    assert again.compare_pair(one, two)["psnr"]["mean"] == 0.5

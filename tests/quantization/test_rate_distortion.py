@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from loraq.errors import LoraqError
 from loraq.formats import fake_quantize, get_format, stored_bits
-from loraq.quantization.rate_distortion import gaussian_limit, limits, shannon_limit, spectral_limit
+from loraq.quantization.rate_distortion import (
+    gaussian_limit,
+    mean_limits,
+    shannon_limit,
+    spectral_limit,
+)
 
 LIMITS = (gaussian_limit, spectral_limit, shannon_limit)
 
@@ -23,7 +28,7 @@ def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("bits", [0.5, 2.0, 4.25])
 def test_on_independent_gaussians_all_three_agree(bits):
-    """Within 1 %: tall, so that the covariance is nearly the identity it was drawn from."""
+    """Within 1 %: a tall matrix, so that the sample covariance is nearly the identity."""
     w_OI = 0.02 * gaussian(16384, 16)
     for limit in LIMITS:
         assert limit(w_OI, bits) == pytest.approx(2**-bits, rel=0.01)
@@ -39,7 +44,7 @@ def test_a_laplacian_lies_below_the_gaussian_by_its_closed_form():
 
 
 def test_water_filling_of_two_levels_by_hand():
-    """λ = (16, 1): with ½·½ log2(16) = 1 bit a weight the large one comes down to the small one."""
+    """λ = (16, 1): with ½·½ log2(16) = 1 bit per weight the large one reaches the small one."""
     w_OI = torch.zeros(8, 2)
     w_OI[0, 0], w_OI[1, 1] = 4.0, 1.0
     assert spectral_limit(w_OI, 1.0) == pytest.approx(math.sqrt(2 / 17), rel=1e-9)
@@ -57,7 +62,7 @@ def test_low_rank_structure_is_seen_by_the_spectrum_alone():
 
 
 @pytest.mark.parametrize("rows,columns", [(256, 256), (1024, 256)])
-def test_the_free_covariance_of_a_square_matrix_costs_what_the_docstring_says(rows, columns):
+def test_the_spectral_limit_of_white_matrices_is_marchenko_pasturs(rows, columns):
     """Marchenko–Pastur, γ = k/n: mean ln λ = −1 + (1 − 1/γ) ln(1 − γ), −1 at γ = 1."""
     gamma = columns / rows
     mean_log = -1.0 if gamma == 1 else -1 + (1 - 1 / gamma) * math.log(1 - gamma)
@@ -65,7 +70,7 @@ def test_the_free_covariance_of_a_square_matrix_costs_what_the_docstring_says(ro
     assert spectral_limit(gaussian(rows, columns), 12) == pytest.approx(expected, rel=0.01)
 
 
-def test_no_bits_leave_the_whole_weight():
+def test_zero_bits_have_a_relative_error_of_1():
     w_OI = gaussian(4096, 32)
     assert gaussian_limit(w_OI, 0) == 1
     assert spectral_limit(w_OI, 0) == pytest.approx(1)
@@ -116,20 +121,20 @@ def test_weights_of_few_values_have_no_entropy_to_bound_with():
 
 def test_limits_are_means_over_layers():
     weights = {"a": gaussian(64, 64), "b": gaussian(256, 8) @ gaussian(8, 64)}
-    found = limits(weights, 3.0)
+    found = mean_limits(weights, 3.0)
     assert list(found) == ["gaussian", "spectral", "shannon"]
     for limit, value in zip(LIMITS, found.values(), strict=True):
         assert value == pytest.approx((limit(weights["a"], 3) + limit(weights["b"], 3)) / 2)
 
 
-def test_mistakes_are_answered():
+def test_invalid_arguments_raise():
     w_OI = gaussian(4, 4)
     broken = w_OI.clone()
     broken[0, 3] = math.nan
     for limit in LIMITS:
         with pytest.raises(LoraqError, match=r"bits=-1.*0 or more"):
             limit(w_OI, -1)
-        with pytest.raises(LoraqError, match="no matrix"):
+        with pytest.raises(LoraqError, match="not a matrix"):
             limit(w_OI[0], 4)
         with pytest.raises(LoraqError, match="1 of 16 weights are not finite"):
             limit(broken, 4)
@@ -138,4 +143,4 @@ def test_mistakes_are_answered():
     with pytest.raises(LoraqError, match=r"16 weights.*at least 256"):
         shannon_limit(w_OI, 4)
     with pytest.raises(LoraqError, match="0 layers"):
-        limits({}, 4)
+        mean_limits({}, 4)

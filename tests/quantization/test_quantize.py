@@ -1,4 +1,4 @@
-"""The walk over layers: resume, sharing, accounting, data-freeness, and the layer's equation."""
+"""Quantising a model: resume, sharing, accounting, data-freeness, and the layer's equation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.input_transform import GELU_SHIFT
 from loraq.utils.files import TEMPORARY
-from tests.quantize.toy import Toy, toy_inputs, toy_layers
+from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 INT4, INT8, FP16 = (
     FormatConfig("int4", block=16),
@@ -65,7 +65,7 @@ def test_the_modules_forward_is_the_equation():
 
 
 def test_sixteen_bit_activations_leave_the_effective_weight():
-    """Qa = identity: y = x·Ŵᵀ + b, whatever the transform; checks effective_weight and folding."""
+    """Qa = identity: y = x·Ŵᵀ + b for any transform; checks effective_weight and folding."""
     recipe = replace(O2, activation=FormatConfig("bf16"), branch_activation=FormatConfig("bf16"),
                      transform=TransformConfig(hadamard=16))  # fmt: skip
     model, q = quantized(recipe)
@@ -102,7 +102,7 @@ def test_apply_and_revert():
 
 
 def test_layers_of_one_input_quantise_it_once(monkeypatch):
-    """q, k and v share x̃, its codes and x·Rᵀ; an input that was changed in place is a new one."""
+    """q, k and v share x̃, its codes and x·Rᵀ; an input modified in place is quantised again."""
     toy, layers = Toy(), toy_layers()
     model = quantize_model(toy, layers, O2, progress=None)
     model.apply(toy)
@@ -153,7 +153,7 @@ def test_a_bigger_rank_does_not_fit_the_budget():
     rank = rank_for_budget(shapes, 1.5, fmt)
     weights = sum(o * i for o, i in shapes)
     assert branch_bits(shapes, rank, fmt) <= 1.5 * weights < branch_bits(shapes, rank + 1, fmt)
-    with pytest.raises(LoraqError, match="buys no rank"):
+    with pytest.raises(LoraqError, match="too small for rank 1"):
         rank_for_budget(shapes, 0.01, fmt)
 
 
@@ -163,7 +163,7 @@ def test_rank_above_the_limit_is_refused():
 
 
 class Untouchable(Mapping):
-    """Inputs that fail the test when anybody looks at them."""
+    """A mapping that fails the test when it is read."""
 
     def __getitem__(self, key):
         raise AssertionError(f"a data-free method read activations: {key}")
@@ -185,7 +185,7 @@ def test_data_free_methods_never_touch_activations(kind, objective, start):
     quantize_model(model, toy_layers(), recipe, read, progress=None)
 
 
-def test_calibrated_methods_say_what_they_miss():
+def test_calibrated_methods_name_missing_activations():
     with pytest.raises(LoraqError, match="no calibration rows"):
         quantized(SVDQUANT)
 
@@ -214,8 +214,8 @@ def same_layers(a, b) -> bool:
     return True
 
 
-def test_a_full_disk_is_said_to_be_one(tmp_path, monkeypatch):
-    """safetensors' own error, word for word."""
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    """Raises safetensors' exact error message."""
 
     def full(_tensors, path, metadata):
         Path(path).write_bytes(b"half")
@@ -228,7 +228,7 @@ def test_a_full_disk_is_said_to_be_one(tmp_path, monkeypatch):
 
 
 def test_another_bias_is_another_layer(tmp_path):
-    """A finished group holds biases as well, and is not taken for one with others."""
+    """A finished group contains biases, so other biases change its fingerprint."""
     model = Toy()
     quantize_model(model, toy_layers(), RTN, None, tmp_path, progress=None)
     model.get_submodule(toy_layers()[0].name).bias.data += 5
@@ -237,7 +237,7 @@ def test_another_bias_is_another_layer(tmp_path):
 
 
 def test_layers_compute_on_the_device_of_their_inputs():
-    """Packed layers are read to a CPU, and their errors are measured where the model is."""
+    """Packed layers are loaded to the CPU, their errors are measured on the model's device."""
     recipe = replace(O2, transform=TransformConfig(smooth="fixed", hadamard=16))
     _, made = quantized(recipe, toy_inputs(Toy()))
     for tensors in made.layers.values():
@@ -293,7 +293,7 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [FormatConfig("nvfp4"), FormatConfig("int4", block="tensor")])
-def test_stacked_layers_are_stored_as_they_were_judged(weight, tmp_path):
+def test_stacked_layers_are_stored_as_they_were_solved(weight, tmp_path):
     """One scale per tensor means one for the stack of q, k, v; the stored rows must agree."""
     recipe = replace(O2, weight=weight, branch=BranchConfig(kind="svd", rank=4))
     _, q = quantized(recipe)
@@ -311,8 +311,8 @@ def test_stacked_layers_are_stored_as_they_were_judged(weight, tmp_path):
     assert torch.equal(loaded[name].effective_weight(), q.layers[name].effective_weight())
 
 
-def test_a_groups_file_holds_nothing_that_differs_from_run_to_run(tmp_path):
-    """safetensors writes metadata in an order of its own; what a group took lies beside it."""
+def test_a_groups_file_is_reproducible(tmp_path):
+    """safetensors orders metadata arbitrarily; seconds are stored in a separate file."""
     _, q = quantized(O2)
     for run in range(3):
         notes = {"smoothing": {"é": [0.5, "\n"]}, "losses": [0.1], "seconds": run / 3}
@@ -323,7 +323,7 @@ def test_a_groups_file_holds_nothing_that_differs_from_run_to_run(tmp_path):
     assert header.index(b'"info"') < header.index(b'"layers"') < header.index(b'"layout"')
 
 
-def test_a_shifted_layer_keeps_the_block_that_was_asked_for():
+def test_a_shifted_layer_keeps_the_requested_block():
     recipe = replace(RTN, activation=FormatConfig("int4", block="token"),
                      transform=TransformConfig(shift=True))  # fmt: skip
     _, q = quantized(recipe)
@@ -376,14 +376,14 @@ def test_capture_is_bounded_repeatable_and_of_the_right_layer():
     assert not model.blocks[0]["up"]._forward_pre_hooks
 
 
-def test_unknown_rounding_is_answered():
+def test_unknown_rounding_raises():
     with pytest.raises(LoraqError, match="nearest"):
         quantized(replace(RTN, rounding=RoundingConfig(kind="neares")))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_16_bit_model_is_emulated_in_float32_on_a_cpu(dtype):
-    """As the definition says: rounded once, at the layer's end, transform included."""
+    """Rounded once, at the end of the layer, including the transform."""
     model, made = quantized(replace(O2, transform=TransformConfig(hadamard=16)))
     made.apply(model)
     layer = next(m for m in model.modules() if isinstance(m, QuantizedLinear))

@@ -1,4 +1,4 @@
-"""SVDQuant restated plainly in float64, one unit at a time, from the text of the method alone.
+"""A float64 reference implementation of SVDQuant, one unit at a time, from its description alone.
 
 Deliberately slow and direct: nothing here is shared with the library, not even its formats. Only
 the number format itself is defined on float32, which is what a quantiser reads. That matters: one
@@ -37,7 +37,7 @@ def full_svd(w_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def leading_svd(w_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """`full_svd` by the leading eigenvectors of WᵀW or WWᵀ: a quarter of its time or less."""
+    """`full_svd` by the leading eigenvectors of WᵀW or WWᵀ, in at most a quarter of the time."""
     from scipy.linalg import eigh
 
     if w_OI.shape[0] < w_OI.shape[1]:
@@ -52,7 +52,7 @@ def leading_svd(w_OI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Layer:
-    """One quantised unit: main weight, branch and smoothing, and how its input is read."""
+    """One quantised unit: main weight, branch, smoothing, and the input's format."""
 
     main_OI: Tensor
     left_OR: Tensor
@@ -70,7 +70,7 @@ class Layer:
 
 @dataclass
 class Unit:
-    """What the method reads of one unit. Scores are squared output errors ‖Y − Ŷ‖²_F."""
+    """One unit's weight, inputs and settings. Scores are squared output errors ‖Y − Ŷ‖²_F."""
 
     x_TI: Tensor
     w_OI: Tensor
@@ -94,7 +94,7 @@ class Unit:
         return Layer(main, left, right, s_I, self.block, self.unsigned)
 
     def judge_smoothing(self, decompose: Decompose = full_svd) -> dict[Exponents, float]:
-        """Every candidate's score with a branch of its own."""
+        """Exponents → score, with a separate branch for every candidate."""
         nothing = torch.zeros_like(self.w_OI)
         return {e: self.score(self.round(nothing, self.smoothing(e), decompose)) for e in GRID}
 

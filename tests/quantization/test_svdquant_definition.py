@@ -1,4 +1,4 @@
-"""SVDQuant on a toy against its float64 restatement; the library must choose the same."""
+"""SVDQuant on a toy model against its float64 reference; the library must choose the same."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 
 from loraq.quantization.activations import Activations
 from loraq.quantization.quantizer import quantize_model
-from tests.quantize.svdquant_restated import Unit
-from tests.quantize.test_quantize import SVDQUANT
-from tests.quantize.toy import Toy, toy_inputs, toy_layers
+from tests.quantization.svdquant_restated import Unit
+from tests.quantization.test_quantize import SVDQUANT
+from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 BLOCK, RANK, SHIFT = 16, 4, 0.171875
 
