@@ -158,7 +158,10 @@ METRICS: dict[str, tuple[str, str, float, bool, Callable[..., tuple[Any, Any]]]]
         compare_image_reward("base"),
     ),
     "image_reward, as published": (
-        *("image-reward", f"{PROMPTS}, ViT-L", 1e-4, False),
+        "image-reward",
+        f"{PROMPTS}, ViT-L",
+        1e-4,
+        False,
         compare_image_reward("large"),
     ),
 }

@@ -136,8 +136,12 @@ def markdown_table(found: dict[str, dict[str, Any]]) -> str:
     for name, row in found.items():
         times, errors = row["median_seconds"], row["weight_error"]
         cells = (
-            *(name, f"{times['library']:.2f}", f"{times['reference']:.2f}", f"{row['ratio']:.2f}"),
-            *(f"{errors['library']:.5f}", f"{errors['reference']:.5f}"),
+            name,
+            f"{times['library']:.2f}",
+            f"{times['reference']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{errors['library']:.5f}",
+            f"{errors['reference']:.5f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -23,8 +23,18 @@ from loraq.utils.plain import decode_float, to_plain
 SCHEMA = 1
 VOLATILE = ("created", "timings", "machine")  # fields that may differ between equal runs
 PACKAGES = (
-    *("loraq", "torch", "torchvision", "diffusers", "transformers", "safetensors", "numpy"),
-    *("scipy", "pillow", "torchmetrics", "lpips", "clean-fid"),
+    "loraq",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "pillow",
+    "torchmetrics",
+    "lpips",
+    "clean-fid",
 )
 
 

@@ -72,14 +72,25 @@ def make_row(config: Config) -> Row:
         inputs = [keys.get(stage) for stage in ACTIVATIONS[:-1] if stage in keys]
         finder = config.quant.branch.kind, config.quant.branch.select
         keys[Stage.QUANTIZED] = key(
-            *("quantised", VERSION, config.quant.identity(), model_hash, config.model.family),
-            *(config.model.dtype, machine, *(inputs or [None])),
+            "quantised",
+            VERSION,
+            config.quant.identity(),
+            model_hash,
+            config.model.family,
+            config.model.dtype,
+            machine,
+            *(inputs or [None]),
             *([BRANCH_VERSIONS[finder]] if finder in BRANCH_VERSIONS else []),
             *(["oneDNN"] if finder[0] == "loraq" and batch_invariance.use_onednn(device) else []),
         )
         keys[Stage.IMAGES] = key(
-            *("images", generate.VERSION, sampler, config.generate.seed, prompts),
-            *(keys[Stage.QUANTIZED], *_compute_key(config, device)),
+            "images",
+            generate.VERSION,
+            sampler,
+            config.generate.seed,
+            prompts,
+            keys[Stage.QUANTIZED],
+            *_compute_key(config, device),
         )
     metric_settings = _metric_settings(config, prompts)
     record = key("record", RECORD_VERSION, keys, metric_settings, _row_names(config))
@@ -121,8 +132,13 @@ def _calibration_keys(
     if recipe.needs_sensitivity:
         perturbing = [recipe.identity()[operand] for operand in ("weight", "activation")]
         keys[Stage.SENSITIVITY] = key(
-            *("sensitivity", capture, calibration[:SENSITIVITY_PROMPTS], SENSITIVITY_STEPS),
-            *(perturbing, recipe.skip, recipe.branch.share_qkv),
+            "sensitivity",
+            capture,
+            calibration[:SENSITIVITY_PROMPTS],
+            SENSITIVITY_STEPS,
+            perturbing,
+            recipe.skip,
+            recipe.branch.share_qkv,
         )
     return keys
 

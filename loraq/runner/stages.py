@@ -89,8 +89,13 @@ def generate_row(session: Session, row: Row) -> None:
         with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
             claim = functools.partial(session.store.claim, Stage.IMAGES, name)
             generation.generate_images(
-                *(pipe, row.config.model, row.prompts, row.config.generate),
-                *(folder, session.bar("images"), claim),
+                pipe,
+                row.config.model,
+                row.prompts,
+                row.config.generate,
+                folder,
+                session.bar("images"),
+                claim,
                 lambda number: embeddings.read_embeddings(text, number, row.device),
             )
         if folder.is_dir():

@@ -74,7 +74,9 @@ class Store:
             aside = folder.with_name(f"{name}.corrupted")
             log.warning(
                 "cached product %s is corrupted (%s); it is renamed to %s and made again.",
-                *(folder, reason, aside.name),
+                folder,
+                reason,
+                aside.name,
             )
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(folder, aside)

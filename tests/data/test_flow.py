@@ -11,8 +11,13 @@ def test_mjhqs_layout_goes_from_its_folder_to_the_table(overrides, tmp_path):
     own = ("data.captions=", "data.count=", "data.real=", "metrics.names=")
     kept = [override for override in overrides if not override.startswith(own)]
     asked = [
-        *("method=rtn", "data=mjhq", f"data.captions={folder}", "data.count=6"),
-        *("metrics.names=[psnr,frechet,kid]", "metrics.extractor=efflite0", *kept),
+        "method=rtn",
+        "data=mjhq",
+        f"data.captions={folder}",
+        "data.count=6",
+        "metrics.names=[psnr,frechet,kid]",
+        "metrics.extractor=efflite0",
+        *kept,
     ]
     outcome = run(asked, progress=False)
     reference, row = outcome.records

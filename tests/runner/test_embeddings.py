@@ -21,7 +21,8 @@ PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue 
 FAMILIES = {
     "pixart": ("tiny_folder", "tiny_pixart", "{use_resolution_binning:false,clean_caption:false}"),
     "sana": (
-        *("sana_folder", "sana_1_6b"),
+        "sana_folder",
+        "sana_1_6b",
         "{use_resolution_binning:false,clean_caption:false,complex_human_instruction:[red cat]}",
     ),
 }

@@ -134,9 +134,15 @@ def _configs(state: Mapping[str, Tensor], med: Mapping[str, Any]) -> tuple[Any, 
             **{
                 name: med[name]
                 for name in (
-                    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-                    *("num_attention_heads", "max_position_embeddings", "layer_norm_eps"),
-                    *("pad_token_id", "hidden_act"),
+                    "vocab_size",
+                    "hidden_size",
+                    "intermediate_size",
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "max_position_embeddings",
+                    "layer_norm_eps",
+                    "pad_token_id",
+                    "hidden_act",
                 )
             },
         )

@@ -12,8 +12,16 @@ from typing import Any
 from loraq.utils.files import write_bytes
 
 COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F3C8D", "#8C564B"),
-    *("#7A7A7A", "#A6A600"),
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7F3C8D",
+    "#8C564B",
+    "#7A7A7A",
+    "#A6A600",
 )
 """Okabe and Ito's colour-blind-safe palette and four more; further lines repeat it, dashed."""
 FRAME = "#D55E00"  # frame of highlighted cells
@@ -35,7 +43,10 @@ STYLE = {
 
 _HEIGHTS = (0, 8, -8, 16, -16, 26, -26, 38, -38, 50, -50)
 PLACES = (
-    *((8, 0, "left"), (-8, 0, "right"), (0, 11, "center"), (0, -11, "center")),
+    (8, 0, "left"),
+    (-8, 0, "right"),
+    (0, 11, "center"),
+    (0, -11, "center"),
     *((dx, dy, side) for dy in _HEIGHTS[1:] for dx, side in ((9, "left"), (-9, "right"))),
 )
 """Candidate label offsets (dx, dy, alignment) in points, nearest first."""

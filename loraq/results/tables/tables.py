@@ -52,8 +52,11 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
         rank = record.budget.get("rank")
         stored = record.budget.get("nbytes")
         front: list[Item] = [
-            *(row_label(record), _size(record), bits_cell(record, base)),
-            *("–" if rank is None else str(rank), "–" if stored is None else int(stored)),
+            row_label(record),
+            _size(record),
+            bits_cell(record, base),
+            "–" if rank is None else str(rank),
+            "–" if stored is None else int(stored),
         ]
         rows.append([*front, *errors, *entries])
     return Table(

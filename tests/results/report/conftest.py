@@ -18,8 +18,14 @@ REMEDY = (
 )
 # the sandbox does not work as root; the other flags keep the browser off the network
 ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--hide-scrollbars",
 )
 DESKTOP, PHONE = (1280, 900), (390, 844)
 

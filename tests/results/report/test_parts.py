@@ -71,8 +71,11 @@ def test_changed_settings_are_written_as_overrides():
     record.config["metrics"]["names"] = ["psnr", "ssim"]
     commands = row_commands([record])
     assert shlex.split(commands[record.row])[2:] == [
-        *("experiment=demo", f"row={record.row}", "format@quant.weight=mxfp4_e2m1"),
-        *("data.count=6", "metrics.names=[psnr,ssim]"),
+        "experiment=demo",
+        f"row={record.row}",
+        "format@quant.weight=mxfp4_e2m1",
+        "data.count=6",
+        "metrics.names=[psnr,ssim]",
     ]
     assert experiment_command([record], commands) == commands[record.row]
     commands["rtn"] = "loraq run experiment=demo row=rtn data.count=6"
@@ -84,7 +87,9 @@ def test_the_command_of_a_finder_in_a_file_can_be_given():
     record = committed.read_results("demo").records[-1]
     record.config["quant"]["branch"]["kind"] = "mine.py@0123456789abcdef"
     assert shlex.split(row_commands([record])[record.row])[2:] == [
-        *("experiment=demo", f"row={record.row}", "quant.branch.kind=mine.py"),
+        "experiment=demo",
+        f"row={record.row}",
+        "quant.branch.kind=mine.py",
     ]
 
 
