@@ -44,6 +44,8 @@ HEAVY = {
     "loraq/cli.py",  # `--help` and `--version` are quick
     "loraq/run.py",  # the CPU's arithmetic is configured before torch is imported
     "loraq/layers/backends.py",  # Triton is optional
+    "loraq/models/families/pixart_sigma.py",  # configurations compose without torch
+    "loraq/models/families/sana.py",
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch
     "loraq/metrics/common/features.py",
     "loraq/metrics/image_reward.py",

@@ -4,7 +4,7 @@ A finder is a function `find(problem, options) -> Solution`, in a module of this
 user's file; `find` looks it up by name or path. Imported by quantization; imports config and below.
 """
 
-from loraq.branches.lookup import find
+from loraq.branches.lookup import run_finder as find
 from loraq.branches.problem import OutputError, Problem, Solution
 
 __all__ = ["OutputError", "Problem", "Solution", "find"]

@@ -12,7 +12,7 @@ from loraq.errors import LoraqError
 from loraq.utils.user_module import is_user_file, load_user_module
 
 
-def find(problem: Problem, options: BranchConfig) -> Solution:
+def run_finder(problem: Problem, options: BranchConfig) -> Solution:
     """Run the finder of `options.kind`: a module of `loraq.branches`, or the path of a user's file.
 
     Raises LoraqError if the finder changes `problem.weight_BOI` in place, or if its solution has

@@ -99,7 +99,9 @@ class BranchConfig(Checked):
     gradient: Adam treats Q(W − P) as constant (`stop`) or differentiates a soft rounding (`soft`).
     """
 
-    kind: Literal["none", LowRankKind] | str = setting("none", user_file=True)
+    kind: Literal["none", LowRankKind] | str = setting(
+        "none", user_file=True, modules=("branches", "find")
+    )
     objective: Literal["shape", "compensate"] = setting("shape", only_for=ANY_BRANCH)
     start: Literal["weight", "error", "zero"] = setting("weight", only_for=ANY_BRANCH)
     rank: int | None = setting(None, at_least=1, only_for=ANY_BRANCH)
@@ -132,7 +134,7 @@ class BranchConfig(Checked):
                 "gradient=soft has an effect only with solver=adam and objective=shape. Set "
                 "quant.branch.solver=adam, or leave gradient out."
             )
-        if not is_user_file(self.kind):
+        if self.kind in ("none", *ANY_BRANCH):
             self._check_unused()
 
     def _check_unused(self) -> None:
@@ -158,12 +160,15 @@ class BranchConfig(Checked):
 class RoundingConfig(Checked):
     """Rounding of the weight's residual: `nearest`, or `gptq` (arXiv 2210.17323).
 
+    kind: a module of `loraq/rounding/`.
     damp: added to the diagonal of the inputs' second moment, relative to its mean.
     block: columns whose error feedback is applied together (changes the result in the last bits).
     act_order: columns in the order of descending second moment.
     """
 
-    kind: Literal["nearest", "gptq"] = "nearest"
+    kind: Literal["nearest", "gptq"] | str = setting(
+        "nearest", modules=("rounding", "round_weights")
+    )
     damp: float = setting(0.01, above=0, only_for=("gptq",), since="0.2")
     block: int = setting(128, at_least=1, only_for=("gptq",), since="0.2")
     act_order: bool = setting(False, only_for=("gptq",), since="0.2")

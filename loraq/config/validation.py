@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from loraq.errors import LoraqError, unknown
 from loraq.utils.plain import default_of
-from loraq.utils.user_module import is_user_file
+from loraq.utils.user_module import is_user_file, modules_defining
 
 
 def setting(
@@ -23,6 +23,7 @@ def setting(
     only_for: tuple[str, ...] = (),
     since: str = "",
     user_file: bool = False,
+    modules: tuple[str, str] | None = None,
 ) -> Any:
     """A dataclass field with limits; None is valid if the annotation allows it.
 
@@ -34,9 +35,12 @@ def setting(
     since: the release that added the setting. Cache keys leave it out at its default, so that
         products of earlier releases are still found.
     user_file: the path of a user's Python file is valid as well and may read every setting.
+    modules: (package, function): names of modules of `loraq/PACKAGE/` that define this function are
+        valid as well. One that the annotation does not list may read every setting.
     """
     limits = {"at_least": at_least, "above": above, "below": below}
     metadata = {**limits, "only_for": only_for, "since": since, "user_file": user_file}
+    metadata["modules"] = modules
     return field(default=default, metadata=metadata)
 
 
@@ -67,8 +71,11 @@ class Checked:
         for entry in dataclasses.fields(self):
             value, limits = getattr(self, entry.name), entry.metadata
             from_file = limits.get("user_file") and is_user_file(value)
-            if entry.name in allowed and value not in allowed[entry.name] and not from_file:
-                problem = unknown(entry.name, str(value), allowed[entry.name])
+            valid = allowed.get(entry.name, ())
+            if valid and limits.get("modules"):
+                valid = tuple(dict.fromkeys((*valid, *modules_defining(*limits["modules"]))))
+            if valid and value not in valid and not from_file:
+                problem = unknown(entry.name, str(value), valid)
                 raise LoraqError(f"{entry.name}: {problem}")
             if value is None:
                 continue
@@ -94,7 +101,8 @@ class Checked:
     def check_only_for(self, main: str, group: str) -> None:
         """LoraqError for a setting that has no effect with the group's main choice."""
         chosen = getattr(self, main)
-        if is_user_file(chosen):
+        schema: type = type(self)
+        if chosen not in choices(schema)[main]:  # a user's file, or a module added since
             return
         for entry in dataclasses.fields(self):
             readers = entry.metadata.get("only_for", ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loraq.branches.lookup import find
+from loraq.branches.lookup import run_finder
 from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 
@@ -17,4 +17,4 @@ def solve_branch(problem: Problem, options: BranchConfig) -> Solution:
         error = problem.relative_error(problem.round_main(problem.weight_BOI)).mean().item()
         return Solution(*empty, residual=False, losses=[error])
     with torch.enable_grad():
-        return find(problem, options)
+        return run_finder(problem, options)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraq.config import Recipe
 from loraq.layers.backends import ComputeMode
 from loraq.models.layers import Layer
 from loraq.quantization.group_file import load_group
@@ -32,7 +33,7 @@ def quantize_row(session: Session, row: Row) -> QuantizedModel:
     with session.store.lock(Stage.QUANTIZED, name):
         if session.store.finished(Stage.QUANTIZED, name):
             with session.timed("read packed layers"):
-                return read_packed(session.store.path(Stage.QUANTIZED, name), layers)
+                return read_packed(session.store.path(Stage.QUANTIZED, name), layers, recipe)
         statistics = load_activations(session, row)
         info: dict[str, Any] = {"kind": row.kind(Stage.QUANTIZED), "units": 1}
         with (
@@ -49,13 +50,16 @@ def quantize_row(session: Session, row: Row) -> QuantizedModel:
             return model
 
 
-def read_packed(folder: Path, layers: Sequence[Layer]) -> QuantizedModel:
+def read_packed(
+    folder: Path, layers: Sequence[Layer], recipe: Recipe | None = None
+) -> QuantizedModel:
     """The packed layers of a finished product, whose checksums were verified before."""
     found, info = {}, {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors, info[path.stem] = load_group(path)
         found.update(tensors)
-    return QuantizedModel({layer.name: found[layer.name] for layer in layers}, info)
+    ordered = {layer.name: found[layer.name] for layer in layers}
+    return QuantizedModel(ordered, info, recipe, {layer.name: layer.role for layer in layers})
 
 
 def embed_row(session: Session, row: Row) -> Path:

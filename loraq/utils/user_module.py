@@ -6,15 +6,26 @@ makes new products. The hash does not cover modules that the file imports.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from loraq.errors import LoraqError, near_matches
+from loraq.utils.assets import PACKAGE
 
 ENDING = ".py"
+
+
+@functools.cache
+def modules_defining(package: str, function: str) -> tuple[str, ...]:
+    """Modules of `loraq/PACKAGE/` that define `function`; their text is read, nothing imported."""
+    defines = re.compile(rf"^def {function}\(", re.MULTILINE)
+    files = sorted(path for path in (PACKAGE / package).glob("*.py") if path.stem[0] != "_")
+    return tuple(f.stem for f in files if defines.search(f.read_text(encoding="utf-8")))
 
 
 def is_user_file(name: str) -> bool:

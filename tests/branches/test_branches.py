@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loraq.branches import alternating, linear_algebra
+from loraq.branches import alternating, find, linear_algebra
 from loraq.branches.linear_algebra import (
     balance,
     first_image,
@@ -18,7 +18,6 @@ from loraq.branches.linear_algebra import (
     tracked_svd,
     truncated_svd,
 )
-from loraq.branches.lookup import find
 from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loraq import api
-from loraq.branches.lookup import find
+from loraq.branches import find
 from loraq.config import BranchConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.quantization.quantizer import quantize_model

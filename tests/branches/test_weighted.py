@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loraq.branches import find
 from loraq.branches.linear_algebra import balance, root_and_inverse
-from loraq.branches.lookup import find
 from loraq.branches.rotation import rotate_factors
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from loraq.compose import CONF, config_groups, load_rows
-from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig
+from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig, validation
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError
+from loraq.utils.user_module import modules_defining
 
 
 @pytest.mark.parametrize("experiment", config_groups()["experiment"])
@@ -176,3 +177,18 @@ def test_numbers_are_never_cut_or_guessed():
     with pytest.raises(LoraqError, match=r"model.*must be given"):
         from_plain(Config, {"method": "rtn", "quant": None})
     assert from_plain(FormatConfig, {"name": "int8", "block": "channel"}).block == "channel"
+
+
+def test_kinds_are_the_modules_that_define_them():
+    assert set(modules_defining("branches", "find")) == {"alternating", "loraq", "svd"}
+    assert set(modules_defining("rounding", "round_weights")) == {"gptq", "nearest"}
+    with pytest.raises(LoraqError, match=r"quant\.rounding\.kind.*nearest"):
+        load_rows(["method=rtn", "quant.rounding.kind=neerest"])
+
+
+def test_a_module_added_to_a_package_is_a_kind_and_may_read_every_setting(monkeypatch):
+    monkeypatch.setattr(validation, "modules_defining", lambda *_: ("greedy",))
+    made = BranchConfig(kind="greedy", rank=4, steps=7, rotation="random", learning_rate=0.5)
+    assert (made.kind, made.steps) == ("greedy", 7)
+    with pytest.raises(LoraqError, match="steps=7 has no effect"):
+        BranchConfig(kind="svd", rank=4, steps=7)
