@@ -46,6 +46,8 @@ def quantize(
 
     Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has.
     """
+    import loraq.diffusers_quantizer  # noqa: F401  (diffusers loads what is saved, and quantises)
+
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
     chosen = with_default_skip(chosen, family)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import Config, Recipe
-from loraq.config.composition import Composer, resolve_interpolations
+from loraq.config.by_hydra import resolve_interpolations
+from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.metrics.registry import find_metric

@@ -37,7 +37,7 @@ from loraq import recipe
 from loraq.branches.linear_algebra import tracked_svd, truncated_svd
 from loraq.compose import load_rows
 from loraq.config import Recipe
-from loraq.config.recipe import ANY_BRANCH
+from loraq.config.recipe_parts import ANY_BRANCH
 from loraq.errors import LoraqError, unknown
 from loraq.models import Layer, list_layers, load_pipeline, weights_hash
 from loraq.models.pointwise import weight_matrix

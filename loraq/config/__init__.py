@@ -5,11 +5,11 @@ merges the files, `convert.py` makes dataclasses of the result. Errors name a se
 line writes it. Imported by layers, branches, rounding and above; imports formats and below.
 """
 
-from loraq.config.recipe import (
+from loraq.config.recipe import Recipe
+from loraq.config.recipe_parts import (
     AllocationConfig,
     BranchConfig,
     FormatConfig,
-    Recipe,
     RoundingConfig,
     TransformConfig,
 )

@@ -15,19 +15,19 @@ Anything else, errors included, raises `NeedsHydra` and is composed by `compose_
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraq.config.by_hydra import PRIMARY, compose_with_hydra, has_other_folders
 from loraq.errors import LoraqError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Override
 
-PRIMARY = "config"
 _HEADER = re.compile(r"#\s*@package\s+(\S+)")
 _PLAIN_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+)*")
 
@@ -62,7 +62,7 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The composed configuration, without `hydra` and with interpolations not resolved."""
         try:
-            if _has_config_dir():
+            if has_other_folders():
                 raise NeedsHydra
             return self.merge([self.parse(override) for override in overrides])
         except NeedsHydra:
@@ -248,60 +248,3 @@ def _apply_override(tree: dict[str, Any], path: Sequence[str], entry: Override) 
     if not plain:
         raise NeedsHydra
     return {**tree, name: value}
-
-
-def _has_config_dir() -> bool:
-    """Whether Hydra is initialised with a `--config-dir` from the command line."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    if not GlobalHydra.instance().is_initialized():
-        return False
-    found = GlobalHydra.instance().config_loader().get_search_path().get_path()
-    return any(entry.provider == "command-line" for entry in found)
-
-
-def compose_with_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Compose with Hydra, initialised already or not; LoraqError if the composition fails."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        if GlobalHydra.instance().is_initialized():
-            composed = compose(PRIMARY, overrides=list(overrides))
-        else:
-            with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-                composed = compose(PRIMARY, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = error.__cause__
-        if cause is not None and str(cause).strip():
-            lines.append(str(cause).strip().splitlines()[0])
-        raise LoraqError(
-            f"The configuration cannot be composed: {' '.join(lines[:3])}\n"
-            f"  Overrides: {' '.join(overrides) or 'none'}. See conf/ for groups and keys."
-        ) from None
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}
-
-
-def resolve_interpolations(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Replace the interpolations in `tree`, such as `${generate.seed}`, by their values."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    if "${" not in str(tree):
-        return tree
-    try:
-        plain = OmegaConf.to_container(OmegaConf.create(dict(tree)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise LoraqError(
-            f"An interpolation cannot be resolved: {str(error).splitlines()[0]}. Use the name of a "
-            "setting, such as ${generate.seed}."
-        ) from None
-    assert isinstance(plain, dict)
-    return {str(name): value for name, value in plain.items()}

@@ -44,6 +44,12 @@ class PackedQuantizer(DiffusersQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise LoraqError(
+                f"quantization_config holds no packed layers, but a method "
+                f"({self.quantization_config.method}). Run `import loraq.diffusers_quantizer` "
+                "first, which adds quantising while weights are loaded."
+            )
         entries = self.quantization_config.layer_entries()
         for name, tensors in deserialize_layers(entries, expected_tensors(entries)).items():
             try:

@@ -20,6 +20,7 @@ from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
+from loraq.utils.process import own_gpu
 
 
 def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
@@ -68,6 +69,12 @@ def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> fro
 
 def check_rows(rows: Sequence[Row]) -> None:
     """Raise LoraqError for metrics, real images, layers or ranks that would fail later."""
+    with own_gpu("cuda" if any(row.device == "cuda" for row in rows) else "cpu"):
+        _check_metrics(rows)
+        _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
+
+
+def _check_metrics(rows: Sequence[Row]) -> None:
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":
             raise LoraqError(
@@ -84,7 +91,10 @@ def check_rows(rows: Sequence[Row]) -> None:
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
             metrics.check_metrics(names, real_images(row.config) if needing else None, **options)
-    made = [row for row in rows if Stage.QUANTIZED in row.todo]
+
+
+def _check_layers(made: Sequence[Row]) -> None:
+    """The layers, ranks and kernels of the rows that are to be quantised; no weights are read."""
     if not made:
         return
     import torch

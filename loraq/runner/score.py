@@ -18,11 +18,13 @@ from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
 from loraq.runner.plan import check_rows, plan_rows
+from loraq.runner.product_keys import thread_count
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
+from loraq.utils.process import torch_threads
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,17 @@ def score_images(
     real = None if config.data.real is None else real_images(config)
     settings = config.metrics
     metrics.check_metrics(settings.names, real, extractor=settings.extractor)
-    found = metrics.measure(
-        settings.names,
-        images,
-        reference=reference,
-        real=real,
-        device="cpu",
-        extractor=settings.extractor,
-        bootstrap=settings.bootstrap,
-        workers=settings.workers,
-    )
+    with torch_threads(thread_count(config)):
+        found = metrics.measure(
+            settings.names,
+            images,
+            reference=reference,
+            real=real,
+            device="cpu",
+            extractor=settings.extractor,
+            bootstrap=settings.bootstrap,
+            workers=settings.workers,
+        )
     if against is None:
         for entry in found.values():
             if entry["value"] is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +13,7 @@ from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
+from loraq.utils.process import own_gpu, torch_threads
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -98,20 +98,9 @@ class Session:
 
     @contextlib.contextmanager
     def using(self, row: Row) -> Iterator[None]:
-        """Set the row's thread count and this process's GPU (LOCAL_RANK) while the block runs.
-
-        torchrun and accelerate launch set LOCAL_RANK to the index of a process on its machine.
-        """
-        import torch
-
-        before = torch.get_num_threads()
-        torch.set_num_threads(row.threads)
-        if row.device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        try:
+        """The row's thread count and this process's GPU are set while the block runs."""
+        with torch_threads(row.threads), own_gpu(row.device):
             yield
-        finally:
-            torch.set_num_threads(before)
 
     def bar(self, text: str) -> str | None:
         """The label of a progress bar; None if bars are off."""

@@ -14,6 +14,8 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
+from loraq.utils.process import torch_threads
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -99,14 +101,8 @@ def row_invariant(threads: int | None = None) -> bool:
 
 @functools.cache
 def _row_invariant(threads: int) -> bool:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_threads(threads):
         return _products_are_row_invariant()
-    finally:
-        torch.set_num_threads(before)
 
 
 def _products_are_row_invariant() -> bool:

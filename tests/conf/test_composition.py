@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from loraq.compose import CONF, config_groups, expand_sweep, load_rows
-from loraq.config.composition import Composer, NeedsHydra, compose_with_hydra
+from loraq.config.by_hydra import compose_with_hydra
+from loraq.config.composition import Composer, NeedsHydra
 from loraq.errors import LoraqError
 
 
@@ -243,3 +244,16 @@ def test_a_sweep_is_every_combination(overrides, jobs):
 def test_a_sweep_over_an_interval_is_refused():
     with pytest.raises(LoraqError, match="interval"):
         expand_sweep(["quant.branch.budget=interval(0,1)"])
+
+
+def test_a_folder_of_configurations_given_to_hydra_is_composed_by_hydra(tmp_path):
+    """As `python -m loraq.run --config-path=FOLDER` initialises Hydra."""
+    from hydra import initialize_config_dir
+
+    copy = tmp_path / "conf"
+    shutil.copytree(CONF.resolve(), copy)
+    file = copy / "config.yaml"
+    file.write_text(file.read_text(encoding="utf-8").replace("device: auto", "device: cpu"))
+    with initialize_config_dir(str(copy), version_base="1.3"):
+        assert Composer(CONF).compose(["method=rtn"])["device"] == "cpu"
+    assert Composer(CONF).compose(["method=rtn"])["device"] == "auto"

@@ -18,6 +18,8 @@ import loraq
 from loraq.diffusers_quantizer import LoRaQConfig, packed_layers
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
+from loraq.quantization.diffusers_config import PackedConfig
+from loraq.quantization.diffusers_packed import PackedQuantizer
 
 RANK = "quant.branch.rank=4"
 RECIPES = {
@@ -338,3 +340,11 @@ def test_sana_keeps_its_convolutions(tmp_path):
     assert torch.equal(forward(again), forward(loaded))
     loaded.dequantize()
     assert isinstance(loaded.transformer_blocks[0].ff.conv_inverted, torch.nn.Conv2d)
+
+
+def test_a_method_is_refused_where_only_loading_packed_layers_is_known():
+    """As if a quantised model was applied and `loraq.diffusers_quantizer` was never imported."""
+    config = PackedConfig(method="rtn")
+    quantizer = PackedQuantizer(config)
+    with pytest.raises(LoraqError, match=r"import loraq\.diffusers_quantizer"):
+        quantizer.preprocess_model(torch.nn.Linear(2, 2), device_map=None)
