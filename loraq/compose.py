@@ -7,7 +7,6 @@ configuration of the overrides.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from loraq.config import Config, Recipe
 from loraq.config.by_hydra import resolve_interpolations
 from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
-from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
+from loraq.config.overrides import override_key, parse_overrides
+from loraq.errors import LoraqError, unknown
 from loraq.metrics.registry import find_metric
 from loraq.models.layers import with_default_skip
 from loraq.utils.assets import CONF
@@ -76,51 +76,12 @@ def _with_family_skip(row: Config) -> Config:
 def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
     """The rows, each with its plain data."""
     composer = Composer(CONF)
-    parsed = _parse_overrides([override for override in overrides if override], composer)
-    chosen = [o for o, entry in parsed.items() if _key(entry) == "experiment"]
+    parsed = parse_overrides([override for override in overrides if override], composer)
+    chosen = [o for o, entry in parsed.items() if override_key(entry) == "experiment"]
     rows = composer.compose(chosen).get("rows")
     if not rows:
         return _single(parsed, composer)
     return _experiment(rows, chosen, parsed, composer)
-
-
-def config_groups() -> dict[str, list[str]]:
-    """The groups of `conf/` and their options."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name != "hydra"
-    }
-
-
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep: all combinations of the values."""
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if not GlobalHydra.instance().is_initialized():
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            return expand_sweep(overrides)
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    choices: dict[str, list[str]] = {}
-    try:
-        for entry in parser.parse_overrides(list(overrides)):
-            key = entry.get_key_element()
-            if entry.is_discrete_sweep():
-                values = list(entry.sweep_string_iterator())
-            elif entry.is_sweep_override():
-                raise LoraqError(
-                    f"{entry.input_line} has no values to sweep over. Write KEY=A,B or "
-                    "KEY=range(FIRST,END) or KEY=choice(A,B)."
-                )
-            else:
-                values = [entry.get_value_element_as_str()]
-            choices[key] = [f"{key}={value}" for value in values]
-    except HydraException as error:
-        raise LoraqError(f"The sweep cannot be parsed: {error}") from None
-    return [list(job) for job in itertools.product(*choices.values())]
 
 
 def _single(parsed: Mapping[str, Override], composer: Composer) -> list[ComposedRow]:
@@ -135,7 +96,7 @@ def _single(parsed: Mapping[str, Override], composer: Composer) -> list[Composed
     if config.quant is None:
         return [row.replace(row="reference", label=config.label or "16-bit")]
     if config.quant.branch.kind == "none":
-        if any(_key(entry) == "quant.branch.kind" for entry in parsed.values()):
+        if any(override_key(entry) == "quant.branch.kind" for entry in parsed.values()):
             raise LoraqError(
                 f"quant.branch.kind=none: method '{config.method}' without a branch is method=rtn. "
                 "Use method=rtn, with the formats, transform and rounding that you want."
@@ -156,23 +117,23 @@ def _experiment(
     parsed: Mapping[str, Override],
     composer: Composer,
 ) -> list[ComposedRow]:
-    only = [str(entry.value()) for entry in parsed.values() if _key(entry) == "row"]
+    only = [str(entry.value()) for entry in parsed.values() if override_key(entry) == "row"]
     names = [str(row["name"]) for row in rows]
     if only and only[0] not in names:
         raise unknown(f"row of {' '.join(chosen)}", only[0], names)
     if len(set(names)) < len(names):
         raise LoraqError(f"{' '.join(chosen)}: two rows have the same name; rename one.")
-    parsed = {override: entry for override, entry in parsed.items() if _key(entry) != "row"}
+    parsed = {override: entry for override, entry in parsed.items() if override_key(entry) != "row"}
     for override, entry in parsed.items():
-        if _key(entry) in ("method", "label"):
+        if override_key(entry) in ("method", "label"):
             raise LoraqError(
                 f"{override} cannot be combined with {' '.join(chosen)}: the rows of the "
-                f"experiment set the {_key(entry)}. Leave one of them out."
+                f"experiment set the {override_key(entry)}. Leave one of them out."
             )
     composed_rows, used = [], set(chosen)
     for row, name in zip(rows, names, strict=True):
         own = [*chosen, *row["overrides"]]
-        _parse_overrides(row["overrides"], composer)
+        parse_overrides(row["overrides"], composer)
         plain = composer.compose(own)[
             "quant"
         ]  # without the user's overrides, to find which of them apply
@@ -205,7 +166,7 @@ def _applying(parsed: Mapping[str, Override], quantised: bool, branch: bool) -> 
     """The overrides that have an effect on a row with(out) quantisation or branch."""
     kept = []
     for override, entry in parsed.items():
-        key = _key(entry)
+        key = override_key(entry)
         if not quantised and (key == "transform" or key.startswith("quant.") or "@quant." in key):
             continue
         if not branch and key.startswith(_BRANCH_KEYS):
@@ -220,69 +181,6 @@ def _convert(composed: dict[str, Any], where: str) -> ComposedRow:
         return ComposedRow(checked_config(resolve_interpolations(written)), written)
     except LoraqError as error:
         raise LoraqError(f"{error}\n  (in {where})") from None
-
-
-def _key(entry: Override) -> str:
-    """The key of an override: `quant.seed`, `method`, `format@quant.weight`."""
-    package = entry.package
-    return entry.key_or_group + (f"@{package}" if package is not None else "")
-
-
-def _parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
-    """Parse the overrides; an unknown group, option or key raises LoraqError with near matches."""
-    known = config_groups()
-    keys: list[str] | None = None
-    parsed = {}
-    for override in overrides:
-        entry = composer.parse(override)
-        parsed[override] = entry
-        if entry.is_sweep_override():
-            raise LoraqError(
-                f"{override} sweeps over several values; this command runs one configuration. "
-                f"Sweep with: loraq sweep {override} (or python -m loraq.run --multirun …)"
-            )
-        if entry.is_add() or entry.is_delete() or entry.key_or_group.startswith("hydra"):
-            continue
-        name, value = entry.key_or_group, entry.value()
-        if entry.package is not None or name in known:
-            if name not in known:
-                raise LoraqError(f"{override}: {unknown('config group', name, known)}")
-            mounts = [
-                "quant.weight",
-                "quant.activation",
-                "quant.branch_weight",
-                "quant.branch_activation",
-            ]
-            if name == "format" and entry.package not in mounts:
-                options = [f"format@{mount}" for mount in mounts]
-                raise LoraqError(f"{override}: {unknown('operand', _key(entry), options)}")
-            if value is None:
-                raise LoraqError(
-                    f"{override}: a group needs an option. Leave it out for the default, or set "
-                    f"one of {', '.join(known[name])}."
-                )
-            if str(value) not in known[name]:
-                raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
-            continue
-        if keys is None:
-            keys = _flatten(composer.compose([]))
-        if name not in keys:
-            guess = did_you_mean(near_matches(name, [*keys, *known]))
-            raise LoraqError(
-                f"{override}: unknown setting '{name}'.{guess}\n"
-                "  conf/config.yaml and its groups contain all settings with their defaults."
-            )
-    return parsed
-
-
-def _flatten(tree: Any, prefix: str = "") -> list[str]:
-    names = []
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        names.append(path)
-        if isinstance(value, dict):
-            names += _flatten(value, path + ".")
-    return names
 
 
 def checked_config(composed: Mapping[str, Any]) -> Config:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from loraq.compose import CONF, config_groups, load_rows
+from loraq.compose import CONF, load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig, validation
 from loraq.config.convert import from_plain
+from loraq.config.overrides import config_groups
 from loraq.errors import LoraqError
 from loraq.utils.user_module import modules_defining
 

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from loraq.compose import CONF, config_groups, expand_sweep, load_rows
+from loraq.compose import CONF, load_rows
 from loraq.config.by_hydra import compose_with_hydra
 from loraq.config.composition import Composer, NeedsHydra
+from loraq.config.overrides import config_groups, expand_sweep
 from loraq.errors import LoraqError
 
 

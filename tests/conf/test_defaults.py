@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from loraq import config
-from loraq.compose import CONF, config_groups, load_rows
+from loraq.compose import CONF, load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, ModelConfig, Recipe
 from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
+from loraq.config.overrides import config_groups
 from loraq.config.validation import choices
 from loraq.errors import LoraqError
 from loraq.utils.plain import to_plain

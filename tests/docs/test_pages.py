@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from loraq.cli import COMMANDS
-from loraq.compose import config_groups, load_rows
+from loraq.compose import load_rows
+from loraq.config.overrides import config_groups
 from loraq.results.pages import refresh
 from loraq.utils.assets import CHECKOUT
 

@@ -18,7 +18,8 @@ from unittest import mock
 
 import transformers  # noqa: F401  (before versions are pinned: it looks at torch's when imported)
 
-from loraq.compose import config_groups, load_rows
+from loraq.compose import load_rows
+from loraq.config.overrides import config_groups
 from loraq.quantization.fingerprint import fingerprint_text
 from loraq.quantization.grouping import UnitAllocation
 from loraq.runner.product_keys import make_row

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from loraq.compose import expand_sweep, load_rows
+from loraq.compose import load_rows
+from loraq.config.overrides import expand_sweep
 from loraq.errors import LoraqError
 from loraq.runner.sweep import jobs, launch_sweep, watch, worker
 

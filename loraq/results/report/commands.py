@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loraq.compose import config_groups, load_rows
+from loraq.compose import load_rows
+from loraq.config.overrides import config_groups
 from loraq.errors import LoraqError
 from loraq.results.record import Record
 from loraq.utils.plain import to_plain

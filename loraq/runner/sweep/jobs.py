@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraq.compose import expand_sweep, load_rows
+from loraq.compose import load_rows
 from loraq.config import Config
+from loraq.config.overrides import expand_sweep
 from loraq.errors import LoraqError
 from loraq.results.record import checkout_commit
 from loraq.utils.assets import CONF, PACKAGE
