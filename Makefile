@@ -41,8 +41,8 @@ tables: $(INSTALLED) ## regenerate tables, README and docs from the committed re
 docs: $(INSTALLED_DOCS) ## build the documentation as HTML: build/docs/docs/index.html (half a minute)
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
 
-test: $(INSTALLED_DEV) ## run all tests (about 10 min on 2 cores)
-	$(BIN)/python -m pytest
+test: $(INSTALLED_DEV) ## run the whole test suite in two processes (under 10 min on 2 cores)
+	$(BIN)/python -m pytest -n 2
 
 test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute and time the notebooks (about 2 min on 2 cores)
 	$(BIN)/python -m notebooks.execute
