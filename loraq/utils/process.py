@@ -25,7 +25,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_gpu(device: str) -> Iterator[None]:
-    """The current GPU is that of this process (LOCAL_RANK) while the block runs; no-op on a CPU.
+    """The current GPU is that of this process (LOCAL_RANK) while the block runs; no-op without one.
 
     torchrun and accelerate launch set LOCAL_RANK to the index of a process on its machine.
     """
@@ -34,6 +34,9 @@ def own_gpu(device: str) -> Iterator[None]:
         return
     import torch
 
+    if not torch.cuda.is_available():  # plans need none
+        yield
+        return
     before = torch.cuda.current_device()
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     try:

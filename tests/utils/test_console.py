@@ -15,6 +15,7 @@ def fresh_logger(monkeypatch):
     monkeypatch.setattr(LOGGER, "handlers", [])
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.setLevel(logging.NOTSET)
+    LOGGER.propagate = True  # or pytest adds its own handler, after a run in this process
     yield
     LOGGER.setLevel(level)
     LOGGER.propagate = propagate
