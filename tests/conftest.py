@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from loraq.utils import batch_invariance
+from tests.settings import small_run
 
 if TYPE_CHECKING:
     from tests.embedded import Embedded
@@ -73,23 +74,5 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def overrides(tiny_folder: Path, captions: Path, tmp_path: Path) -> list[str]:
-    """Settings with which a row on the small pipeline runs in one or two seconds."""
-    return [
-        f"model.path={tiny_folder}",
-        "model.height=64",
-        "model.width=64",
-        "model.steps=2",
-        "model.max_sequence_length=8",
-        f"data.captions={captions}",
-        "data.count=4",
-        "data.real=null",
-        "metrics.names=[psnr]",
-        "metrics.bootstrap=100",
-        "generate.batch_size=2",
-        "calibration.prompts=2",
-        "calibration.measure_prompts=2",
-        "calibration.rows_per_layer=64",
-        "tracking=disabled",
-        "device=cpu",
-        f"output={tmp_path / 'outputs'}",
-    ]
+    """Settings of a run on `tiny_folder` with an output folder of its own."""
+    return small_run(tiny_folder, captions, tmp_path / "outputs")

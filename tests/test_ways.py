@@ -10,6 +10,7 @@ import pytest
 
 from loraq.results.pages.layout import WAYS
 from loraq.runner.experiment import run
+from tests.settings import small_run
 
 
 @pytest.fixture(scope="module")
@@ -26,28 +27,10 @@ def passed(tmp_path_factory, tiny_folder, captions) -> dict[str, list[str]]:
             if module == f"loraq.{wanted}".replace("/", "."):
                 found[name].append(str(wanted))
 
-    settings = [
-        "method=loraq_o2",
-        f"model.path={tiny_folder}",
-        "model.height=64",
-        "model.width=64",
-        "model.steps=2",
-        "model.max_sequence_length=8",
-        f"data.captions={captions}",
-        "data.count=2",
-        "data.real=null",
-        "metrics.names=[psnr]",
-        "metrics.bootstrap=100",
-        "generate.batch_size=2",
-        "calibration.measure_prompts=2",
-        "tracking=disabled",
-        "calibration.prompts=2",
-        "device=cpu",
-        f"output={tmp_path_factory.mktemp('outputs')}",
-    ]
+    settings = small_run(tiny_folder, captions, tmp_path_factory.mktemp("outputs"))
     sys.setprofile(note)
     try:
-        run(settings, progress=False)
+        run(["method=loraq_o2", *settings], progress=False)
     finally:
         sys.setprofile(None)
     return found

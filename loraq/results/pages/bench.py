@@ -182,21 +182,17 @@ def _floor(found: Found) -> list[str]:
     return [*_rows_table(FLOOR, "rows")(found), "", note]
 
 
-def _resume(found: Found) -> list[str]:
-    kills, files = found["kills"], found["settings"]["files"]
-    columns: Columns = {
-        "method": lambda row: row["settings"]["method"],
-        "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
-        "total files": lambda row: str(files),
-        "seconds, all attempts": lambda row: (
-            f"{row['rest_seconds'] + sum(kill['seconds'] for kill in kills):.0f}"
-        ),
-        "seconds, uninterrupted": lambda row: f"{row['whole_seconds']:.0f}",
-        "finished files kept": lambda row: _yes(row["kept"]),
-        "same bytes": lambda row: _yes(row["identical"]),
-    }
-    return columns_table(columns, [found])
-
+RESUME: Columns = {
+    "method": lambda row: row["settings"]["method"],
+    "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
+    "total files": lambda row: str(row["settings"]["files"]),
+    "seconds, all attempts": lambda row: (
+        f"{row['rest_seconds'] + sum(kill['seconds'] for kill in row['kills']):.0f}"
+    ),
+    "seconds, uninterrupted": lambda row: f"{row['whole_seconds']:.0f}",
+    "finished files kept": lambda row: _yes(row["kept"]),
+    "same bytes": lambda row: _yes(row["identical"]),
+}
 
 AGAIN: Columns = {
     "row": lambda row: row["row"],
@@ -226,7 +222,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "metrics": _rows_table(METRICS, "metrics"),
     "parity": _rows_table(PARITY, "rows", text=3),
     "quantise": _rows_table(QUANTISE, "methods"),
-    "resume": _resume,
+    "resume": lambda found: columns_table(RESUME, [found]),
     "round_trip": _rows_table(ROUND_TRIP, "rows"),
     "sweep": _rows_table(SWEEP, "launchers"),
 }
