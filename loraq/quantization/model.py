@@ -140,6 +140,12 @@ class QuantizedModel:
         return sorted({0 if t.left is None else t.left.shape[-1] for t in self.layers.values()})
 
     @property
+    def rank_range(self) -> int | str:
+        """The rank of all layers, or "lowest–highest" if ranks were allocated per layer."""
+        ranks = self.ranks
+        return ranks[0] if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
+
+    @property
     def rank(self) -> int:
         """The rank of all layers; LoraqError if it differs between layers (see `ranks`)."""
         if len(self.ranks) > 1:

@@ -138,7 +138,7 @@ def _errors(
         "bits_per_weight": model.bits_per_weight,
         "branch_bits_per_weight": model.branch_bits_per_weight,
         "nbytes": model.nbytes,
-        "rank": _rank(model) if row.recipe.branch.kind != "none" else None,
+        "rank": model.rank_range if row.recipe.branch.kind != "none" else None,
     }
 
 
@@ -160,12 +160,6 @@ def _analyses(session: Session, row: Row, model: QuantizedModel) -> dict[str, An
         found["losses"] = {name: notes["losses"] for name, notes in model.info.items()}
         found["seconds"] = {name: notes["seconds"] for name, notes in model.info.items()}
     return found
-
-
-def _rank(model: QuantizedModel) -> int | str:
-    """The rank, or the range of ranks if they were allocated per layer."""
-    ranks = model.ranks
-    return ranks[0] if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
 
 
 def _timings(store: Store, row: Row) -> dict[str, float]:

@@ -40,18 +40,12 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     row failed, after all others have finished.
     """
     started = time.perf_counter()
-    show_messages()
-    configs = load_rows(overrides)
-    store = Store(configs[0].output)
-    rows = plan_rows(configs, store)
-    check_rows(rows)
-
-    session = Session(store, progress)
+    rows, session = _checked_rows(overrides, progress)
     finished: list[tuple[Row, Record]] = []
     failed: dict[str, Exception] = {}
     for number, row in enumerate(rows, 1):
         if progress:
-            seconds = remaining_seconds(rows[number - 1 :], store)
+            seconds = remaining_seconds(rows[number - 1 :], session.store)
             eta = f"about {duration(seconds)} left for all rows" if seconds else "cached"
             log.info("[%d/%d] %s  (%s)", number, len(rows), row.label, eta)
         try:
@@ -87,6 +81,18 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     return outcome
 
 
+def _checked_rows(
+    overrides: Sequence[str], progress: bool, last: Stage = Stage.RECORD
+) -> tuple[list[Row], Session]:
+    """The planned rows that `overrides` compose, checked before anything runs, and a session."""
+    show_messages()
+    configs = load_rows(overrides)
+    store = Store(configs[0].output)
+    rows = plan_rows(configs, store, last)
+    check_rows(rows)
+    return rows, Session(store, progress)
+
+
 def run_row(session: Session, row: Row) -> Record:
     """Run all stages that the row still needs, and return its record."""
     for stage in ACTIVATIONS:
@@ -108,12 +114,7 @@ def run_until(
 
     last: `Stage.QUANTIZED` or `Stage.IMAGES`. show: called with each line of output.
     """
-    show_messages()
-    configs = load_rows(overrides)
-    store = Store(configs[0].output)
-    rows = plan_rows(configs, store, last)
-    check_rows(rows)
-    session = Session(store, progress)
+    rows, session = _checked_rows(overrides, progress, last)
     for row in rows:
         with session.using(row):
             for stage in ACTIVATIONS:
@@ -121,9 +122,9 @@ def run_until(
                     calibrate_row(session, row, stage)
             if Stage.QUANTIZED in row.todo:
                 model = quantize_row(session, row)
-                ranks = "–".join(map(str, dict.fromkeys((model.ranks[0], model.ranks[-1]))))
-                show(f"{row.name}: {model.bits_per_weight:.3f} bits/weight, rank {ranks}")
+                memory = f"{model.bits_per_weight:.3f} bits/weight, rank {model.rank_range}"
+                show(f"{row.name}: {memory}")
             if Stage.IMAGES in row.todo:
                 generate_row(session, row)
         if last in row.keys:
-            show(f"{row.name}: {store.path(*row.product(last))}")
+            show(f"{row.name}: {session.store.path(*row.product(last))}")
