@@ -185,8 +185,7 @@ def _convert(composed: dict[str, Any], where: str) -> ComposedRow:
 
 def checked_config(composed: Mapping[str, Any]) -> Config:
     """Convert a composed configuration to a validated `Config`; LoraqError names the setting."""
-    plain = {name: value for name, value in composed.items() if name != "rows"}
-    config: Config = from_plain(Config, plain)
+    config: Config = from_plain(Config, composed)
     if config.quant is not None:
         config.quant.formats()
         if is_user_file(config.quant.branch.kind):

@@ -35,6 +35,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         )
     left, right = start_factors(problem, options)
     residual = options.objective == "shape"
-    target = problem.weight_BOI - problem.product(left, right) if residual else problem.weight_BOI
-    estimate = problem.round_main(target) + problem.product(left, right)
+    product = problem.product(left, right)
+    target = problem.weight_BOI - product if residual else problem.weight_BOI
+    estimate = problem.round_main(target) + product
     return Solution(left, right, residual, [problem.relative_error(estimate).mean().item()])

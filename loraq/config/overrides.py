@@ -63,9 +63,10 @@ def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, O
     """Parse the overrides; an unknown group, option or key raises LoraqError with near matches."""
     known = config_groups()
     keys: list[str] | None = None
-    parsed = {}
+    parsed: dict[str, Override] = {}
     for override in overrides:
         entry = composer.parse(override)
+        parsed.pop(override, None)  # repeated: its last position counts, as in Hydra
         parsed[override] = entry
         if entry.is_sweep_override():
             raise LoraqError(

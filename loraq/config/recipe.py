@@ -113,7 +113,7 @@ class Recipe(Checked):
         """Whether quantising reads second moments (balanced smoothing, GPTQ, weighted branches)."""
         weighted = self.branch.kind != "none" and self.branch.weighting in ("diagonal", "full")
         balanced = self.transform.smooth == "balanced"
-        return balanced or self.rounding.kind == "gptq" or weighted
+        return balanced or self.rounding.reads_moments or weighted
 
     @property
     def needs_moments(self) -> bool:
@@ -131,7 +131,7 @@ class Recipe(Checked):
             self,
             transform=transform,
             branch=branch,
-            rounding=RoundingConfig(),
+            rounding=RoundingConfig() if self.rounding.reads_moments else self.rounding,
             statistics="activations",
         )
 

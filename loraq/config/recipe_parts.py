@@ -176,6 +176,11 @@ class RoundingConfig(Checked):
         super().__post_init__()
         self.check_only_for("kind", "quant.rounding")
 
+    @property
+    def reads_moments(self) -> bool:
+        """Whether this rounding reads second moments of the layer's input."""
+        return self.kind == "gptq"
+
 
 @dataclass(frozen=True, repr=False)
 class AllocationConfig(Checked):

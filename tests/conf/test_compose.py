@@ -24,6 +24,11 @@ def test_every_experiment_composes_with_unique_rows(experiment):
     assert rows[0].baseline is None or rows[0].baseline in {row.row for row in rows}
 
 
+def test_the_last_of_repeated_settings_counts():
+    counts = ["data.count=8", "data.count=16", "data.count=8"]
+    assert load_rows(["method=rtn", *counts])[1].data.count == 8
+
+
 def test_table1_is_the_comparison_that_was_asked_for():
     rows = load_rows(["experiment=table1"])
     assert len(rows) >= 25 and rows[0].data.count == 128

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,6 +67,21 @@ def test_an_intermediate_that_stays_in_16_bits():
     x = random_input(9, 200).half().float()
     wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < 1e-3  # h has fp16's last bit
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16"])
+def test_factors_stored_by_columns_are_read_as_the_same_matrices(name):
+    """An SVD returns such factors, and 16-bit formats keep the order."""
+    tensors = random_layer(RECIPES[f"int4, {name} branch"])
+    x = random_input(9, 200).half().float()
+    by_columns = {}
+    for operand in ("left", "right"):
+        packed = getattr(tensors, operand)
+        codes = packed.codes.mT.contiguous().mT
+        assert not codes.is_contiguous()
+        by_columns[operand] = replace(packed, codes=codes)
+    found = computed(replace(tensors, **by_columns), x)
+    assert torch.equal(found, computed(tensors, x))
 
 
 @pytest.mark.parametrize("shape", [(0, 200), (4, 0, 200)])
