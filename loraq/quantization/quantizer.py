@@ -133,8 +133,6 @@ def _allocations(
 ) -> dict[str, UnitAllocation]:
     """Rank and bits of each unit: one rank for all, or allocated within the same memory."""
     rank = choose_rank(units, recipe)
-    if recipe.allocation.kind == "uniform":
-        return {unit.name: UnitAllocation(rank) for unit in units}
     names = [layer.name for unit in units for layer in unit.layers]
     weights = LazyMapping(names, lambda name: weight_matrix(transformer.get_submodule(name)))
     return allocate_units(units, weights, recipe, rank, read.sensitivity)

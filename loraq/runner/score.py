@@ -74,12 +74,13 @@ def score_images(
             raise LoraqError(
                 f"There is no folder '{folder}'. Pass a folder of images or a saved pipeline."
             )
+    is_pipeline = (target / "model_index.json").is_file()
     base, packed = ["method=reference", *overrides], None
-    if (target / "model_index.json").is_file():
+    if is_pipeline:
         base += [f"model.path={target.resolve()}", "model.hub_id=null"]
-        config = load_rows(base)[0]
-        target, packed = _generate_images(config, progress)
     config = load_rows(base)[0]
+    if is_pipeline:
+        target, packed = _generate_images(config, progress)
     prompts = data_prompts(config.data)
     images = ImageSet.of_prompts([target / f"{p.name}.png" for p in prompts], prompts)
     reference = None if against is None else ImageSet.of_folder(against, images.names)
@@ -104,9 +105,9 @@ def score_images(
             workers=settings.workers,
         )
     if against is None:
-        for entry in found.values():
-            if entry["value"] is None:
-                entry["reason"] = "needs reference images: --against FOLDER"
+        for metric in map(metrics.find_metric, settings.names):
+            if metric.NEEDS == "reference":
+                found[metric.NAME]["reason"] = "needs reference images: --against FOLDER"
     return Scores(target, found, [prompt.name for prompt in prompts], packed)
 
 
