@@ -78,13 +78,28 @@ def batch_images(
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Image]:
-    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
+    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`).
+
+    Raises LoraqError if the pipeline makes pixels that are not numbers, which PIL stores as black.
+    """
+    import numpy as np
+
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
     images: list[Image] = []
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
-        images += image_batch(pipe, model, prompts[part], seed, embeddings=text)
+        pixels_BHWC = image_batch(
+            pipe, model, prompts[part], seed, output_type="np", embeddings=text
+        )
+        if np.isnan(pixels_BHWC).any():
+            names = ", ".join(f"'{prompt.name}'" for prompt in prompts[part])
+            raise LoraqError(
+                f"The pipeline made pixels that are NaN, in the batch of {names}. The model's "
+                f"values probably exceed the range of {model.dtype}: set model.dtype=bfloat16 or "
+                "model.dtype=float32."
+            )
+        images += pipe.image_processor.numpy_to_pil(pixels_BHWC)
     return images
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from loraq import recipe
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
-from loraq.errors import DiskFullError
+from loraq.errors import DiskFullError, LoraqError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import generate as generation
@@ -100,6 +100,22 @@ def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
         generation.generate_images(pipe, model, PROMPTS, settings, folder, None)
     images = [pixels(path) for path in sorted(tmp_path.glob("*/*.png"))]
     assert all((images[i] != images[j]).any() for i in range(len(images)) for j in range(i))
+
+
+def test_pixels_that_are_nan_are_refused_instead_of_saved_as_black(pipe, model, tmp_path):
+    import torch
+
+    bias = pipe.vae.decoder.conv_out.bias
+    kept = bias.detach().clone()
+    try:
+        with torch.no_grad():
+            bias[0] = float("nan")
+        with pytest.raises(LoraqError, match=r"NaN(.|\n)*'p0'(.|\n)*model\.dtype=float32"):
+            generation.generate_images(pipe, model, PROMPTS[:1], GenerateConfig(), tmp_path, None)
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, model, tmp_path):
