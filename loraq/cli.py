@@ -65,7 +65,7 @@ SWEEP = """\
 examples:
   loraq sweep experiment=table1                                    one job per row, here
   loraq sweep experiment=table1 hydra/launcher=slurm hydra.launcher.partition=gpu
-  loraq sweep method=rtn,loraq_o2 quant.branch.budget=0.32,0.64 hydra/launcher=ray
+  loraq sweep method=svdquant,loraq_o2 quant.branch.budget=0.32,0.64 hydra/launcher=ray
   loraq sweep --status outputs/sweeps/ID      how the jobs ended
   loraq sweep --again outputs/sweeps/ID       run the unfinished jobs again
 A product that several jobs need is made once. python -m loraq.run --multirun is the same.
@@ -84,8 +84,22 @@ EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of `loraq` and all its commands."""
+def parse_arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The options of one command line; overrides may stand on both sides of an option.
+
+    In Python 3.11 argparse allows this only in `parse_intermixed_args`, which a parser of several
+    commands does not have, so the command's own parser is called.
+    """
+    top, commands = make_parsers()
+    if not given or given[0] not in commands:
+        return top.parse_args(given)
+    chosen = argparse.Namespace(command=given[0])
+    return commands[given[0]].parse_intermixed_args(given[1:], chosen)
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of `loraq`, and those of its commands by name."""
+    parsers: dict[str, argparse.ArgumentParser] = {}
     top = argparse.ArgumentParser(
         prog="loraq",
         description="LoRaQ: quantised low-rank compensation for 4-bit diffusion transformers.",
@@ -95,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"loraq {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
-        command = commands.add_parser(
+        command = parsers[name] = commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
@@ -112,7 +126,7 @@ def make_parser() -> argparse.ArgumentParser:
             elif name == "score":
                 add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
             if name != "fetch":
-                add("overrides", nargs="*", metavar="KEY=VALUE", help="see below")
+                add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="see below")
             if name != "sweep":
                 add("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
@@ -135,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
             states = ("partial", "corrupted")
             add("--verify", action="store_true", help="check the sha256 of every file")
             add("--remove", choices=states, help="delete these (never finished products)")
-    return top
+    return top, parsers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reporting_errors():
         if given and given[0] in (*PLANNED, "fit", "sweep"):
             refuse_options(given[1:])
-    options = make_parser().parse_args(given)
+    options = parse_arguments(given)
     batch_invariance.configure_cpu_math()  # before anything imports torch
     with reporting_errors():
         if options.command in PLANNED:

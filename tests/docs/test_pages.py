@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from loraq.cli import COMMANDS
-from loraq.compose import load_rows
 from loraq.config.overrides import config_groups
 from loraq.results.pages import refresh
 from loraq.utils.assets import CHECKOUT
@@ -74,26 +73,6 @@ def test_the_index_leads_to_every_page():
 def known(path: str) -> bool:
     invented = ("METHOD", "FAMILY")
     return (ROOT / path).exists() or any(word in path for word in invented)
-
-
-COMMAND = re.compile(r"^(?:    )?loraq (?:run|quantize|generate|evaluate) (.*)$", re.MULTILINE)
-
-
-def commands() -> set[tuple[str, ...]]:
-    """The overrides of every command in the pages; experiments have tests of their own."""
-    found = set()
-    for name in MARKDOWN:
-        for line in COMMAND.findall(TEXTS[name]):
-            words = [word for word in line.split("#")[0].split() if not word.startswith("--")]
-            if words[0].removeprefix("experiment=") in (*config_groups()["experiment"], "NAME"):
-                continue
-            found.add(tuple(words))
-    return found
-
-
-@pytest.mark.parametrize("overrides", sorted(commands()), ids=" ".join)
-def test_commands_in_the_pages_compose(overrides):
-    assert load_rows(overrides)
 
 
 def test_every_metric_is_defined():

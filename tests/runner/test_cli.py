@@ -9,7 +9,7 @@ import time
 import pytest
 import yaml
 
-from loraq.cli import COMMANDS, PLANNED, main
+from loraq.cli import COMMANDS, PLANNED, main, parse_arguments
 from loraq.compose import load_rows
 from loraq.utils.plain import to_plain
 
@@ -43,6 +43,14 @@ def test_errors_exit_with_2_and_no_traceback(capsys):
         assert caught.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("loraq: ") and "Traceback" not in error
+
+
+@pytest.mark.parametrize("option", [["--quiet"], ["--against", "there"]], ids=" ".join)
+def test_overrides_stand_on_both_sides_of_an_option(option):
+    options = parse_arguments(["score", "here", "data.count=1", *option, "metrics=paired"])
+    assert options.overrides == ["data.count=1", "metrics=paired"]
+    assert (str(options.target), options.command) == ("here", "score")
+    assert parse_arguments(["score", "here", *option]).overrides == []
 
 
 @pytest.mark.parametrize("command", PLANNED)
