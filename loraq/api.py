@@ -16,6 +16,7 @@ from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
+from loraq.utils.texts import list_of_texts
 
 __all__ = ["quantize", "recipe"]
 
@@ -48,18 +49,19 @@ def quantize(
     """
     import loraq.diffusers_quantizer  # noqa: F401  (diffusers loads what is saved, and quantises)
 
+    listed = [] if prompts is None else list_of_texts(prompts, "prompts")
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
     chosen = with_default_skip(chosen, family)
     layers = list_layers(pipe.transformer, family, chosen.skip)
-    if chosen.needs_calibration and not prompts:
+    if chosen.needs_calibration and not listed:
         raise LoraqError(
             "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted branch "
             "or select=output). Pass prompts=[…], or use a data-free recipe such as loraq_o2."
         )
-    if prompts and not chosen.needs_calibration:
+    if listed and not chosen.needs_calibration:
         raise LoraqError(
-            f"{len(prompts)} prompts were given, but this recipe is data-free and does not read "
+            f"{len(listed)} prompts were given, but this recipe is data-free and does not read "
             "them. Remove prompts=."
         )
     if chosen.needs_sensitivity:
@@ -68,8 +70,8 @@ def quantize(
             "quant.allocation.sensitivity=weights here."
         )
     read = None
-    if prompts:
-        read = _capture(pipe, layers, list(prompts), dict(call or {}), rows_per_layer, batch_size)
+    if listed:
+        read = _capture(pipe, layers, listed, dict(call or {}), rows_per_layer, batch_size)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     bar = "quantise" if progress else None
     model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar, family)

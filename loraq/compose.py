@@ -20,6 +20,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.registry import find_metric
 from loraq.models.layers import with_default_skip
 from loraq.utils.assets import CONF
+from loraq.utils.texts import list_of_texts
 from loraq.utils.user_module import is_user_file, user_file_label
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _with_family_skip(row: Config) -> Config:
 def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
     """The rows, each with its plain data."""
     composer = Composer(CONF)
-    parsed = parse_overrides([override for override in overrides if override], composer)
+    listed = [override for override in list_of_texts(overrides, "overrides") if override]
+    parsed = parse_overrides(listed, composer)
     chosen = [o for o, entry in parsed.items() if override_key(entry) == "experiment"]
     rows = composer.compose(chosen).get("rows")
     if not rows:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import loraq
+from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.quantization.diffusers_config import PackedConfig
 
 
 def test_importing_loads_nothing_heavy():
@@ -89,6 +91,25 @@ def test_prompts_are_for_calibrated_recipes_only():
         loraq.quantize(pipe, "svdquant", progress=False)
     with pytest.raises(LoraqError, match="data-free"):
         loraq.quantize(pipe, "rtn", prompts=["a cat"], progress=False)
+
+
+ONE_TEXT = {
+    "prompts": lambda: loraq.quantize(Pipe(tiny_transformer()), "svdquant", prompts="red apple"),
+    "overrides": lambda: load_rows("experiment=demo"),
+    "overrides=": lambda: PackedConfig("rtn", overrides="quant.seed=1"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_TEXT)
+def test_one_text_is_not_read_letter_by_letter(name):
+    with pytest.raises(LoraqError, match=rf"{name.strip('=')}='.* is one text, not a list"):
+        ONE_TEXT[name]()
+
+
+def test_prompts_that_are_not_text_are_refused():
+    for prompts in (["a cat", None], [b"a cat"], 3, [["a cat"]]):
+        with pytest.raises(LoraqError, match=r"prompts.* Pass a list of texts"):
+            loraq.quantize(Pipe(tiny_transformer()), "svdquant", prompts=prompts)
 
 
 def test_an_unknown_transformer_raises():

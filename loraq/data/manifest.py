@@ -5,11 +5,11 @@ A download writes INCOMPLETE first and MANIFEST last.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.utils.plain import parse_json
 
 MANIFEST = "loraq_manifest.json"
 INCOMPLETE = ".loraq_incomplete"
@@ -21,10 +21,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        for entry in found["files"].values():
+            _ = entry["bytes"], entry["sha256"], found["set"], found["unpacked"]
         return found
-    except ValueError as error:
-        raise LoraqError(f"'{path}' cannot be read ({error}). Delete it and fetch again.") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise LoraqError(
+            f"'{path}' cannot be read ({type(error).__name__}: {error}). Delete it and fetch again."
+        ) from None
 
 
 def check_complete(folder: Path) -> None:

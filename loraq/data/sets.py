@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +30,12 @@ SUFFIXES: dict[str, Reader] = {
 
 def read_by_suffix(path: Path, split: str) -> list[Prompt]:
     """A user's list: YAML or JSON (NAME: PROMPT), CSV, TSV, JSON lines, or plain text."""
-    if path.suffix not in SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise LoraqError(
             f"'{path}': {unknown('kind of prompt file', path.suffix or path.name, SUFFIXES)}"
         )
-    return SUFFIXES[path.suffix](path, split)
+    return SUFFIXES[suffix](path, split)
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,8 @@ def _image_folder(folder: Path, inner: str) -> Path:
 
 
 def mjhq_image(folder: Path, name: str) -> Path:
-    category = _mjhq_categories(folder / "meta_data.json")[name]
+    category = readers.mjhq_categories(folder / "meta_data.json")[name]
     return _image_folder(folder, "mjhq30k_imgs") / category / f"{name}.jpg"
-
-
-@functools.lru_cache(maxsize=4)
-def _mjhq_categories(path: Path) -> dict[str, str]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {name: entry["category"] for name, entry in found.items()}
 
 
 def sdci_image(folder: Path, name: str) -> Path:
@@ -138,7 +131,7 @@ SETS: dict[str, PromptSet] = {
     "parti": PromptSet(
         "PartiPrompts: about 1,600 prompts, no images",
         "PartiPrompts.tsv",
-        readers.table("Prompt"),
+        readers.table("Prompt", quoted=False),  # some prompts start with a quote
         "Apache-2.0",
         "https://huggingface.co/datasets/nateraw/parti-prompts",
         "nateraw/parti-prompts",

@@ -12,6 +12,7 @@ from loraq.config import Recipe
 from loraq.errors import LoraqError, unknown
 from loraq.layers.serialization import expected_tensors, serialize_layers
 from loraq.layers.tensors import OPERANDS, LayerTensors
+from loraq.utils.texts import list_of_texts
 
 QUANT_METHOD, LAYOUT_VERSION = "loraq", "1"
 ACTIVATION_FORMATS = ("activation", "branch_activation")
@@ -66,7 +67,7 @@ class PackedConfig(QuantizationConfigMixin):
                 "checkpoint is incomplete. Restore its config.json."
             )
         self.quant_method = QuantMethod.LORAQ
-        self.method, self.overrides = method, (*more, *overrides)
+        self.method, self.overrides = method, (*more, *list_of_texts(overrides, "overrides"))
         self.version, self.recipe = version, recipe
         self.formats, self.layers = formats, layers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,5 +68,15 @@ def read_sha256sums(folder: Path) -> dict[str, str]:
     path = folder / CHECKSUMS
     if not path.is_file():
         return {}
-    pairs = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-    return {name.lstrip("*"): digest for digest, name in pairs}
+    sums = {}
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    for number, line in enumerate(text.split("\n"), 1):
+        found = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(.+)", line)
+        if found:
+            sums[found[2]] = found[1].lower()
+        elif line.strip():
+            raise LoraqError(
+                f"'{path}', line {number} is not one of sha256sum: '{line[:80]}'. Write the file "
+                "again (sha256sum FILE … > SHA256SUMS), or delete it."
+            )
+    return sums

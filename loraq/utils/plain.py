@@ -1,8 +1,9 @@
-"""Dataclasses → plain data for JSON: cache keys, records and manifests."""
+"""Dataclasses → plain data for JSON (cache keys, records, manifests), and JSON → data."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -79,3 +80,28 @@ def decode_float(item: dict[str, Any]) -> Any:
     if set(item) == {"float"} and item["float"] in _NON_FINITE:
         return _NON_FINITE[item["float"]]
     return item
+
+
+def parse_json(text: str, *, floats: bool = False) -> Any:
+    """The data of a JSON text; ValueError for anything that the standard does not define.
+
+    Python's own reader keeps the last of two entries with the same name, and accepts NaN.
+
+    floats: convert `{"float": "inf"}` of `to_plain` back to floats.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> Any:
+        item = dict(pairs)
+        if len(item) < len(pairs):
+            names = [name for name, _ in pairs]
+            name = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the name {name!r} occurs twice in one object")
+        return decode_float(item) if floats else item
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not a value of JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("the data is nested too deeply") from None

@@ -127,10 +127,10 @@ def test_coco_takes_one_caption_an_image_by_its_names_hash(tmp_path):
 REFUSED = {
     "a blank line": ("list.txt", "a cat\n\na dog\n", "1 of 3 lines are blank, the first is line 2"),
     "an empty prompt": ("list.yaml", "x: a\ny: ''\n", "blank, the first is 'y'"),
-    "no mapping": ("list.yaml", "- a\n- b\n", "mapping is expected, not list"),
+    "no mapping": ("list.yaml", "- a\n- b\n", "mapping is expected, not sequence"),
     "broken YAML": ("list.yaml", "a: [\n", "is not a prompt file"),
     "no column of prompts": ("list.csv", "text\na\n", "no column 'prompt' in"),
-    "broken JSON": ("list.jsonl", '{"prompt": \n', "is not a prompt file"),
+    "broken JSON": ("list.jsonl", '{"prompt": \n', "list.jsonl', line 1: JSONDecodeError"),
     "a name that is a path": ("list.yaml", "../x: a\n", "usable as file names"),
     "an unknown kind": ("list.docx", "a", "Unknown kind of prompt file '.docx'"),
 }
