@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from loraq.errors import LoraqError
 from loraq.layers.serialization import deserialize_layers, serialize_layers
 from loraq.layers.tensors import LayerTensors
 from loraq.utils.files import TEMPORARY, reporting_full_disk, sort_metadata
+from loraq.utils.pieces import keep_piece, rename_to_piece, write_piece
 
 LAYOUT = "1"
 
 
 def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]) -> None:
-    """Write the group's packed tensors and `info` to a temporary file, then rename it."""
+    """Write the group's packed tensors and `info` atomically, with a checksum."""
     from safetensors.torch import save_file
 
     entries, tensors = serialize_layers(layers)
@@ -33,14 +35,24 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
             save_file(tensors, temporary, metadata=metadata)
             sort_metadata(temporary)
             if "seconds" in info:  # before the rename, which marks the group as finished
-                _seconds_file(path).write_text(f"{info['seconds']!r}\n", encoding="utf-8")
-            os.replace(temporary, path)
+                write_piece(_seconds_file(path), f"{info['seconds']!r}\n".encode())
+            rename_to_piece(temporary, path)
     except OSError as error:
         raise LoraqError(
             f"Cannot write '{path}': {error}. Set output= to a writable folder."
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_group(path: Path) -> bool:
+    """Whether a group that an earlier run saved is used; if it is damaged, it is deleted."""
+    return keep_piece(path) and keep_piece(_seconds_file(path))
+
+
+def group_files(names: Iterable[str]) -> list[str]:
+    """The files of groups with these names."""
+    return [f"{name}{ending}" for name in names for ending in (".safetensors", ".seconds")]
 
 
 def _seconds_file(path: Path) -> Path:

@@ -21,7 +21,7 @@ from loraq.quantization.activations import Activations
 from loraq.quantization.allocation.allocate import allocate_units
 from loraq.quantization.budget import choose_rank
 from loraq.quantization.fingerprint import group_fingerprint
-from loraq.quantization.group_file import load_group, save_group
+from loraq.quantization.group_file import keep_group, load_group, save_group
 from loraq.quantization.grouping import Group, Unit, UnitAllocation, make_groups, make_units
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.solve import quantize_group
@@ -141,17 +141,10 @@ def _allocations(
 def _load_finished(
     path: Path, fingerprint: str
 ) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
-    """A group that an earlier run saved; None, and the file is deleted, if it is damaged.
-
-    Raises LoraqError if its fingerprint differs.
-    """
-    if not path.is_file():
+    """A group that an earlier run saved; None if it is damaged, LoraqError if it is another's."""
+    if not keep_group(path):
         return None
-    try:
-        layers, notes = load_group(path)
-    except LoraqError:
-        path.unlink()
-        return None
+    layers, notes = load_group(path)
     if notes.get("fingerprint") != fingerprint:
         raise LoraqError(
             f"'{path}' contains layers of another recipe, model or calibration. Use a separate "

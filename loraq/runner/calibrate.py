@@ -50,11 +50,16 @@ def calibrate_row(session: Session, row: Row, stage: Stage) -> None:
     with session.store.lock(product, name):
         if session.store.finished(product, name):
             return
-        with session.store.write(product, name, info) as folder, reporting_full_disk(folder):
+        pieces: list[str] = []
+        with (
+            session.store.write(product, name, info, pieces) as folder,
+            reporting_full_disk(folder),
+        ):
             if stage is Stage.SENSITIVITY:
+                pieces += [SENSITIVITY]
                 write_json(folder / SENSITIVITY, _sensitivity(session, row))
             else:
-                _capture(session, row, product, prompts, folder)
+                pieces += _capture(session, row, product, prompts, folder)
 
 
 @contextlib.contextmanager
@@ -88,8 +93,11 @@ def _pipe_and_embeddings(
 
 def _capture(
     session: Session, row: Row, product: str, prompts: Sequence[Prompt], folder: Path
-) -> None:
-    """Write one file per input; the data is collected in memory-mapped files in `scratch` first."""
+) -> list[str]:
+    """Write one file per input and return their names.
+
+    The data is collected in memory-mapped files in `scratch` first.
+    """
     from safetensors.torch import save_file
 
     model, settings = row.config.model, row.config.calibration
@@ -116,9 +124,12 @@ def _capture(
         found = ({name: rows} for name, rows in capture.inputs().items())
     else:
         found = moment_tensors(capture.moments())
+    names = []
     for number, tensors in enumerate(found):
-        save_file(tensors, folder / f"{number:05d}.safetensors")
+        names.append(f"{number:05d}.safetensors")
+        save_file(tensors, folder / names[-1])
     shutil.rmtree(scratch, ignore_errors=True)
+    return names
 
 
 def _sensitivity(session: Session, row: Row) -> dict[str, float]:

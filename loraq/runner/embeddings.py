@@ -23,7 +23,7 @@ from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
-from loraq.utils.files import write_bytes
+from loraq.utils.pieces import keep_piece, write_piece
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -73,22 +73,31 @@ def write_embeddings(
     folder: Path,
     bar: Callable[[list[Sequence[Prompt]]], Iterable[Sequence[Prompt]]],
 ) -> None:
-    """Write one file per batch of `size` prompts; existing files are kept.
+    """Write one file per batch of `size` prompts; files that match their checksum are kept.
 
     bar: wraps the list of batches, to show progress.
     """
     for number, batch in enumerate(bar(generation.batches(prompts, size))):
-        path = folder / f"{number:05d}.safetensors"
-        if not path.is_file():
-            write_bytes(path, _to_safetensors(encode_prompts(pipe, model, batch)))
+        path = folder / batch_file(number)
+        if not keep_piece(path):
+            write_piece(path, _to_safetensors(encode_prompts(pipe, model, batch)))
+
+
+def embedding_files(prompts: Sequence[Prompt], size: int) -> list[str]:
+    """All files of finished embeddings in batches of `size`."""
+    return [batch_file(number) for number in range(len(generation.batches(prompts, size)))]
+
+
+def batch_file(number: int) -> str:
+    """The file of a batch's embeddings."""
+    return f"{number:05d}.safetensors"
 
 
 def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]:
     """Embeddings of batch `number` from `encode_prompts`; masked tokens may be zeros."""
     from safetensors import safe_open
 
-    path = folder / f"{number:05d}.safetensors"
-    with safe_open(path, framework="pt") as stream:
+    with safe_open(folder / batch_file(number), framework="pt") as stream:
         lengths = json.loads(stream.metadata()[_LENGTH])
         held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
     for name, tensor in held.items():

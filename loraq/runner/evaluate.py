@@ -54,7 +54,7 @@ def measure_row(session: Session, row: Row) -> Record:
             **found,
             **records.provenance(row.device),
         )
-        with session.store.write(Stage.RECORD, name, info) as folder:
+        with session.store.write(Stage.RECORD, name, info, [RECORD_FILE]) as folder:
             records.save_record(made, folder / RECORD_FILE)
         return load_record(session.store, row)
 
@@ -75,7 +75,7 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
             text = json.dumps(
                 to_plain(found, where="record"), indent=1, ensure_ascii=False, allow_nan=False
             )
-            with session.store.write(Stage.MEASURED, name, info) as folder:
+            with session.store.write(Stage.MEASURED, name, info, [MEASURED_FILE]) as folder:
                 write_bytes(folder / MEASURED_FILE, text.encode())
     loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=decode_float)
     return loaded

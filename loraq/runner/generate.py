@@ -18,9 +18,8 @@ from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
 from loraq.utils import batch_invariance
-from loraq.utils.files import write_bytes, write_json
-from loraq.utils.hashing import file_hash
 from loraq.utils.memory import reused_heap
+from loraq.utils.pieces import keep_piece, piece_damage, write_piece
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +103,7 @@ def batch_images(
 
 
 Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
-"""(batch, wait) → whether this process may make the batch (`Store.claim`)."""
+"""(batch, wait) → whether this process may make the batch (`Locks.part`)."""
 
 
 def generate_images(
@@ -119,9 +118,8 @@ def generate_images(
 ) -> list[Path]:
     """Write the images as NAME.png into the existing `folder`; paths in the order of the prompts.
 
-    A batch is finished if its file under `batches/` exists and its images match the hashes in that
-    file; all other batches are made. Raises LoraqError if the disk is full; all files left behind
-    are complete.
+    A batch is finished if its file under `batches/` and its images match their checksums; all other
+    batches are made. Raises LoraqError if the disk is full; all files left behind are complete.
 
     progress: label of the bar; None: no bar. claim: lets several processes share the batches; on
     return all batches are finished, by any process. embeddings: batch number → embeddings;
@@ -134,8 +132,8 @@ def generate_images(
     pipe.set_progress_bar_config(disable=True)
     todo, finished = [], 0
     for number, batch in enumerate(batches(prompts, settings.batch_size)):
-        done_file = folder / BATCHES / f"{number:05d}.json"
-        if batch_finished(folder, done_file, batch):
+        done_file = folder / batch_file(number)
+        if not any(map(piece_damage, _batch_files(folder, done_file, batch))):
             finished += len(batch)
         else:
             todo.append((done_file, batch))
@@ -156,7 +154,7 @@ def generate_images(
                     if not mine:
                         busy.append((done_file, batch))
                         continue
-                    if not batch_finished(folder, done_file, batch):
+                    if not all(map(keep_piece, _batch_files(folder, done_file, batch))):
                         text = None if embeddings is None else embeddings(int(done_file.stem))
                         _generate_batch(pipe, model, batch, settings, folder, done_file, text)
                         trim()
@@ -183,10 +181,9 @@ def _generate_batch(
         )
     hashes = {}
     for prompt, image in zip(batch, images, strict=True):
-        path = image_path(folder, prompt)
-        write_bytes(path, encode_png(image))
-        hashes[prompt.name] = file_hash(path)
-    write_json(done_file, {"images": hashes, "seconds": time.perf_counter() - started})
+        hashes[prompt.name] = write_piece(image_path(folder, prompt), encode_png(image))
+    done = {"images": hashes, "seconds": time.perf_counter() - started}
+    write_piece(done_file, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
 
 
 def image_path(folder: Path, prompt: Prompt) -> Path:
@@ -201,16 +198,20 @@ def encode_png(image: Image) -> bytes:
     return stream.getvalue()
 
 
-def batch_finished(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> bool:
-    """Whether `done_file` is readable and all images of the batch match its hashes."""
-    try:
-        hashes = json.loads(done_file.read_text())["images"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    if list(hashes) != sorted(prompt.name for prompt in batch):
-        return False
-    paths = {prompt.name: image_path(folder, prompt) for prompt in batch}
-    return all(paths[n].is_file() and file_hash(paths[n]) == h for n, h in hashes.items())
+def _batch_files(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> list[Path]:
+    """The files of a finished batch; `done_file` is written last."""
+    return [done_file, *(image_path(folder, prompt) for prompt in batch)]
+
+
+def batch_file(number: int) -> str:
+    """The file with a batch's hashes and seconds, in the folder of the images."""
+    return f"{BATCHES}/{number:05d}.json"
+
+
+def image_files(prompts: Sequence[Prompt], size: int) -> list[str]:
+    """All files of finished images in batches of `size`."""
+    numbers = range(len(batches(prompts, size)))
+    return [*(f"{prompt.name}.png" for prompt in prompts), *map(batch_file, numbers)]
 
 
 def generation_seconds(folder: Path) -> float:

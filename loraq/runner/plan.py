@@ -36,7 +36,7 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
     def finished(stage: Stage, row: Row) -> bool:
         product = row.product(stage)
         if product not in state:
-            state[product] = store.finished(*product)
+            state[product] = store.finished(*product, row.pieces(stage))
         return state[product]
 
     planned = []

@@ -63,7 +63,7 @@ def with_features(
         if not store.finished("features", name):
             options = Options(device=device, workers=config.metrics.workers)
             made = features_of(real, extractor, options)
-            with store.write("features", name, info) as folder:
+            with store.write("features", name, info, [FILE]) as folder:
                 save_features(made, folder / FILE)
         real.features[extractor] = load_features(store.path("features", name) / FILE)
     return real

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from loraq.config import Config, Recipe
 from loraq.data import Prompt
+from loraq.runner import embeddings
+from loraq.runner import generate as generation
 
 
 class Stage(StrEnum):
@@ -89,6 +91,15 @@ class Row:
     def product(self, stage: Stage) -> tuple[str, str]:
         """(folder, key) of a stage's product in the store."""
         return stage.folder, self.keys[stage]
+
+    def pieces(self, stage: Stage) -> list[str]:
+        """The files of a stage's product, as far as the plan knows them."""
+        size = self.config.generate.batch_size
+        if stage is Stage.IMAGES:
+            return generation.image_files(self.prompts, size)
+        if stage is Stage.EMBEDDINGS:
+            return embeddings.embedding_files(self.prompts, size)
+        return []
 
     def kind(self, stage: Stage) -> str:
         """Label of the manifest's timings; products of one kind take about the same time."""

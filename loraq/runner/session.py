@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
+from loraq.quantization.model import QuantizedModel
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.process import own_gpu, torch_threads
@@ -24,12 +25,16 @@ T = TypeVar("T")
 
 
 class Session:
-    """The store, the loaded pipeline, and the seconds per kind of work in this process."""
+    """The store, the loaded pipeline, and the seconds per kind of work in this process.
+
+    packed: key and packed layers that `stages.quantize_row` read last.
+    """
 
     def __init__(self, store: Store, progress: bool = True) -> None:
         self.store = store
         self.progress = progress
         self.seconds: dict[str, float] = {}
+        self.packed: tuple[str, QuantizedModel] | None = None
         self._loaded: tuple[Any, Any] | None = None
         self._mapped: tuple[Any, Any] | None = None
 

@@ -2,28 +2,28 @@
 
 A product is written to `<key>.partial/`, gets a manifest with the sha256 of every file and is then
 renamed. A killed stage that can resume leaves its finished pieces in the partial folder; each piece
-is itself written atomically. A finished product whose files no longer match its manifest is
-reported, renamed to `<key>.corrupted` and made again.
+is itself written atomically, with a checksum (`utils/pieces.py`). A finished product whose files no
+longer match its manifest is reported, renamed to `<key>.corrupted` and made again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from loraq.runner.locks import Locks
 from loraq.utils.files import disk_error, remove_temporaries, write_json
-from loraq.utils.hashing import file_hash
+from loraq.utils.manifest import MANIFEST, certified_files, product_damage, read_manifest
+from loraq.utils.pieces import remove_checksums
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 PARTIAL = ".partial"
 ProductState = Literal["finished", "partial", "corrupted"]
 UNFINISHED: dict[str, ProductState] = {"partial": "partial", "corrupted": "corrupted"}
@@ -35,6 +35,7 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
+        self.locks = Locks(self.root)
         self.corrupted: set[tuple[str, str]] = set()
 
     def __repr__(self) -> str:
@@ -47,152 +48,140 @@ class Store:
 
     def manifest(self, stage: str, name: str) -> dict[str, Any] | None:
         """The manifest of a product, None if it cannot be read; does not verify the files."""
-        try:
-            manifest = json.loads((self.path(stage, name) / MANIFEST).read_text())
-        except (OSError, ValueError):
-            return None
-        return manifest if isinstance(manifest, dict) else None
+        return read_manifest(self.path(stage, name))
 
-    def finished(self, stage: str, name: str) -> bool:
-        """Whether the product is complete; a corrupted one is reported and renamed."""
-        folder = self.path(stage, name)
-        if not folder.is_dir():
+    def finished(self, stage: str, name: str, pieces: Collection[str] = ()) -> bool:
+        """Whether the product is complete; a corrupted one is reported and renamed.
+
+        pieces: files that the manifest must list.
+        """
+        if not self.path(stage, name).is_dir():
             return False
-        if self._damage(stage, name) is None:
+        if self.damage(stage, name, pieces) is None:
             return True
-        from filelock import FileLock
-
-        with FileLock(
-            str(folder.with_name(f".{name}.aside.lock"))
-        ):  # other processes may find the same damage
-            if not folder.is_dir():
+        with self.lock(stage, name):  # other processes may read it, or find the same damage
+            if not self.path(stage, name).is_dir():
                 return False
-            reason = self._damage(stage, name)
-            if reason is None:  # another process has made it again
-                return True
-            self.corrupted.add((stage, name))
-            aside = folder.with_name(f"{name}.corrupted")
-            log.warning(
-                "cached product %s is corrupted (%s); it is renamed to %s and made again.",
-                folder,
-                reason,
-                aside.name,
-            )
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder, aside)
-        return False
+            reason = self.damage(stage, name, pieces)
+            if reason is not None:  # else another process has made it again
+                self.set_aside(stage, name, reason)
+        return reason is None
 
-    def _damage(self, stage: str, name: str) -> str | None:
-        manifest = self.manifest(stage, name)
-        if manifest is None or not isinstance(manifest.get("files"), dict):
-            return f"no readable {MANIFEST}"
-        for relative, entry in manifest["files"].items():
-            path = self.path(stage, name) / relative
-            if not path.is_file():
-                return f"{relative} is missing"
-            if path.stat().st_size != entry["size"] or file_hash(path) != entry["sha256"]:
-                return f"{relative} does not match its sha256"
-        return None
+    def set_aside(self, stage: str, name: str, reason: str) -> None:
+        """Report a corrupted product and rename it; its lock is held."""
+        folder = self.path(stage, name)
+        aside = folder.with_name(f"{name}.corrupted")
+        self.corrupted.add((stage, name))
+        log.warning(
+            "cached product %s is corrupted (%s); it is renamed to %s and made again.",
+            folder,
+            reason,
+            aside.name,
+        )
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)
+
+    def damage(self, stage: str, name: str, pieces: Collection[str] = ()) -> str | None:
+        """Why a finished product is corrupted, None if it is not; `pieces` as in `finished`."""
+        return product_damage(self.path(stage, name), pieces)
 
     @contextlib.contextmanager
     def lock(self, stage: str, name: str) -> Iterator[None]:
         """Hold the product's lock while the block runs; waits for other processes."""
-        from filelock import FileLock, Timeout
-
         self._make_folder(self.root / stage)
-        lock = FileLock(str(self.root / stage / f"{name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process is making %s/%s; waiting for it.", stage, name)
-            lock.acquire()
-        try:
+        with self.locks.product(stage, name):
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
-    def claim(self, stage: str, name: str, part: str, wait: bool) -> Iterator[bool]:
-        """Lock a part of a product while the block runs; yields False if another process holds it.
-
-        With `wait`, waits for the lock. The lock of a process that dies is released.
-        """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(str(self.root / stage / f"{name}.{part}.lock"))
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
-
-    @contextlib.contextmanager
-    def share(self, stage: str, name: str, info: dict[str, Any]) -> Iterator[Path | None]:
+    def share(
+        self, stage: str, name: str, info: dict[str, Any], pieces: Collection[str] = ()
+    ) -> Iterator[Path | None]:
         """Like `write` with `resume`, for processes that fill one folder together, part by part.
 
         Yields None if the product is finished. The first process whose block ends finishes it.
         """
-        final = self.path(stage, name)
-        partial = final.with_name(name + PARTIAL)
-        with self.lock(stage, name):
-            finished = self.finished(stage, name)
-            if not finished:
-                self._make_folder(partial)
-        if finished:
-            yield None
-            return
-        started = time.time()
-        try:
-            yield partial
+        partial = self._partial(stage, name)
+        with contextlib.ExitStack() as stack:
             with self.lock(stage, name):
-                if not final.is_dir():
-                    remove_temporaries(partial)
-                    self._finish(partial, final, {"seconds": time.time() - started, **info})
-                for lock in final.parent.glob(f"{name}.*.lock"):
-                    lock.unlink(missing_ok=True)
-        except OSError as error:
-            raise disk_error(error, partial) from error
+                finished = self.finished(stage, name, pieces)
+                if not finished:
+                    self._make_folder(partial)
+                    stack.enter_context(self.locks.joined(stage, name))
+            if finished:
+                yield None
+                return
+            with self._filling(stage, name, info, pieces):
+                yield partial
+        self.locks.parts_in_use(stage, name)  # deletes the lock files of processes that died
 
     @contextlib.contextmanager
     def write(
-        self, stage: str, name: str, info: dict[str, Any] | None = None, resume: bool = False
+        self,
+        stage: str,
+        name: str,
+        info: dict[str, Any] | None = None,
+        pieces: Collection[str] = (),
+        resume: bool = False,
     ) -> Iterator[Path]:
         """Yield a folder to fill; it becomes the product when the block ends without an error.
 
-        resume: keep the finished pieces of an interrupted attempt. info: entries of the manifest,
-        read when the block ends. Raises DiskFullError if the disk is full.
+        info: entries of the manifest. pieces: files that the product must have. Both are read when
+        the block ends. resume: keep the pieces of an interrupted attempt; each is verified by
+        `keep_piece` before it is used. Holds the product's lock. Raises DiskFullError if the disk
+        is full, LoraqError if a piece is missing or was changed after it was written.
         """
-        final = self.path(stage, name)
-        partial = final.with_name(name + PARTIAL)
-        started = time.time()
-        if not resume:
-            shutil.rmtree(partial, ignore_errors=True)
-        self._make_folder(partial)
-        remove_temporaries(partial)
-        try:
-            yield partial
-            self._finish(partial, final, {"seconds": time.time() - started, **(info or {})})
-        except OSError as error:
+        partial = self._partial(stage, name)
+        with self.lock(stage, name):
             if not resume:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise disk_error(error, partial) from error
-        except BaseException:
-            if not resume:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
+            self._make_folder(partial)
+            remove_temporaries(partial)
+            try:
+                with self._filling(stage, name, info or {}, pieces):
+                    yield partial
+            except BaseException:
+                if not resume:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
 
-    def _finish(self, partial: Path, final: Path, info: dict[str, Any]) -> None:
-        files = {}
-        for path in sorted(partial.rglob("*")):
-            if path.is_file() and path.name != MANIFEST:
-                entry = {"sha256": file_hash(path), "size": path.stat().st_size}
-                files[path.relative_to(partial).as_posix()] = entry
-        write_json(partial / MANIFEST, {"files": files, "info": info, "finished": time.time()})
-        os.replace(partial, final)
+    @contextlib.contextmanager
+    def _filling(
+        self, stage: str, name: str, info: dict[str, Any], pieces: Collection[str]
+    ) -> Iterator[None]:
+        """Finish the product when the block ends, unless another process has done it."""
+        partial, final, started = self._partial(stage, name), self.path(stage, name), time.time()
+        try:
+            yield
+            with self.lock(stage, name):
+                if final.is_dir():
+                    return
+                remove_temporaries(partial)
+                manifest = {
+                    "files": certified_files(partial, pieces),
+                    "info": {"seconds": time.time() - started, **info},
+                    "finished": time.time(),
+                }
+                write_json(partial / MANIFEST, manifest)
+                os.replace(partial, final)
+                remove_checksums(final)
+        except OSError as error:
+            raise disk_error(error, partial) from error
+
+    def _partial(self, stage: str, name: str) -> Path:
+        return self.root / stage / (name + PARTIAL)
+
+    def remove(self, stage: str, name: str, state: ProductState) -> bool:
+        """Delete an unfinished or corrupted product unless a process uses it; whether it is gone.
+
+        A corrupted product may still have its final name (`damage`).
+        """
+        with self.locks.unused(stage, name) as unused:
+            folder = self.path(stage, f"{name}.{state}")
+            if unused and not folder.is_dir() and self.damage(stage, name) is not None:
+                folder = self.path(stage, name)
+            if unused:
+                shutil.rmtree(folder, ignore_errors=True)
+            return unused
 
     def _make_folder(self, folder: Path) -> None:
         try:
@@ -206,9 +195,17 @@ class Store:
             return
         for stage in sorted(path for path in self.root.iterdir() if path.is_dir()):
             for folder in sorted(path for path in stage.iterdir() if path.is_dir()):
-                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                size = sum(map(_size, folder.rglob("*")))
                 name, _, ending = folder.name.partition(".")
                 if ending in UNFINISHED:
                     yield stage.name, name, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
                     yield stage.name, name, "finished", size
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for a folder, or if a running process has just renamed it."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0

@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_only_complete_images(pipe, model, tmp_path, monkeypa
 
     def filling(handle):
         calls.append(handle)
-        if len(calls) > 2:  # the first image and its batch's file fit
+        if len(calls) > 4:  # the first image, its batch's file and their checksums fit
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(handle)
 

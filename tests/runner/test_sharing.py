@@ -57,7 +57,7 @@ def test_the_claim_of_a_process_that_dies_is_released(tmp_path):
     (tmp_path / "images").mkdir()
     code = (
         "import os, sys; from loraq.runner.store import Store\n"
-        "with Store(sys.argv[1]).claim('images', 'k', '00000', False) as mine:\n"
+        "with Store(sys.argv[1]).locks.part('images', 'k', '00000', False) as mine:\n"
         "    print(mine, flush=True); sys.stdin.readline(); os._exit(1)"
     )
     with subprocess.Popen(
@@ -67,8 +67,8 @@ def test_the_claim_of_a_process_that_dies_is_released(tmp_path):
         text=True,
     ) as other:
         assert other.stdout.readline().strip() == "True"
-        with store.claim("images", "k", "00000", wait=False) as mine:
+        with store.locks.part("images", "k", "00000", wait=False) as mine:
             assert not mine
         other.communicate("\n")
-    with store.claim("images", "k", "00000", wait=True) as mine:
+    with store.locks.part("images", "k", "00000", wait=True) as mine:
         assert mine

@@ -101,7 +101,7 @@ def test_a_product_that_was_made_again_is_not_renamed(tmp_path, monkeypatch):
     with store.write("images", "k") as folder:
         write_bytes(folder / "a.png", b"1")
     found = iter(["a.png does not match its sha256", None])
-    monkeypatch.setattr(store, "_damage", lambda *_: next(found))
+    monkeypatch.setattr(store, "damage", lambda *_: next(found))
     assert store.finished("images", "k")
     assert store.path("images", "k").is_dir()
 
