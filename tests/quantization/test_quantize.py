@@ -23,7 +23,9 @@ from loraq.quantization.group_file import load_group, save_group
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.transforms.input_transform import GELU_SHIFT
+from loraq.utils.console import show_messages
 from loraq.utils.files import TEMPORARY
+from tests.damage import flip_bit
 from tests.quantization.toy import Toy, toy_inputs, toy_layers
 
 INT4, INT8, FP16 = (
@@ -255,7 +257,8 @@ def test_smoothing_is_searched_without_a_branch_too():
     assert all(tensors.transform.smooth_I is not None for tensors in made.layers.values())
 
 
-def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
+def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path, capsys):
+    show_messages()
     model = Toy()
     inputs = toy_inputs(model)
     recipe = replace(SVDQUANT, branch_weight=INT8, branch_activation=INT8)
@@ -267,12 +270,16 @@ def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
     times = {f: f.stat().st_mtime_ns for f in files}
     files[0].write_bytes(files[0].read_bytes()[:100])
     files[1].unlink()
+    flip_bit(files[2], -9)  # in the tensors: the file can be read
     again = quantize_model(
         model, toy_layers(), recipe, Activations(inputs), tmp_path, progress=None
     )
     assert same_layers(first.layers, again.layers)
     assert again.nbytes == first.nbytes and again.rank == first.rank
-    assert [f.stat().st_mtime_ns == times[f] for f in files] == [False, False, True, True]
+    assert [f.stat().st_mtime_ns == times[f] for f in files] == [False, False, False, True]
+    said = capsys.readouterr().err
+    for file in (files[0], files[2]):
+        assert f"'{file}' does not match its checksum; it is deleted and made" in said
     x = torch.randn(2, 16, 32)
     with torch.no_grad():
         outputs = []
@@ -281,6 +288,21 @@ def test_finished_groups_are_kept_and_damaged_ones_remade(tmp_path):
             outputs.append(model(x))
             q.revert(model)
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("damaged", ["self_out*.safetensors", "self_out*.seconds", ".sha256/*out*"])
+def test_a_group_that_does_not_match_its_checksum_is_made_again(tmp_path, capsys, damaged):
+    """The last case: an older version saved the group, without a checksum."""
+    show_messages()
+    _, first = quantized(RTN, checkpoint_dir=tmp_path)
+    for file in tmp_path.glob(damaged):
+        file.unlink() if file.parent != tmp_path else flip_bit(file, -2)
+    _, again = quantized(RTN, checkpoint_dir=tmp_path)
+    assert same_layers(first.layers, again.layers)
+    said = capsys.readouterr().err
+    assert "self_out" in said and said.count("made again") == 1
+    times = [info["seconds"] for info in first.info.values()]
+    assert [info["seconds"] in times for info in again.info.values()].count(False) == 1
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):

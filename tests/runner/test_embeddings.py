@@ -16,6 +16,8 @@ from loraq.runner.embeddings import read_embeddings, write_embeddings
 from loraq.runner.experiment import run
 from loraq.runner.generate import image_batch
 from loraq.utils import batch_invariance
+from loraq.utils.console import show_messages
+from tests.damage import flip_bit
 
 PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]
 FAMILIES = {
@@ -105,14 +107,24 @@ def test_an_all_zero_mask_keeps_every_token(model, tmp_path, monkeypatch):
     assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
 
 
-def test_finished_batches_are_kept(model, tmp_path, monkeypatch):
+def test_finished_batches_are_kept_and_damaged_ones_remade(model, tmp_path, monkeypatch, capsys):
     pipe = load_pipeline(model, without=session.IMAGE)
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
-    (tmp_path / "00001.safetensors").unlink()
+    show_messages()
+    files = sorted(tmp_path.glob("*.safetensors"))
+    before = [file.read_bytes() for file in files]
+    files[0].write_bytes(before[0][:-100])
+    files[1].unlink()
     made, original = [], embeddings.encode_prompts
     monkeypatch.setattr(embeddings, "encode_prompts", lambda *a: made.append(a[2]) or original(*a))
     write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
-    assert made == [PROMPTS[1:2]]
+    assert made == [PROMPTS[:1], PROMPTS[1:2]]
+    flip_bit(files[2], -9)
+    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
+    assert made[2:] == [PROMPTS[2:]]
+    assert [file.read_bytes() for file in files] == before
+    said = capsys.readouterr().err
+    assert [str(file) in said for file in files] == [True, False, True]
 
 
 def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides, monkeypatch):

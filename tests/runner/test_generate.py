@@ -17,6 +17,8 @@ from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
+from loraq.utils.console import show_messages
+from tests.damage import flip_bit
 from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]
@@ -126,7 +128,10 @@ def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, mod
     assert len(paths) == len(PROMPTS) and not any(tmp_path.iterdir())
 
 
-def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_path, monkeypatch):
+def test_finished_batches_are_not_remade_and_damaged_ones_are(
+    pipe, model, tmp_path, monkeypatch, capsys
+):
+    show_messages()
     made = []
     original = generation.image_batch
 
@@ -146,6 +151,10 @@ def test_finished_batches_are_not_remade_and_damaged_ones_are(pipe, model, tmp_p
     (tmp_path / "p1.png").write_bytes(before["p1.png"][:50])
     generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
     assert made[4:] == [["p1"]]
+    assert f"'{tmp_path / 'p1.png'}' does not match" in capsys.readouterr().err
+    flip_bit(tmp_path / "batches" / "00002.json", -5)  # a digit of the seconds
+    generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)
+    assert made[5:] == [["p2"]] and "00002.json' does not match" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.png")} == before
 
 

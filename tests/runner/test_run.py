@@ -26,6 +26,8 @@ from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
+from loraq.utils.files import write_json
+from loraq.utils.manifest import MANIFEST
 
 
 def output(overrides: list[str]) -> Path:
@@ -112,6 +114,19 @@ def test_a_corrupted_product_is_reported_and_made_again(overrides, capsys):
         if path.suffix == ".png":
             assert path.read_bytes() == before
         assert path.is_file()
+
+
+def test_packed_layers_without_all_groups_are_made_again(overrides, capsys):
+    """An earlier version could certify them after somebody removed groups during a run."""
+    main(["quantize", "--quiet", "method=rtn", *overrides])
+    group = min((output(overrides) / "quantised").glob("*/*.safetensors"))
+    manifest = json.loads((group.parent / MANIFEST).read_text())
+    del manifest["files"][group.name]
+    write_json(group.parent / MANIFEST, manifest)
+    group.unlink()
+    main(["generate", "--quiet", "method=rtn", *overrides])
+    assert group.is_file()
+    assert "corrupted (groups of layers are missing)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fault", [LoraqError("no luck today"), RuntimeError("no luck today")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from subprocess import PIPE
@@ -11,11 +12,13 @@ from subprocess import PIPE
 import pytest
 
 from loraq.config import FormatConfig
-from loraq.errors import DiskFullError
+from loraq.errors import DiskFullError, LoraqError
 from loraq.runner.store import MANIFEST, Store
 from loraq.utils.console import show_messages
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
+from loraq.utils.pieces import keep_piece, write_piece
+from tests.damage import flip_bit
 
 
 def test_a_key_depends_on_content_not_on_order_or_type_of_container():
@@ -47,6 +50,55 @@ def test_a_resumable_product_keeps_its_pieces(tmp_path):
     with store.write("images", "k", resume=True) as folder:
         assert [path.name for path in folder.iterdir()] == ["a.png"]
     assert set(store.manifest("images", "k")["files"]) == {"a.png"}
+
+
+def test_a_piece_that_changed_after_it_was_written_is_not_certified(tmp_path):
+    store = Store(tmp_path)
+    with (
+        pytest.raises(LoraqError, match=r"k\.partial.*1 were changed.*'b/c\.png'.*again"),
+        store.write("images", "k", resume=True) as folder,
+    ):
+        write_piece(folder / "a.png", b"1")
+        write_piece(folder / "b" / "c.png", b"12345")
+        flip_bit(folder / "b" / "c.png", 3)
+    assert not store.finished("images", "k")
+    with store.write("images", "k", resume=True) as folder:
+        assert keep_piece(folder / "a.png") and not keep_piece(folder / "b" / "c.png")
+        write_piece(folder / "b" / "c.png", b"12345")
+    assert store.finished("images", "k")
+    files = {path.name for path in store.path("images", "k").rglob("*")}
+    assert files == {"a.png", "b", "c.png", MANIFEST}
+
+
+def test_a_product_without_all_pieces_of_the_plan_is_not_certified(tmp_path):
+    """Something may remove pieces, or the whole folder, while the product is made."""
+    store, pieces = Store(tmp_path), ["a.png", "b.png"]
+    for lost in ("a.png", "."):
+        with (
+            pytest.raises(LoraqError, match=r"\d are missing.*'a\.png'"),
+            store.write("images", "k", {}, pieces, resume=True) as folder,
+        ):
+            for name in pieces:
+                write_piece(folder / name, b"1")
+            shutil.rmtree(folder) if lost == "." else (folder / lost).unlink()
+        assert store.manifest("images", "k") is None
+    with (
+        pytest.raises(LoraqError, match="1 are missing"),
+        store.share("images", "k", {}, pieces) as to,
+    ):
+        write_piece(to / "a.png", b"1")
+    assert not store.finished("images", "k")
+
+
+def test_a_product_whose_manifest_lacks_a_planned_piece_is_made_again(tmp_path, capsys):
+    show_messages()
+    store = Store(tmp_path)
+    with store.write("images", "k") as folder:
+        write_bytes(folder / "a.png", b"1")
+    assert store.finished("images", "k", ["a.png"])
+    assert not store.finished("images", "k", ["a.png", "b.png"])
+    assert "b.png is missing" in capsys.readouterr().err
+    assert (tmp_path / "images" / "k.corrupted").is_dir()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
