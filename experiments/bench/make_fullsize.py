@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError, unknown
-from loraq.models.loading import quiet_diffusers
+from loraq.models.networks import quiet_diffusers
 
 from . import placeholders
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraq.models.loading import quiet_diffusers
+from loraq.models.networks import quiet_diffusers
 from loraq.utils.assets import ASSETS
 
 EMBEDDED = {"pixart_sigma": "tiny_pixart", "sana_1_6b": "tiny_sana"}

@@ -17,6 +17,8 @@ ExtractorChoice = Literal["auto", "efflite0", "inception"]
 class ModelConfig(Checked):
     """A pipeline in `save_pretrained` layout (a folder or a hub id) and its sampling settings.
 
+    variant: which weight files are read, such as `fp16` for `*.fp16.safetensors`; a component that
+        has no such files is read from those without a variant, as in diffusers.
     Settings that depend on the model have no default: size, sampler settings, length of prompts.
     """
 
@@ -31,6 +33,7 @@ class ModelConfig(Checked):
     guidance: float = setting(MISSING, at_least=0)
     max_sequence_length: int = setting(MISSING, at_least=1)
     call: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = setting(None, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()

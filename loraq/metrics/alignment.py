@@ -7,15 +7,14 @@ recipe, without the development and test names.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import check_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
+from loraq.models.networks import quiet_transformers
 from loraq.utils.assets import ASSETS
 from loraq.utils.hashing import cached_hash
 
@@ -78,22 +77,6 @@ def _texts(prompts: tuple[str, ...]) -> Any:
 
     model = _model()
     if model.encoder is None:
-        with _quiet_transformers():
+        with quiet_transformers():
             model.encoder = TextEncoder()
     return model.text_features(list(prompts))
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Disable log messages and progress bars of transformers inside the block."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

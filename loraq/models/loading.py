@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
+from loraq.models.contents import check_contents
+from loraq.models.files import components, read_json
 from loraq.models.layers import find_family
-from loraq.models.source import check_weights, resolve_folder
+from loraq.models.networks import quiet_diffusers
+from loraq.models.source import resolve_folder
 
 RESERVED = {
     "prompt": "prompts are set with data=…",
@@ -37,22 +38,15 @@ def load_pipeline(
     """
     import torch
 
-    folder = resolve_folder(model)
-    check_weights(folder)
-    table = find_family(model.family)
-    named = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if named != table.PIPELINE:
-        raise LoraqError(
-            f"'{folder}' is a {named}; family '{model.family}' loads {table.PIPELINE}. "
-            "Set model.family to the model's family, or model.path to another folder."
-        )
-    diffusers = quiet_diffusers()
-    pipeline = getattr(diffusers, table.PIPELINE)
+    folder, table = resolve_folder(model), find_family(model.family)
+    check_contents(model, components(folder).keys() - {*without})
+    pipeline = getattr(quiet_diffusers(), table.PIPELINE)
     _check_call(model, pipeline)
     try:
         pipe = pipeline.from_pretrained(
             str(folder),
             dtype=getattr(torch, model.dtype),
+            variant=model.variant,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -96,20 +90,6 @@ def _check_call(model: ModelConfig, pipeline: Any) -> None:
         )
 
 
-def quiet_diffusers() -> Any:
-    """Import diffusers without messages about optional packages and without progress bars."""
-    import logging
-
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    return diffusers
-
-
 def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
     """The transformer on the meta device, without weights, to list and count its layers.
 
@@ -119,12 +99,7 @@ def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
 
     table = find_family(model.family)
     config = resolve_folder(model) / "transformer" / "config.json"
-    try:
-        values = json.loads(config.read_text())
-    except (OSError, ValueError) as error:
-        raise LoraqError(
-            f"'{config}' cannot be read ({error}). Restore the model's folder."
-        ) from None
+    values = read_json(config)
     if packed := values.get("quantization_config"):
         raise LoraqError(
             f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Set "

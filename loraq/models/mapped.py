@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator
-from pathlib import Path
 from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
+from loraq.models.contents import check_contents
+from loraq.models.files import file_problem, weight_files
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
 from loraq.models.source import resolve_folder
@@ -24,19 +25,13 @@ def mapped_transformer(model: ModelConfig) -> Any:
     """
     import torch
 
+    check_contents(model, ("transformer",))
     transformer = meta_transformer(model, buffers=True)
     names, dtype = _mapped_names(transformer, model), getattr(torch, model.dtype)
-    folder, kept = resolve_folder(model) / "transformer", {}
-    for name, tensor in _stored_tensors(folder):
+    kept = {}
+    for name, tensor in _stored_tensors(model):
         kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
-    try:
-        transformer.load_state_dict(kept, strict=True, assign=True)
-    except RuntimeError as error:
-        raise LoraqError(
-            f"'{folder}' does not contain the weights that its config.json describes: "
-            f"{str(error).strip()[:300]}\n"
-            "  Restore the folder, or set model.path to a complete one."
-        ) from None
+    transformer.load_state_dict(kept, strict=True, assign=True)
     for name in names:
         module = transformer.get_submodule(name.rpartition(".")[0])
         if torch.promote_types(module.weight.dtype, dtype) != dtype:
@@ -56,7 +51,7 @@ def runs_as_stored(model: ModelConfig) -> bool:
     try:
         if "quantization_config" in json.loads((folder / "config.json").read_text()):
             return False
-        return all(tensor.dtype == dtype for _, tensor in _stored_tensors(folder))
+        return all(tensor.dtype == dtype for _, tensor in _stored_tensors(model))
     except (LoraqError, SafetensorError, OSError, ValueError):
         return False
 
@@ -65,8 +60,7 @@ def remap(transformer: Any, model: ModelConfig) -> None:
     """Map the weights of a `mapped_transformer` again, which unmaps the pages read so far."""
     import torch
 
-    folder = resolve_folder(model) / "transformer"
-    for name, tensor in _stored_tensors(folder, _mapped_names(transformer, model)):
+    for name, tensor in _stored_tensors(model, _mapped_names(transformer, model)):
         owner, _, attribute = name.rpartition(".")
         fresh = torch.nn.Parameter(tensor, requires_grad=False)
         setattr(transformer.get_submodule(owner), attribute, fresh)
@@ -76,19 +70,17 @@ def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
     return {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
 
 
-def _stored_tensors(folder: Path, names: Container[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """The memory-mapped tensors of a diffusers model folder, from one file or its shards."""
+def _stored_tensors(
+    model: ModelConfig, names: Container[str] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """The memory-mapped tensors of the model's transformer, from one file or its shards."""
     from safetensors import safe_open
 
-    stem = "diffusion_pytorch_model.safetensors"
-    index = folder / f"{stem}.index.json"
-    files = [stem]
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    for file in files:
-        if not (folder / file).is_file():
-            raise LoraqError(f"'{folder / file}' is missing. Restore the model's folder.")
-        with safe_open(folder / file, framework="pt") as stream:
+    folder = resolve_folder(model) / "transformer"
+    for path in weight_files(folder, "diffusers", model.variant):
+        if problem := file_problem(path):
+            raise LoraqError(f"'{path}' {problem}. Restore the model's folder.")
+        with safe_open(path, framework="pt") as stream:
             for name in stream.keys():  # noqa: SIM118 (not a mapping)
                 if names is None or name in names:
                     yield name, stream.get_tensor(name)

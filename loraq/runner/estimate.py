@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.compose import load_rows
+from loraq.models.files import weight_files
 from loraq.models.source import resolve_folder
 from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.rows import Row, Stage
@@ -96,8 +97,8 @@ def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
 def _from_assumed_rates(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
     """From counted operations, assuming 40 GFLOP/s on a CPU and 100 TFLOP/s on a GPU."""
     model = row.config.model
-    folder = resolve_folder(model) / "transformer"
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    files = weight_files(resolve_folder(model) / "transformer", "diffusers", model.variant)
+    stored = sum(path.stat().st_size for path in files)
     weights, rate = stored / 2, 4e10 if row.device == "cpu" else 1e14
     tokens = (model.height / 16) * (model.width / 16)
     forward = 2 * weights * tokens / rate * (2 if model.guidance > 1 else 1)

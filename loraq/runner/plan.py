@@ -12,6 +12,7 @@ from loraq import metrics
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.layers.backends import check_compute
+from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
 from loraq.quantization.budget import planned_branch_bits
@@ -68,9 +69,10 @@ def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> fro
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Raise LoraqError for metrics, real images, layers or ranks that would fail later."""
+    """Raise LoraqError for metrics, real images, models, layers or ranks that would fail later."""
     with own_gpu("cuda" if any(row.device == "cuda" for row in rows) else "cpu"):
         _check_metrics(rows)
+        _check_models(rows)
         _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
 
 
@@ -91,6 +93,16 @@ def _check_metrics(rows: Sequence[Row]) -> None:
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
             metrics.check_metrics(names, real_images(row.config) if needing else None, **options)
+
+
+def _check_models(rows: Sequence[Row]) -> None:
+    """The files of the models that the rows load: all of them, or the transformer's alone."""
+    for row in rows:
+        loading = row.todo - {Stage.RECORD}
+        if loading:
+            check_contents(
+                row.config.model, ("transformer",) if loading == {Stage.QUANTIZED} else None
+            )
 
 
 def _check_layers(made: Sequence[Row]) -> None:

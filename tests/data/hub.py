@@ -1,4 +1,4 @@
-"""A hub on this machine: one data set's files over HTTP, with ranges, and with breaks on demand."""
+"""A hub on this machine: one data set's or model's files, with ranges, and breaks on demand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(ThreadingHTTPServer):
     """Of a file named in `cut` so many bytes are sent at a time; then the connection breaks."""
 
-    def __init__(self, repository: str, files: Mapping[str, bytes]) -> None:
+    def __init__(self, repository: str, files: Mapping[str, bytes], kind: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
-        self.repository, self.files = repository, dict(files)
+        self.repository, self.files, self.kind = repository, dict(files), kind
         self.cut: dict[str, Iterator[int]] = {}
         self.ranges: list[tuple[str, str]] = []  # (file, Range) of every download
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -38,9 +38,11 @@ class Answer(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
-        resolved = f"/datasets/{self.server.repository}/resolve/{COMMIT}/"
-        if path.startswith(f"/api/datasets/{self.server.repository}"):
-            about: object = {"id": self.server.repository, "sha": COMMIT}
+        prefix = "" if self.server.kind == "models" else f"/{self.server.kind}"
+        resolved = f"{prefix}/{self.server.repository}/resolve/{COMMIT}/"
+        if path.startswith(f"/api/{self.server.kind}/{self.server.repository}"):
+            listed = [{"rfilename": name} for name in self.server.files]
+            about: object = {"id": self.server.repository, "sha": COMMIT, "siblings": listed}
             if "/tree/" in path:
                 about = [
                     {"type": "file", "path": name, "size": len(data), "oid": name}
@@ -82,9 +84,9 @@ def etag(data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def serving(repository: str, files: Mapping[str, bytes]) -> Iterator[Hub]:
-    """The hub while the block runs."""
-    hub = Hub(repository, files)
+def serving(repository: str, files: Mapping[str, bytes], kind: str = "datasets") -> Iterator[Hub]:
+    """The hub while the block runs; kind: "datasets" or "models"."""
+    hub = Hub(repository, files, kind)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:
         yield hub

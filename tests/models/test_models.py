@@ -145,7 +145,7 @@ def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
         path.rename(path.with_suffix(".bin"))
     with pytest.raises(LoraqError, match="safe_serialization"):
         weights_hash(little_config(path=str(copy)))
-    with pytest.raises(LoraqError, match="does not load"):
+    with pytest.raises(LoraqError, match=r"(?s)model.safetensors is missing.*safe_serialization"):
         load_pipeline(little_config(path=str(copy)))
 
 
@@ -196,7 +196,7 @@ def test_a_mapped_transformer_refuses_weights_that_do_not_fit(tiny_folder, tmp_p
     tensors.pop(next(iter(tensors)))
     save_file(tensors, file)
     model = replace(load_rows(["method=reference"])[0].model, path=str(folder))
-    with pytest.raises(LoraqError, match="Missing key"):
+    with pytest.raises(LoraqError, match=r"transformer.*lack 1 tensor \("):
         mapped_transformer(model)
     file.unlink()
     with pytest.raises(LoraqError, match="is missing"):

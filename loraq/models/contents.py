@@ -1,0 +1,133 @@
+"""Whether a folder holds the model it is taken for: classes, and every tensor of every network.
+
+transformers initialises a missing tensor at random, and both libraries ignore tensors that the
+architecture does not have. Here the names and shapes in the files' headers are compared with the
+networks on the meta device, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import typing
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from loraq.config import ModelConfig
+from loraq.errors import LoraqError
+from loraq.models.files import (
+    Header,
+    components,
+    file_problems,
+    has_weights,
+    read_header,
+    read_json,
+    weight_files,
+)
+from loraq.models.layers import find_family
+from loraq.models.networks import compare_with_files, network_class, quiet_diffusers
+from loraq.models.source import listed_problems, resolve_folder
+
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
+_REMEDY = "Restore the model's folder, or set model.path to a complete one."
+
+
+def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> None:
+    """LoraqError unless the model's files hold all components, or `only` these, of its family.
+
+    Reads no weights: only JSON files and the headers of safetensors files.
+    """
+    folder = resolve_folder(model)
+    _check_classes(folder, model.family)
+    if problems := file_problems(folder, model.variant, only):
+        raise LoraqError(
+            f"'{folder}' is incomplete: {listed_problems(problems)}\n  {_REMEDY} Pickled weights "
+            "(.bin) are not read; save the pipeline again with safe_serialization=True."
+        )
+    for name, (library, class_name) in components(folder).items():
+        if has_weights(name) and (only is None or name in only):
+            part = folder / name
+            files = tuple(weight_files(part, library, model.variant))
+            state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+            config = (part / "config.json").read_text()
+            _check_network(part, library, class_name, config, files, state)
+
+
+def _check_classes(folder: Path, family: str) -> None:
+    """LoraqError for a pipeline of another family, or with a network of another class."""
+    table, named = find_family(family), read_json(folder / "model_index.json").get("_class_name")
+    if named != table.PIPELINE:
+        raise LoraqError(
+            f"'{folder}' is a {named}; family '{family}' loads {table.PIPELINE}. "
+            "Set model.family to the model's family, or model.path to another folder."
+        )
+    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
+    listed = components(folder)
+    for name in ("text_encoder", "transformer", "vae"):
+        if name not in listed:
+            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
+        if not issubclass(network_class(*listed[name]), wanted[name]):
+            raise LoraqError(
+                f"'{folder}/model_index.json' names {listed[name][1]} as {name}; a "
+                f"{table.PIPELINE} has {wanted[name].__name__}. Restore that file, or set "
+                "model.path to a model of this family."
+            )
+
+
+@functools.lru_cache(maxsize=64)
+def _check_network(
+    part: Path,
+    library: str,
+    class_name: str,
+    config: str,
+    files: tuple[Path, ...],
+    state: tuple[tuple[int, int], ...],
+) -> None:
+    """LoraqError unless the files hold every tensor of a network; a success is cached.
+
+    state: sizes and modification times of the files, for the cache.
+    """
+    try:
+        values = json.loads(config)
+    except ValueError as error:
+        raise LoraqError(f"'{part}/config.json' cannot be read ({error}). {_REMEDY}") from None
+    network = network_class(library, class_name)
+    kind = values.get("_class_name") if library == "diffusers" else values.get("model_type")
+    own = class_name if library == "diffusers" else network.config_class.model_type
+    if kind != own:
+        raise LoraqError(
+            f"'{part}/config.json' is that of a {kind}; model_index.json names {class_name} "
+            f"({own}). {_REMEDY}"
+        )
+    stored: Header = {}
+    for path in files:
+        stored |= read_header(path)
+    if "quantization_config" in values:  # the quantizer that loads it knows its tensors
+        return
+    if narrow := {name: kind for name, (kind, _) in stored.items() if kind not in _DTYPES}:
+        name = next(iter(narrow))
+        raise LoraqError(
+            f"'{part}': {listed_names(list(narrow))} stored as {narrow[name]}. LoRaQ reads weights "
+            "of 16 bits or more, without scales beside them. Set model.path to the 16-bit model."
+        )
+    try:
+        found = compare_with_files(network, config, stored)
+    except Exception as error:  # whatever the class does with settings that are not its own
+        raise LoraqError(
+            f"'{part}/config.json' does not describe a {class_name} "
+            f"({type(error).__name__}: {str(error).strip()[:200]}). {_REMEDY}"
+        ) from error
+    for names, problem in (
+        (found.missing, "the files lack {} of its architecture (config.json)"),
+        (found.reshaped, "the shapes in the files do not fit config.json: {}"),
+        (found.extra, "the files hold {} that its architecture (config.json) does not have"),
+    ):
+        if names:
+            text = problem.format(listed_names(names))
+            raise LoraqError(f"'{part}' ({class_name}): {text}.\n  {_REMEDY}")
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """'3 tensors (a, b, c)', with the first three names."""
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"

@@ -1,0 +1,171 @@
+"""The files of a pipeline in `save_pretrained` layout: which ones are read, and what is wrong.
+
+Reads directories, JSON files and headers of safetensors files; imports neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""Library → the name of a component's weight file without its ending."""
+_OTHER_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+_NO_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_LFS_POINTER = b"version https://git-lfs"
+_VARIANT = re.compile(r"\.(\w+)(?=[.-])")
+_PLAIN_WEIGHTS = re.compile(r"[^.]+?(-\d{5}-of-\d{5})?\.safetensors")
+
+Header = dict[str, tuple[str, tuple[int, ...]]]
+"""Tensor name → (dtype as safetensors names it, shape)."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model; LoraqError if it is missing or damaged."""
+    if problem := file_problem(path):
+        raise LoraqError(f"'{path}' {problem}. Restore the model's folder.")
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LoraqError(
+            f"'{path}' cannot be read ({error}). Restore the model's folder."
+        ) from None
+    if not isinstance(values, dict):
+        raise LoraqError(f"'{path}' holds no JSON object. Restore the model's folder.")
+    return values
+
+
+def components(folder: Path) -> dict[str, tuple[str, str]]:
+    """Component → (library, class) as `model_index.json` lists them, without absent ones."""
+    listed = read_json(folder / "model_index.json").items()
+    pairs = {name: tuple(entry) for name, entry in listed if isinstance(entry, list)}
+    return {name: pair for name, pair in pairs.items() if len(pair) == 2 and all(pair)}
+
+
+def has_weights(component: str) -> bool:
+    """Whether a component of a pipeline is a network, by its name."""
+    return not component.startswith(tuple(_OTHER_CONFIGS))
+
+
+def weight_files(folder: Path, library: str, variant: str | None = None) -> list[Path]:
+    """The files that a component's weights are read from: one file, or the shards of an index.
+
+    Files of the variant are preferred to those without one, as in diffusers. Files that do not
+    exist are part of the list.
+    """
+    plain = f"{STEMS.get(library, STEMS['diffusers'])}.safetensors"
+    choices = [(plain, f"{plain}.index.json")]
+    if variant is not None:
+        stem = plain.removesuffix(".safetensors")
+        single = f"{stem}.{variant}.safetensors"
+        older = (single, f"{plain}.{variant}.index.json")
+        choices = [(single, f"{plain}.index.{variant}.json"), older, *choices]
+    for single, index in choices:
+        sharded = os.path.lexists(folder / index)
+        if sharded and (library == "diffusers" or not os.path.lexists(folder / single)):
+            named = read_json(folder / index).get("weight_map")
+            if not isinstance(named, dict) or not named:
+                raise LoraqError(
+                    f"'{folder / index}' has no weight_map, which names the files of the weights. "
+                    "Restore the model's folder."
+                )
+            return [folder / name for name in sorted(set(named.values()))]
+        if os.path.lexists(folder / single):
+            return [folder / single]
+    return [folder / plain]
+
+
+def read_header(path: Path) -> Header:
+    """The tensors of a safetensors file; LoraqError if it is truncated or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if problem := file_problem(path):
+        raise LoraqError(f"'{path}' {problem}. Restore it, or download it again.")
+    try:
+        with safe_open(path, framework="np") as stream:
+            parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+            return {n: (part.get_dtype(), tuple(part.get_shape())) for n, part in parts.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LoraqError(
+            f"'{path}' is not a valid safetensors file ({error}; {path.stat().st_size} bytes). "
+            "It is corrupted or truncated: restore it, or download it again."
+        ) from None
+
+
+def file_problem(path: Path) -> str | None:
+    """What is wrong with a file as such, for an error ("'PATH' is missing"); None if nothing."""
+    if not path.is_file():
+        if path.is_symlink():
+            return "is a link to a file that does not exist (an incomplete copy of the hub cache?)"
+        return "is missing"
+    with open(path, "rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+    if not start:
+        return "is empty"
+    if start == _LFS_POINTER:
+        return "is a pointer of git-lfs and not the file itself (run `git lfs pull` in the clone)"
+    return None
+
+
+def file_problems(
+    folder: Path, variant: str | None, only: Collection[str] | None = None
+) -> dict[str, str]:
+    """File → what is wrong with it, of all files that the components (`only` these) are read from.
+
+    LoraqError for a damaged `model_index.json`, or for an index of shards that cannot be read.
+    """
+    if problem := file_problem(folder / "model_index.json"):
+        return {"model_index.json": problem}
+    found = {}
+    for name, (library, _) in components(folder).items():
+        if only is None or name in only:
+            for path in _component_files(folder, name, library, variant):
+                if problem := file_problem(path):
+                    found[path.relative_to(folder).as_posix()] = problem
+    return found
+
+
+def _component_files(folder: Path, name: str, library: str, variant: str | None) -> Iterator[Path]:
+    """Files of a component: those that must be there, and all others that are not weights."""
+    part = folder / name
+    there = sorted(part.iterdir()) if part.is_dir() else []
+    yield from (path for path in there if path.suffix in (".json", ".model", ".txt"))
+    required = next((c for n, c in _OTHER_CONFIGS.items() if name.startswith(n)), "config.json")
+    if not os.path.lexists(part / required):
+        yield part / required
+    if has_weights(name):
+        yield from weight_files(part, library, variant)
+    elif name.startswith("tokenizer") and all(path.name in _NO_VOCABULARY for path in there):
+        yield part / "tokenizer.json"
+
+
+def used_files(names: Iterable[str], variant: str) -> list[str]:
+    """The names without the weight files of other variants than `variant`, which are not read.
+
+    names: paths within the pipeline's folder. LoraqError if no component has the variant.
+    """
+    names = sorted(names)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    of_variant = re.compile(rf"\.{re.escape(variant)}(?=[.-])")
+    chosen = {name for name in weights if of_variant.search(Path(name).name)}
+    if not chosen:
+        infixes = (_VARIANT.search(Path(name).name) for name in weights)
+        known = {match[1] for match in infixes if match}
+        raise LoraqError(
+            f"model.variant={variant}: no weight file has this variant. Variants of this model: "
+            f"{', '.join(sorted(known)) or 'none'}. Set model.variant to one of them, or to null."
+        )
+    with_it = {Path(name).parent for name in chosen}
+    return [
+        name
+        for name in names
+        if name not in weights
+        or name in chosen
+        or (Path(name).parent not in with_it and _PLAIN_WEIGHTS.fullmatch(Path(name).name))
+    ]

@@ -1,0 +1,104 @@
+"""The classes of a pipeline's networks, and the networks without weights. No remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.models.files import STEMS, Header
+
+
+def quiet_diffusers() -> Any:
+    """Import diffusers without messages about optional packages and without progress bars."""
+    import logging
+
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    return diffusers
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Disable log messages and progress bars of transformers inside the block."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def network_class(library: str, name: str) -> Any:
+    """The class of a component in `model_index.json`; LoraqError if the library has none."""
+    quiet_diffusers()
+    found = getattr(importlib.import_module(library), name, None) if library in STEMS else None
+    if found is None:
+        raise LoraqError(
+            f"model_index.json names the class {name} of {library}, which is not installed. "
+            "Classes of diffusers and transformers are loaded, no remote code: install the version "
+            "that the model needs, or set model.path to another model."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Names of tensors that files lack, have in addition, or have in another shape."""
+
+    missing: Sequence[str]
+    extra: Sequence[str]
+    reshaped: Sequence[str]
+
+
+def compare_with_files(network: Any, config: str, stored: Header) -> Difference:
+    """Compare the tensors of a network's class with stored names and shapes, on the meta device.
+
+    network: a class of diffusers or transformers. config: the contents of its `config.json`.
+    Renamed and tied tensors are treated as the library does when it loads them.
+    """
+    import torch
+
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape) for name, (_, shape) in stored.items()}
+    values = json.loads(config)
+    if network.__module__.startswith("transformers."):
+        with quiet_transformers():  # whose report goes into an error, if there is one
+            _, found = network.from_pretrained(
+                None,
+                config=network.config_class.from_dict(values),
+                state_dict=tensors,
+                device_map="meta",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        reshaped = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
+        # heads that the class does not have are left out on purpose
+        return Difference(sorted(found["missing_keys"]), [], sorted(reshaped))
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=True):
+        empty = network.from_config(values)
+    empty._fix_state_dict_keys_on_load(tensors)
+    expected = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    both = expected.keys() & tensors.keys()
+    return Difference(
+        sorted(expected.keys() - both),
+        sorted(tensors.keys() - both),
+        sorted(name for name in both if expected[name] != tensors[name].shape),
+    )
