@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.bootstrap import paired_difference
+from loraq.metrics.common.intervals import paired_difference
 from loraq.results import record
 from loraq.results.committed import RECORDS
 from loraq.results.record import Record

@@ -31,7 +31,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.results import record
 
 JOBS = ["method=rtn,lqer", "quant.weight.clip=none,mse", "quant.seed=0,1"]
-SETTINGS = ["metrics=paired", "metrics.bootstrap=100", "tracking=disabled", "threads=1"]
+SETTINGS = ["metrics=paired", "tracking=disabled", "threads=1"]
 SETTINGS += ["calibration.measure_prompts=2", "calibration.rows_per_layer=64"]
 LAUNCHERS: dict[str, tuple[int, list[str]]] = {
     "basic": (1, []),

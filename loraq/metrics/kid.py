@@ -10,19 +10,21 @@ and `kid_<extractor>` otherwise.
 Interval: bootstrap over prompts. In a resample, prompt i has the weight w_i (how often it was
 drawn), and a pair of different prompts w_i·w_j. No image is compared with its own copy, so that the
 resampled estimates are centred on the value. The images and real images of a prompt are drawn
-together.
+together. With few prompts this interval is too short, so that below `SMALLEST_RESAMPLED` prompts
+there is none.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.bootstrap import percentile_interval, resample_counts
 from loraq.metrics.common.features import FeatureSet, check_extractor, choose_extractor, features_of
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.intervals import CONFIDENCE, too_few_resampled
 from loraq.metrics.common.result import MetricResult, Options, versions
 
 NAME = "kid"
@@ -41,9 +43,12 @@ def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> 
     own = features_of(images, extractor, options)
     other = features_of(real, extractor, options)
     value = kernel_distance(own.values, other.values)
-    interval = kernel_interval(
-        own.values, other.values, own.names == other.names, options.bootstrap, options.seed
-    )
+    paired, reason = own.names == other.names, too_few_resampled(min(len(own), len(other)))
+    interval = None
+    if not reason:
+        interval = kernel_interval(
+            own.values, other.values, paired, options.bootstrap, options.seed
+        )
     details = {
         **own.details,
         "packages": {**own.details.get("packages", {}), **versions("numpy")},
@@ -54,7 +59,7 @@ def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> 
         "real_hash": other.hash,
     }
     name = "kid" if extractor == "inception" else f"kid_{extractor}"
-    return MetricResult(name, DIRECTION, value, interval=interval, details=details)
+    return MetricResult(name, DIRECTION, value, interval=interval, reason=reason, details=details)
 
 
 def kernel_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
@@ -80,7 +85,23 @@ def kernel_interval(
         cross = ((n - 1) * _between_different(xy, w_BN, w_BN) + same) / n
     else:
         cross = ((w_BN @ xy) * v_BM).sum(1) / (len(xx) * len(yy))
-    return percentile_interval(own + other - 2 * cross)
+    tail = (1 - CONFIDENCE) / 2
+    lo, hi = np.quantile(own + other - 2 * cross, [tail, 1 - tail])
+    return float(lo), float(hi)
+
+
+@functools.lru_cache(maxsize=2)
+def resample_counts(n: int, samples: int, seed: int) -> np.ndarray:
+    """How often each resample draws each of n prompts: (samples, n), each row sums to n.
+
+    Cached for other rows with as many prompts, which use the same resamples.
+    """
+    drawn = np.random.default_rng(seed).integers(0, n, size=(samples, n))
+    drawn += n * np.arange(samples)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n)
+    counts = counts.astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def _between_different(k_NN: np.ndarray, w_BN: np.ndarray, v_BN: np.ndarray) -> np.ndarray:

@@ -110,7 +110,7 @@ def measure(
             return compute(name, part, reference, real, **options)
 
         result = run(images)
-        entries[result.name] = summary.metric_entry(result, images, run, Options.of(options))
+        entries[result.name] = summary.metric_entry(result, images, run)
     return entries
 
 

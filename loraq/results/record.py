@@ -3,6 +3,9 @@
 Numbers are plain floats. JSON has no infinity and no NaN, so these are written as
 `{"float": "inf" | "-inf" | "nan"}` and read back as floats; any other value that JSON cannot
 represent raises LoraqError. Files are versioned (`SCHEMA`) and written atomically.
+
+Reading a record computes its intervals anew from the values per image, so that tables, plots and
+reports show intervals of one kind, whichever version wrote the record.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.metrics.common.summary import with_current_intervals
 from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_bytes, write_json
 from loraq.utils.plain import decode_float, to_plain
@@ -139,7 +143,10 @@ def from_json(text: str) -> Record:
         raise LoraqError(f"unknown fields {unexpected}")
     if missing := sorted(required - set(data)):
         raise LoraqError(f"missing fields {missing}")
-    return Record(**data)
+    record = Record(**data)
+    seen = record.images.get("seen") or ()
+    metrics = {name: with_current_intervals(each, seen) for name, each in record.metrics.items()}
+    return dataclasses.replace(record, metrics=metrics)
 
 
 def provenance(device: str = "cpu") -> dict[str, Any]:

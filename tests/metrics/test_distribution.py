@@ -106,7 +106,7 @@ def test_names_follow_the_extractor_and_details_name_it(measured, noisy, referen
     frechet, kid = measured["frechet"], measured["kid"]
     assert (frechet.name, kid.name) == ("fd_efflite0", "kid_efflite0")
     assert frechet.interval is None and "biased" in frechet.reason
-    assert kid.interval[0] < kid.value < kid.interval[1]
+    assert kid.interval is None and "too few images (N < 32)" in kid.reason
     for result in (frechet, kid):
         assert result.details["n"] == len(NAMES) and len(result.details["extractor_sha256"]) == 64
         assert result.details["packages"]["clean-fid"] and result.details["mode"] == "clean"

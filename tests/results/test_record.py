@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from loraq.errors import LoraqError
+from loraq.metrics.common.intervals import mean_interval
 from loraq.results import record as records
 from loraq.results.record import Record
 from loraq.utils.plain import to_plain
@@ -145,3 +146,27 @@ def test_a_commit_is_marked_if_code_or_configuration_has_changes(
     git("checkout", "-q", ".")
     (tmp_path / changed).with_name(f"new_{Path(changed).name}").write_text("", encoding="utf-8")
     assert records.checkout_commit() == clean + ("+" if dirty else "")
+
+
+def test_reading_replaces_intervals_of_another_method():
+    """An earlier version stored percentile bootstrap intervals, and KID's at every N."""
+    values = [*np.random.default_rng(0).exponential(size=32)]
+    stored = {"value": float(np.mean(values)), "lo": 0.1, "hi": 0.2, "n": 32, "reason": ""}
+    few = {"value": 0.5, "lo": 0.4, "hi": 0.6, "n": 4, "reason": ""}
+    psnr = {**stored, "per_image": values, "seen": few | {"n": 28}, "held_out": few}
+    kid = {**stored, "per_image": None, "seen": few | {"n": 16}}
+    seen = [number >= 4 for number in range(32)]
+    old = example(metrics={"psnr": psnr, "kid": kid}, images={"seen": seen})
+    read = records.from_json(records.to_json(old)).metrics
+    _, lo, hi = mean_interval(values)
+    assert (
+        read["psnr"] | {"lo": 0.1, "hi": 0.2} | {p: psnr[p] for p in ("seen", "held_out")} == psnr
+    )
+    assert (read["psnr"]["lo"], read["psnr"]["hi"]) == (lo, hi)
+    assert (read["psnr"]["seen"]["lo"], read["psnr"]["seen"]["hi"]) == mean_interval(values[4:])[1:]
+    assert read["psnr"]["held_out"]["lo"] is None and "N < 8" in read["psnr"]["held_out"]["reason"]
+    assert (read["kid"]["lo"], read["kid"]["hi"]) == (0.1, 0.2)  # from features: not in the record
+    assert read["kid"]["seen"]["lo"] is None and "N < 32" in read["kid"]["seen"]["reason"]
+    assert records.from_json(records.to_json(old)) == records.from_json(
+        records.to_json(records.from_json(records.to_json(old)))
+    )

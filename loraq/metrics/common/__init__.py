@@ -1,1 +1,1 @@
-"""Used by several metrics: image sets, file reading, features, results, bootstrap intervals."""
+"""Used by several metrics: image sets, file reading, features, results, intervals."""

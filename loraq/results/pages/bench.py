@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from loraq.errors import unknown
+from loraq.results.tables.text import Cell
 
 Found = dict[str, Any]
 
@@ -194,13 +195,16 @@ RESUME: Columns = {
     "same bytes": lambda row: _yes(row["identical"]),
 }
 
+
+def _difference(mean: float, lo: float | None, hi: float | None, **_: float) -> str:
+    return Cell(mean, lo, hi, sign=True).text()
+
+
 AGAIN: Columns = {
     "row": lambda row: row["row"],
     "PSNR": lambda row: f"{row['psnr']['first']:.2f}",
     "PSNR again": lambda row: f"{row['psnr']['last']:.2f}",
-    "difference": lambda row: (
-        f"{row['psnr']['mean']:+.2f} [{row['psnr']['lo']:.2f}, {row['psnr']['hi']:.2f}]"
-    ),
+    "difference": lambda row: _difference(**row["psnr"]),
     "LPIPS": lambda row: f"{row['lpips']['first']:.4f}",
     "LPIPS again": lambda row: f"{row['lpips']['last']:.4f}",
 }

@@ -9,8 +9,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from loraq.errors import LoraqError, unknown
-from loraq.metrics.common import bootstrap
+from loraq.metrics.common import intervals
 from loraq.results.record import Record, load_record
 from loraq.results.tables.columns import (
     EQUAL_MEMORY,
@@ -25,7 +27,6 @@ from loraq.results.tables.columns import (
 from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
 from loraq.utils.files import write_bytes
 
-SAMPLES = 2000  # bootstrap resamples of a paired difference
 SIGNIFICANCE = 0.05  # level of a family of claims, after Holm's correction
 _A_MODEL = "derived from a model of the weights; no sampling, so no interval"
 
@@ -83,16 +84,16 @@ def splits_table(records: Sequence[Record]) -> Table:
     return Table("Seen and held-out captions", columns, rows)
 
 
-def paired_table(records: Sequence[Record], baseline: str, samples: int = SAMPLES) -> Table:
+def paired_table(records: Sequence[Record], baseline: str) -> Table:
     """Mean of (row − baseline) over the same prompts, for every metric with per-image values.
 
-    A cell is marked better or worse only if the 95 % interval excludes 0 *and* the claim survives
-    Holm's correction over the rows of its column.
+    A cell is marked better or worse only if there are enough prompts for a verdict, the 95 %
+    interval excludes 0 *and* the claim survives Holm's correction over the rows of its column.
     """
     base = find_row(records, baseline)
     others = [record for record in records if record is not base]
     names = [name for name in metric_names(records) if has_per_image(base, name)]
-    compared = {name: compare_rows(others, base, name, samples) for name in names}
+    compared = {name: compare_rows(others, base, name) for name in names}
     columns = [
         "row",
         "N",
@@ -112,12 +113,12 @@ def paired_title(base: Record) -> str:
 
 def paired_notes(base: Record) -> list[str]:
     """Return the notes of the paired table: the test and the correction, equal memory."""
-    return [
-        f"mean of (row − {row_label(base)}) over the same prompts, bootstrap 95 % interval. better "
-        "or worse: the interval excludes 0 and the claim survives Holm's correction "
-        f"(family: the rows of the column, level {SIGNIFICANCE:g})",
-        *_memory_note(base),
-    ]
+    verdict = intervals.too_few(_size(base), intervals.SMALLEST_VERDICT, "a verdict") or (
+        "better or worse: the interval excludes 0 and the claim survives Holm's correction "
+        f"(family: the rows of the column, level {SIGNIFICANCE:g})"
+    )
+    means = f"mean of (row − {row_label(base)}) over the same prompts, 95 % interval. {verdict}"
+    return [means, *_memory_note(base)]
 
 
 def limits_table(records: Sequence[Record]) -> Table:
@@ -184,28 +185,26 @@ def find_row(records: Sequence[Record], row: str) -> Record:
     raise unknown("row", row, [record.row for record in records])
 
 
-def compare_rows(
-    others: Sequence[Record], base: Record, name: str, samples: int = SAMPLES
-) -> dict[str, Cell]:
+def compare_rows(others: Sequence[Record], base: Record, name: str) -> dict[str, Cell]:
     """Return row → paired difference to `base` in one metric; Holm's correction over the rows."""
     shown = metric_column(name)
     direction = base.metrics[name].get("direction")
-    differences: dict[str, bootstrap.Interval] = {}
-    p_values: dict[str, float] = {}
-    for record in others:
-        if has_per_image(record, name):
-            own, reference = _same_prompts(record, base, name)
-            tested = bootstrap.paired_test(own, reference, samples)
-            differences[record.row], p_values[record.row] = tested
-    adjusted = bootstrap.holm(p_values)
+    found = {
+        record.row: intervals.differences(*_same_prompts(record, base, name))
+        for record in others
+        if has_per_image(record, name)
+    }
     cells = {record.row: Cell(reason="not measured for this row") for record in others}
-    for row, difference in differences.items():
-        claim = ""
+    if not found:
+        return cells
+    p_values = intervals.paired_p_values(np.stack(list(found.values()), axis=1))
+    adjusted = intervals.holm(dict(zip(found, map(float, p_values), strict=True)))
+    for row, values in found.items():
+        difference, claim = intervals.mean_interval(values), ""
         if difference.excludes_zero and adjusted[row] <= SIGNIFICANCE:
             claim = "better" if (difference.mean > 0) == (direction == "higher") else "worse"
-        cells[row] = Cell(
-            *difference, shown.digits, shown.scale, "one prompt allows no interval", claim, True
-        )
+        reason = intervals.too_few(len(values))
+        cells[row] = Cell(*difference, shown.digits, shown.scale, reason, claim, True)
     return cells
 
 

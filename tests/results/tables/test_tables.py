@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.bootstrap import bootstrap_interval
+from loraq.metrics.common.intervals import mean_interval
 from loraq.results.record import Record, save_record
 from loraq.results.tables import tables
 
@@ -22,12 +22,12 @@ SEEN = [i % 2 == 0 for i in range(64)]
 NOISE = np.random.default_rng(0).normal(0, 3, 64)
 
 
-def entry(values, direction):
+def entry(values, direction, size=64):
     def part(chosen):
-        mean, lo, hi = bootstrap_interval(chosen)
+        mean, lo, hi = mean_interval(chosen)
         return {"value": mean, "lo": lo, "hi": hi, "n": len(chosen)}
 
-    flags = np.asarray(SEEN)
+    flags = np.asarray(SEEN[:size])
     values = np.asarray(values)
     return {
         **part(values),
@@ -120,10 +120,32 @@ def test_many_claims_need_more_than_one_interval():
     for i in range(100):  # no true difference anywhere
         metrics = {"psnr": entry(values + generator.normal(0, 1, 64), "higher")}
         noisy.append(row(f"row{i}", 30.0, metrics=metrics))
-    table = tables.paired_table([base, *noisy], "svdquant", samples=5000)
+    table = tables.paired_table([base, *noisy], "svdquant")
     cells = [line[3] for line in table.rows]
     assert sum(cell.lo > 0 or cell.hi < 0 for cell in cells) >= 2
     assert not any(cell.mark for cell in cells)
+
+
+@pytest.mark.parametrize("size", [2, 8, 16, 32])
+def test_few_images_give_no_verdict_and_the_table_says_so(size):
+    values = np.random.default_rng(12).normal(30, 1, size)
+    images = {"names": NAMES[:size], "seen": [True] * size, "hash": "h"}
+    made = [
+        row(name, 30.0, images=images, metrics={"psnr": entry(values + gain, "higher", size)})
+        for name, gain in (("svdquant", 0), ("loraq", 5 + np.linspace(0, 0.1, size)))
+    ]
+    text = tables.to_markdown(tables.paired_table(made, "svdquant"))
+    line = next(line for line in text.splitlines() if "LORAQ" in line)
+    assert ("better" in line) == (size >= 32)
+    assert ("too few images (N < 32) for a verdict" in text) == (size < 32)
+    assert ("[" in line) == (size >= 8) and ("(N < 8) for an interval" in text) == (size < 8)
+
+
+def test_one_claim_of_sixty_is_printed():
+    base = row("svdquant", 30.0)
+    others = [row(f"row{i}", 30.0, metrics=base.metrics) for i in range(59)]
+    cells = [line[3] for line in tables.paired_table([*rows()[1:], *others], "svdquant").rows]
+    assert [cell.mark for cell in cells] == ["worse", "better", *[""] * 59]
 
 
 def test_paired_rows_must_share_prompts():
