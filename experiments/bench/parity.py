@@ -27,7 +27,7 @@ from experiments.parity.twins import golden_scores, torchmetrics_lpips, write_im
 from loraq.metrics import clip_score, image_reward
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.frechet import frechet_distance
-from loraq.metrics.kid import kernel_distance
+from loraq.metrics.kid import kernel_distance, make_kernels
 from loraq.metrics.registry import compute
 from loraq.results import record
 
@@ -102,7 +102,8 @@ def compare_kid(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:
     from cleanfid.fid import kernel_distance as theirs
 
     a, b = gaussians(500, 128)
-    return [kernel_distance(a, b)], [theirs(a, b, num_subsets=1, max_subset_size=1000)]
+    own = kernel_distance(make_kernels(a, b))
+    return [own], [theirs(a, b, num_subsets=1, max_subset_size=1000)]
 
 
 def compare_clip_score(noisy: ImageSet, clean: ImageSet) -> tuple[Any, Any]:

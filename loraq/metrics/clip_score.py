@@ -17,7 +17,7 @@ from typing import Any, Final
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
-from loraq.utils.hashing import cached_hash, check_sha256sums
+from loraq.utils.hashing import cached_hash, check_sha256sums, files_hash
 
 NAME = "clip_score"
 VERSION = "1"
@@ -27,17 +27,24 @@ PER_IMAGE = True
 VARIABLE = "LORAQ_CLIP"
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
+SETTINGS = (".json", ".txt")  # suffixes of what else is read: configurations and vocabularies
 
 
-def check(options: Options) -> None:
-    _folder()
+def sources(options: Options) -> dict[str, Any]:
+    folder = _folder()
+    settings = [path.name for path in folder.iterdir() if path.suffix in SETTINGS]
+    return {
+        "packages": versions("transformers", "torch", "torchvision"),
+        "weights_sha256": cached_hash(folder / WEIGHTS),
+        "settings_sha256": files_hash(folder, settings),
+    }
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
 
     folder = _folder()
-    model, processor = load_clip(folder, options.device)
+    model, processor = load_clip(folder, options.device, str(sources(options)))
     assert images.prompts is not None
     values: list[float] = []
     cut = 0
@@ -49,9 +56,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
             cut += truncated
             values += (100 * (image * text).sum(-1)).double().tolist()
     details = {
-        "packages": versions("transformers", "torch", "torchvision"),
         "model": str(model.config.name_or_path).rsplit("/", 1)[-1],
-        "weights_sha256": cached_hash(folder / WEIGHTS),
         "cut": cut,
     }
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
@@ -82,8 +87,11 @@ def _unit(features: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def load_clip(folder: Path, device: str) -> tuple[Any, Any]:
-    """CLIP and its processor from a local folder."""
+def load_clip(folder: Path, device: str, contents: str = "") -> tuple[Any, Any]:
+    """CLIP and its processor from a local folder.
+
+    contents: identifies the contents of its files; with others they are loaded again.
+    """
     from transformers import CLIPModel, CLIPProcessor
 
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}

@@ -13,14 +13,14 @@ bootstrap of this distance is biased upwards, most at small N. Shapes: N images,
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from loraq.errors import LoraqError
-from loraq.metrics.common.features import FeatureSet, check_extractor, choose_extractor, features_of
+from loraq.metrics.common.distribution import compared_features, distance_name, distance_sources
+from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
-from loraq.metrics.common.result import MetricResult, Options, versions
+from loraq.metrics.common.result import MetricResult, Options
 
 NAME = "frechet"
 VERSION = "1"
@@ -30,31 +30,19 @@ PER_IMAGE = False
 REASON = "no interval: its bootstrap is biased at small N; compare rows of one N only"
 
 
-def check(options: Options, real: ImageSet | FeatureSet | None = None) -> None:
-    check_extractor(choose_extractor(options.extractor, real))
+def sources(options: Options) -> dict[str, Any]:
+    return distance_sources(options)
 
 
 def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> MetricResult:
-    extractor = choose_extractor(options.extractor, real)
-    own = features_of(images, extractor, options)
-    other = features_of(real, extractor, options)
-    details = {
-        **own.details,
-        "packages": {**own.details.get("packages", {}), **versions("numpy")},
-        "mode": "clean",
-        "n": len(own),
-        "n_real": len(other),
-        "real_hash": other.hash,
-    }
+    own, other, details = compared_features(images, real, options)
     value = frechet_distance(own.values, other.values)
-    name = "fid" if extractor == "inception" else f"fd_{extractor}"
+    name = distance_name("fid", "fd", own)
     return MetricResult(name, DIRECTION, value, reason=REASON, details=details)
 
 
 def frechet_distance(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     """Squared Fréchet distance between Gaussians fitted to (N, D) and (N', D) features, float64."""
-    if min(len(a_ND), len(b_ND)) < 2:
-        raise LoraqError(f"a covariance needs 2 images, got {len(a_ND)} and {len(b_ND)}")
     difference = a_ND.mean(0, dtype=np.float64) - b_ND.mean(0, dtype=np.float64)
     a_KD, b_KD = _root(a_ND), _root(b_ND)
     cross = np.linalg.svd(a_KD @ b_KD.T, compute_uv=False).sum()

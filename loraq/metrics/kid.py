@@ -17,15 +17,15 @@ there is none.
 from __future__ import annotations
 
 import functools
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from loraq.errors import LoraqError
-from loraq.metrics.common.features import FeatureSet, check_extractor, choose_extractor, features_of
+from loraq.metrics.common.distribution import compared_features, distance_name, distance_sources
+from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.intervals import CONFIDENCE, too_few_resampled
-from loraq.metrics.common.result import MetricResult, Options, versions
+from loraq.metrics.common.result import MetricResult, Options
 
 NAME = "kid"
 VERSION = "1"
@@ -34,48 +34,49 @@ NEEDS: Final = "real"
 PER_IMAGE = False
 
 
-def check(options: Options, real: ImageSet | FeatureSet | None = None) -> None:
-    check_extractor(choose_extractor(options.extractor, real))
+def sources(options: Options) -> dict[str, Any]:
+    return distance_sources(options)
 
 
 def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> MetricResult:
-    extractor = choose_extractor(options.extractor, real)
-    own = features_of(images, extractor, options)
-    other = features_of(real, extractor, options)
-    value = kernel_distance(own.values, other.values)
+    own, other, details = compared_features(images, real, options)
+    kernels = make_kernels(own.values, other.values)
     paired, reason = own.names == other.names, too_few_resampled(min(len(own), len(other)))
     interval = None
     if not reason:
-        interval = kernel_interval(
-            own.values, other.values, paired, options.bootstrap, options.seed
-        )
-    details = {
-        **own.details,
-        "packages": {**own.details.get("packages", {}), **versions("numpy")},
-        "mode": "clean",
-        "kernel": "(x·y/D + 1)^3, unbiased, all images",
-        "n": len(own),
-        "n_real": len(other),
-        "real_hash": other.hash,
-    }
-    name = "kid" if extractor == "inception" else f"kid_{extractor}"
+        interval = kernel_interval(kernels, paired, options.bootstrap, options.seed)
+    details["kernel"] = "(x·y/D + 1)^3, unbiased, all images"
+    name, value = distance_name("kid", "kid", own), kernel_distance(kernels)
     return MetricResult(name, DIRECTION, value, interval=interval, reason=reason, details=details)
 
 
-def kernel_distance(x_ND: np.ndarray, y_ND: np.ndarray) -> float:
+class Kernels(NamedTuple):
+    """k(x_i, x_j), k(y_i, y_j) and k(x_i, y_j) of N features x and M features y, in float64."""
+
+    xx: np.ndarray
+    yy: np.ndarray
+    xy: np.ndarray
+
+
+def make_kernels(x_ND: np.ndarray, y_MD: np.ndarray) -> Kernels:
+    x: np.ndarray = x_ND.astype(np.float64)
+    y: np.ndarray = y_MD.astype(np.float64)
+    pairs = ((x, x), (y, y), (x, y))
+    return Kernels(*((a @ b.T / x.shape[1] + 1) ** 3 for a, b in pairs))
+
+
+def kernel_distance(kernels: Kernels) -> float:
     """Unbiased squared MMD with the cubic kernel, in float64."""
-    xx, yy, xy = _kernels(x_ND, y_ND)
+    xx, yy, xy = kernels
     n, m = len(xx), len(yy)
     own = (xx.sum() - np.trace(xx)) / (n * (n - 1))
     other = (yy.sum() - np.trace(yy)) / (m * (m - 1))
     return float(own + other - 2 * xy.mean())
 
 
-def kernel_interval(
-    x_ND: np.ndarray, y_ND: np.ndarray, paired: bool, samples: int, seed: int
-) -> tuple[float, float]:
+def kernel_interval(kernels: Kernels, paired: bool, samples: int, seed: int) -> tuple[float, float]:
     """Bootstrap 95 % interval of `kernel_distance`; `paired`: row i of x and y have one prompt."""
-    xx, yy, xy = _kernels(x_ND, y_ND)
+    xx, yy, xy = kernels
     w_BN = resample_counts(len(xx), samples, seed)
     v_BM = w_BN if paired else resample_counts(len(yy), samples, seed + 1)
     own, other = _between_different(xx, w_BN, w_BN), _between_different(yy, v_BM, v_BM)
@@ -109,12 +110,3 @@ def _between_different(k_NN: np.ndarray, w_BN: np.ndarray, v_BN: np.ndarray) -> 
     off = k_NN - np.diag(np.diag(k_NN))
     weights = w_BN.sum(1) * v_BN.sum(1) - (w_BN * v_BN).sum(1)
     return ((w_BN @ off) * v_BN).sum(1) / np.maximum(weights, 1.0)
-
-
-def _kernels(x_ND: np.ndarray, y_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if min(len(x_ND), len(y_ND)) < 2:
-        raise LoraqError(f"KID needs 2 images per set, got {len(x_ND)} and {len(y_ND)}")
-    x: np.ndarray = x_ND.astype(np.float64)
-    y: np.ndarray = y_ND.astype(np.float64)
-    scale = x.shape[1]
-    return (x @ x.T / scale + 1) ** 3, (y @ y.T / scale + 1) ** 3, (x @ y.T / scale + 1) ** 3

@@ -12,9 +12,15 @@ from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet, paired_batches
-from loraq.metrics.common.result import MetricResult, Options, mean, versions
-from loraq.utils.assets import ASSETS
-from loraq.utils.hashing import cached_hash
+from loraq.metrics.common.result import (
+    RESTORE,
+    MetricResult,
+    Options,
+    mean,
+    packaged_hash,
+    versions,
+)
+from loraq.utils.assets import ASSETS, package_folder
 
 NAME = "lpips"
 VERSION = "1"
@@ -22,32 +28,31 @@ DIRECTION: Final = "lower"
 NEEDS: Final = "reference"
 PER_IMAGE = True
 BACKBONE = ASSETS / "lpips_alexnet.safetensors"
+HEADS = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # sha256 of alex.pth
 SMALLEST = 32  # smaller images vanish in AlexNet's two poolings
 
 
-def check(options: Options) -> None:
-    if not BACKBONE.is_file():
-        raise LoraqError(f"metric lpips: its backbone {BACKBONE.name} is missing from loraq/assets")
+def sources(options: Options) -> dict[str, Any]:
+    heads = package_folder("lpips", "lpips") / "weights/v0.1/alex.pth"
+    return {
+        "packages": versions("lpips", "torch", "torchvision"),
+        "net": "alex 0.1",
+        "heads_sha256": packaged_hash(heads, "Install the package lpips again.", HEADS),
+        "backbone": BACKBONE.name,
+        "backbone_sha256": packaged_hash(BACKBONE, RESTORE),
+    }
 
 
 def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricResult:
     import torch
 
-    check(options)
     network = load_lpips(options.device)
     values: list[float] = []
     with torch.inference_mode():
         for own, other in paired_batches(images, reference, options, SMALLEST):
             distance = network(_signed(own, options), _signed(other, options))
             values += distance.flatten().double().tolist()
-    details = {
-        "packages": versions("lpips", "torch"),
-        "net": "alex",
-        "version": "0.1",
-        "backbone": BACKBONE.name,
-        "backbone_sha256": cached_hash(BACKBONE),
-    }
-    return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
+    return MetricResult(NAME, DIRECTION, mean(values), values)
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,7 +9,7 @@ contains their number and this cap.
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 from loraq.metrics.common.image_set import ImageSet, paired_batches
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
@@ -19,6 +19,10 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
+
+
+def sources(options: Options) -> dict[str, Any]:
+    return {"packages": versions("torchmetrics")}
 
 
 def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricResult:
@@ -41,12 +45,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
         values += [
             limit if equal else float(value) for value, equal in zip(psnr, same, strict=True)
         ]
-    details = {
-        "packages": versions("torchmetrics"),
-        "data_range": [0.0, 1.0],
-        "identical": identical,
-        "cap": limit,
-    }
+    details = {"data_range": [0.0, 1.0], "identical": identical, "cap": limit}
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
 
 

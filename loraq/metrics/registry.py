@@ -2,12 +2,14 @@
 
 A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS
 ("reference": the 16-bit model's images; "real": real images or their features; "prompts"),
-PER_IMAGE, and `compute(images, <what it needs>, options) -> MetricResult`; optionally
-`check(options[, real])`, which raises LoraqError before a run if weights or packages are missing.
+PER_IMAGE, `sources(options)`: what computes it, that is versions of packages and hashes of weights
+(LoraqError if they are missing or damaged), and
+`compute(images, <what it needs>, options) -> MetricResult`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from typing import Any, get_args
 
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
+from loraq.metrics.common.features import choose_extractor
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import Direction, MetricResult, Need, Options
 
@@ -45,17 +48,32 @@ def find_metric(name: str) -> ModuleType:
     return found
 
 
-def check_metrics(wanted: Sequence[str], real: Any = None, **options: Any) -> None:
-    """LoraqError for a metric that cannot be computed, for example without its weights."""
-    chosen = Options.of(options)
+def needs_real(wanted: Sequence[str]) -> list[str]:
+    """Those of the metrics that compare with real images."""
+    return [name for name in wanted if find_metric(name).NEEDS == "real"]
+
+
+def metric_sources(
+    wanted: Sequence[str], real: Any = None, **options: Any
+) -> dict[str, dict[str, Any]]:
+    """What computes each metric: its version, versions of packages, hashes of weights.
+
+    Belongs to the keys of measured values. LoraqError if a metric cannot be computed, for example
+    because its weights are missing or damaged.
+    """
+    found = {}
     for name in wanted:
         metric = find_metric(name)
-        if not hasattr(metric, "check"):
-            continue
-        if metric.NEEDS == "real":
-            metric.check(chosen, real)
-        else:
-            metric.check(chosen)
+        chosen = _resolved(metric, real, Options.of(options))
+        found[name] = {"version": metric.VERSION, **metric.sources(chosen)}
+    return found
+
+
+def _resolved(metric: ModuleType, real: Any, options: Options) -> Options:
+    """The options with the feature extractor that `auto` means, for a metric that uses it."""
+    if metric.NEEDS != "real":
+        return options
+    return dataclasses.replace(options, extractor=choose_extractor(options.extractor, real))
 
 
 def compute(
@@ -71,18 +89,18 @@ def compute(
     real: an ImageSet or FeatureSet of real images; must contain the names of `images`.
     options: fields of `Options`; LoraqError for an unknown name, unused ones are ignored.
     """
-    metric, chosen = find_metric(name), Options.of(options)
-    if metric.NEEDS == "reference":
-        if reference is None:
-            raise LoraqError(f"metric {name} needs the 16-bit model's images (reference=…)")
-        return metric.compute(images, _same_names(reference, images.names), chosen)
-    if metric.NEEDS == "real":
-        if real is None:
-            raise LoraqError(f"metric {name} needs real images or their features (real=…)")
-        return metric.compute(images, _same_names(real, images.names), chosen)
-    if images.prompts is None:
+    metric = find_metric(name)
+    if metric.NEEDS == "reference" and reference is None:
+        raise LoraqError(f"metric {name} needs the 16-bit model's images (reference=…)")
+    if metric.NEEDS == "real" and real is None:
+        raise LoraqError(f"metric {name} needs real images or their features (real=…)")
+    if metric.NEEDS == "prompts" and images.prompts is None:
         raise LoraqError(f"metric {name} needs the prompts of the images (ImageSet.prompts)")
-    return metric.compute(images, chosen)
+    chosen = _resolved(metric, real, Options.of(options))
+    other = {"reference": reference, "real": real, "prompts": None}[metric.NEEDS]
+    needed = [] if other is None else [_same_names(other, images.names)]
+    result: MetricResult = metric.compute(images, *needed, chosen)
+    return dataclasses.replace(result, details={**metric.sources(chosen), **result.details})
 
 
 def measure(
@@ -110,7 +128,8 @@ def measure(
             return compute(name, part, reference, real, **options)
 
         result = run(images)
-        entries[result.name] = summary.metric_entry(result, images, run)
+        entry = summary.metric_entry(result, images, run)
+        entries[result.name] = {**entry, "version": metric.VERSION}
     return entries
 
 

@@ -7,7 +7,7 @@ flat images by up to 4e-5.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from loraq.metrics.common.image_set import ImageSet, paired_batches
 from loraq.metrics.common.result import MetricResult, Options, mean, versions
@@ -17,21 +17,25 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
-WINDOW = 11
+SMALLEST = 11  # pixels of a side: the window
+
+
+def sources(options: Options) -> dict[str, Any]:
+    return {"packages": versions("torchmetrics")}
 
 
 def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricResult:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values: list[float] = []
-    for own, other in paired_batches(images, reference, options, smallest=WINDOW):
+    for own, other in paired_batches(images, reference, options, SMALLEST):
         ssim = structural_similarity_index_measure(
             own.float() / 255,
             other.float() / 255,
-            kernel_size=WINDOW,
+            kernel_size=SMALLEST,
             data_range=1.0,
             reduction="none",
         )
         values += ssim.double().tolist()
-    details = {"packages": versions("torchmetrics"), "window": WINDOW, "data_range": 1.0}
+    details = {"window": SMALLEST, "data_range": 1.0}
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)

@@ -12,7 +12,9 @@ from typing import Any
 
 from loraq import metrics
 from loraq.config import Config
+from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.registry import needs_real
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.model import QuantizedModel
@@ -21,6 +23,7 @@ from loraq.results import record as records
 from loraq.results.record import Record
 from loraq.runner import generate as generation
 from loraq.runner.calibrate import load_inputs, measuring_forwards
+from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images, with_features
 from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.runner.session import Session
@@ -66,6 +69,7 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
     path = session.store.path(Stage.MEASURED, name) / MEASURED_FILE
     with session.store.lock(Stage.MEASURED, name):
         if not session.store.finished(Stage.MEASURED, name):
+            _check_unchanged(row)
             model = None if row.recipe is None else quantize_row(session, row)
             layers, budget = _errors(session, row, model)
             analyses = {} if model is None else _analyses(session, row, model)
@@ -81,10 +85,19 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
     return loaded
 
 
+def _check_unchanged(row: Row) -> None:
+    """LoraqError if the weights of a metric or the real images have changed since the plan."""
+    if make_row(row.config).keys[Stage.MEASURED] != row.keys[Stage.MEASURED]:
+        raise LoraqError(
+            "Files that the values depend on (weights of metrics, real images) have changed since "
+            "this run was planned. Run the same command again; what is finished is not made again."
+        )
+
+
 def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     with session.timed("metrics"):
         images, config, real = image_set(session.store, row), row.config, None
-        if config.data.real is not None:
+        if needs_real(config.metrics.names):
             real = with_features(real_images(config), config, session.store, row.device)
         entries = metrics.measure(
             config.metrics.names,

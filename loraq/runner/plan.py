@@ -8,10 +8,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from loraq import metrics
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.layers.backends import check_compute
+from loraq.metrics.registry import metric_sources, needs_real
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
@@ -84,15 +84,14 @@ def _check_metrics(rows: Sequence[Row]) -> None:
                 "(the reference implementation, on any device) or compute=auto."
             )
         if Stage.MEASURED in row.todo:
-            names = row.config.metrics.names
-            needing = [name for name in names if metrics.find_metric(name).NEEDS == "real"]
+            names, needing = row.config.metrics.names, needs_real(row.config.metrics.names)
             if needing and row.config.data.real is None:
                 raise LoraqError(
                     f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
                     "Set data.real=FOLDER or remove these metrics (metrics=paired)."
                 )
             options = {"extractor": row.config.metrics.extractor, "device": row.device}
-            metrics.check_metrics(names, real_images(row.config) if needing else None, **options)
+            metric_sources(names, real_images(row.config) if needing else None, **options)
 
 
 def _check_models(rows: Sequence[Row]) -> None:

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
-from loraq.data import Prompt, calibration_prompts, data_prompts, prompts_path, real_image_paths
+from loraq.data import Prompt, calibration_prompts, data_prompts
 from loraq.errors import LoraqError
-from loraq.metrics.common.features import choose_extractor
-from loraq.metrics.registry import find_metric
+from loraq.metrics.registry import metric_sources, needs_real
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
+from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.utils import batch_invariance
-from loraq.utils.assets import resolve_asset
-from loraq.utils.hashing import cached_hash, key
+from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
@@ -92,7 +91,7 @@ def make_row(config: Config) -> Row:
             keys[Stage.QUANTIZED],
             *_compute_key(config, device),
         )
-    metric_settings = _metric_settings(config, prompts)
+    metric_settings = _metric_settings(config)
     record = key("record", RECORD_VERSION, keys, metric_settings, _row_names(config))
     keys[Stage.MEASURED] = key("measured", RECORD_VERSION, keys, metric_settings)
     keys[Stage.RECORD] = record
@@ -143,29 +142,17 @@ def _calibration_keys(
     return keys
 
 
-def _metric_settings(config: Config, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """The settings and files that the metrics of a record depend on."""
-    real: Any = config.data.real
-    extractor = config.metrics.extractor
-    if real == "set":
-        found = real_image_paths(
-            config.data.set, prompts_path(config.data), [p.name for p in prompts]
-        )
-        real = {image.stem: cached_hash(image) for image in found}
-        extractor = choose_extractor(extractor)
-    elif real is not None:
-        path = resolve_asset(real)
-        if path.is_file():  # features: the file names the extractor that made them
-            real = cached_hash(path)
-        else:  # images, independent of the folder's name; `auto` depends on the installed weights
-            real = {image.name: cached_hash(image) for image in sorted(path.glob("*.png"))}
-            extractor = choose_extractor(extractor)
-    settings = {
-        "metrics": [(name, find_metric(name).VERSION) for name in config.metrics.names],
-        "extractor": extractor,
-        "bootstrap": config.metrics.bootstrap,
-        "real": real,
-    }
+def _metric_settings(config: Config) -> dict[str, Any]:
+    """The settings, files, packages and weights that the metrics of a record depend on."""
+    wanted = config.metrics
+    compares = bool(needs_real(wanted.names)) and config.data.real is not None
+    settings: dict[str, Any] = {"names": wanted.names, "bootstrap": wanted.bootstrap}
+    try:
+        real = real_images(config) if compares else None
+        settings["real"] = real and real.hash
+        settings["sources"] = metric_sources(wanted.names, real, extractor=wanted.extractor)
+    except LoraqError:  # no values are measured under this key: the plan's check fails
+        settings["missing"] = True
     if config.metrics.analyses:
         settings["analyses"] = sorted(config.metrics.analyses)
     return settings

@@ -9,19 +9,19 @@ from loraq.config import Config
 from loraq.data import data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
-    EXTRACTORS,
     FeatureSet,
     choose_extractor,
+    extractor_sources,
     features_of,
     load_features,
     save_features,
 )
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import Options
-from loraq.metrics.registry import find_metric
+from loraq.metrics.registry import needs_real
 from loraq.runner.store import Store
 from loraq.utils.assets import resolve_asset
-from loraq.utils.hashing import cached_hash, key
+from loraq.utils.hashing import check_sha256sums, key
 
 VERSION = 1
 FILE = "features.safetensors"
@@ -42,6 +42,7 @@ def real_images(config: Config) -> ImageSet | FeatureSet:
             f"data.real={config.data.real}: no such folder or features file. Set data.real to an "
             "existing one, or set data.real=null metrics=paired to skip these metrics."
         )
+    check_sha256sums(path.parent, (path.name,), "data.real")
     all_prompts = data_prompts(dataclasses.replace(config.data, count=None))
     return load_features(path, [prompt.name for prompt in all_prompts])
 
@@ -52,12 +53,10 @@ def with_features(
     """`real` with the features that the metrics read, extracted once for all rows."""
     if not isinstance(real, ImageSet):
         return real
-    if not any(find_metric(name).NEEDS == "real" for name in config.metrics.names):
+    if not needs_real(config.metrics.names):
         return real
     extractor = choose_extractor(config.metrics.extractor, real)
-    weights = cached_hash(EXTRACTORS[extractor].weights())
-    images = dict(zip(real.names, map(cached_hash, real.paths), strict=True))
-    name = key("features", VERSION, images, extractor, weights, device)
+    name = key("features", VERSION, real.hash, extractor_sources(extractor), device)
     info: dict[str, Any] = {"kind": f"features/{extractor}", "units": len(real)}
     with store.lock("features", name):
         if not store.finished("features", name):

@@ -92,7 +92,7 @@ def score_images(
         )
     real = None if config.data.real is None else real_images(config)
     settings = config.metrics
-    metrics.check_metrics(settings.names, real, extractor=settings.extractor)
+    metrics.metric_sources(settings.names, real, extractor=settings.extractor)
     with torch_threads(thread_count(config)):
         found = metrics.measure(
             settings.names,

@@ -1,9 +1,12 @@
-"""Paths of the package's files (`asset:NAME`), and whether network access is allowed."""
+"""Paths of files in this package (`asset:NAME`) and in others, and whether there is a network."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+
+from loraq.errors import LoraqError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package, `loraq/`."""
@@ -19,6 +22,17 @@ def resolve_asset(path: str) -> Path:
     if path.startswith("asset:"):
         return ASSETS / path.removeprefix("asset:")
     return Path(path).expanduser()
+
+
+def package_folder(module: str, requirement: str) -> Path:
+    """The folder of an installed package, which is not imported; LoraqError without it.
+
+    requirement: what pip installs, for the error.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise LoraqError(f"The package {module} is not installed: pip install {requirement}")
+    return Path(spec.origin).parent
 
 
 def offline() -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from loraq.errors import LoraqError
 from loraq.utils.plain import to_plain
 
 CHECKSUMS = "SHA256SUMS"
+SETTLED = 2 * 10**9
+"""Nanoseconds after which a changed file certainly has another time of change."""
 
 
 def key(*parts: Any) -> str:
@@ -39,14 +43,27 @@ def file_hash(path: Path) -> str:
 
 
 def cached_hash(path: Path) -> str:
-    """`file_hash`, cached until the file's size or modification time changes."""
+    """`file_hash`, cached until the file changes.
+
+    A change is seen by the time that the system gives it (ctime), which no program can set back.
+    File systems count this time in steps, so the hash of a file that has just changed is not kept.
+    """
     stat = path.stat()
-    return _hash_of_state(path, stat.st_size, stat.st_mtime_ns)
+    if abs(time.time_ns() - stat.st_ctime_ns) < SETTLED:
+        return file_hash(path)
+    return _hash_of_state(
+        os.path.abspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
+    )
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def _hash_of_state(path: Path, size: int, modified: int) -> str:
-    return file_hash(path)
+def _hash_of_state(path: str, device: int, inode: int, size: int, changed: int) -> str:
+    return file_hash(Path(path))
+
+
+def files_hash(folder: Path, names: Iterable[str]) -> str:
+    """sha256 over the sorted names and the contents of files in a folder, 64 hex digits."""
+    return text_hash("".join(f"{name} {cached_hash(folder / name)}\n" for name in sorted(names)))
 
 
 def check_sha256sums(folder: Path, names: Sequence[str], what: str) -> None:
@@ -59,7 +76,8 @@ def check_sha256sums(folder: Path, names: Sequence[str], what: str) -> None:
         if name in names and path.is_file() and (found := cached_hash(path)) != expected:
             raise LoraqError(
                 f"{what}: '{path}' does not match {CHECKSUMS} (sha256 {found[:12]}…, "
-                f"{expected[:12]}… expected). Download the file again, or correct {CHECKSUMS}."
+                f"{expected[:12]}… expected). Restore the file (git checkout, or download it "
+                f"again), or correct {CHECKSUMS}."
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ import transformers  # noqa: F401  (before versions are pinned: it looks at torc
 
 from loraq.compose import load_rows
 from loraq.config.overrides import config_groups
+from loraq.metrics import clip_score, image_reward
+from loraq.metrics.common.features import INCEPTION_VARIABLE
 from loraq.quantization.fingerprint import fingerprint_text
 from loraq.quantization.grouping import UnitAllocation
 from loraq.runner.product_keys import make_row
@@ -31,20 +34,29 @@ MODELS = ("tiny_pixart", "tiny_sana")
 OWN_PROMPTS = ("data=captions", "data.captions=asset:captions.json", "data.count=8")
 LATER = (("model.variant", None),)
 """Settings added since the file was written, with the default that leaves the keys as they are."""
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "torchvision", "torchmetrics"),
+    *("lpips", "clean-fid", "pillow", "numpy"),
+)
+WEIGHTS = (clip_score.VARIABLE, image_reward.VARIABLE, INCEPTION_VARIABLE)
 SHARES = (UnitAllocation(0), UnitAllocation(3), UnitAllocation(12, 8))
 
 
 @contextmanager
 def pinned_machine() -> Iterator[None]:
-    """Two threads of a CPU whose products do not depend on the batch; packages of no version."""
+    """Two threads of a CPU whose products do not depend on the batch; packages of no version.
+
+    No weights of metrics but the packaged ones.
+    """
     version = importlib.metadata.version
 
     def pinned(package: str) -> str:
-        held = ("torch", "diffusers", "transformers")
-        return "pinned" if package in held else version(package)
+        return "pinned" if package in PACKAGES else version(package)
 
     with (
         mock.patch("importlib.metadata.version", pinned),
+        mock.patch("loraq.metrics.common.result.package_version", pinned),
+        mock.patch.dict(os.environ, dict.fromkeys(WEIGHTS, "")),
         mock.patch("loraq.utils.batch_invariance.row_invariant", lambda _threads=None: True),
         mock.patch("loraq.utils.batch_invariance.use_onednn", lambda _device: False),
         mock.patch("loraq.utils.batch_invariance.use_bfloat16", lambda _device, _dtype: False),

@@ -11,7 +11,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.common import features
 from loraq.metrics.common.result import Options
 from loraq.metrics.frechet import frechet_distance
-from loraq.metrics.kid import kernel_distance, kernel_interval
+from loraq.metrics.kid import kernel_distance, kernel_interval, make_kernels
 from loraq.metrics.registry import compute
 from tests.metrics.conftest import NAMES, draw, write
 
@@ -68,18 +68,20 @@ def test_kid_is_clean_fids_and_torchmetrics():
 
     a, b = gaussian(60, 32, 5), gaussian(60, 32, 6, shift=0.2)
     wide = a.astype(np.float64), b.astype(np.float64)
-    assert kernel_distance(a, b) == pytest.approx(theirs(*wide, num_subsets=1), rel=1e-10)
+    assert kernel_distance(make_kernels(a, b)) == pytest.approx(
+        theirs(*wide, num_subsets=1), rel=1e-10
+    )
     twin = poly_mmd(torch.from_numpy(wide[1]), torch.from_numpy(wide[0]))
-    assert kernel_distance(a, b) == pytest.approx(float(twin), rel=1e-10)
+    assert kernel_distance(make_kernels(a, b)) == pytest.approx(float(twin), rel=1e-10)
 
 
 def test_kid_is_unbiased_and_its_interval_covers():
     """The same distribution twice: KID is 0 on average, and 95 % intervals mostly hold 0."""
     values, inside = [], 0
     for trial in range(60):
-        a, b = gaussian(40, 8, 100 + trial), gaussian(40, 8, 500 + trial)
-        values.append(kernel_distance(a, b))
-        lo, hi = kernel_interval(a, b, paired=trial % 2 == 0, samples=300, seed=trial)
+        kernels = make_kernels(gaussian(40, 8, 100 + trial), gaussian(40, 8, 500 + trial))
+        values.append(kernel_distance(kernels))
+        lo, hi = kernel_interval(kernels, paired=trial % 2 == 0, samples=300, seed=trial)
         inside += lo <= 0 <= hi
     standard_error = np.std(values) / np.sqrt(len(values))
     assert abs(np.mean(values)) < 3 * standard_error
@@ -88,13 +90,13 @@ def test_kid_is_unbiased_and_its_interval_covers():
 
 def test_kid_interval_is_centred_on_the_value():
     """Resampling with copies, counted naively, would shift every estimate upwards."""
-    a, b = gaussian(30, 16, 7), gaussian(30, 16, 8, shift=0.5)
-    value = kernel_distance(a, b)
+    kernels = make_kernels(gaussian(30, 16, 7), gaussian(30, 16, 8, shift=0.5))
+    value = kernel_distance(kernels)
     for paired in (True, False):
-        lo, hi = kernel_interval(a, b, paired, samples=4000, seed=0)
+        lo, hi = kernel_interval(kernels, paired, samples=4000, seed=0)
         assert lo < value < hi
         assert (lo + hi) / 2 == pytest.approx(value, abs=0.2 * (hi - lo))
-    assert kernel_interval(a, b, True, 500, 1) == kernel_interval(a, b, True, 500, 1)
+    assert kernel_interval(kernels, True, 500, 1) == kernel_interval(kernels, True, 500, 1)
 
 
 @pytest.fixture(scope="module")
@@ -183,14 +185,18 @@ def test_inception_path_with_a_stand_in_network(noisy, reference, monkeypatch, t
     import torch
 
     class Layers(torch.nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            grey = x.mean(1, keepdim=True)
+            grey = x.mean(1, keepdim=True) * self.scale
             return torch.nn.functional.adaptive_avg_pool2d(grey, (32, 64)).flatten(1)
 
     class Network(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, scale: float) -> None:
             super().__init__()
-            self.layers = Layers()
+            self.layers = Layers(scale)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layers(x)
@@ -200,7 +206,11 @@ def test_inception_path_with_a_stand_in_network(noisy, reference, monkeypatch, t
     own, real = noisy.subset([0, 1, 2]), reference.subset([0, 1, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated; FID's weights are in it
-        torch.jit.script(Network()).save(str(weights))
+        torch.jit.script(Network(1.0)).save(str(weights))
         result = compute("frechet", own, real=real, extractor="inception")
+        torch.jit.script(Network(2.0)).save(str(weights))  # read again in the same process
+        again = (part.subset([0, 1, 2]) for part in (noisy, reference))
+        doubled = compute("frechet", next(again), real=next(again), extractor="inception")
+    assert doubled.value == pytest.approx(4 * result.value, rel=1e-6)
     assert result.name == "fid" and result.details["extractor"] == "inception"
     assert result.details["resize"].endswith("299")

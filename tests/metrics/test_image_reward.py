@@ -111,4 +111,4 @@ def test_a_wrong_checksum_is_told_before_anything_runs(damaged):
     (damaged / "ImageReward.pt").write_bytes(b"x")
     (damaged / "SHA256SUMS").write_text(f"{'0' * 64}  ImageReward.pt\n")
     with pytest.raises(LoraqError, match="does not match SHA256SUMS"):
-        image_reward.check(Options())
+        image_reward.sources(Options())

@@ -15,7 +15,7 @@ from loraq.errors import LoraqError
 from loraq.metrics import image_reward
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.intervals import mean_interval
-from loraq.metrics.registry import check_metrics, compute, find_metric, measure
+from loraq.metrics.registry import compute, find_metric, measure, metric_sources
 from loraq.utils.plain import to_plain
 from tests.metrics.conftest import NAMES, draw, write
 
@@ -61,11 +61,11 @@ def test_unknown_names_are_answered_with_near_matches(noisy, reference):
 def test_check_speaks_before_anything_runs(monkeypatch):
     for name in (image_reward.VARIABLE, "LORAQ_INCEPTION_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
-    check_metrics(["psnr", "lpips", "ssim", "frechet", "kid"])
+    metric_sources(["psnr", "lpips", "ssim", "frechet", "kid"])
     with pytest.raises(LoraqError, match="LORAQ_INCEPTION_WEIGHTS"):
-        check_metrics(["psnr", "kid"], extractor="inception")
+        metric_sources(["psnr", "kid"], extractor="inception")
     with pytest.raises(LoraqError, match=r"ImageReward\.pt.*LORAQ_IMAGE_REWARD.*alignment"):
-        check_metrics(["image_reward"])
+        metric_sources(["image_reward"])
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,8 @@ def test_measure_gives_record_entries_with_intervals(entries, noisy, reference):
     expected = mean_interval(psnr["per_image"])
     assert (psnr["value"], psnr["lo"], psnr["hi"]) == pytest.approx(expected)
     assert psnr["n"] == len(NAMES) == len(psnr["per_image"]) and psnr["direction"] == "higher"
+    assert psnr["version"] == find_metric("psnr").VERSION
+    assert set(psnr["details"]["packages"]) == {"torchmetrics"}
     distance, kid = entries["fd_efflite0"], entries["kid_efflite0"]
     assert distance["lo"] is None and distance["reason"] and distance["per_image"] is None
     assert (

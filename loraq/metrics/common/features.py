@@ -25,7 +25,7 @@ from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import read_batches
-from loraq.metrics.common.result import Options, versions
+from loraq.metrics.common.result import Options, packaged_hash, versions
 from loraq.utils.files import sort_metadata
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
@@ -115,8 +115,7 @@ def _efflite0_weights() -> Path:
     from loraq.metrics.networks import efficientnet_lite0
 
     path = efficientnet_lite0.weights_file()
-    if not path.is_file():
-        raise LoraqError(f"metrics.extractor=efflite0: weights file {path} does not exist")
+    packaged_hash(path, f"Install {efficientnet_lite0.PACKAGE} again.", efficientnet_lite0.WEIGHTS)
     return path
 
 
@@ -147,15 +146,34 @@ def choose_extractor(
                 f"{real.extractor}; set the real images instead of features, or use "
                 f"metrics.extractor={real.extractor}"
             )
+        _check_same_weights(real)
         return real.extractor
     if extractor != "auto":
         return extractor
     return "inception" if os.environ.get(INCEPTION_VARIABLE) else "efflite0"
 
 
-def check_extractor(extractor: ExtractorName) -> None:
-    """LoraqError if the extractor's weights are missing; does not load them."""
-    EXTRACTORS[extractor].weights()
+def _check_same_weights(real: FeatureSet) -> None:
+    """LoraqError if the features are those of other weights of the extractor than the present."""
+    made = real.details.get("extractor_sha256")
+    found = cached_hash(EXTRACTORS[real.extractor].weights())
+    if made is not None and made != found:
+        raise LoraqError(
+            f"The features of the real images are those of {real.extractor} with other weights "
+            f"(sha256 {made[:12]}…) than the present ones ({found[:12]}…): distances between them "
+            "mean nothing. Set data.real to the images themselves, or restore the weights."
+        )
+
+
+def extractor_sources(name: ExtractorName) -> dict[str, Any]:
+    """What computes the features; LoraqError if the weights are missing or damaged."""
+    extractor = EXTRACTORS[name]
+    return {
+        "extractor": name,
+        "extractor_sha256": cached_hash(extractor.weights()),
+        "packages": versions("clean-fid", "pillow", "torch", *extractor.packages),
+        "resize": f"clean-fid mode clean (PIL bicubic, float) to {extractor.side}",
+    }
 
 
 def features_of(
@@ -176,8 +194,8 @@ def features_of(
 def _extract(images: ImageSet, name: ExtractorName, options: Options) -> FeatureSet:
     import torch
 
-    extractor = EXTRACTORS[name]
-    network = _network(name, options.device)
+    extractor, sources = EXTRACTORS[name], extractor_sources(name)
+    network = _network(name, options.device, sources["extractor_sha256"])
     parts = []
     settings = (options.batch_size, options.workers, Resize(extractor.side))
     with torch.inference_mode():
@@ -187,17 +205,11 @@ def _extract(images: ImageSet, name: ExtractorName, options: Options) -> Feature
     values = np.concatenate(parts)
     if not np.isfinite(values).all():
         raise LoraqError(f"features of {name} are not finite; its weights file is damaged")
-    details = {
-        "extractor": name,
-        "extractor_sha256": cached_hash(extractor.weights()),
-        "packages": versions("clean-fid", "pillow", "torch", *extractor.packages),
-        "resize": f"clean-fid mode clean (PIL bicubic, float) to {extractor.side}",
-    }
-    return FeatureSet(images.names, values, name, details)
+    return FeatureSet(images.names, values, name, sources)
 
 
 @functools.lru_cache(maxsize=4)
-def _network(name: ExtractorName, device: str) -> Callable[[Any], Any]:
+def _network(name: ExtractorName, device: str, weights_hash: str) -> Callable[[Any], Any]:
     return EXTRACTORS[name].load(device)
 
 

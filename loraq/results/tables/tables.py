@@ -24,6 +24,7 @@ from loraq.results.tables.columns import (
     metric_names,
     row_label,
 )
+from loraq.results.tables.computed_by import computed_by_notes
 from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
 from loraq.utils.files import write_bytes
 
@@ -60,9 +61,8 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
             "–" if stored is None else int(stored),
         ]
         rows.append([*front, *errors, *entries])
-    return Table(
-        "Results", columns + column_titles(records, names), rows, main_notes(records, base)
-    )
+    notes = [*main_notes(records, base), *computed_by_notes(records)]
+    return Table("Results", columns + column_titles(records, names), rows, notes)
 
 
 def main_notes(records: Sequence[Record], base: Record | None) -> list[str]:

@@ -213,3 +213,23 @@ def test_tables_need_no_torch_and_are_quick(tmp_path):
 def test_markdown_stays_a_table_when_columns_are_narrow():
     text = tables.to_markdown(tables.Table("T", ["row", "N"], [["a", 4], ["b", 4]]))
     assert text.splitlines()[3] == "| --- | --: |"
+
+
+def test_the_main_table_says_what_computed_its_metrics():
+    def measured(name: str, version: str, **more) -> Record:
+        made = row(name, 30)
+        details = {"packages": {"torchmetrics": version}, **more}
+        entry = {**made.metrics["psnr"], "version": "1", "details": details}
+        return replace(made, metrics={**made.metrics, "psnr": entry})
+
+    def notes(*records: Record) -> str:
+        return " | ".join(tables.main_table(records).notes)
+
+    one = measured("a", "1.9.0", backbone_sha256="62ad24a50f")
+    same = measured("b", "1.9.0", backbone_sha256="62ad24a50f")
+    text = notes(one, same)
+    assert "computed by: PSNR ↑: version 1 (torchmetrics 1.9.0, backbone 62ad24a5)" in text
+    assert "do not compare" not in text
+    assert "computed by" not in notes(row("old", 30), row("older", 29))
+    for other in (measured("b", "2.0.0"), row("b", 30)):
+        assert "PSNR ↑: rows of different versions do not compare. A: " in notes(one, other)
