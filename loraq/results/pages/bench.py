@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from loraq.errors import unknown
+from loraq.metrics.common.intervals import SMALLEST_VERDICT
 from loraq.results.tables.text import Cell
 
 Found = dict[str, Any]
@@ -216,9 +218,40 @@ def _again(found: Found) -> list[str]:
     return [*_rows_table(AGAIN, "rows")(found), "", f"{note}{spread['lpips']:.4f} in LPIPS."]
 
 
+def _errors(found: Found) -> list[str]:
+    """Coverage and families with a claim, in %, before → now; of a kind, its worst metric."""
+    kinds: dict[str, dict[int, list[Any]]] = {}
+    for row in found["simulations"]:
+        kind = row["differences"].split()[-1]
+        kinds.setdefault(kind, {}).setdefault(row["n"], []).append(row)
+
+    def coverage(rows: list[Any]) -> str:
+        lowest = (min(row[part] for row in rows) for part in ("coverage_before", "coverage"))
+        return " → ".join(f"{100 * share:.0f}" for share in lowest)
+
+    def claims(rows: list[Any], family: str) -> str:
+        now = f"{100 * max(row['claims'][family] for row in rows):.0f}"
+        before = "–"
+        if family in rows[0]["claims_before"]:
+            before = f"{100 * max(row['claims_before'][family] for row in rows):.0f}"
+        return f"{before} → {now if rows[0]['n'] >= SMALLEST_VERDICT else f'– ({now})'}"
+
+    lines = []
+    for kind, by_size in kinds.items():
+        lines.append([f"{kind}: coverage", *map(coverage, by_size.values())])
+        for family in found["settings"]["families"]:
+            cells = [claims(rows, family) for rows in by_size.values()]
+            lines.append([f"{kind}: claims in families of {family}", *cells])
+    titles = ["differences", *(f"N = {n}" for n in next(iter(kinds.values())))]
+    columns: Columns = {title: itemgetter(place) for place, title in enumerate(titles)}
+    kid = ", ".join(f"{100 * row['coverage']:.0f} % at N = {row['n']}" for row in found["kid"])
+    return [*columns_table(columns, lines), "", f"Coverage of KID's interval: {kid}."]
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
     "calibrated": _rows_table(CALIBRATED, "rows"),
+    "errors": _errors,
     "floor": _floor,
     "forward": _forward,
     "fullsize": _rows_table(FULLSIZE, "rows", text=2),
