@@ -76,6 +76,11 @@ def quantize(
     bar = "quantise" if progress else None
     model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar, family)
     model.apply(pipe.transformer)
+    try:
+        model.check_called(pipe.transformer)
+    except BaseException:
+        model.revert(pipe.transformer)
+        raise
     return model
 
 

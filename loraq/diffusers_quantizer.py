@@ -90,7 +90,9 @@ class LoRaQQuantizer(PackedQuantizer):
         chosen = with_default_skip(self._recipe, family)
         layers = list_layers(model, family, chosen.skip)
         bar = "quantise" if logging.is_progress_bar_enabled() else None
-        quantize_model(model, layers, chosen, progress=bar, family=family).apply(model)
+        quantized = quantize_model(model, layers, chosen, progress=bar, family=family)
+        quantized.apply(model)
+        quantized.check_called(model)
         self.quantization_config = model.config.quantization_config
         self.pre_quantized = True
         return model

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loraq.config import Recipe
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
 from loraq.models import families
+from loraq.models.plain_layers import check_layers, check_transformer
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
 
 def family_of(transformer: torch.nn.Module) -> str:
     """The model family of a transformer by its class; LoraqError for an unknown class."""
+    check_transformer(transformer)
     classes = {find_family(name).TRANSFORMER: name for name in family_names()}
     name = type(transformer).__name__
     if name not in classes:
@@ -71,11 +73,13 @@ def list_layers(
     """The layers to quantise, in model order.
 
     skip: roles or globs on layer names (None: the family's list). LoraqError for an entry that
-        matches no layer, and if no layer remains.
+        matches no layer, if no layer remains, and for a layer that is not a plain linear layer or
+        1×1 convolution (`plain_layers.py`).
     """
+    check_transformer(transformer)
     table = find_family(family_name)
     layers = []
-    for name, module in transformer.named_modules():
+    for name, module in transformer.named_modules(remove_duplicate=False):
         for pattern, role, group in table.ROLES:
             if re.fullmatch(pattern, name):
                 if not hasattr(module, "weight"):
@@ -84,15 +88,15 @@ def list_layers(
                         "16-bit layers with `.revert(transformer)`, or load the 16-bit model."
                     )
                 out_features, in_features = module.weight.shape[:2]
-                block = ".".join(name.split(".")[:2])
                 shape = (int(out_features), int(in_features))
                 after_gelu = role in table.AFTER_GELU
-                layers.append(Layer(name, role, shape, f"{block}.{group}", after_gelu))
+                layers.append(Layer(name, role, shape, f"{_block(name)}.{group}", after_gelu))
     if not layers:
         raise LoraqError(
             f"No layer of {type(transformer).__name__} matches the roles of family "
             f"'{family_name}'. Set model.family to one of {', '.join(family_names())}."
         )
+    _check_blocks(layers)
     dropped: set[str] = set()
     for pattern in table.DEFAULT_SKIP if skip is None else skip:
         matched = {
@@ -112,4 +116,25 @@ def list_layers(
     kept = [layer for layer in layers if layer.name not in dropped]
     if not kept:
         raise LoraqError("quant.skip leaves no layer to quantise. Remove an entry from it.")
+    check_layers(transformer, [layer.name for layer in kept])
     return kept
+
+
+def _block(name: str) -> str:
+    """The block of a layer: 'transformer_blocks.3'."""
+    return ".".join(name.split(".")[:2])
+
+
+def _check_blocks(layers: Sequence[Layer]) -> None:
+    """LoraqError if a block lacks a layer that other blocks have: a wrapper may hide it."""
+    roles = {layer.role: None for layer in layers}
+    blocks: dict[str, set[str]] = {}
+    for layer in layers:
+        blocks.setdefault(_block(layer.name), set()).add(layer.role)
+    for block, found in blocks.items():
+        missing = [role for role in roles if role not in found]
+        if missing:
+            raise LoraqError(
+                f"Block '{block}' has no layer with the role {', '.join(missing)}, which other "
+                "blocks have. Load the complete 16-bit model without wrappers."
+            )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError
+from loraq.formats.quantization import all_finite
 from loraq.models.moments import Moment
 
 
@@ -35,7 +37,7 @@ class Activations:
     def restricted_to(self, recipe: Recipe) -> Activations:
         """Only the data that `recipe` reads, none if it is data-free.
 
-        Raises LoraqError if data that the recipe needs is None.
+        Raises LoraqError if data that the recipe needs is None, or contains NaN or Inf.
         """
         wanted = {
             "rows": (recipe.needs_rows, "transform.smooth or branch.select=output"),
@@ -50,4 +52,21 @@ class Activations:
                     f"This recipe reads activations ({setting}), and no calibration {name} were "
                     "given. Pass them, or use a data-free recipe."
                 )
-        return Activations(**kept)
+        found = Activations(**kept)
+        found._check_finite()
+        return found
+
+    def _check_finite(self) -> None:
+        held: dict[str, Iterable[tuple[str, Tensor]]] = {
+            "rows": (self.rows or {}).items(),
+            "second moments": ((n, moment.second_II) for n, moment in (self.moments or {}).items()),
+        }
+        for what, tensors in held.items():
+            for name, tensor in tensors:
+                if not all_finite(tensor):
+                    raise LoraqError(
+                        f"The captured {what} of input '{name}' contain NaN or Inf: the 16-bit "
+                        f"model's activations leave the range of its dtype, or have squares above "
+                        f"{torch.finfo(torch.float32).max:.1e}. Set model.dtype=bfloat16 or "
+                        "float32, or use a recipe that reads only weights (method=loraq_o2)."
+                    )

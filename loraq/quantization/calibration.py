@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from loraq.errors import LoraqError
-from loraq.formats.quantization import all_finite
 from loraq.models.layers import Layer
 from loraq.models.moments import Moment
 from loraq.models.pointwise import channels_last
@@ -69,18 +67,19 @@ class _Capture:
             return torch.empty(*shape, dtype=dtype)
         self._scratch.mkdir(parents=True, exist_ok=True)
         count = torch.Size(shape).numel()
-        path = self._scratch / f"{number:05d}-{count}"
+        path = self._scratch / f"{number:05d}-{count}-{dtype}"
         with path.open("xb") as file:  # a full disk raises here, not SIGBUS at a later write
             os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
         return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(*shape)
 
 
 class InputCapture(_Capture):
-    """Sample `rows` token rows of each distinct layer input, in float16.
+    """Sample `rows` token rows of each distinct layer input, in float16 where it holds them.
 
     Every forward contributes an equal number, drawn without replacement by a generator seeded by
     (seed, input, forward), so a capture is bitwise reproducible. forwards: the expected number of
-    forward passes; more are allowed and add rows. Memory: rows × width × 2 bytes per input.
+    forward passes; more are allowed and add rows. Memory: rows × width × 2 bytes per input; an
+    input whose values leave float16's range is kept in the model's dtype.
     """
 
     def __init__(
@@ -104,31 +103,32 @@ class InputCapture(_Capture):
             (self._seed * 1_000_003 + number * 10_007 + len(drawn)) % (1 << 62)
         )
         rows = torch.randperm(x_TI.shape[0], generator=generator)[: self._rows_per_forward]
-        if len(drawn) % self._forwards == 0:  # more forwards than expected: enlarge the buffer
-            capacity = self._rows_per_forward * (len(drawn) + self._forwards)
-            buffer = self._allocate(number, capacity, x_TI.shape[1], dtype=torch.float16)
-            if drawn:
-                buffer[: sum(drawn)] = self._kept[input_id][: sum(drawn)]
-            self._kept[input_id] = buffer
-        start = sum(drawn)
-        self._kept[input_id][start : start + len(rows)] = x_TI[rows.to(x_TI.device)]
+        x_TI = x_TI[rows.to(x_TI.device)].cpu()
+        kept, start = self._kept.get(input_id), sum(drawn)
+        dtype = torch.float16 if kept is None else kept.dtype
+        if dtype == torch.float16 and not _fits_float16(x_TI):
+            dtype = x_TI.dtype
+        full = len(drawn) % self._forwards == 0  # at first, and after more forwards than expected
+        if kept is None or full or dtype != kept.dtype:
+            periods = len(drawn) // self._forwards + 1
+            capacity = self._rows_per_forward * self._forwards * periods
+            buffer = self._allocate(number, capacity, x_TI.shape[1], dtype=dtype)
+            if kept is not None:
+                buffer[:start] = kept[:start]
+            self._kept[input_id] = kept = buffer
+        kept[start : start + len(rows)] = x_TI
         drawn.append(len(rows))
 
     def inputs(self) -> dict[str, Tensor]:
-        """input id → (rows, in) float16, in the order of the forward passes.
+        """input id → (rows, in), in the order of the forward passes; NaN and Inf as they are."""
+        return {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
 
-        Raises LoraqError if a value is NaN, Inf or outside float16's range.
-        """
-        found = {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
-        for name, rows_TI in found.items():
-            if not all_finite(rows_TI):
-                raise LoraqError(
-                    f"The captured rows of input '{name}' contain NaN or values above "
-                    f"{torch.finfo(torch.float16).max:g}, the limit of float16, in which they are "
-                    "stored. Use a recipe that reads only second moments or weights (method=gptq, "
-                    "loraq_best), or fix the model."
-                )
-        return found
+
+def _fits_float16(x: Tensor) -> bool:
+    """Whether the largest finite magnitude of x is 0 or in float16's normal range."""
+    largest = x.nan_to_num(0.0, 0.0, 0.0).abs().amax().item() if x.numel() else 0.0
+    limits = torch.finfo(torch.float16)
+    return largest == 0 or limits.smallest_normal <= largest <= limits.max
 
 
 class MomentCapture(_Capture):

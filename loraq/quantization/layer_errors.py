@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from loraq.formats.quantization import all_finite
 from loraq.models.layers import Layer
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.model import QuantizedModel
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -23,9 +27,12 @@ def layer_errors(
     """Per layer ‖W − Ŵ‖/‖W‖ and ‖Y − Ŷ‖/‖Y‖ (Y without bias), in the original basis.
 
     transformer: the 16-bit model; inputs: input id → (rows, in), its activations on captions that
-    calibration does not use.
+    calibration does not use. Rows that the 16-bit model leaves non-finite, such as masked tokens,
+    are not counted; a warning says so.
     """
     rows = []
+    used = dict.fromkeys(layer.shares_input for layer in layers)
+    inputs = {name: _finite_rows(name, inputs[name]) for name in used}
     for layer in layers:
         linear = transformer.get_submodule(layer.name)
         w_OI = weight_matrix(linear).float()
@@ -44,3 +51,17 @@ def layer_errors(
             }
         )
     return rows
+
+
+def _finite_rows(input_id: str, x_TI: Tensor) -> Tensor:
+    if all_finite(x_TI):
+        return x_TI
+    finite_T = x_TI.isfinite().all(-1)
+    log.warning(
+        "%d of %d captured rows of input '%s' contain NaN or Inf in the 16-bit model; output "
+        "errors are measured on the other rows.",
+        int((~finite_T).sum()),
+        len(x_TI),
+        input_id,
+    )
+    return x_TI[finite_T]

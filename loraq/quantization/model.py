@@ -17,6 +17,7 @@ from loraq.layers.backends import ComputeMode
 from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
+from loraq.quantization.trace import check_called
 
 
 @dataclass(repr=False)
@@ -103,6 +104,13 @@ class QuantizedModel:
             from loraq.quantization.diffusers_packed import attach  # imports diffusers: heavy
 
             attach(transformer, self.layers, self.recipe)
+
+    def check_called(self, transformer: nn.Module) -> None:
+        """Raise LoraqError unless `transformer`, after `apply`, computes with all packed layers.
+
+        One forward is traced: every packed layer is called, and no weight that was replaced is.
+        """
+        check_called(transformer, self._originals)
 
     def revert(self, transformer: nn.Module) -> None:
         """Restore the 16-bit layers that `apply` replaced; LoraqError without them."""

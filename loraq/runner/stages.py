@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,15 @@ def generate_row(session: Session, row: Row) -> None:
             info["seconds"] = generation.generation_seconds(folder)
 
 
-def applied(
-    model: QuantizedModel | None, transformer: Any, compute: ComputeMode
-) -> contextlib.AbstractContextManager[None]:
-    """Context in which the packed layers replace the transformer's; no-op without a model."""
-    return contextlib.nullcontext() if model is None else model.applied(transformer, compute)
+@contextlib.contextmanager
+def applied(model: QuantizedModel | None, transformer: Any, compute: ComputeMode) -> Iterator[None]:
+    """Context in which the packed layers replace the transformer's; no-op without a model.
+
+    Raises LoraqError if the transformer does not compute with all of them.
+    """
+    if model is None:
+        yield
+        return
+    with model.applied(transformer, compute):
+        model.check_called(transformer)
+        yield

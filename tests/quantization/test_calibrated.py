@@ -10,6 +10,7 @@ import torch
 
 from loraq.config import AllocationConfig, BranchConfig, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
+from loraq.models.moments import Moment
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import (
     InputCapture,
@@ -56,13 +57,87 @@ def test_moments_are_those_of_every_token_seen():
     assert all(torch.equal(again[k].second_II, moments[k].second_II) for k in moments)
 
 
-def test_rows_that_float16_cannot_hold_are_not_kept_as_inf():
+def large(factor: float) -> Toy:
+    """A model, equal in function for a power of two, with `factor` times the inputs of to_out."""
     model = Toy()
-    x = torch.full((4, 16, 32), 1e5)
+    for block in model.blocks:
+        block["to_v"].weight.data *= factor
+        block["to_v"].bias.data *= factor
+        block["to_out"].weight.data /= factor
+    return model
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_beyond_float16_are_kept_as_the_model_computes_them(tmp_path, dtype, scratch):
+    model, seen = Toy().to(dtype), []
+    model.blocks[0]["up"].register_forward_pre_hook(lambda _m, args: seen.append(args[0][0]))
+    folder = tmp_path if scratch else None
+    with torch.no_grad(), InputCapture(model, toy_layers(), 48, 3, 0, folder) as capture:
+        for factor in (1.0, 4e6, 1e-9, 1.0):  # one forward more than expected
+            torch.manual_seed(1)
+            model.blocks[0]["up"](torch.randn(1, 16, 32).to(dtype) * factor)
+    kept = capture.inputs()["blocks.0.up"]
+    assert kept.dtype == dtype and kept.shape == (64, 32)
+    for number, x in enumerate(seen):  # all 16 rows were drawn, in another order
+        found = kept[16 * number : 16 * (number + 1)]
+        order, other = x[:, 0].argsort(), found[:, 0].argsort()
+        allowed = 2.0**-11 if number == 0 else 0.0  # the first forward was rounded to float16
+        assert (found[other] - x[order]).abs().max() <= allowed * x.abs().max()
+
+
+def test_small_rows_are_kept_as_the_model_computes_them():
+    model = Toy()
     with torch.no_grad(), InputCapture(model, toy_layers(), 8, 1, 0) as capture:
-        model(x)
-    with pytest.raises(LoraqError, match=r"input 'blocks\.0\.qkv'.*65504.*method=gptq"):
-        capture.inputs()
+        model.blocks[0]["up"](torch.full((8, 32), 1e-7))
+    assert torch.equal(capture.inputs()["blocks.0.up"], torch.full((8, 32), 1e-7))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"branch": BranchConfig("none")},
+        {"branch": BranchConfig("none"), "rounding": RoundingConfig("gptq")},
+        {"transform": TransformConfig("balanced")},
+        {"transform": TransformConfig("search"), "branch": BranchConfig("svd", rank=4)},
+        {"branch": BranchConfig("loraq", rank=4, weighting="full")},
+        {"branch": BranchConfig("svd", "compensate", "error", rank=4, weighting="magnitude")},
+    ],
+)
+def test_methods_work_with_activations_beyond_float16(change):
+    formats = {
+        operand: replace(getattr(O2, operand), scale="bf16")
+        for operand in ("weight", "activation", "branch_weight", "branch_activation")
+    }
+    recipe = replace(O2, **formats, **change)
+    recipe = replace(recipe, branch=replace(recipe.branch, share_qkv=False))
+    found = {}
+    for factor in (1.0, 2.0**21):
+        model = large(factor)
+        rows = toy_inputs(model)
+        assert (rows["blocks.0.to_out"].float().abs().max() > 65504) == (factor > 1)
+        found[factor] = mean_error(model, recipe, Activations(rows, toy_moments(model)))
+    assert found[2.0**21] == pytest.approx(found[1.0], rel=0.02)
+
+
+def test_captures_with_nan_stop_the_methods_that_read_them_only(caplog):
+    model = Toy()
+    rows, moments = toy_inputs(model), toy_moments(model)
+    rows["blocks.1.up"][3, 5] = float("nan")
+    moments["blocks.0.down"].second_II[2, 2] = float("inf")
+    broken = Activations(rows=rows, moments=moments)
+    gptq = replace(RTN, rounding=RoundingConfig("gptq"))
+    smooth = replace(O2, branch=BranchConfig("svd", rank=4), transform=TransformConfig("search"))
+    for recipe, words in (
+        (gptq, "second moments of input 'blocks.0.down'"),
+        (smooth, "rows of input 'blocks.1.up'"),
+    ):
+        with pytest.raises(LoraqError, match=f"{words} contain NaN or Inf.*bfloat16"):
+            quantize_model(model, toy_layers(), recipe, broken, progress=None)
+    model = quantize_model(model, toy_layers(), O2, broken, progress=None)
+    errors = layer_errors(model, Toy(), toy_layers(), rows)
+    assert all(0 < entry["output_error"] < 1 for entry in errors)
+    assert "1 of 64 captured rows of input 'blocks.1.up' contain NaN or Inf" in caplog.text
 
 
 def test_captures_in_mapped_files_equal_those_in_memory(tmp_path):
@@ -148,10 +223,11 @@ def test_missing_activations_are_named(change, word):
 
 
 def test_a_recipe_gets_only_the_activations_it_reads():
-    read = Activations(rows={"a": 1}, moments={"b": 2}, sensitivity={"c": 3})
+    moments = {"b": Moment(torch.eye(2), torch.zeros(2))}
+    read = Activations(rows={"a": torch.ones(1, 2)}, moments=moments, sensitivity={"c": 3})
     assert read.restricted_to(O2) == Activations()
     gptq = replace(O2, rounding=RoundingConfig("gptq"))
-    assert read.restricted_to(gptq) == Activations(moments={"b": 2})
+    assert read.restricted_to(gptq) == Activations(moments=moments)
 
 
 @pytest.mark.parametrize("hadamard", [0, 16])
