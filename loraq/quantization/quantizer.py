@@ -108,7 +108,11 @@ def _quantize_or_resume(
         if found is not None:
             return *found, True
     started = time.perf_counter()
-    tensors, notes = quantize_group(group, transformer, recipe, read)
+    try:
+        tensors, notes = quantize_group(group, transformer, recipe, read)
+    except LoraqError as error:
+        names = ", ".join(unit.name for unit in group.units)
+        raise LoraqError(f"{error}\n  (in {names})") from error
     notes["seconds"] = time.perf_counter() - started
     if path is not None:
         save_group(path, tensors, notes | {"fingerprint": fingerprint})
