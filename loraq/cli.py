@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loraq import __version__
 from loraq.config.hydra_options import check_cfg_option, refuse_options
+from loraq.errors import LoraqError
 from loraq.utils import batch_invariance
 from loraq.utils.console import reporting_errors
 
@@ -148,7 +149,8 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         if name == "cache":
             states = ("partial", "corrupted")
             add("--verify", action="store_true", help="check the sha256 of every file")
-            add("--remove", choices=states, help="delete these (never finished products)")
+            add("--remove", choices=states, help="delete these, except those in use by a run")
+            add("--yes", action="store_true", help="with --remove: do not ask")
     return top, parsers
 
 
@@ -170,9 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "report":
             write_page(options)
         elif options.command == "cache":
-            from loraq.runner.cache import list_products
-
-            print(list_products(options.output, options.verify, options.remove))
+            print(cache(options))
         elif options.command == "score":
             score(options)
         elif options.command == "sweep":
@@ -231,6 +231,23 @@ def score(options: argparse.Namespace) -> None:
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
     print(scores.text())
+
+
+def cache(options: argparse.Namespace) -> str:
+    """List the products of an output folder, or remove some of them after a question."""
+    from loraq.runner.cache import list_products, remove_products
+
+    def confirmed(listed: str) -> bool:
+        print(listed)
+        return options.yes or (
+            sys.stdin.isatty() and input("Remove these? [y/N] ").strip().lower() in ("y", "yes")
+        )
+
+    if options.remove is not None:
+        return remove_products(options.output, options.remove, options.verify, confirmed)
+    if options.yes:
+        raise LoraqError("--yes answers the question of --remove. Add --remove STATE.")
+    return list_products(options.output, options.verify)
 
 
 def sweep(options: argparse.Namespace) -> None:

@@ -69,13 +69,23 @@ class Locks:
         with self._hold(self.root / stage / f"{name}.lock", wait=False) as held:
             yield held and not self.parts_in_use(stage, name)
 
+    def in_use(self, stage: str, name: str) -> bool:
+        """Whether a process holds the product or a part of it."""
+        with self.unused(stage, name) as unused:
+            return not unused
+
     def parts_in_use(self, stage: str, name: str) -> bool:
         """Whether a process holds a part; deletes the lock files of processes that died."""
-        in_use = False
-        for path in sorted((self.root / stage).glob(f"{name}.*.lock")):
-            with self._hold(path, wait=False) as held:
-                in_use |= not held
-        return in_use
+        parts = list((self.root / stage).glob(f"{name}.*.lock"))
+        return [self._remove_if_unused(path) for path in parts].count(False) > 0
+
+    def remove_unused(self) -> int:
+        """Delete all lock files that no process holds; returns their number."""
+        return sum(map(self._remove_if_unused, list(self.root.glob("*/*.lock"))))
+
+    def _remove_if_unused(self, path: Path) -> bool:
+        with self._hold(path, wait=False) as held:
+            return held
 
     @contextlib.contextmanager
     def _hold(self, path: Path, wait: bool) -> Iterator[bool]:

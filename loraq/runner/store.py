@@ -170,18 +170,17 @@ class Store:
     def _partial(self, stage: str, name: str) -> Path:
         return self.root / stage / (name + PARTIAL)
 
-    def remove(self, stage: str, name: str, state: ProductState) -> bool:
-        """Delete an unfinished or corrupted product unless a process uses it; whether it is gone.
+    def remove(self, folder: Path) -> bool:
+        """Delete the folder of an unfinished or corrupted product, unless a process uses it.
 
-        A corrupted product may still have its final name (`damage`).
+        Returns whether it was deleted. A product that is finished and complete never is.
         """
+        stage, name = folder.parent.name, folder.name.partition(".")[0]
         with self.locks.unused(stage, name) as unused:
-            folder = self.path(stage, f"{name}.{state}")
-            if unused and not folder.is_dir() and self.damage(stage, name) is not None:
-                folder = self.path(stage, name)
-            if unused:
+            removed = unused and not (folder.name == name and self.damage(stage, name) is None)
+            if removed:
                 shutil.rmtree(folder, ignore_errors=True)
-            return unused
+        return removed
 
     def _make_folder(self, folder: Path) -> None:
         try:
@@ -189,18 +188,18 @@ class Store:
         except OSError as error:
             raise disk_error(error, folder) from error
 
-    def products(self) -> Iterator[tuple[str, str, ProductState, int]]:
-        """(stage, key, state, bytes) of all products."""
+    def products(self) -> Iterator[tuple[Path, ProductState, int]]:
+        """(folder, state, bytes) of all products."""
         if not self.root.is_dir():
             return
         for stage in sorted(path for path in self.root.iterdir() if path.is_dir()):
             for folder in sorted(path for path in stage.iterdir() if path.is_dir()):
                 size = sum(map(_size, folder.rglob("*")))
-                name, _, ending = folder.name.partition(".")
+                ending = folder.name.partition(".")[2]
                 if ending in UNFINISHED:
-                    yield stage.name, name, UNFINISHED[ending], size
+                    yield folder, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
-                    yield stage.name, name, "finished", size
+                    yield folder, "finished", size
 
 
 def _size(path: Path) -> int:

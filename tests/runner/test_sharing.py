@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 from loraq.runner.experiment import run
+from loraq.runner.locks import Locks
 from loraq.runner.store import Store
 
 WORKER = """
@@ -50,6 +52,27 @@ def test_two_processes_make_every_batch_once(overrides, tmp_path):
     batches = log.read_text().split()
     assert len(batches) == 2 * 8 and {batches.count(name) for name in batches} == {2}
     assert not list(shared.glob("images/*.*.lock"))
+
+
+def test_a_lock_file_that_is_deleted_never_has_two_holders(tmp_path, monkeypatch):
+    """The second process locks the file when the first releases it; the third comes after both."""
+    (tmp_path / "images").mkdir()
+    first, second, third = (Locks(tmp_path).part("images", "k", "0", False) for _ in range(3))
+    held = [first.__enter__()]
+    flock = fcntl.flock
+
+    def release(handle: int, operation: int) -> None:
+        flock(handle, operation)
+        if operation == fcntl.LOCK_UN:
+            monkeypatch.undo()
+            held.append(second.__enter__())
+
+    monkeypatch.setattr(fcntl, "flock", release)
+    first.__exit__(None, None, None)
+    held.append(third.__enter__())
+    assert held == [True, True, False]
+    second.__exit__(None, None, None)
+    assert not list((tmp_path / "images").iterdir())
 
 
 def test_the_claim_of_a_process_that_dies_is_released(tmp_path):
