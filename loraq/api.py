@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 
 from loraq.compose import recipe
-from loraq.config import Recipe
+from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.models.layers import Layer, family_of, list_layers, with_default_skip
+from loraq.models.loading import check_call
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.model import QuantizedModel
@@ -45,11 +47,13 @@ def quantize(
     checkpoint_dir: finished groups of layers are saved here, and a later call resumes from them.
     progress: whether to show a progress bar.
 
-    Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has.
+    Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has, and
+    for an argument of the wrong type or out of range.
     """
     import loraq.diffusers_quantizer  # noqa: F401  (diffusers loads what is saved, and quantises)
 
     listed = [] if prompts is None else list_of_texts(prompts, "prompts")
+    _check_arguments(pipe, recipe, listed, call, rows_per_layer, batch_size)
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family or family_of(pipe.transformer)
     chosen = with_default_skip(chosen, family)
@@ -82,6 +86,42 @@ def quantize(
         model.revert(pipe.transformer)
         raise
     return model
+
+
+_RESERVED = {
+    "prompt": "captions are given as prompts=[…]",
+    "generator": "every batch has its own seed",
+    "output_type": "calibration reads the transformer, and decodes no images",
+}
+
+
+def _check_arguments(
+    pipe: Any,
+    recipe: Any,
+    prompts: Sequence[str],
+    call: Mapping[str, Any] | None,
+    rows_per_layer: int,
+    batch_size: int,
+) -> None:
+    """LoraqError for an argument of the wrong type, out of range, or without effect."""
+    if not isinstance(recipe, Recipe | str):
+        raise LoraqError(
+            f"recipe={recipe!r} is not a recipe. Give the name of a preset, such as 'loraq_o2', or "
+            "a loraq.Recipe (loraq.recipe makes one)."
+        )
+    CalibrationConfig(rows_per_layer=rows_per_layer)  # the limits of the settings
+    GenerateConfig(batch_size=batch_size)
+    if not isinstance(call, Mapping | NoneType):
+        raise LoraqError(
+            f"call={call!r} must be keyword arguments of the pipeline, such as {{'height': 512}}."
+        )
+    if call and not prompts:
+        raise LoraqError(
+            f"call={dict(call)!r:.80} has no effect without prompts=[…]. Leave it out, or pass "
+            "prompts to a recipe that reads activations."
+        )
+    if call:
+        check_call(pipe.__call__, call, _RESERVED, "call")
 
 
 def _capture(

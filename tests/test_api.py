@@ -112,6 +112,36 @@ def test_prompts_that_are_not_text_are_refused():
             loraq.quantize(Pipe(tiny_transformer()), "svdquant", prompts=prompts)
 
 
+class CalledPipe(Pipe):
+    """A pipeline whose call has two arguments; it is never called."""
+
+    def __call__(self, prompt, num_inference_steps=20, output_type="pil", generator=None):
+        raise AssertionError("arguments are checked before the pipeline is called")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rows_per_layer": 0}, ["rows_per_layer=0", "limit 1"]),
+        ({"rows_per_layer": "many"}, ["rows_per_layer='many'", "whole number"]),
+        ({"batch_size": 0}, ["batch_size=0", "limit 1"]),
+        ({"batch_size": float("nan")}, ["batch_size=nan", "whole number"]),
+        ({"recipe": 3}, ["recipe=3", "preset"]),
+        ({"call": {"num_inference_step": 2}}, ["num_inference_step", "'num_inference_steps'"]),
+        ({"call": {"prompt": "a dog"}}, ["call.prompt", "prompts=[…]"]),
+        ({"call": ["steps"]}, ["call=['steps']", "keyword arguments"]),
+        ({"call": {"num_inference_steps": 2}, "prompts": None}, ["call=", "no effect"]),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_refused_before_anything_runs(arguments, words):
+    given = {"recipe": "svdquant", "prompts": ["a cat"], "progress": False, **arguments}
+    with pytest.raises(LoraqError) as caught:
+        loraq.quantize(CalledPipe(tiny_transformer()), **given)
+    for word in words:
+        assert word in str(caught.value)
+
+
 def test_an_unknown_transformer_raises():
     with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
         loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from loraq.config.validation import Checked
+from loraq.config.validation import Checked, hints
 from loraq.errors import LoraqError, did_you_mean, near_matches
 
 Schema = TypeVar("Schema", bound=Checked)
@@ -21,18 +20,18 @@ def from_plain(schema: type[Schema], values: Any, key: str = "") -> Schema:
     """
     if not isinstance(values, Mapping):
         raise LoraqError(f"{key}={values!r} must be a group of settings, not a single value.")
-    hints = typing.get_type_hints(schema)
-    names = [entry.name for entry in dataclasses.fields(schema)]
+    plain: type = schema
+    names, annotated = [entry.name for entry in dataclasses.fields(schema)], hints(plain)
     converted = {}
     for name, value in values.items():
         path = f"{key}.{name}" if key else str(name)
-        if name not in hints:
+        if name not in names:
             guess = did_you_mean(near_matches(str(name), names))
             raise LoraqError(
                 f"{path}={value!r}: unknown setting.{guess}\n"
                 f"  Known settings of {key or 'the configuration'}: {', '.join(names)}."
             )
-        converted[name] = _convert(hints[name], value, path)
+        converted[name] = _convert(annotated[name], value, path)
     missing = [
         entry.name
         for entry in dataclasses.fields(schema)
@@ -51,28 +50,10 @@ def from_plain(schema: type[Schema], values: Any, key: str = "") -> Schema:
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """Convert one value to its annotated type; floats are not truncated, strings not parsed."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        plain = [option for option in options if option is not type(None)]
-        hint = next((option for option in plain if type(value) is option), plain[0])
-        return _convert(hint, value, key)
-    if origin is Literal:
-        return _convert(type(options[0]), value, key)  # the dataclass checks the value itself
-    if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type) and issubclass(hint, Checked)
-        return from_plain(hint, value, key)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise LoraqError(f"{key}={value!r} must be a list. Write '{key}=[{value}]'.")
-        return tuple(_convert(options[0], item, key) for item in value)
-    if origin is dict:
-        return dict(value or {})
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is Any or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
-        return value
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise LoraqError(f"{key}={value!r} must be {names.get(hint, hint)}.")
+    """Convert a group of settings to its dataclass; other values are checked by the dataclass."""
+    options = [option for option in typing.get_args(hint) or (hint,) if option is not type(None)]
+    nested = options[0]
+    if dataclasses.is_dataclass(nested) and (value is not None or hint is nested):
+        assert isinstance(nested, type) and issubclass(nested, Checked)
+        return from_plain(nested, value, key)
+    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from loraq.config.recipe_parts import (
@@ -13,7 +13,7 @@ from loraq.config.recipe_parts import (
     RoundingConfig,
     TransformConfig,
 )
-from loraq.config.validation import Checked, setting
+from loraq.config.validation import LARGEST_SEED, Checked, setting
 from loraq.errors import LoraqError
 from loraq.formats import Format
 from loraq.utils.plain import to_plain
@@ -39,11 +39,9 @@ class Recipe(Checked):
     rounding: RoundingConfig = RoundingConfig()
     requantize_intermediate: bool = True
     skip: tuple[str, ...] | None = None
-    seed: int = 0
+    seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
     statistics: Literal["activations", "weights"] = setting("activations", since="0.2")
-    allocation: AllocationConfig = field(
-        default_factory=AllocationConfig, metadata={"since": "0.2"}
-    )
+    allocation: AllocationConfig = setting(AllocationConfig(), since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()

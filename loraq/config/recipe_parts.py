@@ -13,6 +13,8 @@ from loraq.formats import Format, get_format
 LowRankKind = Literal["svd", "alternating", "loraq"]
 
 ANY_BRANCH = get_args(LowRankKind)
+LARGEST_WIDTH = 2**20
+"""Limit of sizes that count a layer's channels: ranks, groups, rotations."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,7 +22,7 @@ class FormatConfig(Checked):
     """The number format of one operand; None means the default in `loraq/formats/table.py`."""
 
     name: str
-    block: int | str | None = None
+    block: int | str | None = setting(None, at_least=-1, at_most=LARGEST_WIDTH)
     scale: str | None = None
     exponent: str | None = None
     clip: str | None = None
@@ -72,14 +74,14 @@ class TransformConfig(Checked):
     """
 
     smooth: Literal["none", "search", "fixed", "balanced"] = "none"
-    hadamard: int = 0
+    hadamard: int = setting(0, at_least=0, at_most=LARGEST_WIDTH)
     shift: bool = False
     migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_only_for("smooth", "quant.transform")
-        if self.hadamard == 1 or self.hadamard < 0 or (self.hadamard & (self.hadamard - 1)):
+        if self.hadamard == 1 or self.hadamard & (self.hadamard - 1):
             raise LoraqError(
                 f"hadamard={self.hadamard} is not a power of two ≥ 2. Give 0 for none, or 16, 32, "
                 "64 … (limited to the largest power of two that divides the width)."
@@ -103,19 +105,19 @@ class BranchConfig(Checked):
     )
     objective: Literal["shape", "compensate"] = setting("shape", only_for=ANY_BRANCH)
     start: Literal["weight", "error", "zero"] = setting("weight", only_for=ANY_BRANCH)
-    rank: int | None = setting(None, at_least=1, only_for=ANY_BRANCH)
-    budget: float | None = setting(0.64, above=0)
+    rank: int | None = setting(None, at_least=1, at_most=LARGEST_WIDTH, only_for=ANY_BRANCH)
+    budget: float | None = setting(0.64, above=0, at_most=32)
     share_qkv: bool = True
     solver: Literal["alternation", "adam"] = setting("alternation", only_for=("loraq",))
-    steps: int = setting(100, at_least=1, only_for=("alternating", "loraq"))
-    tolerance: float = setting(1e-4, above=0, only_for=("alternating", "loraq"))
-    learning_rate: float = setting(1e-2, above=0, only_for=("loraq",))
+    steps: int = setting(100, at_least=1, at_most=100_000, only_for=("alternating", "loraq"))
+    tolerance: float = setting(1e-4, above=0, below=1, only_for=("alternating", "loraq"))
+    learning_rate: float = setting(1e-2, above=0, at_most=10, only_for=("loraq",))
     rotation: Literal["none", "random", "learned"] = setting("none", only_for=("loraq",))
     select: Literal["weight", "output"] = setting("weight", only_for=("alternating",))
     weighting: Literal["none", "magnitude", "diagonal", "full"] = setting(
         "none", only_for=("svd", "loraq"), since="0.2"
     )
-    split: float = setting(0.5, at_least=0, only_for=("svd", "loraq"), since="0.2")
+    split: float = setting(0.5, at_least=0, at_most=1, only_for=("svd", "loraq"), since="0.2")
     gradient: Literal["stop", "soft"] = setting("stop", only_for=("loraq",), since="0.2")
 
     def __post_init__(self) -> None:
@@ -126,8 +128,6 @@ class BranchConfig(Checked):
                 "A branch needs a rank or a budget (bits per weight of the quantised layers). "
                 "Set quant.branch.budget=0.64 or quant.branch.rank=R."
             )
-        if self.split > 1:
-            raise LoraqError(f"split={self.split} is above the limit 1. Give 0 … 1.")
         if self.gradient == "soft" and (self.solver, self.objective) != ("adam", "shape"):
             raise LoraqError(
                 "gradient=soft has an effect only with solver=adam and objective=shape. Set "
@@ -168,8 +168,8 @@ class RoundingConfig(Checked):
     kind: Literal["nearest", "gptq"] | str = setting(
         "nearest", modules=("rounding", "round_weights")
     )
-    damp: float = setting(0.01, above=0, only_for=("gptq",), since="0.2")
-    block: int = setting(128, at_least=1, only_for=("gptq",), since="0.2")
+    damp: float = setting(0.01, above=0, at_most=10, only_for=("gptq",), since="0.2")
+    block: int = setting(128, at_least=1, at_most=LARGEST_WIDTH, only_for=("gptq",), since="0.2")
     act_order: bool = setting(False, only_for=("gptq",), since="0.2")
 
     def __post_init__(self) -> None:

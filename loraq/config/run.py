@@ -6,11 +6,13 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_args
 
 from loraq.config.recipe import Recipe
-from loraq.config.validation import Checked, setting
+from loraq.config.validation import LARGEST_SEED, Checked, setting
 from loraq.errors import LoraqError, unknown
 
 Analysis = Literal["limits", "steps", "losses"]
 ExtractorChoice = Literal["auto", "efflite0", "inception"]
+LARGEST_SET = 10_000_000
+"""Limit of numbers of prompts and of rows of activations."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -22,16 +24,16 @@ class ModelConfig(Checked):
     Settings that depend on the model have no default: size, sampler settings, length of prompts.
     """
 
-    name: str
+    name: str = setting(MISSING, names="label")
     family: str
     path: str | None = None
     hub_id: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    height: int = setting(MISSING, at_least=8)
-    width: int = setting(MISSING, at_least=8)
-    steps: int = setting(MISSING, at_least=1)
-    guidance: float = setting(MISSING, at_least=0)
-    max_sequence_length: int = setting(MISSING, at_least=1)
+    height: int = setting(MISSING, at_least=8, at_most=16_384)
+    width: int = setting(MISSING, at_least=8, at_most=16_384)
+    steps: int = setting(MISSING, at_least=1, at_most=1_000)
+    guidance: float = setting(MISSING, at_least=0, at_most=1_000)
+    max_sequence_length: int = setting(MISSING, at_least=1, at_most=8_192)
     call: dict[str, Any] = field(default_factory=dict)
     variant: str | None = setting(None, since="0.2")
 
@@ -56,10 +58,10 @@ class CalibrationConfig(Checked):
     """
 
     split: str = "calibration"
-    prompts: int = setting(32, at_least=1)
-    measure_prompts: int = setting(16, at_least=1)
-    rows_per_layer: int = setting(2048, at_least=1)
-    seed: int = 0
+    prompts: int = setting(32, at_least=1, at_most=LARGEST_SET)
+    measure_prompts: int = setting(16, at_least=1, at_most=LARGEST_SET)
+    rows_per_layer: int = setting(2048, at_least=1, at_most=LARGEST_SET)
+    seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
     text: Literal["captions", "random"] = setting("captions", since="0.1")
     captions: str | None = setting(None, since="0.2")
     set: str = setting("captions", since="0.2")
@@ -79,7 +81,7 @@ class DataConfig(Checked):
     set: str = setting("captions", since="0.2")
     captions: str | None = "asset:captions.json"
     split: str = "test"
-    count: int | None = setting(32, at_least=1)
+    count: int | None = setting(32, at_least=1, at_most=LARGEST_SET)
     real: str | None = None
 
 
@@ -87,8 +89,8 @@ class DataConfig(Checked):
 class GenerateConfig(Checked):
     """Batch size (a run resumes at a batch) and the seed that is combined with each image's."""
 
-    batch_size: int = setting(16, at_least=1)
-    seed: int = 0
+    batch_size: int = setting(16, at_least=1, at_most=4_096)
+    seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
 
 
 @dataclass(frozen=True, repr=False)
@@ -102,9 +104,9 @@ class MetricsConfig(Checked):
 
     names: tuple[str, ...] = ("psnr", "lpips", "ssim", "frechet", "kid", "alignment")
     extractor: ExtractorChoice = "auto"
-    bootstrap: int = setting(2000, at_least=100)
+    bootstrap: int = setting(2000, at_least=100, at_most=100_000)
     analyses: tuple[Analysis, ...] = ()
-    workers: int = setting(0, at_least=0, since="0.2")
+    workers: int = setting(0, at_least=0, at_most=256, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,10 +120,10 @@ class TrackingConfig(Checked):
     """Whether W&B shows the finished record: offline, online or disabled."""
 
     mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "loraq"
+    project: str = setting("loraq", names="label")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Config(Checked):
     """One row: a model, a recipe (None: the 16-bit reference) and its evaluation.
 
@@ -129,18 +131,18 @@ class Config(Checked):
     """
 
     model: ModelConfig
-    method: str
+    method: str = setting(MISSING, names="file")
     quant: Recipe | None
     data: DataConfig = DataConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     generate: GenerateConfig = GenerateConfig()
     metrics: MetricsConfig = MetricsConfig()
     tracking: TrackingConfig = TrackingConfig()
-    experiment: str = "single"
+    experiment: str = setting("single", names="file")
     baseline: str | None = None
-    row: str | None = None
-    label: str | None = None
+    row: str | None = setting(None, names="file")
+    label: str | None = setting(None, names="label")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = setting(None, at_least=1)
+    threads: int | None = setting(None, at_least=1, at_most=1_024)
     compute: Literal["emulate", "auto", "triton"] = "emulate"
     output: str = "outputs"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loraq.config import ModelConfig
@@ -41,7 +41,7 @@ def load_pipeline(
     folder, table = resolve_folder(model), find_family(model.family)
     check_contents(model, components(folder).keys() - {*without})
     pipeline = getattr(quiet_diffusers(), table.PIPELINE)
-    _check_call(model, pipeline)
+    check_model_call(model)
     try:
         pipe = pipeline.from_pretrained(
             str(folder),
@@ -66,28 +66,38 @@ def load_pipeline(
     return pipe
 
 
-def _check_call(model: ModelConfig, pipeline: Any) -> None:
+def check_model_call(model: ModelConfig) -> None:
     """LoraqError for an argument in `model.call` that is unknown, unused or set by the run."""
-    known = [
-        name
-        for name, parameter in inspect.signature(pipeline.__call__).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD and name not in ("self", *RESERVED)
-    ]
-    for name in model.call:
-        if name in RESERVED:
-            raise LoraqError(
-                f"model.call.{name}={model.call[name]!r}: {RESERVED[name]}. Leave it out of "
-                "model.call."
-            )
-        if name not in known:
-            raise LoraqError(
-                f"model.call: {unknown(f'argument of {pipeline.__name__}', name, known)}"
-            )
+    if not model.call:
+        return
+    pipeline = getattr(quiet_diffusers(), find_family(model.family).PIPELINE)
+    check_call(pipeline.__call__, model.call, RESERVED, "model.call")
     if model.call.get("negative_prompt") and model.guidance <= 1:
         raise LoraqError(
             f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}; "
             "it needs a guidance above 1. Raise it, or leave the negative prompt out."
         )
+
+
+def check_call(
+    function: Callable[..., Any], call: Mapping[str, Any], reserved: Mapping[str, str], key: str
+) -> None:
+    """LoraqError for an argument in `call` that `function` does not have, or that is reserved.
+
+    reserved: argument → what to do instead. key: where `call` was given, for the error.
+    """
+    known = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name not in ("self", *reserved)
+    ]
+    for name, value in call.items():
+        if name in reserved:
+            raise LoraqError(f"{key}.{name}={value!r}: {reserved[name]}. Leave it out of {key}.")
+        if known and name not in known:
+            owner = function.__qualname__.partition(".")[0]
+            raise LoraqError(f"{key}: {unknown(f'argument of {owner}', name, known)}")
 
 
 def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:

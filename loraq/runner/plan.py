@@ -14,7 +14,7 @@ from loraq.layers.backends import check_compute
 from loraq.metrics.registry import metric_sources, needs_real
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
-from loraq.models.loading import meta_transformer
+from loraq.models.loading import check_model_call, meta_transformer
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images
@@ -69,8 +69,11 @@ def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> fro
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Raise LoraqError for metrics, real images, models, layers or ranks that would fail later."""
+    """LoraqError for a call, metrics, real images, models, layers or ranks that would fail."""
     with own_gpu("cuda" if any(row.device == "cuda" for row in rows) else "cpu"):
+        for row in rows:
+            if row.todo:
+                check_model_call(row.config.model)
         _check_metrics(rows)
         _check_models(rows)
         _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
