@@ -14,7 +14,7 @@ from loraq import __version__
 from loraq.config.hydra_options import check_cfg_option, refuse_options
 from loraq.errors import LoraqError
 from loraq.utils import batch_invariance
-from loraq.utils.console import reporting_errors
+from loraq.utils.failures import reporting_errors
 
 OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:

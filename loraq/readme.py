@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from loraq.errors import LoraqError
 from loraq.results.pages.refresh import refresh_all
 from loraq.utils.assets import CHECKOUT
-from loraq.utils.console import reporting_errors
+from loraq.utils.failures import reporting_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

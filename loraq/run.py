@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraq.utils.assets import CONF
 from loraq.utils.batch_invariance import configure_cpu_math
-from loraq.utils.console import reporting_errors
+from loraq.utils.failures import reporting_errors
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -121,7 +121,7 @@ def _too_long(path: Path, limit: float, seconds: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from loraq.utils.console import reporting_errors
+    from loraq.utils.failures import reporting_errors
 
     parser = argparse.ArgumentParser(
         prog="python -m notebooks.execute", description="Execute the notebooks and time them."

@@ -9,7 +9,7 @@ from torch import Tensor
 from loraq.branches.problem import Problem, Solution
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
-from loraq.utils.user_module import is_user_file, load_user_module
+from loraq.utils.user_module import is_user_file, load_user_module, running
 
 
 def run_finder(problem: Problem, options: BranchConfig) -> Solution:
@@ -21,9 +21,11 @@ def run_finder(problem: Problem, options: BranchConfig) -> Solution:
     if is_user_file(options.kind):
         module = load_user_module(options.kind, "find")
     else:
-        module = importlib.import_module(f"loraq.branches.{options.kind}")
+        with running(options.kind, "its import"):
+            module = importlib.import_module(f"loraq.branches.{options.kind}")
     before = _version(problem.weight_BOI)
-    solution = module.find(problem, options)
+    with running(options.kind, "find()"):
+        solution = module.find(problem, options)
     if _version(problem.weight_BOI) != before:
         raise LoraqError(
             f"{options.kind}: find() changed problem.weight_BOI in place, but the main weight is "

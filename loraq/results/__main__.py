@@ -15,7 +15,7 @@ from loraq.results.committed import (
 )
 from loraq.results.pages.refresh import refresh_all
 from loraq.utils.assets import CHECKOUT
-from loraq.utils.console import reporting_errors
+from loraq.utils.failures import reporting_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

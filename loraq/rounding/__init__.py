@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraq.config import RoundingConfig
 from loraq.formats import Format, QuantizedTensor
+from loraq.utils.user_module import running
 
 
 def round_weights(
@@ -20,6 +21,7 @@ def round_weights(
 
     second_BII: second moments of the transformed inputs; GPTQ needs them.
     """
-    module = importlib.import_module(f"loraq.rounding.{options.kind}")
-    rounded: list[QuantizedTensor] = module.round_weights(target_BOI, weight, second_BII, options)
-    return rounded
+    with running(options.kind, "round_weights()"):
+        module = importlib.import_module(f"loraq.rounding.{options.kind}")
+        found: list[QuantizedTensor] = module.round_weights(target_BOI, weight, second_BII, options)
+    return found

@@ -29,6 +29,7 @@ from loraq.runner.session import Session
 from loraq.runner.stages import generate_row, quantize_row
 from loraq.runner.store import Store
 from loraq.utils.console import duration, show_messages
+from loraq.utils.failures import report_fault
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     started = time.perf_counter()
     rows, session = _checked_rows(overrides, progress)
     finished: list[tuple[Row, Record]] = []
-    failed: dict[str, Exception] = {}
+    failed: dict[str, BaseException] = {}
     for number, row in enumerate(rows, 1):
         if progress:
             seconds = remaining_seconds(rows[number - 1 :], session.store)
@@ -57,11 +58,11 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
             failed[row.name] = error
             log.error("row '%s' failed: %s", row.name, error)
             continue
-        except Exception as error:  # an internal error: continue with the other rows
-            if row.recipe is None:
+        except (Exception, SystemExit) as error:  # a fault, here or in a module that calls sys.exit
+            if row.recipe is None and isinstance(error, Exception):
                 raise
             failed[row.name] = error
-            log.exception("row '%s' failed with an internal error (please report):", row.name)
+            report_fault(error, f"row '{row.name}'")
             continue
         if progress:
             log.info("  %s", row_summary(finished[-1][1]))

@@ -22,6 +22,7 @@ from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
 from loraq.utils.process import own_gpu
+from loraq.utils.user_module import is_user_file, load_user_module
 
 
 def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
@@ -117,6 +118,8 @@ def _check_layers(made: Sequence[Row]) -> None:
     for row in made:
         assert row.recipe is not None
         try:
+            if is_user_file(row.recipe.branch.kind):
+                load_user_module(row.recipe.branch.kind, "find")
             layers = list_layers(transformer, row.config.model.family, row.recipe.skip)
             rank, _ = planned_branch_bits(layers, row.recipe)
             if row.config.compute == "triton":

@@ -1,4 +1,4 @@
-"""Terminal output: the handler of the `loraq` logger, errors without a traceback, durations.
+"""Terminal output: the handler of the `loraq` logger, and durations.
 
 Modules log to `logging.getLogger(__name__)`. Commands and `run` show these messages as plain lines
 on stderr. To change this, configure the logger before the call:
@@ -9,12 +9,8 @@ on stderr. To change this, configure the logger before the call:
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
-from collections.abc import Iterator
-
-from loraq.errors import LoraqError
 
 LOGGER = logging.getLogger("loraq")
 
@@ -37,21 +33,6 @@ def show_messages() -> None:
     LOGGER.propagate = False  # Hydra's own handlers would print every message again
     if LOGGER.level == logging.NOTSET:
         LOGGER.setLevel(logging.INFO)
-
-
-@contextlib.contextmanager
-def reporting_errors() -> Iterator[None]:
-    """Log a LoraqError without a traceback and exit with 2; on Ctrl-C exit with 130."""
-    show_messages()
-    try:
-        yield
-    except LoraqError as error:
-        LOGGER.error("%s", error)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # after the ^C of the terminal
-        LOGGER.error("interrupted. Finished work is kept; run the same command again to resume.")
-        raise SystemExit(130) from None
 
 
 def duration(seconds: float) -> str:

@@ -6,11 +6,14 @@ makes new products. The hash does not cover modules that the file imports.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import re
 import sys
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -47,15 +50,11 @@ def load_user_module(path: str, function: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module  # as `import` does: dataclasses look up their module there
         try:
-            spec.loader.exec_module(module)
-        except BaseException as error:
+            with running(path, "its import"):
+                spec.loader.exec_module(module)
+        except BaseException:
             del sys.modules[name]
-            if not isinstance(error, Exception):
-                raise
-            raise LoraqError(
-                f"'{path}' cannot be imported: {type(error).__name__}: {error}. Fix the file so "
-                "that it runs without errors when imported."
-            ) from error
+            raise
     module = sys.modules[name]
     if not callable(getattr(module, function, None)):
         raise LoraqError(
@@ -63,6 +62,35 @@ def load_user_module(path: str, function: str) -> ModuleType:
             "(CONTRIBUTING.md, notebooks/3_your_own_method.ipynb)."
         )
     return module
+
+
+@contextlib.contextmanager
+def running(path: str, what: str) -> Iterator[None]:
+    """Whatever a user's code raises is a LoraqError that names its file and line.
+
+    `sys.exit()` too, which would end the whole run as if it had succeeded. Ctrl-C stays Ctrl-C; a
+    note says what was running. path: the file, or the name of a module of the library, whose own
+    exceptions are left as they are. what: what runs, for the error.
+    """
+    try:
+        yield
+    except LoraqError:
+        raise
+    except KeyboardInterrupt as stop:
+        stop.add_note(f"while '{path}' was running ({what})")
+        raise
+    except BaseException as error:
+        if isinstance(error, Exception) and not is_user_file(path):
+            raise
+        name = Path(path).name
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).name == name]
+        line = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        raise LoraqError(
+            f"'{path}': {what} raised {type(error).__name__}: {error}"
+            + (f" (line {line})" if line else "")
+            + ". Fix the file; LORAQ_DEBUG=1 shows the traceback."
+        ) from error
 
 
 def _read(path: str) -> bytes:

@@ -113,3 +113,44 @@ def test_invalid_results_of_a_finder_raise(own, returned, words):
     own.write_text(text[: text.index("    return")] + f"    return {returned}\n")
     with pytest.raises(LoraqError, match=words):
         find(problem(weights(2, 32, 48), rank=4), BranchConfig(kind=str(own), rank=4))
+
+
+@pytest.mark.parametrize("place", ["import", "use"])
+@pytest.mark.parametrize(
+    "statement, words",
+    [
+        ("raise SystemExit", r"mine\.py': .* raised SystemExit: .*\(line \d+\)"),
+        ("raise SystemExit(0)", r"mine\.py': .* raised SystemExit: 0"),
+        ("raise GeneratorExit", r"mine\.py': .* raised GeneratorExit"),
+        ("raise BaseException('b')", r"mine\.py': .* raised BaseException: b"),
+        ("1 / 0", r"mine\.py': .* raised ZeroDivisionError: division by zero \(line \d+\)"),
+        ("x = ", r"mine\.py': its import raised SyntaxError.*line \d+"),
+    ],
+)
+def test_whatever_a_file_raises_is_an_error_that_names_it(own, place, statement, words):
+    first, head = own.read_text().split("    left", 1)
+    own.write_text(f"{statement}\n{own.read_text()}" if place == "import" else
+                   f"{first}    {statement}\n    left{head}")  # fmt: skip
+    with pytest.raises(LoraqError, match=words):
+        find(problem(weights(1, 16, 16), rank=2), BranchConfig(kind=str(own), rank=2))
+
+
+def test_ctrl_c_in_a_file_stays_ctrl_c_and_names_the_file(own):
+    own.write_text("def find(problem, options): raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        find(problem(weights(1, 16, 16), rank=2), BranchConfig(kind=str(own), rank=2))
+    assert "mine.py' was running" in caught.value.__notes__[0]
+
+
+def test_a_file_that_exits_is_refused_by_the_plan_and_fails_the_run(own, overrides):
+    from loraq.runner.estimate import dry_run
+    from loraq.runner.experiment import run
+
+    given = ["method=loraq_o2", "quant.branch.rank=2", f"quant.branch.kind={own}", *overrides]
+    text = own.read_text()
+    own.write_text(f"import sys\nsys.exit()\n{text}")
+    with pytest.raises(LoraqError, match=r"mine\.py': its import raised SystemExit"):
+        dry_run(given)
+    own.write_text(text.replace("    left", "    import sys; sys.exit()\n    left"))
+    with pytest.raises(LoraqError, match=r"1 of 2 rows failed:\n.*mine\.py': find.. raised Sys"):
+        run(given, progress=False)

@@ -6,13 +6,16 @@ import sys
 from dataclasses import replace
 from types import ModuleType
 
+import pytest
 import torch
 
 import loraq
 from loraq.config import RoundingConfig, validation
-from loraq.formats import dequantize, quantize
+from loraq.errors import LoraqError
+from loraq.formats import dequantize, get_format, quantize
 from loraq.models.layers import list_layers
 from loraq.quantization.quantizer import quantize_model
+from loraq.rounding import round_weights
 from tests.little import little_pixart
 
 
@@ -32,3 +35,12 @@ def test_a_rounding_of_ones_own_rounds_data_free_weights(monkeypatch):
 
     doubled = weight(replace(recipe, rounding=RoundingConfig(kind="doubled")))
     assert torch.equal(doubled, 2 * weight(recipe))
+
+
+def test_a_rounding_that_exits_names_itself(monkeypatch):
+    own = ModuleType("loraq.rounding.leaving")
+    own.round_weights = lambda *_: sys.exit(0)
+    monkeypatch.setitem(sys.modules, own.__name__, own)
+    monkeypatch.setattr(validation, "modules_defining", lambda package, function: ("leaving",))
+    with pytest.raises(LoraqError, match=r"'leaving': round_weights\(\) raised SystemExit"):
+        round_weights(torch.ones(1, 2, 2), get_format("int4"), None, RoundingConfig("leaving"))

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from loraq.errors import LoraqError
-from loraq.utils.console import LOGGER, duration, reporting_errors, show_messages
+from loraq.utils.console import LOGGER, duration, show_messages
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +49,6 @@ def test_a_program_can_redirect_messages(capsys):
     show_messages()
     logging.getLogger("loraq.x").info("kept")
     assert kept == ["kept"] and capsys.readouterr().err == ""
-
-
-def test_an_error_is_reported_without_a_traceback(capsys):
-    with pytest.raises(SystemExit) as stopped, reporting_errors():
-        raise LoraqError("data.count=0 is below the limit 1.")
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "loraq: data.count=0 is below the limit 1.\n"
 
 
 def test_durations_read_as_people_say_them():

@@ -23,6 +23,7 @@ from loraq.runner.experiment import run
 from loraq.runner.publish import row_summary
 from loraq.runner.sweep import jobs
 from loraq.utils.console import show_messages
+from loraq.utils.failures import report_fault
 from loraq.utils.files import write_json
 
 log = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ def run_job(folder: Path, number: int) -> None:
             status |= _run_checked(jobs.read_sweep_plan(folder), number)
         except LoraqError as error:
             status |= {"state": "failed", "error": str(error)}
-        except Exception as error:
-            log.exception("job %d failed with an internal error (please report):", number)
+        except (Exception, SystemExit) as error:
+            report_fault(error, f"job {number}")
             status |= {"state": "failed", "error": f"internal error: {error!r}"}
         status["seconds"] = time.time() - started
         write_json(status_file(folder, number), status)
