@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, get_args
 
+import numpy as np
+
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
 from loraq.metrics.common.features import choose_extractor
@@ -100,6 +102,11 @@ def compute(
     other = {"reference": reference, "real": real, "prompts": None}[metric.NEEDS]
     needed = [] if other is None else [_same_names(other, images.names)]
     result: MetricResult = metric.compute(images, *needed, chosen)
+    if not np.isfinite([result.value, *(result.per_image or ())]).all():
+        raise LoraqError(
+            f"metric {name} gives {result.value}: an image or the metric's weights make values "
+            "that are not finite. Look at the images, and restore the weights."
+        )
     return dataclasses.replace(result, details={**metric.sources(chosen), **result.details})
 
 

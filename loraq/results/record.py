@@ -48,7 +48,8 @@ class Record:
 
     budget: bits_per_weight, branch_bits_per_weight, nbytes, rank (None without a branch).
     layers: one dict per quantised layer: layer, role, weight_error, output_error.
-    images: hash, names and seen (one flag per image); `per_image` lists have this order.
+    images: hash, names and seen (one flag per image); `per_image` lists have this order. Also
+        `one_colour`, the names of the images whose pixels are all equal, if there are any.
     metrics: name → value, lo, hi, n, direction, version, per_image, details, reason, seen{…},
         held_out{…} (see `loraq.metrics.measure`). Earlier releases recorded no version.
     paired: metric → against, diff, lo, hi. Tables compute paired differences themselves.

@@ -14,6 +14,7 @@ from loraq import metrics
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.reading import warn_one_colour
 from loraq.metrics.registry import needs_real
 from loraq.models.pointwise import weight_matrix
 from loraq.quantization.layer_errors import layer_errors
@@ -109,8 +110,10 @@ def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]
             bootstrap=config.metrics.bootstrap,
             workers=config.metrics.workers,
         )
-    names, seen = list(images.names), list(images.seen or ())
-    return {"hash": images.hash, "names": names, "seen": seen}, entries
+        blank = images.one_colour(config.metrics.workers)
+    warn_one_colour(blank, len(images), f"images of row '{row.name}'")
+    found = {"hash": images.hash, "names": list(images.names), "seen": list(images.seen or ())}
+    return found | ({"one_colour": blank} if blank else {}), entries
 
 
 def load_record(store: Store, row: Row) -> Record:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
+from loraq.metrics.common.reading import warn_one_colour
+from loraq.runner import overflow
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 from loraq.utils.pieces import keep_piece, piece_damage, write_piece
@@ -48,6 +50,8 @@ def image_batch(
 ) -> Any:
     """The images of one batch from one call of the pipeline, in its `output_type`.
 
+    LoraqError if the latents or the decoded images are not finite.
+
     embeddings: of the prompts (`embeddings.encode_prompts`); without them the pipeline encodes.
     """
     import torch
@@ -56,7 +60,9 @@ def image_batch(
     if embeddings is not None:
         text = {"prompt": None, "negative_prompt": None, **embeddings}
     options = {name: value for name, value in model.call.items() if name not in text}
-    with torch.inference_mode():
+
+    @torch.inference_mode()
+    def run() -> Any:
         return pipe(
             **text,
             num_inference_steps=model.steps,
@@ -69,6 +75,13 @@ def image_batch(
             **options,
         ).images
 
+    with overflow.finite_images(pipe) as finite:
+        images = run()
+    if output_type == "latent":
+        finite.append(overflow.finite_rows(images))
+    overflow.check_finite(pipe, model, prompts, finite, run)
+    return images
+
 
 def batch_images(
     pipe: DiffusionPipeline,
@@ -77,28 +90,13 @@ def batch_images(
     seed: int,
     embeddings: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Image]:
-    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`).
-
-    Raises LoraqError if the pipeline makes pixels that are not numbers, which PIL stores as black.
-    """
-    import numpy as np
-
+    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
     images: list[Image] = []
     for start in range(0, len(prompts), size):
         part = slice(start, start + size)
         text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
-        pixels_BHWC = image_batch(
-            pipe, model, prompts[part], seed, output_type="np", embeddings=text
-        )
-        if np.isnan(pixels_BHWC).any():
-            names = ", ".join(f"'{prompt.name}'" for prompt in prompts[part])
-            raise LoraqError(
-                f"The pipeline made pixels that are NaN, in the batch of {names}. The model's "
-                f"values probably exceed the range of {model.dtype}: set model.dtype=bfloat16 or "
-                "model.dtype=float32."
-            )
-        images += pipe.image_processor.numpy_to_pil(pixels_BHWC)
+        images += image_batch(pipe, model, prompts[part], seed, embeddings=text)
     return images
 
 
@@ -179,6 +177,12 @@ def _generate_batch(
             f"The pipeline made {len(images)} images for {len(batch)} prompts instead of one "
             f"per prompt. Remove the option that changes this from model.call={model.call}."
         )
+    blank = [
+        prompt.name
+        for prompt, image in zip(batch, images, strict=True)
+        if all(low == high for low, high in image.getextrema())
+    ]
+    warn_one_colour(blank, len(batch), "images of the batch")
     hashes = {}
     for prompt, image in zip(batch, images, strict=True):
         hashes[prompt.name] = write_piece(image_path(folder, prompt), encode_png(image))

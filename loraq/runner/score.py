@@ -17,6 +17,7 @@ from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.product_keys import thread_count
 from loraq.runner.real_images import real_images
@@ -29,16 +30,21 @@ from loraq.utils.process import torch_threads
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of the images in a folder; `packed`: memory of the pipeline that made them."""
+    """Metrics of the images in a folder; `packed`: memory of the pipeline that made them.
+
+    one_colour: the names of the images whose pixels are all equal.
+    """
 
     images: Path
     metrics: dict[str, Any]
     names: list[str]
     packed: dict[str, Any] | None = None
+    one_colour: Sequence[str] = ()
 
     def plain(self) -> dict[str, Any]:
         """The values for a JSON file."""
-        return {"metrics": self.metrics, "names": self.names, "packed": self.packed}
+        plain = {"metrics": self.metrics, "names": self.names, "packed": self.packed}
+        return plain | {"one_colour": list(self.one_colour)}
 
     def text(self) -> str:
         """One line per metric, with its confidence interval."""
@@ -108,7 +114,11 @@ def score_images(
         for metric in map(metrics.find_metric, settings.names):
             if metric.NEEDS == "reference":
                 found[metric.NAME]["reason"] = "needs reference images: --against FOLDER"
-    return Scores(target, found, [prompt.name for prompt in prompts], packed)
+    blank = images.one_colour(settings.workers)
+    warn_one_colour(blank, len(images))
+    if reference is not None:
+        warn_one_colour(reference.one_colour(settings.workers), len(reference), "references")
+    return Scores(target, found, [prompt.name for prompt in prompts], packed, blank)
 
 
 def _generate_images(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:

@@ -50,7 +50,14 @@ class Forward:
         args, kwargs = _mapped((self.args, self.kwargs), lambda tensor: tensor.to(device))
         output = _sample(transformer(*args, **kwargs))[:, : self.output.shape[1]].double()
         reference = self.output.to(device).double()
-        return (output - reference).square().sum().item(), reference.square().sum().item()
+        error, norm = (x.square().sum().item() for x in (output - reference, reference))
+        if not (math.isfinite(error) and norm > 0):
+            raise LoraqError(
+                f"The transformer's output at step {self.step} has the error {error} and the norm "
+                f"{norm}, which give no relative error. The quantised layers or the 16-bit model "
+                "make values that are not finite: use a wider model.dtype, or another recipe."
+            )
+        return error, norm
 
 
 def record_forwards(

@@ -65,3 +65,16 @@ def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch, tmp_p
     metric.load_clip.cache_clear()
     with pytest.raises(LoraqError, match="does not load"):
         metric.load_clip(tmp_path, "cpu")
+
+
+def test_scores_that_are_not_finite_are_refused(folder, noisy, monkeypatch, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / metric.WEIGHTS)
+    weights["visual_projection.weight"][0] = float("nan")
+    save_file(weights, tmp_path / metric.WEIGHTS, {"format": "pt"})
+    monkeypatch.setenv(metric.VARIABLE, str(tmp_path))
+    with pytest.raises(LoraqError, match="clip_score gives nan"):
+        compute("clip_score", noisy.subset([0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -214,3 +215,16 @@ def test_inception_path_with_a_stand_in_network(noisy, reference, monkeypatch, t
     assert doubled.value == pytest.approx(4 * result.value, rel=1e-6)
     assert result.name == "fid" and result.details["extractor"] == "inception"
     assert result.details["resize"].endswith("299")
+
+
+def test_features_that_are_not_finite_are_refused_by_name(reference, tmp_path):
+    """Also from a file; a singular value of NaN would be a traceback, a mean of NaN no value."""
+    from safetensors.numpy import save_file
+
+    made = features.features_of(reference, "efflite0", Options())
+    values = made.values.copy()
+    values[3, 7] = np.inf
+    names = {"names": json.dumps(list(made.names)), "extractor": made.extractor}
+    save_file({"features": values}, tmp_path / "features.safetensors", names)
+    with pytest.raises(LoraqError, match=rf"1 of 10 images(.|\n)*{NAMES[3]}"):
+        features.load_features(tmp_path / "features.safetensors")

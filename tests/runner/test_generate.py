@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from loraq.errors import DiskFullError, LoraqError
 from loraq.models import list_layers, load_pipeline
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import generate as generation
+from loraq.runner.trajectories import record_forwards
 from loraq.utils import batch_invariance
 from loraq.utils.console import show_messages
 from tests.damage import flip_bit
@@ -104,20 +106,75 @@ def test_prompts_and_seeds_make_different_images(pipe, model, tmp_path):
     assert all((images[i] != images[j]).any() for i in range(len(images)) for j in range(i))
 
 
-def test_pixels_that_are_nan_are_refused_instead_of_saved_as_black(pipe, model, tmp_path):
+BIASES = {  # what overflows → where its bias is
+    "the text's embeddings are": lambda pipe: pipe.text_encoder.encoder.final_layer_norm.weight,
+    "the latents at step 1 of 2 are": lambda pipe: pipe.transformer.proj_out.bias,
+    "the latents are finite, the decoder's output is": lambda pipe: pipe.vae.decoder.conv_out.bias,
+}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("where", BIASES)
+def test_images_that_are_not_finite_are_refused_with_what_overflowed(
+    where, value, pipe, model, tmp_path
+):
+    """Infinite pixels would be clamped to white, NaN saved as black."""
     import torch
 
-    bias = pipe.vae.decoder.conv_out.bias
+    bias = BIASES[where](pipe)
     kept = bias.detach().clone()
+    half = replace(model, dtype="float16")
+    hooks = len(pipe.transformer._forward_hooks), len(pipe.vae.decoder._forward_hooks)
     try:
         with torch.no_grad():
-            bias[0] = float("nan")
-        with pytest.raises(LoraqError, match=r"NaN(.|\n)*'p0'(.|\n)*model\.dtype=float32"):
-            generation.generate_images(pipe, model, PROMPTS[:1], GenerateConfig(), tmp_path, None)
+            bias[0] = float(value)
+        with pytest.raises(LoraqError, match=rf"'p0'(.|\n)*{where}(.|\n)*model\.dtype=bfloat16"):
+            generation.generate_images(pipe, half, PROMPTS[:1], GenerateConfig(), tmp_path, None)
+        if "decoder" not in where:
+            with pytest.raises(LoraqError, match=where):
+                generation.image_batch(pipe, model, PROMPTS[:2], 0, "latent")
+            with pytest.raises(LoraqError, match=where):
+                record_forwards(pipe, model, PROMPTS[:2], 0, 2)
     finally:
         with torch.no_grad():
             bias.copy_(kept)
     assert not list(tmp_path.glob("*.png"))
+    assert hooks == (len(pipe.transformer._forward_hooks), len(pipe.vae.decoder._forward_hooks))
+
+
+def test_an_overflow_in_a_later_step_is_found_there(pipe, model, tmp_path):
+    import torch
+
+    calls = []
+
+    def second(_module, _args, output):
+        calls.append(1)
+        return (torch.full_like(output[0], float("inf")),) if len(calls) % 3 == 2 else None
+
+    handle = pipe.transformer.register_forward_hook(second)
+    try:
+        with pytest.raises(LoraqError, match="the latents at step 2 of 3 are NaN or infinite"):
+            generation.image_batch(pipe, replace(model, steps=3), PROMPTS[:2], 0)
+    finally:
+        handle.remove()
+
+
+def test_images_of_one_colour_are_said(pipe, model, tmp_path, caplog):
+    import torch
+
+    conv = pipe.vae.decoder.conv_out
+    kept = conv.weight.detach().clone()
+    try:
+        with torch.no_grad():
+            conv.weight.zero_()
+        generation.generate_images(pipe, model, PROMPTS[:2], GenerateConfig(), tmp_path, None)
+    finally:
+        with torch.no_grad():
+            conv.weight.copy_(kept)
+    assert "2 of 2 images of the batch have one colour only (p0, p1)" in caplog.text
+    caplog.clear()
+    generation.generate_images(pipe, model, PROMPTS[2:], GenerateConfig(), tmp_path, None)
+    assert not caplog.text
 
 
 def test_a_product_that_another_process_has_finished_is_not_made_again(pipe, model, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,6 +190,27 @@ def test_the_result_folder_of_one_method_has_its_name(tmp_path):
     assert name("method=loraq_best") == "loraq_best"
     assert re.fullmatch(r"loraq_o2-tiny_sana-[0-9a-f]{6}",
                         name("method=loraq_o2", "model=tiny_sana", "data.count=16"))  # fmt: skip
+
+
+def test_images_of_one_colour_are_in_the_record_and_the_table(
+    overrides, tiny_folder, tmp_path, caplog
+):
+    """A decoder that makes only black: the 16-bit images pass as the reference of all rows."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_folder, tmp_path / "black")
+    (weights,) = (tmp_path / "black/vae").glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.weight"].zero_()
+    save_file(tensors, weights, {"format": "pt"})
+    given = [f"model.path={tmp_path / 'black'}", "data.count=2", "generate.batch_size=2"]
+    outcome = run(["method=reference", *overrides, *given], progress=False)
+    record = outcome.records[0]
+    assert record.images["one_colour"] == record.images["names"]
+    assert "2 of 2 images of row 'reference' have one colour only (t_0, t_1)" in caplog.text
+    assert (
+        "2 of 2 images have one colour only (t_0, t_1)" in (outcome.folder / "main.md").read_text()
+    )
 
 
 def test_dry_run_prints_the_plan_and_makes_nothing(overrides, capsys):

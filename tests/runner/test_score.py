@@ -6,9 +6,12 @@ import json
 
 import pytest
 from diffusers import PixArtSigmaPipeline
+from PIL import Image
 
 import loraq
 from loraq.cli import main
+from loraq.compose import load_rows
+from loraq.data import data_prompts
 from loraq.metrics.common.image_set import ImageSet
 from loraq.runner.experiment import run
 
@@ -61,3 +64,24 @@ def test_errors_name_the_cause(packed, overrides, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["quantize", "method=rtn", f"model.path={folder}", *overrides[1:]])
     assert "quantised already (loraq)" in capsys.readouterr().err
+
+
+def test_images_of_one_colour_are_named(overrides, tmp_path, capsys):
+    """Black images on both sides would score as identical, the best possible."""
+    settings = [*overrides[1:], "data.count=2", "metrics.names=[psnr]"]
+    names = [
+        prompt.name for prompt in data_prompts(load_rows(["method=reference", *settings])[0].data)
+    ]
+    for folder in ("own", "other"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / folder / f"{names[0]}.png")
+        Image.linear_gradient("L").convert("RGB").crop((0, 0, 16, 16)).save(
+            tmp_path / folder / f"{names[1]}.png"
+        )
+    json_file = tmp_path / "scores.json"
+    given = ["score", str(tmp_path / "own"), *settings, "--against", str(tmp_path / "other")]
+    main([*given, "--json", str(json_file)])
+    error = capsys.readouterr().err
+    assert f"1 of 2 images have one colour only ({names[0]})" in error
+    assert "1 of 2 references have one colour only" in error
+    assert json.loads(json_file.read_text())["one_colour"] == names[:1]

@@ -221,3 +221,19 @@ def test_all_common_forms_of_inputs_and_outputs_are_supported():
     doubled = trajectories._mapped(value, lambda tensor: tensor * 2)
     assert doubled["a"] is None and doubled["b"][0] is True and doubled["c"]["d"][0] == 2
     assert doubled["b"][1].sum() == doubled["c"]["d"][1].sum() == 4 and Named.sample.sum() == 2
+
+
+def test_an_output_that_is_not_finite_has_no_error(pipe, forwards):
+    class Overflows(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, hidden_states, **_more):
+            return (torch.full_like(hidden_states, torch.inf) * self.weight,)
+
+    with pytest.raises(LoraqError, match=r"at step 0 has the error (inf|nan)"):
+        output_errors(Overflows(), forwards)
+    nothing = [Forward(2, f.args, f.kwargs, torch.zeros_like(f.output)) for f in forwards[:1]]
+    with pytest.raises(LoraqError, match=r"at step 2 (.|\n)*the norm 0"):
+        output_errors(pipe.transformer, nothing)

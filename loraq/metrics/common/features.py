@@ -43,6 +43,16 @@ class FeatureSet:
     extractor: ExtractorName
     details: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        finite = np.isfinite(self.values).all(tuple(range(1, self.values.ndim)))
+        if not finite.all():
+            bad = [name for name, good in zip(self.names, finite, strict=True) if not good]
+            raise LoraqError(
+                f"{len(bad)} of {len(self)} images have features of {self.extractor} that are not "
+                f"finite ({', '.join(bad[:3])}): its weights or the features file are damaged. "
+                "Restore them."
+            )
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -203,8 +213,6 @@ def _extract(images: ImageSet, name: ExtractorName, options: Options) -> Feature
             pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(options.device)
             parts.append(network(pixels).float().cpu().numpy())
     values = np.concatenate(parts)
-    if not np.isfinite(values).all():
-        raise LoraqError(f"features of {name} are not finite; its weights file is damaged")
     return FeatureSet(images.names, values, name, sources)
 
 

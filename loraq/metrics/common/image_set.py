@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.reading import image_hash, read_batches, read_image
+from loraq.metrics.common.reading import image_hash, one_colour, read_batches, read_image
 from loraq.metrics.common.result import Options
 
 if TYPE_CHECKING:
@@ -80,6 +80,12 @@ class ImageSet:
             digest.update(f"{name}\0".encode())
             digest.update(bytes.fromhex(image_hash(path)))
         return digest.hexdigest()
+
+    def one_colour(self, workers: int = 0) -> list[str]:
+        """The names of the images whose pixels are all equal."""
+        batches = read_batches(self.paths, 16, workers, one_colour)
+        flags = [bool(flag) for batch in batches for flag in batch]
+        return [name for name, flag in zip(self.names, flags, strict=True) if flag]
 
     def subset(self, places: Sequence[int]) -> ImageSet:
         """The images at `places`, with their cached features."""

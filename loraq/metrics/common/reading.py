@@ -6,6 +6,7 @@ are in memory.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from loraq.errors import LoraqError
 from loraq.utils.hashing import cached_hash
 
+log = logging.getLogger(__name__)
 Transform = Callable[[np.ndarray], np.ndarray]
 
 
@@ -36,6 +38,21 @@ def read_image(path: Path) -> np.ndarray:
             f"{path} is {mode} ({pixels.dtype}); metrics read 8-bit RGB: convert it first"
         )
     return pixels
+
+
+def one_colour(pixels: np.ndarray) -> np.ndarray:
+    """Whether all pixels of an image are equal, as an array without dimensions."""
+    return (pixels == pixels[:1, :1]).all()
+
+
+def warn_one_colour(names: Sequence[str], total: int, what: str = "images") -> None:
+    """Log a warning that names the images of one colour only; nothing without any."""
+    if names:
+        log.warning(
+            "%d of %d %s have one colour only (%s): the model or its decoder has probably failed, "
+            "and their scores mean nothing. Look at them.",
+            *(len(names), total, what, ", ".join(names)),
+        )
 
 
 def image_hash(path: Path) -> str:

@@ -67,7 +67,7 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
 
 def main_notes(records: Sequence[Record], base: Record | None) -> list[str]:
     """Return the notes of the main table: prompts, equal memory, identical images."""
-    return [_split_sizes(records), *_memory_note(base), *_identical(records)]
+    return [_split_sizes(records), *_memory_note(base), *_one_colour(records), *_identical(records)]
 
 
 def splits_table(records: Sequence[Record]) -> Table:
@@ -243,6 +243,16 @@ def _split_sizes(records: Sequence[Record]) -> str:
     if seen == total:  # published prompt sets do not mark seen captions
         return f"N = {total} prompts"
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"
+
+
+def _one_colour(records: Sequence[Record]) -> list[str]:
+    """Return a note for each row with images of one colour, which a failed model makes."""
+    return [
+        f"{row_label(record)}: {len(blank)} of {_size(record)} images have one colour only "
+        f"({', '.join(blank[:3])}{' …' if len(blank) > 3 else ''}); scores of these mean nothing"
+        for record in records
+        if (blank := record.images.get("one_colour"))
+    ]
 
 
 def _identical(records: Sequence[Record]) -> list[str]:

@@ -1,0 +1,106 @@
+"""Images that are not made of numbers: found after a batch, and traced to their cause only then.
+
+A model whose values exceed the range of its dtype makes NaN or infinity. The pipeline clamps the
+pixels and PIL stores NaN as black, so that only the decoder's own output shows them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraq.config import ModelConfig
+from loraq.data import Prompt
+from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor
+
+REMEDIES = {
+    "float16": "Its range ends at 65504: set model.dtype=bfloat16 or model.dtype=float32.",
+    "bfloat16": "Set model.dtype=float32; if that fails too, the weights are damaged.",
+    "float32": "The weights are damaged, or the row's recipe makes them so (method=reference runs "
+    "the model without it): restore them, or change the recipe.",
+}
+
+
+class _Found(Exception):
+    """Stops the pipeline at the first values that are not finite; the message says where."""
+
+
+@contextlib.contextmanager
+def finite_images(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
+    """Collect whether each decoded image is finite, on its device, without waiting for it."""
+    found: list[Tensor] = []
+
+    def check(_module: torch.nn.Module, _args: tuple, decoded: Tensor) -> None:
+        found.append(finite_rows(decoded))
+
+    handle = pipe.vae.decoder.register_forward_hook(check)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def check_finite(
+    pipe: DiffusionPipeline,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    finite: Sequence[Tensor],
+    again: Callable[[], Any],
+) -> None:
+    """LoraqError if an image is not finite; it says what was the first to be so.
+
+    finite: per image or group of images, in the order of `prompts`. again: makes the batch again.
+    """
+    import torch
+
+    flags = torch.cat(list(finite)).tolist()
+    if all(flags):
+        return
+    bad = [prompt.name for prompt, good in zip(prompts, flags, strict=False) if not good]
+    names = ", ".join(f"'{name}'" for name in bad[:3]) + (" …" if len(bad) > 3 else "")
+    raise LoraqError(
+        f"{len(bad)} of {len(prompts)} images are not made of numbers ({names}): "
+        f"{_first_overflow(pipe, model, again)} NaN or infinite in {model.dtype}. "
+        f"{REMEDIES[model.dtype]}"
+    )
+
+
+def _first_overflow(pipe: DiffusionPipeline, model: ModelConfig, again: Callable[[], Any]) -> str:
+    """What is not finite first: the text's embeddings, the latents at a step, or the decoder."""
+    step = 0
+
+    def before(_module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> None:
+        nonlocal step
+        step += 1
+        text = given.get("encoder_hidden_states")
+        if text is not None and not finite_rows(text).all():
+            raise _Found("the text's embeddings are")
+
+    def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
+        sample = output[0] if isinstance(output, tuple) else output.sample
+        if not finite_rows(sample).all():
+            raise _Found(f"the latents at step {step} of {model.steps} are")
+
+    hooks = (
+        pipe.transformer.register_forward_pre_hook(before, with_kwargs=True),
+        pipe.transformer.register_forward_hook(after),
+    )
+    try:
+        again()
+    except _Found as found:
+        return str(found)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return "the latents are finite, the decoder's output is"
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Whether each entry of the first dimension is finite."""
+    return values.isfinite().flatten(1).all(1)
