@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
-from loraq.results.experiment_folder import ROWS_FILE, record_path
+from loraq.results.experiment_folder import ROWS_FILE, read_product_record, record_path
 from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.record import Record, load_record
 from loraq.results.tables.tables import render_tables
@@ -88,7 +88,9 @@ def import_experiment(source: Path, root: Path = CHECKOUT) -> Path:
     output = source.resolve().parents[1]
     paths = {row["row"]: record_path(output, row) for row in rows}
     for path in paths.values():
-        load_record(path)  # fails on a missing or damaged record before anything is replaced
+        read_product_record(
+            path
+        )  # fails on a missing or damaged record before anything is replaced
     target = root / "results" / source.resolve().name
     shutil.rmtree(target / RECORDS, ignore_errors=True)
     (target / RECORDS).mkdir(parents=True)
@@ -112,7 +114,7 @@ def import_row(source: Path, root: Path = CHECKOUT) -> Path:
         if row["row"] not in places:
             raise unknown(f"row of {target.name}", row["row"], places)
         path = record_path(source.resolve().parents[3], row)
-        if not load_record(path).config.get("quant"):
+        if not read_product_record(path).config.get("quant"):
             continue
         write_bytes(target / RECORDS / f"{row['row']}.json", path.read_bytes())
         listed["rows"][places[row["row"]]] = row

@@ -11,6 +11,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.results.record import Record, load_record
 from loraq.results.tables.tables import main_table, write_tables
 from loraq.results.tables.text import to_markdown
+from loraq.utils.manifest import check_product
 
 ROWS_FILE = "rows.json"
 
@@ -34,14 +35,32 @@ def finished_experiments(output: Path) -> list[str]:
 
 
 def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Record]]:
-    """Return an experiment's rows.json and its records; LoraqError for an unknown name."""
+    """Return an experiment's rows.json and its records.
+
+    LoraqError for an unknown name, or a file that cannot be read or does not match its manifest.
+    """
     finished = finished_experiments(output)
     if name not in finished:
         raise unknown("experiment", name, finished)
-    listed = json.loads((output / "results" / name / ROWS_FILE).read_text())
-    return listed, [load_record(record_path(output, row)) for row in listed["rows"]]
+    path = output / "results" / name / ROWS_FILE
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+        paths = [record_path(output, row) for row in listed["rows"]]
+        listed["baseline"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LoraqError(
+            f"Cannot read '{path}': {error!r}. Run the experiment again: it writes this file."
+        ) from None
+    return listed, [read_product_record(path) for path in paths]
 
 
 def record_path(output: Path, listed: Mapping[str, str]) -> Path:
     """Return the path of the record of a row that rows.json lists."""
     return output / "record" / listed["record"] / "record.json"
+
+
+def read_product_record(path: Path) -> Record:
+    """Read a record from the store; LoraqError if it does not match its manifest."""
+    if path.is_file():
+        check_product(path.parent, [path.name])
+    return load_record(path)

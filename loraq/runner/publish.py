@@ -21,7 +21,8 @@ from loraq.results.tracking import IMAGES, TrackedImage, Tracker
 from loraq.runner.evaluate import image_set, reference_set
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
-from loraq.utils.files import write_json
+from loraq.utils.files import write_bytes, write_json
+from loraq.utils.hashing import CHECKSUMS, file_hash, read_sha256sums
 
 PICTURE_PROMPTS = 8
 
@@ -93,9 +94,12 @@ def _report_command(folder: Path) -> str:
 def _pictures(
     session: Session, finished: Sequence[tuple[Row, Record]], folder: Path, changed: bool
 ) -> list[Path]:
-    """Paths of the image grid and the diagrams; drawn again only if the rows have changed."""
+    """Paths of the image grid and the diagrams.
+
+    They are drawn again only if the rows have changed, or a picture does not match SHA256SUMS.
+    """
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
-    if changed or not grid.is_file():
+    if changed or not _as_drawn(folder, grid.name):
         for old in folder.glob("*.png"):
             old.unlink()
         sets = [image_set(session.store, row) for row, _ in finished]
@@ -111,7 +115,18 @@ def _pictures(
         if any(record.layers for record in records):
             layer_error_map(records, errors)
         draw_diagrams(records, folder)
+        sums = [f"{file_hash(path)}  {path.name}\n" for path in sorted(folder.glob("*.png"))]
+        write_bytes(folder / CHECKSUMS, "".join(sums).encode())
     return [grid, *sorted(path for path in folder.glob("*.png") if path != grid)]
+
+
+def _as_drawn(folder: Path, needed: str) -> bool:
+    """Whether `needed` and all other pictures match SHA256SUMS."""
+    try:
+        drawn = read_sha256sums(folder)
+        return needed in drawn and all(file_hash(folder / n) == h for n, h in drawn.items())
+    except (OSError, ValueError):
+        return False
 
 
 def _psnr(record: Record) -> str:

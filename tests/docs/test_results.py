@@ -14,6 +14,7 @@ from loraq.results.pages import bench, refresh, times
 from loraq.results.record import save_record
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.files import write_json
+from tests.damage import certify
 from tests.results.tables.test_tables import rows
 
 BRIEF = ("row", "bits/weight", "PSNR ↑", "LPIPS ↓")
@@ -36,7 +37,7 @@ def finished(root):
     listed = []
     for number, record in enumerate(rows()):
         record = type(record)(**{**record.__dict__, "key": f"k{number}", "commit": "abc"})
-        save_record(record, root / "outputs" / "record" / record.key / "record.json")
+        certify(save_record(record, root / "outputs" / "record" / record.key / "record.json"))
         listed.append({"row": record.row, "record": record.key})
     folder = root / "outputs" / "results" / "demo"
     folder.mkdir(parents=True)
@@ -82,6 +83,7 @@ def test_a_number_changed_by_hand_is_detected_and_restored(root, finished):
 def test_uncommitted_code_is_stated(root, finished):
     path = root / "outputs" / "record" / "k1" / "record.json"
     path.write_text(path.read_text().replace('"abc"', '"abc+"'))
+    certify(path)
     committed.import_experiment(finished, root)
     assert committed.rows_from_changed_code(committed.read_results("demo", root)) == ["rtn"]
     assert "uncommitted changes (`+`): rtn" in refresh.table_block("demo", root)
@@ -123,7 +125,7 @@ def test_a_row_that_was_run_again_replaces_the_committed_one(root, finished):
     config = {**old.config, "quant": {"weight": {"name": "int4"}}}
     again = type(old)(**{**old.__dict__, "key": "new", "commit": "def", "config": config})
     for record in (again, before.records[0]):
-        save_record(record, root / "outputs" / "record" / record.key / "record.json")
+        certify(save_record(record, root / "outputs" / "record" / record.key / "record.json"))
     folder = finished / "rows" / "rtn"
     folder.mkdir(parents=True)
     listed = [{"row": record.row, "record": record.key} for record in (before.records[0], again)]
@@ -146,6 +148,7 @@ def test_a_shared_product_counts_once(root, finished):
             record["timings"] |= {"inputs:calibrate": 7.0, "moments": 1.0, "quantised": 0.25}
         record["machine"] = {"device": "cpu", "cpus": 2}
         path.write_text(json.dumps(record))
+        certify(path)
     committed.import_experiment(finished, root)
     text = times.time_block("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text

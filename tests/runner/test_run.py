@@ -29,6 +29,7 @@ from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.files import write_json
 from loraq.utils.manifest import MANIFEST
+from tests.damage import flip_bit
 
 
 def output(overrides: list[str]) -> Path:
@@ -263,12 +264,17 @@ def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
 def test_tables_and_cache_read_finished_products(overrides, capsys):
     root = str(output(overrides))
     outcome = run(["method=rtn", *overrides], progress=False)
+    grid = outcome.folder / "grid.png"
+    drawn = grid.read_bytes()
+    flip_bit(grid, -30)
     (outcome.folder / "main.md").unlink()
     main(["tables", "--output", root])
     assert "rtn" in capsys.readouterr().out
     assert (outcome.folder / "main.md").is_file()
     main(["cache", "--output", root, "--verify"])
     assert "finished" in capsys.readouterr().out
+    run(["method=rtn", *overrides], progress=False)
+    assert grid.read_bytes() == drawn, "a damaged picture was not drawn again"
     with pytest.raises(SystemExit):
         main(["tables", "--output", root, "nothing"])
 

@@ -17,6 +17,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.reading import read_image
 from loraq.results.plots.grid import DIFFERENCE_GAIN, difference
 from loraq.results.record import Record
+from loraq.utils.manifest import check_product
 
 PROMPTS = 24
 SIDE = 384  # pixels; larger images are downsampled
@@ -56,9 +57,12 @@ class Gallery:
 def make_gallery(columns: Sequence[tuple[Record, Path]]) -> Gallery:
     """Build a gallery of the first prompts from (record, folder of its images) of each row.
 
-    Differences are to the first row. LoraqError if a row lacks an image.
+    Differences are to the first row. LoraqError if a row lacks an image, or if one does not match
+    the manifest of its folder.
     """
     names, texts = list(columns[0][0].images["names"]), _texts(columns[0][0])
+    for _, folder in columns:
+        check_product(folder, [f"{name}.png" for name in names[:PROMPTS]])
     made: list[tuple[str, str, list[Shown]]] = []
     size = 0
     for place, name in enumerate(names[:PROMPTS]):

@@ -12,6 +12,7 @@ from loraq.results.experiment_folder import ROWS_FILE
 from loraq.results.record import save_record
 from loraq.results.report import write_report
 from loraq.utils.files import write_json
+from tests.damage import certify
 
 WITH_IMAGES = "demo"
 NAMES = (WITH_IMAGES, "table1", "ablation_error_source")
@@ -32,7 +33,7 @@ def make_run(name: str, output: Path) -> None:
     found = committed.read_results(name)
     rows = []
     for number, record in enumerate(found.records):
-        save_record(record, output / "record" / record.key / "record.json")
+        certify(save_record(record, output / "record" / record.key / "record.json"))
         rows.append({"row": record.row, "record": record.key, "images": record.key})
         folder = output / "images" / record.key
         folder.mkdir(parents=True)
@@ -43,5 +44,6 @@ def make_run(name: str, output: Path) -> None:
             noise = np.random.default_rng((place, number)).normal(0, 3 * number, smooth.shape)
             pixels = np.clip(smooth + noise.round().astype(int), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f"{prompt}.png")
+        certify(folder / "manifest.json")
     (output / "results" / name).mkdir(parents=True)
     write_json(output / "results" / name / ROWS_FILE, {"baseline": found.baseline, "rows": rows})

@@ -14,9 +14,12 @@ from PIL import Image
 
 from loraq.cli import main
 from loraq.errors import LoraqError
+from loraq.results.committed import import_experiment
+from loraq.results.experiment_folder import rewrite_tables
 from loraq.results.plots.grid import DIFFERENCE_GAIN
 from loraq.results.report import write_report
 from loraq.runner.experiment import run
+from tests.damage import flip_bit
 
 VOID = {"meta", "link", "img", "input", "br"}
 
@@ -145,6 +148,28 @@ def test_without_images_the_page_says_how_to_get_them(finished, tmp_path):
     folder = tmp_path / "moved" / "results" / finished[1].name
     text = write_report(folder, tmp_path / "report.html").read_text(encoding="utf-8")
     assert "The images are not available" in text and 'class="prompt"' not in text
+
+
+def test_images_and_records_that_were_changed_are_refused(finished, tmp_path):
+    outcome, folder = finished
+    output = tmp_path / "moved"
+    shutil.copytree(folder.parents[1], output)
+    folder = output / "results" / folder.name
+    last = json.loads((folder / "rows.json").read_text())["rows"][-1]
+    record = output / "record" / last["record"] / "record.json"
+    image = output / "images" / last["images"] / f"{outcome.records[-1].images['names'][0]}.png"
+    flip_bit(image, -20)
+    with pytest.raises(LoraqError, match=rf"{last['images']}.*{image.name} does not match"):
+        write_report(folder, tmp_path / "page.html")
+    rewrite_tables(output, [])
+    flip_bit(record, record.read_text().index('"value": ') + 11)  # a digit
+    with pytest.raises(LoraqError, match=rf"{last['record']}.*record\.json does not match"):
+        rewrite_tables(output, [])
+    with pytest.raises(LoraqError, match=rf"{last['record']}.*record\.json does not match"):
+        import_experiment(folder, tmp_path)
+    (folder / "rows.json").write_text("{")
+    with pytest.raises(LoraqError, match=r"Cannot read .*rows\.json"):
+        rewrite_tables(output, [])
 
 
 def test_the_command_and_its_refusals(finished, tmp_path, capsys):
