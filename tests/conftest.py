@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,3 +78,15 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overrides(tiny_folder: Path, captions: Path, tmp_path: Path) -> list[str]:
     """Settings of a run on `tiny_folder` with an output folder of its own."""
     return small_run(tiny_folder, captions, tmp_path / "outputs")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "loraq-test", str(folder)]
+    if os.getuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

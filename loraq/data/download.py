@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.utils.disk_errors import disk_error
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
@@ -36,6 +37,8 @@ def download_files(hub: str, patterns: Sequence[str], folder: Path, progress: bo
     except LoraqError:
         raise
     except Exception as error:  # huggingface_hub also raises the errors of its HTTP client
+        if isinstance(error, OSError) and (told := disk_error(error, folder)) is not error:
+            raise told from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoraqError(
             f"fetch: the download of {hub} failed ({reason[:160]}). Run the same command again: it "

@@ -13,11 +13,12 @@ from typing import Any
 
 from loraq.data.download import download_files
 from loraq.data.manifest import INCOMPLETE, MANIFEST, read_manifest
-from loraq.data.sets import find_prompt_set, read_prompt_set, real_image_paths
+from loraq.data.sets import PromptSet, find_prompt_set, read_prompt_set, real_image_paths
 from loraq.errors import LoraqError
 from loraq.utils.assets import offline
-from loraq.utils.files import write_bytes
+from loraq.utils.files import write_text
 from loraq.utils.hashing import file_hash
+from loraq.utils.output_folder import folder_lock
 
 
 def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
@@ -38,9 +39,14 @@ def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str
         )
     if folder.exists() and not folder.is_dir():
         raise LoraqError(f"'{folder}' is a file. Give a folder.")
-    folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder):
+        return _fetch(name, chosen, folder, progress)
+
+
+def _fetch(name: str, chosen: PromptSet, folder: Path, progress: bool) -> dict[str, Any]:
+    assert chosen.hub is not None
     previous = (read_manifest(folder) or {}).get("files", {})
-    (folder / INCOMPLETE).write_text(name)
+    write_text(folder / INCOMPLETE, name)
     commit = download_files(chosen.hub, chosen.files, folder, progress)
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
@@ -66,7 +72,7 @@ def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str
         "unpacked": unpacked,
         "files": files,
     }
-    write_bytes(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
     (folder / INCOMPLETE).unlink()
     return manifest
 

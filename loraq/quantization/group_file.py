@@ -7,7 +7,6 @@ Equal keys give equal bytes, so a group's run time is stored in a separate small
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.layers.serialization import deserialize_layers, serialize_layers
 from loraq.layers.tensors import LayerTensors
-from loraq.utils.files import TEMPORARY, reporting_full_disk, sort_metadata
-from loraq.utils.pieces import keep_piece, rename_to_piece, write_piece
+from loraq.utils.files import replacing, sort_metadata
+from loraq.utils.hashing import file_hash
+from loraq.utils.pieces import keep_piece, write_checksum, write_piece
 
 LAYOUT = "1"
 
@@ -28,21 +28,12 @@ def save_group(path: Path, layers: dict[str, LayerTensors], info: dict[str, Any]
     entries, tensors = serialize_layers(layers)
     notes = {name: value for name, value in info.items() if name != "seconds"}
     metadata = {"layout": LAYOUT, "layers": json.dumps(entries), "info": json.dumps(notes)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with reporting_full_disk(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata=metadata)
-            sort_metadata(temporary)
-            if "seconds" in info:  # before the rename, which marks the group as finished
-                write_piece(_seconds_file(path), f"{info['seconds']!r}\n".encode())
-            rename_to_piece(temporary, path)
-    except OSError as error:
-        raise LoraqError(
-            f"Cannot write '{path}': {error}. Set output= to a writable folder."
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+        sort_metadata(temporary)
+        if "seconds" in info:  # before the rename, which marks the group as finished
+            write_piece(_seconds_file(path), f"{info['seconds']!r}\n".encode())
+        write_checksum(path, file_hash(temporary))
 
 
 def keep_group(path: Path) -> bool:

@@ -16,7 +16,6 @@ Reads only records: no torch, no images, no W&B.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,10 +91,11 @@ def import_experiment(source: Path, root: Path = CHECKOUT) -> Path:
             path
         )  # fails on a missing or damaged record before anything is replaced
     target = root / "results" / source.resolve().name
-    shutil.rmtree(target / RECORDS, ignore_errors=True)
-    (target / RECORDS).mkdir(parents=True)
-    for row, path in paths.items():
-        write_bytes(target / RECORDS / f"{row}.json", path.read_bytes())
+    copies = {target / RECORDS / f"{row}.json": path for row, path in paths.items()}
+    for copy, path in copies.items():
+        write_bytes(copy, path.read_bytes())
+    for old in {*(target / RECORDS).iterdir()} - copies.keys():
+        old.unlink(missing_ok=True)
     write_bytes(target / ROWS_FILE, (source / ROWS_FILE).read_bytes())
     _refresh(target, root)
     return target
@@ -127,7 +127,7 @@ def _refresh(target: Path, root: Path) -> None:
     """Rebuild the tables and plots of records that were just imported."""
     refresh_tables(target.name, root)
     for old in target.glob("*.png"):
-        old.unlink()
+        old.unlink(missing_ok=True)
     draw_diagrams(read_results(target.name, root).records, target)
 
 
@@ -156,7 +156,7 @@ def refresh_tables(name: str, root: Path = CHECKOUT, check: bool = False) -> lis
         if file in wanted:
             write_bytes(path, wanted[file])
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
     return stale
 
 

@@ -12,6 +12,7 @@ from loraq.results.record import Record, load_record
 from loraq.results.tables.tables import main_table, write_tables
 from loraq.results.tables.text import to_markdown
 from loraq.utils.manifest import check_product
+from loraq.utils.output_folder import folder_lock
 
 ROWS_FILE = "rows.json"
 
@@ -20,8 +21,9 @@ def rewrite_tables(output: Path, experiments: Sequence[str]) -> str:
     """Rebuild the tables of experiments (all finished ones if empty); returns the main tables."""
     lines = []
     for name in experiments or finished_experiments(output):
-        listed, made = read_experiment(output, name)
-        write_tables(made, output / "results" / name, listed["baseline"])
+        with folder_lock(output / "results" / name):
+            listed, made = read_experiment(output, name)
+            write_tables(made, output / "results" / name, listed["baseline"])
         lines += [f"## {name}", "", to_markdown(main_table(made, listed["baseline"]))]
     return "\n".join(lines)
 

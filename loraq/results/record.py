@@ -21,7 +21,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.metrics.common.summary import with_current_intervals
 from loraq.utils.assets import CONF, PACKAGE
-from loraq.utils.files import write_bytes, write_json
+from loraq.utils.files import write_json, write_text
 from loraq.utils.plain import decode_float, to_plain
 
 SCHEMA = 1
@@ -91,16 +91,13 @@ class Record:
 
 def save_findings(found: dict[str, Any], path: Path) -> None:
     """Write the results of a benchmark or `loraq score`, with `provenance()`, to a JSON file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, to_plain(found | provenance(), where="record"))
 
 
 def save_record(record: Record, path: str | os.PathLike[str]) -> Path:
     """Write `record` to `path` atomically: to a temporary file, synced, then renamed."""
     path = Path(path)
-    data = to_json(record).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, data)
+    write_text(path, to_json(record))
     return path
 
 

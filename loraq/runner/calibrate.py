@@ -33,7 +33,8 @@ from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
 from loraq.runner.trajectories import Forward, measure_sensitivity, record_forwards
-from loraq.utils.files import reporting_full_disk, write_json
+from loraq.utils.disk_errors import reporting_disk_errors
+from loraq.utils.files import replacing, write_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -53,7 +54,7 @@ def calibrate_row(session: Session, row: Row, stage: Stage) -> None:
         pieces: list[str] = []
         with (
             session.store.write(product, name, info, pieces) as folder,
-            reporting_full_disk(folder),
+            reporting_disk_errors(folder),
         ):
             if stage is Stage.SENSITIVITY:
                 pieces += [SENSITIVITY]
@@ -80,7 +81,8 @@ def _pipe_and_embeddings(
     with session.timed("text encoder"):
         for number, batch in enumerate(session.each(batches, text="text", unit="batch")):
             files.append(scratch / f"{number:05d}.safetensors")
-            save_file(encode_batch(text, row.config.model, batch), files[-1])
+            with replacing(files[-1]) as temporary:
+                save_file(encode_batch(text, row.config.model, batch), temporary)
     del text
 
     def embeddings(number: int) -> dict[str, Tensor]:
@@ -127,7 +129,8 @@ def _capture(
     names = []
     for number, tensors in enumerate(found):
         names.append(f"{number:05d}.safetensors")
-        save_file(tensors, folder / names[-1])
+        with replacing(folder / names[-1]) as temporary:
+            save_file(tensors, temporary)
     shutil.rmtree(scratch, ignore_errors=True)
     return names
 

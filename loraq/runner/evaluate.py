@@ -31,7 +31,7 @@ from loraq.runner.session import Session
 from loraq.runner.stages import quantize_row
 from loraq.runner.store import Store
 from loraq.runner.trajectories import errors_by_role
-from loraq.utils.files import write_bytes
+from loraq.utils.files import write_text
 from loraq.utils.plain import decode_float, to_plain
 from loraq.utils.user_module import is_user_file, user_file_label
 
@@ -81,7 +81,7 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
                 to_plain(found, where="record"), indent=1, ensure_ascii=False, allow_nan=False
             )
             with session.store.write(Stage.MEASURED, name, info, [MEASURED_FILE]) as folder:
-                write_bytes(folder / MEASURED_FILE, text.encode())
+                write_text(folder / MEASURED_FILE, text)
     loaded: dict[str, Any] = json.loads(path.read_text(), object_hook=decode_float)
     return loaded
 

@@ -29,6 +29,7 @@ from loraq.runner.session import Session
 from loraq.runner.stages import generate_row, quantize_row
 from loraq.runner.store import Store
 from loraq.utils.console import duration, show_messages
+from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.failures import report_fault
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
             eta = f"about {duration(seconds)} left for all rows" if seconds else "cached"
             log.info("[%d/%d] %s  (%s)", number, len(rows), row.label, eta)
         try:
-            with session.using(row):
+            with session.using(row), reporting_disk_errors(session.store.root):
                 finished.append((row, run_row(session, row)))
         except LoraqError as error:
             if row.recipe is None or isinstance(error, DiskFullError):

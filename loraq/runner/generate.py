@@ -147,12 +147,13 @@ def generate_images(
             busy = []
             for done_file, batch in todo:
                 with claim(done_file.stem, wait) as mine:
+                    made = mine and all(map(keep_piece, _batch_files(folder, done_file, batch)))
                     if not folder.is_dir():  # another process has finished the product
                         return [image_path(folder, prompt) for prompt in prompts]
                     if not mine:
                         busy.append((done_file, batch))
                         continue
-                    if not all(map(keep_piece, _batch_files(folder, done_file, batch))):
+                    if not made:
                         text = None if embeddings is None else embeddings(int(done_file.stem))
                         _generate_batch(pipe, model, batch, settings, folder, done_file, text)
                         trim()

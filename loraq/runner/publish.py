@@ -21,8 +21,9 @@ from loraq.results.tracking import IMAGES, TrackedImage, Tracker
 from loraq.runner.evaluate import image_set, reference_set
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
-from loraq.utils.files import write_bytes, write_json
+from loraq.utils.files import ABANDONED, remove_temporaries, write_json, write_text
 from loraq.utils.hashing import CHECKSUMS, file_hash, read_sha256sums
+from loraq.utils.output_folder import folder_lock
 
 PICTURE_PROMPTS = 8
 
@@ -51,14 +52,14 @@ def publish_results(
         for row, _ in finished
     ]
     rows = {"baseline": baseline, "rows": listed}
-    changed = _previous_rows(folder) != rows
-    with session.timed("tables and pictures"):
-        folder.mkdir(parents=True, exist_ok=True)
+    with session.timed("tables and pictures"), folder_lock(folder):
+        remove_temporaries(folder, ABANDONED)
+        changed = _previous_rows(folder) != rows
         write_tables(records, folder, baseline)
         pictures = _pictures(session, finished, folder, changed)
+        write_json(folder / ROWS_FILE, rows)
     with session.timed("W&B"):
         runs, mode = _track(session, finished, pictures)
-    write_json(folder / ROWS_FILE, rows)
     images = session.store.path(*finished[-1][0].product(Stage.IMAGES))
     others = ", ".join([*_other_tables(folder), ".tex", ".csv"])
     lines = [
@@ -100,8 +101,6 @@ def _pictures(
     """
     grid, errors = folder / "grid.png", folder / "layer_errors.png"
     if changed or not _as_drawn(folder, grid.name):
-        for old in folder.glob("*.png"):
-            old.unlink()
         sets = [image_set(session.store, row) for row, _ in finished]
         shown = range(min(PICTURE_PROMPTS, *(len(images) for images in sets)))
         image_grid(
@@ -112,11 +111,13 @@ def _pictures(
             notes=[_psnr(record) for _, record in finished],
         )
         records = [record for _, record in finished]
+        drawn = {grid, *draw_diagrams(records, folder)}
         if any(record.layers for record in records):
-            layer_error_map(records, errors)
-        draw_diagrams(records, folder)
-        sums = [f"{file_hash(path)}  {path.name}\n" for path in sorted(folder.glob("*.png"))]
-        write_bytes(folder / CHECKSUMS, "".join(sums).encode())
+            drawn.add(layer_error_map(records, errors))
+        for old in {*folder.glob("*.png")} - drawn:
+            old.unlink()
+        sums = [f"{file_hash(path)}  {path.name}\n" for path in sorted(drawn)]
+        write_text(folder / CHECKSUMS, "".join(sums))
     return [grid, *sorted(path for path in folder.glob("*.png") if path != grid)]
 
 

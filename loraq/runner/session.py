@@ -14,6 +14,7 @@ from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.quantization.model import QuantizedModel
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
+from loraq.utils.output_folder import check_output_folder
 from loraq.utils.process import own_gpu, torch_threads
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ class Session:
     """The store, the loaded pipeline, and the seconds per kind of work in this process.
 
     packed: key and packed layers that `stages.quantize_row` read last.
+
+    Raises LoraqError if the output folder is unfit (`check_output_folder`).
     """
 
     def __init__(self, store: Store, progress: bool = True) -> None:
+        check_output_folder(store.root)
         self.store = store
         self.progress = progress
         self.seconds: dict[str, float] = {}

@@ -119,7 +119,7 @@ def generate_row(session: Session, row: Row) -> None:
                 claim,
                 lambda number: embeddings.read_embeddings(text, number, row.device),
             )
-        if folder.is_dir():
+        with contextlib.suppress(FileNotFoundError):  # another process has finished the product
             info["seconds"] = generation.generation_seconds(folder)
 
 

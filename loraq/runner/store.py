@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraq.runner.locks import Locks
-from loraq.utils.files import disk_error, remove_temporaries, write_json
+from loraq.utils.disk_errors import disk_error
+from loraq.utils.files import folder_bytes, remove_temporaries, write_json
 from loraq.utils.manifest import MANIFEST, certified_files, product_damage, read_manifest
 from loraq.utils.pieces import remove_checksums
 
@@ -194,17 +195,9 @@ class Store:
             return
         for stage in sorted(path for path in self.root.iterdir() if path.is_dir()):
             for folder in sorted(path for path in stage.iterdir() if path.is_dir()):
-                size = sum(map(_size, folder.rglob("*")))
+                size = folder_bytes(folder)
                 ending = folder.name.partition(".")[2]
                 if ending in UNFINISHED:
                     yield folder, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
                     yield folder, "finished", size
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 for a folder, or if a running process has just renamed it."""
-    try:
-        return path.stat().st_size if path.is_file() else 0
-    except FileNotFoundError:
-        return 0

@@ -15,18 +15,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from loraq import __version__
 from loraq.errors import LoraqError
 from loraq.utils.console import LOGGER, show_messages
+from loraq.utils.disk_errors import disk_error
 
 DEBUG = "LORAQ_DEBUG"
-_PATH_ERRORS = {
-    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EACCES, errno.EPERM,
-    errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP,
-}  # fmt: skip
-"""Errors of the operating system that say that a path of the command is the wrong one."""
 
 
 @contextlib.contextmanager
@@ -54,13 +51,13 @@ def reporting_errors() -> Iterator[None]:
         if isinstance(error, BrokenPipeError) and (_unread(sys.stdout) or _unread(sys.stderr)):
             _discard_output()
             raise SystemExit(141) from None
-        if error.filename is None or error.errno not in _PATH_ERRORS:
+        missing = error.filename is None or error.errno == errno.ENOENT
+        told = error if missing else disk_error(error, Path(os.fsdecode(error.filename)))
+        if not isinstance(told, LoraqError):
             report_fault(error)
             raise SystemExit(1) from None
         _show_if_asked()
-        LOGGER.error(
-            "'%s': %s. Give another path, or move what is there.", error.filename, error.strerror
-        )
+        LOGGER.error("%s", told)
         raise SystemExit(2) from None
     except Exception as error:
         report_fault(error)

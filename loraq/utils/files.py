@@ -1,42 +1,106 @@
-"""Atomic file writes, and errors with a remedy for a full disk."""
+"""Every file that the project writes: complete or absent, with the system's errors in words.
+
+A file is written to a temporary file beside it, synced and renamed. The temporary file has a name
+of its own in every process, so any number of processes may write the same file at the same time:
+readers see the old file or one of the new ones, and the last one stays.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import shutil
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loraq.errors import DiskFullError, LoraqError
+from loraq.errors import LoraqError
+from loraq.utils.disk_errors import TEMPORARY, reporting_disk_errors
 from loraq.utils.plain import to_plain
 
-TEMPORARY = ".writing"
+ABANDONED = 3600.0
+"""Seconds after which a temporary file that nobody has written to belongs to a dead process.
+
+Neither the process's number nor a lock would tell: numbers repeat between containers and machines
+that share a folder, and a lock can only be taken after the file exists.
+"""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to write, which then replaces `path`; makes its folder.
+
+    If the block fails, `path` stays as it was and the temporary file is deleted. Errors of the
+    system are raised as by `reporting_disk_errors`.
+    """
+    temporary = path.parent / temporary_name()
+    try:
+        with reporting_disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise LoraqError(f"'{path}' is a device or a pipe. Give the path of a file.")
+            yield temporary
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically: to a temporary file that is synced and renamed."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    try:
-        with open(temporary, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise disk_error(error, path) from error
-        raise
+    """Write `data` to `path` by `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, without changing its line ends, by `replacing`."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, data: Any) -> None:
-    """`to_plain(data)` as indented JSON with sorted keys, written by `write_bytes`."""
-    write_bytes(path, (json.dumps(to_plain(data), indent=1, sort_keys=True) + "\n").encode())
+    """`to_plain(data)` as indented JSON with sorted keys, written by `replacing`."""
+    write_text(path, json.dumps(to_plain(data), indent=1, sort_keys=True) + "\n")
+
+
+def temporary_name() -> str:
+    """A new name for a temporary file, shorter than the limit of every file system."""
+    return f".{secrets.token_hex(8)}{TEMPORARY}"
+
+
+def remove_temporaries(folder: Path, unused: float = 0.0) -> None:
+    """Delete the temporary files of processes that were killed.
+
+    unused: seconds since the last write. 0 is right only if no other process writes to the folder.
+    """
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        with contextlib.suppress(FileNotFoundError):  # its process has renamed or removed it
+            if time.time() - path.stat().st_mtime >= unused:
+                path.unlink()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of all files in a folder, while other processes may rename and remove some of them."""
+    total = 0
+    for inner, _, names in os.walk(folder):  # passes over folders that have gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(inner, name)).st_size
+    return total
+
+
+def check_room(folder: Path, size: int) -> None:
+    """DiskFullError unless `folder` has room for `size` bytes, which are reserved and released."""
+    reserved = folder / temporary_name()
+    try:
+        with reporting_disk_errors(folder), open(reserved, "xb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+    finally:
+        with contextlib.suppress(OSError):
+            reserved.unlink(missing_ok=True)
 
 
 def sort_metadata(path: Path) -> None:
@@ -55,41 +119,3 @@ def sort_metadata(path: Path) -> None:
             )
         stream.seek(8)
         stream.write(text.ljust(length))
-
-
-def disk_error(error: OSError, path: Path) -> Exception:
-    """DiskFullError with a remedy if the disk is full, else `error` unchanged."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    folder = path if path.is_dir() else path.parent
-    try:
-        free = f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free"
-    except OSError:
-        free = "no space free"
-    return DiskFullError(
-        f"Disk full while writing '{path}' ({free}). No partial file was kept. Free some space "
-        "(`loraq cache` lists what uses it) or set output=FOLDER on another disk, then run the "
-        "same command again: it resumes."
-    )
-
-
-@contextlib.contextmanager
-def reporting_full_disk(path: Path) -> Iterator[None]:
-    """Raise `disk_error` if the block fails because the disk is full.
-
-    safetensors raises its own exception type for a full disk.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error, path) from error
-    except Exception as error:
-        if "No space left" in str(error):
-            raise disk_error(OSError(errno.ENOSPC, str(error)), path) from error
-        raise
-
-
-def remove_temporaries(folder: Path) -> None:
-    """Delete the temporary files of processes that were killed."""
-    for path in folder.rglob(f".*{TEMPORARY}"):
-        path.unlink()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -25,15 +24,14 @@ CHECKSUM_FOLDER = ".sha256"
 def write_piece(path: Path, data: bytes) -> str:
     """Write a piece with its checksum, both atomically; returns the sha256, 64 hex digits."""
     digest = hashlib.sha256(data).hexdigest()
-    _write_checksum(path, digest)
+    write_checksum(path, digest)
     write_bytes(path, data)
     return digest
 
 
-def rename_to_piece(temporary: Path, path: Path) -> None:
-    """Rename a complete temporary file to the piece `path`, and write its checksum."""
-    _write_checksum(path, file_hash(temporary))
-    os.replace(temporary, path)
+def write_checksum(path: Path, digest: str) -> None:
+    """Write the sha256 of the piece `path`, before the piece itself."""
+    write_bytes(_checksum_file(path), digest.encode())
 
 
 def piece_damage(path: Path) -> str | None:
@@ -41,10 +39,11 @@ def piece_damage(path: Path) -> str | None:
     if not path.is_file():
         return "is missing"
     try:
+        found = file_hash(path)
         expected = _checksum_file(path).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return "has no checksum (an older version wrote it, or the checksum was removed)"
-    return None if file_hash(path) == expected else "does not match its checksum"
+    return None if found == expected else "does not match its checksum"
 
 
 def keep_piece(path: Path) -> bool:
@@ -52,7 +51,7 @@ def keep_piece(path: Path) -> bool:
     if not path.is_file():
         return False
     reason = piece_damage(path)
-    if reason is not None:
+    if reason is not None and path.is_file():  # else another process has finished the product
         log.warning("'%s' %s; it is deleted and made again.", path, reason)
         path.unlink(missing_ok=True)
     return reason is None
@@ -74,8 +73,3 @@ def remove_checksums(folder: Path) -> None:
 
 def _checksum_file(path: Path) -> Path:
     return path.parent / CHECKSUM_FOLDER / path.name
-
-
-def _write_checksum(path: Path, digest: str) -> None:
-    _checksum_file(path).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(_checksum_file(path), digest.encode())

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_broken_download_is_told_apart_and_goes_on_where_it_stopped(tmp_path):
     assert asked == [f"bytes={15 << 20}-"]
     assert not (tmp_path / INCOMPLETE).exists()
     assert len(data_prompts(DataConfig(set="mjhq", captions=str(tmp_path), count=12))) == 12
+
+
+def test_two_fetches_into_one_folder_share_the_download(tmp_path):
+    repository, files = HUBS["sdci"]
+    with serving(repository, files) as hub:
+        started = [
+            threading.Thread(target=lambda: ends.append(fetch("sdci", tmp_path, hub.url)))
+            for _ in range(2)
+        ]
+        ends: list[subprocess.CompletedProcess] = []
+        for thread in started:
+            thread.start()
+        for thread in started:
+            thread.join()
+        assert [done.returncode for done in ends] == [0, 0], [done.stderr for done in ends]
+        assert sorted(name for name, _ in hub.ranges) == sorted(files)
+    assert not (tmp_path / INCOMPLETE).exists()
 
 
 def test_a_second_fetch_downloads_only_what_is_damaged(tmp_path):

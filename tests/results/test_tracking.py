@@ -198,6 +198,13 @@ def test_runs_are_written_offline_if_wandb_does_not_answer(tmp_path: Path, monke
         assert Tracker(tmp_path, "online").record(RECORD) == folder
 
 
+def test_a_full_disk_is_one_warning(small_disk: Path, tmp_path: Path, capfd):
+    """W&B is not started: its service would print hundreds of lines."""
+    with pytest.warns(UserWarning, match=r"Disk full while writing .*wandb.*record is safe"):
+        assert Tracker(small_disk).record(RECORD, shown(tmp_path)) is None
+    assert capfd.readouterr() == ("", "") and not runs(small_disk)
+
+
 def test_a_failure_is_a_warning(tmp_path: Path, monkeypatch):
     import wandb
 

@@ -168,6 +168,34 @@ def test_errors_are_raised_before_anything_is_made(overrides, capsys, extra, wor
     assert not made
 
 
+@pytest.mark.parametrize("command", ["run", "quantize", "fit", "sweep"])
+def test_an_unusable_output_folder_is_refused_before_anything_runs(
+    overrides, tmp_path, capsys, monkeypatch, command
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
+    with pytest.raises(SystemExit) as caught:
+        main([command, "method=rtn", *moved(overrides, tmp_path / "file" / "outputs")])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in error
+    assert f"'{tmp_path / 'file'}': it is a file, not a folder" in error and "output=" in error
+
+
+def test_a_table_that_cannot_be_written_is_named(overrides, capsys):
+    outcome = run(["method=rtn", *overrides], progress=False)
+    (outcome.folder / "main.md").unlink()
+    (outcome.folder / "main.md").mkdir()
+    commands = (
+        ["run", "--quiet", "method=rtn", *overrides],
+        ["tables", "--output", overrides[-1][7:]],
+    )
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main(command)
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and f"'{outcome.folder}/main.md': it is a folder" in error
+
+
 @pytest.mark.parametrize(
     "overrides, folder",
     [

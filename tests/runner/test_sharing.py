@@ -1,16 +1,28 @@
-"""Processes that need the same images share the batches; the images do not depend on it."""
+"""Equal and overlapping commands at the same time all end well; images are made once."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from loraq.config import GenerateConfig
+from loraq.data import Prompt
+from loraq.results.experiment_folder import rewrite_tables
+from loraq.runner import generate as generation
+from loraq.runner import publish
 from loraq.runner.experiment import run
 from loraq.runner.locks import Locks
 from loraq.runner.store import Store
+from loraq.utils import pieces
+from loraq.utils.files import TEMPORARY, write_bytes, write_json
+from loraq.utils.hashing import file_hash
+from loraq.utils.output_folder import folder_lock
+from loraq.utils.pieces import write_piece
 
 WORKER = """
 import sys, loraq.runner.generate as g
@@ -95,3 +107,104 @@ def test_the_claim_of_a_process_that_dies_is_released(tmp_path):
         other.communicate("\n")
     with store.locks.part("images", "k", "00000", wait=True) as mine:
         assert mine
+
+
+AT_ONCE = """
+import os, sys, traceback
+from pathlib import Path
+import loraq.diffusers_quantizer
+from loraq.cli import main
+from loraq.results.report import write_report
+from loraq.runner import experiment
+
+def at_once(*commands):
+    pids = []
+    for command in commands:
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        code = 0
+        try:
+            main(command)
+        except SystemExit as stop:
+            code = stop.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+    print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids), file=sys.stderr)
+
+output, settings = sys.argv[1], sys.argv[2:]
+run = ["run", "--quiet", *settings, f"output={output}"]
+at_once(run, run, ["quantize", *run[1:]])
+name = next(Path(output).glob("results/*")).name
+tables, report = ["tables", "--output", output], ["report", name, "--output", output]
+at_once(run, run, tables, tables, report, report, ["cache", "--output", output])
+"""
+
+
+def test_equal_and_overlapping_commands_at_once_all_end_well(overrides, tmp_path):
+    """From nothing, and with everything finished."""
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    settings = ["method=rtn", *overrides[:-1], "data.count=2"]
+    one = run([*settings, f"output={alone}"], progress=False)
+    command = [sys.executable, "-c", AT_ONCE, str(shared), *settings]
+    done = subprocess.run(command, capture_output=True, text=True)
+    ends = [line for line in done.stderr.splitlines() if not line.startswith("loraq:")]
+    assert ends == ["0 0 0", "0 0 0 0 0 0 0"], done.stderr
+    assert images(shared) == images(alone)
+    table = shared / one.folder.relative_to(alone) / "main.md"
+    assert table.read_text() == (one.folder / "main.md").read_text()
+    assert not list(shared.rglob(f"*{TEMPORARY}"))
+
+
+def test_tables_pictures_and_rows_of_one_folder_are_written_by_one_process(overrides, monkeypatch):
+    """Readers find every file while others replace it."""
+    outcome = run(["method=rtn", *overrides], progress=False)
+    write_json(outcome.folder / "rows.json", {})  # as from other rows: pictures are drawn again
+    (outcome.folder / "old.png").write_bytes(b"")
+    drawn = publish.image_grid
+
+    def draw(*given, **more):
+        assert (outcome.folder / "grid.png").is_file()
+        return drawn(*given, **more)
+
+    monkeypatch.setattr(publish, "image_grid", draw)
+    with folder_lock(outcome.folder):
+        again = threading.Thread(target=run, args=(["method=rtn", *overrides], False))
+        again.start()
+        again.join(1)
+        assert again.is_alive() and (outcome.folder / "old.png").is_file()
+    again.join()
+    assert {path.name for path in outcome.folder.glob("*.png")} == {"grid.png", "layer_errors.png"}
+    with folder_lock(outcome.folder):
+        output = outcome.folder.parent.parent
+        tables = threading.Thread(target=rewrite_tables, args=(output, []))
+        tables.start()
+        tables.join(0.3)
+        assert tables.is_alive()
+    tables.join()
+
+
+def test_a_product_may_be_finished_while_its_images_are_compared(tmp_path, monkeypatch):
+    prompts, partial = [Prompt("a", "a cat")], tmp_path / "k.partial"
+    done_file, image = partial / generation.batch_file(0), partial / "a.png"
+    write_piece(done_file, b"{}")
+    write_piece(image, b"image")
+    write_bytes(image, b"another")
+    calls = []
+
+    def finished_meanwhile(path: Path) -> str:
+        calls.append(path)
+        if len(calls) == 3:
+            shutil.move(partial, tmp_path / "k")
+        return file_hash(path)
+
+    class Pipe:
+        def set_progress_bar_config(self, **_) -> None: ...
+
+    monkeypatch.setattr(pieces, "file_hash", finished_meanwhile)
+    settings = GenerateConfig(batch_size=1)
+    found = generation.generate_images(Pipe(), None, prompts, settings, partial, None)
+    assert found == [image] and calls == [done_file, image, done_file] and not partial.exists()

@@ -55,6 +55,14 @@ def test_an_experiments_rows_are_its_jobs(overrides):
         load_rows(["experiment=demo", "row=rtm"])
 
 
+def test_equal_sweeps_that_start_in_the_same_second_have_folders_of_their_own(planned, tmp_path):
+    plan, _ = planned
+    folders = {jobs.write_sweep_plan(plan, tmp_path / "same") for _ in range(4)}
+    assert len(folders) == 4 and {jobs.read_sweep_plan(f).title(0) for f in folders} == {
+        "method=rtn"
+    }
+
+
 def test_an_error_in_one_job_is_raised_before_any_starts(overrides, tmp_path):
     with pytest.raises(LoraqError, match="Did you mean 'lqer'"):
         jobs.plan_sweep(["method=rtn,lqr", *overrides])

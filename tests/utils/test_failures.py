@@ -64,7 +64,7 @@ def test_a_path_of_the_wrong_kind_is_named(kind, tmp_path, capsys):
         (tmp_path / "file" / "inner").mkdir()
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(tmp_path) in error and "Give another path" in error
+    assert error.count("\n") == 1 and str(tmp_path) in error and "Move it, or" in error
 
 
 def test_a_reader_that_has_gone_ends_the_command_in_silence():

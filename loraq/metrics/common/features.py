@@ -26,7 +26,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import read_batches
 from loraq.metrics.common.result import Options, packaged_hash, versions
-from loraq.utils.files import sort_metadata
+from loraq.utils.files import replacing, sort_metadata
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 ExtractorName = Literal["efflite0", "inception"]
@@ -243,8 +243,9 @@ def save_features(features: FeatureSet, path: Path) -> None:
         "extractor": features.extractor,
         "details": json.dumps(features.details, sort_keys=True),
     }
-    save_file({"features": np.ascontiguousarray(features.values)}, path, metadata)
-    sort_metadata(path)
+    with replacing(path) as temporary:
+        save_file({"features": np.ascontiguousarray(features.values)}, temporary, metadata)
+        sort_metadata(temporary)
 
 
 def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:

@@ -49,7 +49,7 @@ from loraq.results.tables.brief import brief_table
 from loraq.results.tables.tables import all_tables
 from loraq.results.tables.text import to_markdown
 from loraq.utils.assets import CHECKOUT
-from loraq.utils.files import write_bytes
+from loraq.utils.files import write_text
 
 PAGES = (
     "*.md",
@@ -97,7 +97,7 @@ def refresh_page(path: Path, check: bool = False, root: Path = CHECKOUT) -> bool
         )
     stale = fresh != text
     if stale and not check:
-        write_bytes(path, fresh.encode("utf-8"))
+        write_text(path, fresh)
     return stale
 
 

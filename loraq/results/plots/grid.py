@@ -157,8 +157,7 @@ def _save_sheet(sheet: Any, path: Path) -> Path:
 
 
 def write_picture(data: bytes, path: Path) -> Path:
-    """Write an image file atomically, creating its folder; returns the path."""
+    """Write an image file by `write_bytes`; returns the path."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     return path

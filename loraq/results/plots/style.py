@@ -76,7 +76,6 @@ def figure_at(path: Path, size: tuple[float, float]) -> Iterator[Any]:
             figure.savefig(stream, format="svg", metadata={"Date": None})
         else:
             canvas.print_png(stream, metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, stream.getvalue())
 
 

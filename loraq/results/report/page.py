@@ -57,7 +57,6 @@ def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) 
             f"The page has {len(data):,} bytes; the limit is {LIMIT:,}. Show fewer rows: "
             f"--rows {','.join(record.row for record in shown[:3])}"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, data)
     return target
 

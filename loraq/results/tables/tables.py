@@ -26,7 +26,7 @@ from loraq.results.tables.columns import (
 )
 from loraq.results.tables.computed_by import computed_by_notes
 from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
-from loraq.utils.files import write_bytes
+from loraq.utils.files import write_text
 
 SIGNIFICANCE = 0.05  # level of a family of claims, after Holm's correction
 _A_MODEL = "derived from a model of the weights; no sampling, so no interval"
@@ -169,11 +169,10 @@ def write_tables(
 ) -> dict[str, Path]:
     """Write the files of `render_tables` to `folder`; returns file name → path."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     paths: dict[str, Path] = {}
     for name, text in render_tables(records, baseline).items():
         paths[name] = folder / name
-        write_bytes(paths[name], text.encode("utf-8"))
+        write_text(paths[name], text)
     return paths
 
 

@@ -20,6 +20,7 @@ from loraq.errors import unknown
 from loraq.results.record import Record, to_json
 from loraq.results.tracking import contents
 from loraq.results.tracking.contents import TrackedImage
+from loraq.utils.files import check_room, write_text
 from loraq.utils.hashing import key
 
 Mode = Literal["offline", "online", "disabled"]
@@ -27,6 +28,8 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 DONE = "complete.txt"
 PATIENCE = 30.0  # seconds to wait for an answer of W&B
 UPLOAD = 600.0  # seconds to wait for the upload of a run
+ROOM = 4 << 20  # bytes of a run without its pictures: logs, tables, the record
+COPIES = 3  # of every picture on disk, at most: in the run, staged, and in W&B's cache
 FOLDERS: dict[Mode, tuple[str, ...]] = {"offline": ("offline-run", "run"), "online": ("run",)}
 """Mode → prefixes of W&B's run folders in which a finished run counts for that mode."""
 
@@ -36,6 +39,7 @@ class Run:
     """Identity and contents of a run.
 
     logged: builds the run's tables from the wandb module. files: name → text, stored with the run.
+    pictures: image files that W&B copies into the run.
     """
 
     id: str
@@ -46,6 +50,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    pictures: Sequence[Path] = ()
 
 
 class Tracker:
@@ -85,6 +90,12 @@ class Tracker:
                 config=contents.run_config(record),
                 summary=contents.run_summary(record),
                 files={"record.json": to_json(record)},
+                pictures=[
+                    path
+                    for image in images[: contents.IMAGES]
+                    for path in (image.path, image.reference)
+                    if path is not None
+                ],
                 logged=logged,
             )
         )
@@ -112,6 +123,7 @@ class Tracker:
                 group=experiment,
                 job_type="overview",
                 config={"records": {record.row: record.key for record in records}},
+                pictures=pictures,
                 logged=logged,
             )
         )
@@ -139,6 +151,9 @@ class Tracker:
 
     def _write(self, run: Run) -> Path:
         _clear(run.id, self.folder)
+        # on a full disk W&B's service prints errors and tracebacks of its own, and then waits
+        size = sum(path.stat().st_size for path in run.pictures)
+        check_room(self.folder / "wandb", ROOM + COPIES * size)
         if self.mode == "online":
             try:
                 return _write(run, self.folder, self.mode, self.project)
@@ -217,7 +232,7 @@ def _write(run: Run, folder: Path, mode: Mode, project: str) -> Path:
     failed = 1
     try:
         for name, text in run.files.items():
-            (Path(session.dir) / name).write_text(text, encoding="utf-8")
+            write_text(Path(session.dir) / name, text)
             session.save(str(Path(session.dir) / name), base_path=session.dir, policy="end")
         session.summary.update(run.summary)
         if tables := run.logged(wandb):
@@ -228,7 +243,7 @@ def _write(run: Run, folder: Path, mode: Mode, project: str) -> Path:
     path = Path(session.dir).parent
     if mode == "offline":
         _wait_for_log(path / f"run-{run.id}.wandb")
-    (path / DONE).write_text(f"{run.id}\n", encoding="utf-8")
+    write_text(path / DONE, f"{run.id}\n")
     return path
 
 

@@ -7,7 +7,9 @@ from the plan (`worker.py`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from loraq.results.record import checkout_commit
 from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_json
 from loraq.utils.hashing import key
+from loraq.utils.output_folder import check_output_folder
 
 PLAN = "plan.json"
 
@@ -84,8 +87,16 @@ def plan_sweep(overrides: Sequence[str]) -> tuple[Plan, Path]:
 def write_sweep_plan(plan: Plan, output: Path) -> Path:
     """Write the plan into a new folder under OUTPUT/sweeps, and return the folder."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = output.resolve() / "sweeps" / f"{stamp}-{key(plan)[:4]}"
-    folder.mkdir(parents=True)
+    elsewhere = any(
+        o.startswith("hydra/launcher=") and not o.endswith("=basic") for o in plan.launcher
+    )
+    check_output_folder(output, machines=elsewhere)
+    for number in itertools.count(1):  # equal sweeps may start in the same second
+        name = f"{stamp}-{key(plan)[:4]}" + (f"-{number}" if number > 1 else "")
+        folder = output.resolve() / "sweeps" / name
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
     write_json(folder / PLAN, plan)
     return folder
 

@@ -23,6 +23,7 @@ from loraq.runner.experiment import run
 from loraq.runner.publish import row_summary
 from loraq.runner.sweep import jobs
 from loraq.utils.console import show_messages
+from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.failures import report_fault
 from loraq.utils.files import write_json
 
@@ -50,7 +51,8 @@ def run_job(folder: Path, number: int) -> None:
     with FileLock(str(lock_file(folder, number))):
         write_json(status_file(folder, number), status)
         try:
-            status |= _run_checked(jobs.read_sweep_plan(folder), number)
+            with reporting_disk_errors(folder):
+                status |= _run_checked(jobs.read_sweep_plan(folder), number)
         except LoraqError as error:
             status |= {"state": "failed", "error": str(error)}
         except (Exception, SystemExit) as error:
