@@ -202,6 +202,7 @@ ELSEWHERE = {
     "utils/output_folder.py",  # the probe of a folder
     "data/download.py",  # parts of a download that resume
     "quantization/calibration.py",  # memory that is mapped to a file
+    "utils/failures.py",  # a traceback, into a new file of the system
 }
 
 
