@@ -143,6 +143,13 @@ class Campaign:
             self.bar.set_description(f"{len(self.answers)} tried, {held} held")
 
 
+def unmount_all(home: Path) -> None:
+    """Unmount disks that a stopped trial has left."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if (folder := line.split()[1]).startswith(f"{home}/"):
+            subprocess.run(["umount", "--lazy", folder], check=False)
+
+
 def counts(answers: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, int]]]:
     """Kind → place → tried and held."""
     found: dict[str, dict[str, dict[str, int]]] = {}
@@ -179,7 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     campaign = Campaign(options)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as home:
-        campaign.run(Path(home))
+        try:
+            campaign.run(Path(home))
+        finally:
+            unmount_all(Path(home))
     command = f"python -m tests.faults --seed {options.seed} --only"
     failed = [one for one in campaign.answers if not one["held"]]
     for one in failed:

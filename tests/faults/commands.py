@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraq.cli import make_parsers
 from tests.faults.processes import Program
 from tests.settings import small_run
 
@@ -107,10 +108,8 @@ VERIFY = ["cache", "--verify"]
 
 def remove_partial() -> list[str]:
     """`loraq cache --remove partial`, with the option that confirms it where there is one."""
-    from loraq.cli import make_parser
-
-    options = make_parser()._subparsers._group_actions[0].choices["cache"]._option_string_actions
-    return ["cache", "--remove", "partial", *(["--yes"] if "--yes" in options else [])]
+    confirm = ["--yes"] if "--yes" in make_parsers()[1]["cache"].format_help() else []
+    return ["cache", "--remove", "partial", *confirm]
 
 
 def filled(program: Program, folder: Path) -> Program:

@@ -28,7 +28,7 @@ ABSENT = "Unknown experiment"
 
 @dataclass(frozen=True)
 class Class:
-    """A kind of file: its patterns, the work that makes it, and the commands to choose from after."""
+    """A kind of file: its patterns, the work that makes it, and commands that may come after."""
 
     patterns: tuple[str, ...]
     made_by: str

@@ -21,7 +21,7 @@ from pathlib import Path
 
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
 """Audit events that change files; `open` counts if it writes."""
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds after which a command counts as hanging."""
 LOG, EVENTS = "log", "events"
 Program = Sequence[str] | Callable[[], None]
@@ -116,6 +116,7 @@ def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
         output = os.open(log, os.O_WRONLY)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
         for name in ("TMPDIR", "XDG_CACHE_HOME"):
@@ -123,7 +124,7 @@ def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
             (folder / name.lower()).mkdir(exist_ok=True)
         tempfile.tempdir = None
         if fault.file_size is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, fault.file_size))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, resource.RLIM_INFINITY))
         counted = _count_events(folder, fault)
         if callable(program):
             program()
@@ -140,6 +141,7 @@ def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             log.with_suffix(f".{EVENTS}").write_text(str(counted()))
         finally:
             os._exit(code)
