@@ -12,6 +12,7 @@ import torch
 from loraq.compose import recipe
 from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
+from loraq.models.finite import check_finite, check_pipeline
 from loraq.models.layers import Layer, family_of, list_layers, with_default_skip
 from loraq.models.loading import check_call
 from loraq.quantization.activations import Activations
@@ -43,21 +44,23 @@ def quantize(
     prompts: captions for recipes that read activations; the 16-bit pipeline generates from them
         with the keyword arguments `call` (steps, guidance, size …).
     rows_per_layer: token rows sampled per layer input. batch_size: prompts per pipeline call.
-    family: model family; by default the one of the transformer's class.
+    family: model family, for a transformer whose class belongs to none.
     checkpoint_dir: finished groups of layers are saved here, and a later call resumes from them.
     progress: whether to show a progress bar.
 
     Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has, and
-    for an argument of the wrong type or out of range.
+    for an argument of the wrong type or out of range, and for weights that are NaN, infinite or not
+    in memory.
     """
     import loraq.diffusers_quantizer  # noqa: F401  (diffusers loads what is saved, and quantises)
 
     listed = [] if prompts is None else list_of_texts(prompts, "prompts")
+    transformer = _transformer_of(pipe)
     _check_arguments(pipe, recipe, listed, call, rows_per_layer, batch_size)
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
-    family = family or family_of(pipe.transformer)
+    family = family_of(transformer, family)
     chosen = with_default_skip(chosen, family)
-    layers = list_layers(pipe.transformer, family, chosen.skip)
+    layers = list_layers(transformer, family, chosen.skip)
     if chosen.needs_calibration and not listed:
         raise LoraqError(
             "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted branch "
@@ -73,17 +76,19 @@ def quantize(
             "quant.allocation.sensitivity=activations is measured only by `loraq run`. Use "
             "quant.allocation.sensitivity=weights here."
         )
+    check_finite(transformer, "transformer")
     read = None
     if listed:
+        check_pipeline(pipe)
         read = _capture(pipe, layers, listed, dict(call or {}), rows_per_layer, batch_size)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     bar = "quantise" if progress else None
-    model = quantize_model(pipe.transformer, layers, chosen, read, folder, bar, family)
-    model.apply(pipe.transformer)
+    model = quantize_model(transformer, layers, chosen, read, folder, bar, family)
+    model.apply(transformer)
     try:
-        model.check_called(pipe.transformer)
+        model.check_called(transformer)
     except BaseException:
-        model.revert(pipe.transformer)
+        model.revert(transformer)
         raise
     return model
 
@@ -122,6 +127,23 @@ def _check_arguments(
         )
     if call:
         check_call(pipe.__call__, call, _RESERVED, "call")
+
+
+def _transformer_of(pipe: Any) -> torch.nn.Module:
+    """The pipeline's transformer; LoraqError for anything but a pipeline with a transformer."""
+    kind = type(pipe).__name__
+    if isinstance(pipe, torch.nn.Module):
+        raise LoraqError(
+            f"loraq.quantize takes a pipeline and got a {kind}. Pass the pipeline that it belongs "
+            "to (pipe, not pipe.transformer)."
+        )
+    transformer = getattr(pipe, "transformer", None)
+    if not isinstance(transformer, torch.nn.Module):
+        raise LoraqError(
+            f"loraq.quantize takes a pipeline with a transformer, and this {kind} has none. Load a "
+            "diffusion transformer's pipeline with all of its components."
+        )
+    return transformer
 
 
 def _capture(

@@ -21,6 +21,7 @@ from torch import nn
 from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
+from loraq.models.finite import check_finite
 from loraq.models.layers import family_of, list_layers, with_default_skip
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 from loraq.quantization.diffusers_packed import (
@@ -29,6 +30,7 @@ from loraq.quantization.diffusers_packed import (
     forget,
     held_layers,
 )
+from loraq.quantization.made_from import require_transformer
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 
@@ -86,6 +88,7 @@ class LoRaQQuantizer(PackedQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if self.pre_quantized:
             return super()._process_model_after_weight_loading(model, **kwargs)
+        check_finite(model, type(model).__name__)
         family = family_of(model)
         chosen = with_default_skip(self._recipe, family)
         layers = list_layers(model, family, chosen.skip)
@@ -103,6 +106,7 @@ def packed_layers(transformer: Any) -> QuantizedModel:
 
     Raises LoraqError if the transformer has no LoRaQ layers.
     """
+    require_transformer(transformer)
     quantizer = getattr(transformer, "hf_quantizer", None)
     if not isinstance(quantizer, PackedQuantizer):
         raise LoraqError(

@@ -145,3 +145,84 @@ def test_wrong_arguments_are_refused_before_anything_runs(arguments, words):
 def test_an_unknown_transformer_raises():
     with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
         loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda pipe: pipe.transformer, r"takes a pipeline and got a PixArt.*not pipe.transformer"),
+        (lambda pipe: Pipe(None), "a pipeline with a transformer, and this Pipe has none"),
+        (lambda pipe: "PixArt", "a pipeline with a transformer, and this str has none"),
+    ],
+)
+def test_what_is_no_pipeline_with_a_transformer_is_refused_in_words(given, words):
+    with pytest.raises(LoraqError, match=words):
+        loraq.quantize(given(Pipe(tiny_transformer())), "rtn", progress=False)
+
+
+def test_the_family_of_another_model_is_refused():
+    class Own(type(tiny_transformer())):
+        """A user's subclass is of its base's family."""
+
+    pipe = Pipe(tiny_transformer())
+    for kind in (type(pipe.transformer), Own):
+        pipe.transformer.__class__ = kind
+        with pytest.raises(LoraqError, match=r"family=sana: .* of family 'pixart_sigma'"):
+            loraq.quantize(pipe, "rtn", family="sana", progress=False)
+    with pytest.raises(LoraqError, match="Unknown model family 'pixart'"):
+        loraq.quantize(pipe, "rtn", family="pixart", progress=False)
+    assert len(loraq.quantize(pipe, "rtn", progress=False).layers) == 8
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda net: net.pos_embed.proj.bias.data.fill_(torch.nan),
+            r"transformer.pos_embed.proj.bias': 64 of 64 values are NaN",
+        ),
+        (
+            lambda net: net.transformer_blocks[0].ff.net[2].bias.data[0].fill_(torch.inf),
+            r"ff.net.2.bias': 1 of 64 values are NaN or infinite",
+        ),
+        (
+            lambda net: net.proj_out.to("meta"),
+            r"transformer.proj_out.weight' is on the meta device",
+        ),
+    ],
+)
+def test_a_tensor_without_finite_values_is_named(damage, words):
+    pipe = Pipe(tiny_transformer())
+    damage(pipe.transformer)
+    with pytest.raises(LoraqError, match=words):
+        loraq.quantize(pipe, "rtn", progress=False)
+
+
+def test_packed_layers_go_only_into_the_model_they_were_made_from():
+    """Another model's layers were replaced, and it got this one's 16-bit layers back."""
+    pipe, other = Pipe(tiny_transformer()), tiny_transformer()
+    model = loraq.quantize(pipe, "rtn", progress=False)
+    assert len(model.samples) == 8
+    for move in (model.apply, model.revert):
+        with pytest.raises(LoraqError, match=r"not of a Pipe. Pass pipe\.transformer"):
+            move(pipe)
+    with pytest.raises(LoraqError, match=r"applied to another PixArt.*\.revert"):
+        model.apply(other)
+    with pytest.raises(LoraqError, match="was applied to another PixArt"):
+        model.revert(other)
+    model.revert(pipe.transformer)
+    halved = tiny_transformer().bfloat16()  # the same model in another type
+    with model.applied(halved):
+        assert "weight=int4" in repr(halved)
+    before = output(other)
+    other.transformer_blocks[0].attn1.to_q.weight.data.mul_(2)
+    with pytest.raises(LoraqError, match=r"attn1.to_q' of this PixArt.* has other weights"):
+        model.apply(other)
+    other.transformer_blocks[0].attn1.to_q.weight.data.div_(2)
+    assert torch.equal(output(other), before)  # nothing was replaced
+    other.transformer_blocks[0].ff.net[2] = torch.nn.Linear(128, 64)
+    with pytest.raises(LoraqError, match=r"ff.net.2' is \(64, 256\) .* \(64, 128\) in this"):
+        model.apply(other)
+    other.transformer_blocks = other.transformer_blocks[:0]
+    with pytest.raises(LoraqError, match=r"'transformer_blocks.0.*missing in this"):
+        model.apply(other)

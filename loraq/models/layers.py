@@ -54,17 +54,28 @@ def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
     return replace(recipe, skip=tuple(find_family(family_name).DEFAULT_SKIP))
 
 
-def family_of(transformer: torch.nn.Module) -> str:
-    """The model family of a transformer by its class; LoraqError for an unknown class."""
+def family_of(transformer: torch.nn.Module, given: str | None = None) -> str:
+    """The model family of a transformer by its class; `given` for a class of no family.
+
+    LoraqError for an unknown class without `given`, and if `given` is not the family of the class.
+    """
     check_transformer(transformer)
     classes = {find_family(name).TRANSFORMER: name for name in family_names()}
     name = type(transformer).__name__
-    if name not in classes:
+    bases = (base.__name__ for base in type(transformer).__mro__)
+    own = next((classes[base] for base in bases if base in classes), None)
+    if given is not None:
+        find_family(given)
+    if own is None and given is None:
         raise LoraqError(
             f"No model family has the transformer {name}. Known: {', '.join(classes)}. Pass "
             "family=…, or add a file to loraq/models/families/ (CONTRIBUTING.md)."
         )
-    return classes[name]
+    if own is not None and given not in (None, own):
+        raise LoraqError(
+            f"family={given}: {name} is the transformer of family '{own}'. Leave family= out."
+        )
+    return own or str(given)
 
 
 def list_layers(

@@ -34,9 +34,11 @@ def load_pipeline(
 
     without: components that are not loaded (None).
     given: components that are passed to `from_pretrained` instead of being loaded.
-    LoraqError if a file is missing or damaged, or if `model` does not fit the pipeline.
+    LoraqError if a file or a tensor is missing or damaged, or if `model` does not fit the pipeline.
     """
     import torch
+
+    from loraq.models.finite import check_pipeline  # imports torch
 
     folder, table = resolve_folder(model), find_family(model.family)
     check_contents(model, components(folder).keys() - {*without})
@@ -63,6 +65,7 @@ def load_pipeline(
     if pipe.vae is not None:
         pipe.vae.enable_slicing()  # one image at a time: independent of its batch
     pipe.to(device)
+    check_pipeline(pipe)
     return pipe
 
 

@@ -10,6 +10,7 @@ from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.contents import check_contents
 from loraq.models.files import file_problem, weight_files
+from loraq.models.finite import require_finite
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_transformer
 from loraq.models.source import resolve_folder
@@ -31,6 +32,8 @@ def mapped_transformer(model: ModelConfig) -> Any:
     kept = {}
     for name, tensor in _stored_tensors(model):
         kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
+        if name not in names:  # weights are checked when they are quantised
+            require_finite(f"transformer.{name}", kept[name])
     transformer.load_state_dict(kept, strict=True, assign=True)
     for name in names:
         module = transformer.get_submodule(name.rpartition(".")[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loraq.models.pointwise import weight_matrix
+from loraq.models.finite import finite_weight
 from loraq.utils.lazy_mapping import LazyMapping
 
 TIMESTEPS = 32
@@ -60,9 +60,9 @@ def modulated(shift_TI: Tensor, scale_TI: Tensor) -> Moments:
     return Moments(shift_TI.float(), (1 + scale_TI.float()).square())
 
 
-def linear(x: Moments, layer: nn.Module) -> Moments:
-    """Moments of x·Wᵀ + b for independent channels."""
-    w_OI = weight_matrix(layer).float()
+def linear(x: Moments, transformer: nn.Module, name: str) -> Moments:
+    """Moments of x·Wᵀ + b, of the transformer's layer `name`, for independent channels."""
+    w_OI, layer = finite_weight(transformer, name).float(), transformer.get_submodule(name)
     mean_TO = x.mean_TI @ w_OI.T
     if layer.bias is not None:
         mean_TO = mean_TO + layer.bias.detach().float()
@@ -86,6 +86,6 @@ def known_block_inputs(transformer: nn.Module, embedded: Tensor) -> Mapping[str,
         name = f"transformer_blocks.{number}"
         attention = modulated(shift, scale)
         known[f"{name}.attn1.qkv"] = attention
-        known[f"{name}.attn1.out"] = linear(attention, block.attn1.to_v)
+        known[f"{name}.attn1.out"] = linear(attention, transformer, f"{name}.attn1.to_v")
         known[f"{name}.ff.up"] = modulated(ff_shift, ff_scale)
     return LazyMapping(list(known), lambda name: known[name].pooled())

@@ -7,7 +7,7 @@ import hashlib
 from torch import Tensor, nn
 
 from loraq.config import Recipe
-from loraq.models.pointwise import weight_matrix
+from loraq.models.finite import finite_weight
 from loraq.quantization.activations import Activations
 from loraq.quantization.grouping import Group, UnitAllocation
 
@@ -34,7 +34,7 @@ def group_fingerprint(
         for layer in unit.layers:
             digest.update(layer.name.encode())
             module = transformer.get_submodule(layer.name)
-            add(weight_matrix(module))
+            add(finite_weight(transformer, layer.name))
             if module.bias is not None:
                 add(module.bias.detach())
         if activations.rows is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError
@@ -17,6 +17,7 @@ from loraq.layers.backends import ComputeMode
 from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
+from loraq.quantization.made_from import check_made_from, require_transformer
 from loraq.quantization.trace import check_called
 
 
@@ -25,13 +26,16 @@ class QuantizedModel:
     """The packed layers of one transformer by name, notes on each group, and the recipe.
 
     info: group name → losses, seconds and other notes; roles: layer name → role, for display.
+    samples: layer name → `weight_sample` of the 16-bit layer, by which `apply` knows its model.
     """
 
     layers: dict[str, LayerTensors]
     info: dict[str, Any] = field(default_factory=dict)
     recipe: Recipe | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, Tensor] = field(default_factory=dict)
     _originals: dict[str, nn.Module] = field(default_factory=dict)
+    _applied_to: nn.Module | None = None
 
     def __repr__(self) -> str:
         if not self.layers:
@@ -85,14 +89,23 @@ class QuantizedModel:
     def apply(self, transformer: nn.Module) -> None:
         """Replace the quantised linears of `transformer` by `QuantizedLinear`, in place.
 
-        A diffusers model then saves packed layers. Raises LoraqError if it is quantised already.
+        A diffusers model then saves packed layers. Raises LoraqError if it is quantised already, or
+        if the layers were made from another model.
         """
+        require_transformer(transformer)
         if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
             raise LoraqError(
                 f"This {type(transformer).__name__} is quantised already. Restore its 16-bit "
                 "layers with `.revert(transformer)` of the QuantizedModel that was applied, or "
                 "load the 16-bit model again."
             )
+        if self._originals:
+            raise LoraqError(
+                f"This quantised model is applied to another {type(self._applied_to).__name__} and "
+                "holds its 16-bit layers. Call `.revert` with that transformer first."
+            )
+        check_made_from(transformer, self.layers, self.samples)
+        self._applied_to = transformer
         modules = []
         for name, tensors in self.layers.items():
             original = self._originals[name] = transformer.get_submodule(name)
@@ -113,15 +126,26 @@ class QuantizedModel:
         check_called(transformer, self._originals)
 
     def revert(self, transformer: nn.Module) -> None:
-        """Restore the 16-bit layers that `apply` replaced; LoraqError without them."""
+        """Restore the 16-bit layers that `apply` replaced; LoraqError without them.
+
+        transformer: the one that this model was applied to; LoraqError for another.
+        """
+        require_transformer(transformer)
         if self.layers and not self._originals:
             raise LoraqError(
                 "There are no 16-bit layers to restore: this quantised model was not applied, or "
                 "was loaded without them. Load the 16-bit model instead."
             )
+        another = self._applied_to is not transformer
+        if another:
+            raise LoraqError(
+                f"This quantised model was applied to another {type(self._applied_to).__name__}, "
+                "whose 16-bit layers it holds. Pass that transformer to `revert`."
+            )
         for name, original in self._originals.items():
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()
+        self._applied_to = None
         if hasattr(transformer, "register_to_config"):
             from loraq.quantization.diffusers_packed import forget  # imports diffusers: heavy
 

@@ -13,16 +13,17 @@ from torch import nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
+from loraq.models.finite import finite_weight
 from loraq.models.layers import Layer
 from loraq.models.layers import find_family as family_table
 from loraq.models.moments import Moment
-from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
 from loraq.quantization.allocation.allocate import allocate_units
 from loraq.quantization.budget import choose_rank
 from loraq.quantization.fingerprint import group_fingerprint
 from loraq.quantization.group_file import keep_group, load_group, save_group
 from loraq.quantization.grouping import Group, Unit, UnitAllocation, make_groups, make_units
+from loraq.quantization.made_from import weight_sample
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.solve import quantize_group
 from loraq.utils.lazy_mapping import LazyMapping
@@ -89,7 +90,8 @@ def quantize_model(
                 bar.update(group.weights)
     ordered = {layer.name: done[layer.name] for layer in layers}
     roles = {layer.name: layer.role for layer in layers}
-    return QuantizedModel(ordered, info, recipe, roles)
+    samples = {name: weight_sample(transformer.get_submodule(name)) for name in ordered}
+    return QuantizedModel(ordered, info, recipe, roles, samples)
 
 
 def _quantize_or_resume(
@@ -138,7 +140,7 @@ def _allocations(
     """Rank and bits of each unit: one rank for all, or allocated within the same memory."""
     rank = choose_rank(units, recipe)
     names = [layer.name for unit in units for layer in unit.layers]
-    weights = LazyMapping(names, lambda name: weight_matrix(transformer.get_submodule(name)))
+    weights = LazyMapping(names, lambda name: finite_weight(transformer, name))
     return allocate_units(units, weights, recipe, rank, read.sensitivity)
 
 

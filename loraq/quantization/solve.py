@@ -12,8 +12,8 @@ from torch import nn
 
 from loraq.config import Recipe
 from loraq.layers.tensors import LayerTensors
+from loraq.models.finite import finite_weight
 from loraq.models.moments import Moment
-from loraq.models.pointwise import weight_matrix
 from loraq.quantization.activations import Activations
 from loraq.quantization.assemble import pack_group
 from loraq.quantization.branch_solution import solve_branch
@@ -32,7 +32,7 @@ def quantize_group(
     modules = {
         layer.name: transformer.get_submodule(layer.name) for u in group.units for layer in u.layers
     }
-    weights = {name: weight_matrix(module) for name, module in modules.items()}
+    weights = {name: finite_weight(transformer, name) for name in modules}
     w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
     x_BTI = None
     if activations.rows is not None:

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraq import recipe
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.models import load_pipeline, resolve_folder, weights_hash
+from loraq.models import list_layers, load_pipeline, resolve_folder, weights_hash
 from loraq.models.contents import check_contents
 from loraq.models.files import used_files
 from loraq.models.mapped import mapped_transformer
+from loraq.quantization.quantizer import quantize_model
 from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run
 from tests.data.hub import COMMIT, serving
@@ -267,3 +269,42 @@ def test_missing_files_of_a_snapshot_are_fetched(hub_cache, tiny_folder, monkeyp
     assert found == hub_cache
     there = {path.name for path in (hub_cache / "text_encoder").iterdir()}
     assert there == {"config.json", "model.fp16.safetensors"}
+
+
+ADALN = "adaln_single.linear.bias"
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "dtype", "words"),
+    [
+        (TEXT, "encoder.final_layer_norm.weight", torch.nan, "float32", "text_encoder"),
+        (VAE, "decoder.conv_in.bias", torch.inf, "float32", "vae"),
+        (TRANSFORMER, TO_K, torch.nan, "float32", "transformer"),
+        (TRANSFORMER, ADALN, -torch.inf, "float32", "transformer"),
+        (TRANSFORMER, ADALN, 1e5, "float16", "(?=.*use bfloat16)transformer"),
+    ],
+)
+def test_a_value_that_is_not_finite_is_named_on_loading(file, name, value, dtype, words, copy):
+    tensor = load_file(copy / file)[name]
+    tensor.flatten()[3] = value
+    change(copy / file, **{name: tensor})
+    model = little_config(path=str(copy), dtype=dtype)
+    match = rf"{words}\.{name}': 1 of {tensor.numel()} values are NaN or infinite"
+    with pytest.raises(LoraqError, match=match):
+        load_pipeline(model)
+    if name == ADALN:  # of a mapped transformer, weights are checked when they are quantised
+        with pytest.raises(LoraqError, match=match):
+            mapped_transformer(model)
+
+
+def test_a_weight_that_moments_follow_from_is_named_before_they_are_used(copy):
+    """to_v's NaN would be in the moments of the next layer's input."""
+    name = "transformer_blocks.0.attn1.to_v.weight"
+    tensor = load_file(copy / TRANSFORMER)[name]
+    tensor[1, 1] = torch.nan
+    change(copy / TRANSFORMER, **{name: tensor})
+    transformer = mapped_transformer(little_config(path=str(copy)))
+    layers = list_layers(transformer, "pixart_sigma", ("transformer_blocks.0.attn1.to_v",))
+    chosen = recipe("rtn", "quant.transform.smooth=balanced", "quant.statistics=weights")
+    with pytest.raises(LoraqError, match=f"'{name}': 1 of 4096 values"):
+        quantize_model(transformer, layers, chosen, progress=None, family="pixart_sigma")

@@ -238,6 +238,16 @@ def test_another_bias_is_another_layer(tmp_path):
         quantize_model(model, toy_layers(), RTN, None, tmp_path, progress=None)
 
 
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_layer_that_is_not_finite_is_named(kind, folder, tmp_path):
+    """A NaN was blamed on the branch; an infinite bias was stored."""
+    toy = Toy()
+    toy.blocks[1]["up"].get_parameter(kind).data[3] = torch.inf
+    with pytest.raises(LoraqError, match=f"'blocks.1.up.{kind}': .* NaN or infinite"):
+        quantize_model(toy, toy_layers(), O2, None, tmp_path if folder else None, None)
+
+
 def test_layers_compute_on_the_device_of_their_inputs():
     """Packed layers are loaded to the CPU, their errors are measured on the model's device."""
     recipe = replace(O2, transform=TransformConfig(smooth="fixed", hadamard=16))
