@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from loraq.errors import LoraqError
-from loraq.models.pointwise import weight_matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def check_finite(module: nn.Module, owner: str) -> None:
@@ -26,23 +25,17 @@ def check_finite(module: nn.Module, owner: str) -> None:
 
 def check_pipeline(pipe: Any) -> None:
     """`check_finite` of every network of a diffusers pipeline."""
+    from torch import nn
+
     for name, component in pipe.components.items():
         if isinstance(component, nn.Module):
             check_finite(component, name)
 
 
-def finite_weight(transformer: nn.Module, name: str) -> Tensor:
-    """`weight_matrix` of the layer `name`; LoraqError if its weight or bias is not finite."""
-    module = transformer.get_submodule(name)
-    weight_OI, bias_O = weight_matrix(module), getattr(module, "bias", None)
-    require_finite(f"{name}.weight", weight_OI)
-    if bias_O is not None:
-        require_finite(f"{name}.bias", bias_O)
-    return weight_OI
-
-
 def require_finite(name: str, tensor: Tensor) -> None:
     """LoraqError if the tensor `name` has NaN or infinite values, or none (meta device)."""
+    import torch
+
     if tensor.is_meta:
         raise _without_values(name)
     if not tensor.is_floating_point() or tensor.element_size() < 2:  # codes and scales

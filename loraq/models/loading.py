@@ -10,6 +10,7 @@ from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
 from loraq.models.contents import check_contents
 from loraq.models.files import components, read_json
+from loraq.models.finite import check_pipeline
 from loraq.models.layers import find_family
 from loraq.models.networks import quiet_diffusers
 from loraq.models.source import resolve_folder
@@ -37,8 +38,6 @@ def load_pipeline(
     LoraqError if a file or a tensor is missing or damaged, or if `model` does not fit the pipeline.
     """
     import torch
-
-    from loraq.models.finite import check_pipeline  # imports torch
 
     folder, table = resolve_folder(model), find_family(model.family)
     check_contents(model, components(folder).keys() - {*without})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from loraq.models.finite import finite_weight
+from loraq.models.pointwise import finite_weight
 from loraq.utils.lazy_mapping import LazyMapping
 
 TIMESTEPS = 32

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from loraq.models.finite import require_finite
+
 
 def weight_matrix(module: nn.Module) -> Tensor:
     """The detached weight (out, in) of a linear layer or 1×1 convolution.
@@ -12,6 +14,16 @@ def weight_matrix(module: nn.Module) -> Tensor:
     """
     weight: Tensor = module.weight.detach()
     return weight.flatten(1).to(getattr(module, "held_as", weight.dtype))
+
+
+def finite_weight(transformer: nn.Module, name: str) -> Tensor:
+    """`weight_matrix` of the layer `name`; LoraqError if its weight or bias is not finite."""
+    module = transformer.get_submodule(name)
+    weight_OI, bias_O = weight_matrix(module), getattr(module, "bias", None)
+    require_finite(f"{name}.weight", weight_OI)
+    if bias_O is not None:
+        require_finite(f"{name}.bias", bias_O)
+    return weight_OI
 
 
 def channels_last(module: nn.Module, x: Tensor) -> Tensor:

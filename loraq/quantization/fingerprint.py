@@ -7,7 +7,7 @@ import hashlib
 from torch import Tensor, nn
 
 from loraq.config import Recipe
-from loraq.models.finite import finite_weight
+from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
 from loraq.quantization.grouping import Group, UnitAllocation
 

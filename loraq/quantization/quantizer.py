@@ -13,10 +13,10 @@ from torch import nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
-from loraq.models.finite import finite_weight
 from loraq.models.layers import Layer
 from loraq.models.layers import find_family as family_table
 from loraq.models.moments import Moment
+from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
 from loraq.quantization.allocation.allocate import allocate_units
 from loraq.quantization.budget import choose_rank

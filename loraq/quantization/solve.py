@@ -12,8 +12,8 @@ from torch import nn
 
 from loraq.config import Recipe
 from loraq.layers.tensors import LayerTensors
-from loraq.models.finite import finite_weight
 from loraq.models.moments import Moment
+from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
 from loraq.quantization.assemble import pack_group
 from loraq.quantization.branch_solution import solve_branch
