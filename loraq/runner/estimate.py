@@ -19,7 +19,7 @@ from loraq.utils.console import duration
 def dry_run(overrides: Sequence[str]) -> str:
     """The plan of the rows that `overrides` compose, checked as a run would; makes nothing."""
     configs = load_rows(overrides)
-    store = Store(configs[0].output)
+    store = Store(configs[0].output, read_only=True)
     rows = plan_rows(configs, store)
     check_rows(rows)
     return describe_plan(rows, store)
@@ -77,19 +77,11 @@ def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
         Stage.IMAGES: len(row.prompts),
         Stage.EMBEDDINGS: len(row.prompts),
     }.get(stage, 1)
-    kind = row.kind(stage)
-    measured = []
-    folder = store.root / stage.folder
-    for path in folder.iterdir() if folder.is_dir() else ():
-        manifest = store.manifest(folder.name, path.name) or {}
-        info = manifest.get("info", {})
-        if info.get("kind") == kind and info.get("units"):
-            size = sum(entry["size"] for entry in manifest["files"].values())
-            measured.append((info["seconds"] / info["units"], size / info["units"]))
+    measured = store.rates(stage.folder, row.kind(stage))
     if measured:
         count = len(measured)
-        seconds = sum(pair[0] for pair in measured) / count
-        size = sum(pair[1] for pair in measured) / count
+        seconds = sum(rate.seconds for rate in measured) / count
+        size = sum(rate.size for rate in measured) / count
         return units * seconds, units * size, f"measured on {count} earlier"
     return _from_assumed_rates(row, stage, units)
 

@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from loraq.runner.locks import Locks
 from loraq.utils.disk_errors import disk_error
@@ -31,13 +31,26 @@ UNFINISHED: dict[str, ProductState] = {"partial": "partial", "corrupted": "corru
 """Endings of the folders of products that are not finished."""
 
 
-class Store:
-    """The products of all stages under one root folder."""
+class Rate(NamedTuple):
+    """Seconds and bytes per unit (prompt, caption, …) of a finished product of a kind."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    kind: str
+    seconds: float
+    size: float
+
+
+class Store:
+    """The products of all stages under one root folder.
+
+    read_only: corrupted products are reported, but not renamed.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], read_only: bool = False) -> None:
         self.root = Path(root)
+        self.read_only = read_only
         self.locks = Locks(self.root)
         self.corrupted: set[tuple[str, str]] = set()
+        self._rates: dict[Path, Rate | None] = {}
 
     def __repr__(self) -> str:
         corrupted = f", {len(self.corrupted)} corrupted" if self.corrupted else ""
@@ -51,6 +64,16 @@ class Store:
         """The manifest of a product, None if it cannot be read; does not verify the files."""
         return read_manifest(self.path(stage, name))
 
+    def rates(self, stage: str, kind: str) -> list[Rate]:
+        """Rates of the finished products of a stage and kind; reads every manifest once."""
+        folder = self.root / stage
+        with contextlib.suppress(FileNotFoundError):
+            for path in folder.iterdir():
+                if path not in self._rates and "." not in path.name:
+                    self._rates[path] = _rate(path)
+        known = [rate for path, rate in self._rates.items() if path.parent == folder]
+        return [rate for rate in known if rate is not None and rate.kind == kind]
+
     def finished(self, stage: str, name: str, pieces: Collection[str] = ()) -> bool:
         """Whether the product is complete; a corrupted one is reported and renamed.
 
@@ -58,8 +81,13 @@ class Store:
         """
         if not self.path(stage, name).is_dir():
             return False
-        if self.damage(stage, name, pieces) is None:
+        reason = self.damage(stage, name, pieces)
+        if reason is None:
             return True
+        if self.read_only:
+            self.corrupted.add((stage, name))
+            log.warning("cached product %s is corrupted (%s).", self.path(stage, name), reason)
+            return False
         with self.lock(stage, name):  # other processes may read it, or find the same damage
             if not self.path(stage, name).is_dir():
                 return False
@@ -201,3 +229,11 @@ class Store:
                     yield folder, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
                     yield folder, "finished", size
+
+
+def _rate(folder: Path) -> Rate | None:
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest["info"].get("units"):
+        return None
+    info, size = manifest["info"], sum(entry["size"] for entry in manifest["files"].values())
+    return Rate(info["kind"], info["seconds"] / info["units"], size / info["units"])

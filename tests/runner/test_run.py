@@ -20,7 +20,7 @@ from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.results import record as records
-from loraq.runner import experiment
+from loraq.runner import experiment, stages
 from loraq.runner import generate as generation
 from loraq.runner.experiment import run
 from loraq.runner.plan import check_rows, plan_rows
@@ -74,7 +74,10 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
 
 
 def test_a_second_run_makes_and_loads_nothing(overrides, monkeypatch):
+    read, load = [], stages.load_group
+    monkeypatch.setattr(stages, "load_group", lambda path: read.append(path) or load(path))
     first = run(["method=rtn", *overrides], progress=False)
+    assert sorted(read) == sorted(set(read)), "the images and the errors read the layers once"
     monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
     second = run(["method=rtn", *overrides], progress=False)
     assert comparable(first) == comparable(second)
@@ -250,6 +253,13 @@ def test_dry_run_prints_the_plan_and_makes_nothing(overrides, capsys):
     run(["method=svdquant", *overrides], progress=False)
     main(["run", "--dry-run", "method=svdquant", *overrides])
     assert "to make" not in capsys.readouterr().out
+    layers = min(output(overrides).glob("quantised/*/*.safetensors"))
+    flip_bit(layers, -2)
+    main(["run", "--dry-run", "method=svdquant", *overrides])
+    told = capsys.readouterr()
+    assert "to make" in told.out and f"{layers.name} does not match" in told.err
+    assert layers.is_file(), "a plan renamed a product"
+    flip_bit(layers, -2)
     main(["run", "--dry-run", "method=svdquant", "quant.seed=1", *overrides])
     assert "measured on" in capsys.readouterr().out
 

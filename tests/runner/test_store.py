@@ -17,6 +17,7 @@ from loraq.runner.store import MANIFEST, Store
 from loraq.utils.console import show_messages
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
+from loraq.utils.manifest import read_manifest
 from loraq.utils.pieces import keep_piece, write_piece
 from tests.damage import flip_bit
 
@@ -121,6 +122,24 @@ def test_a_corrupted_product_is_reported_and_renamed(tmp_path, capsys, damage):
     assert (tmp_path / "images" / "k.corrupted").is_dir()
     assert ("images", "k") in store.corrupted
     assert not store.finished("images", "k")
+
+
+def test_every_manifest_is_read_once_for_the_rates(tmp_path, monkeypatch):
+    store, read = Store(tmp_path), []
+    for seconds in (2.0, 4.0):
+        info = {"kind": "images tiny", "units": 4, "seconds": seconds}
+        with store.write("images", f"k{seconds:.0f}", info) as folder:
+            write_bytes(folder / "a.png", bytes(8))
+    shutil.copytree(tmp_path / "images" / "k2", tmp_path / "images" / "k2.corrupted")
+    counted = lambda path: read.append(path.name) or read_manifest(path)  # noqa: E731
+    monkeypatch.setattr("loraq.runner.store.read_manifest", counted)
+    for _ in range(3):
+        assert sorted(store.rates("images", "images tiny")) == [
+            ("images tiny", 0.5, 2.0),
+            ("images tiny", 1.0, 2.0),
+        ]
+    assert store.rates("images", "images large") == [] == store.rates("moments", "images tiny")
+    assert sorted(read) == ["k2", "k4"]
 
 
 LOOK = """
