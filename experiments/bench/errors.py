@@ -39,7 +39,7 @@ from loraq.metrics.common.intervals import (
     mean_p_values,
     sign_flip_p_values,
 )
-from loraq.metrics.kid import kernel_distance, kernel_interval, resample_counts
+from loraq.metrics.kid import kernel_distance, kernel_interval, make_kernels, resample_counts
 from loraq.results.committed import read_results, result_names
 from loraq.results.record import save_findings
 from loraq.results.tables.tables import SIGNIFICANCE, find_row, has_per_image
@@ -166,8 +166,9 @@ def kid_coverage(n: int, seed: int) -> float:
         parts = random.standard_t(5, size=(n, len(scale))) * scale / np.sqrt(len(real) * 5 / 3)
         x = np.maximum(centre + parts @ directions, 0)
         y = 0.8 * x + 0.3 * spread * random.normal(size=x.shape)
-        values.append(kernel_distance(x, y))
-        ends.append(kernel_interval(x, y, True, KID_RESAMPLES, number))
+        kernels = make_kernels(x, y)
+        values.append(kernel_distance(kernels))
+        ends.append(kernel_interval(kernels, True, KID_RESAMPLES, number))
     lo, hi = np.array(ends).T
     return float(((lo <= np.mean(values)) & (hi >= np.mean(values))).mean())
 

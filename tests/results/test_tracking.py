@@ -15,7 +15,7 @@ from PIL import Image
 
 import loraq
 from loraq.errors import LoraqError
-from loraq.results.record import Record, from_json
+from loraq.results.record import Record, to_json
 from loraq.results.tracking import TrackedImage, Tracker
 from loraq.results.tracking.contents import run_summary
 from loraq.results.tracking.tracker import PATIENCE, find_finished_run
@@ -101,7 +101,8 @@ def assert_run_has_record(server: Arrived, images: list[TrackedImage]) -> None:
     assert second[1] is None
     sent = [server.file(path) for path in (*first, second[0])]
     assert sent == [i.read_bytes() for i in (images[0].path, images[0].reference, images[1].path)]
-    assert from_json(server.file(f"{RECORD.key}/record.json").decode()) == RECORD
+    sent_record = server.file(f"{RECORD.key}/record.json").decode()
+    assert sent_record == to_json(RECORD)
     assert server.finished[RECORD.key] == 0
 
 

@@ -28,6 +28,8 @@ def test_committed_records_give_a_page_that_says_where_pictures_come_from(tmp_pa
         "The images are not available" in text and "<code>loraq run experiment=demo</code>" in text
     )
     assert "results/demo, committed" in text
+    psnr = next(r for r in committed.read_results("demo").records if r.row == "rtn").metrics["psnr"]
+    assert f'class="interval">[{psnr["lo"]:.2f}, {psnr["hi"]:.2f}]' in text
     assert 'http-equiv="Content-Security-Policy" content="default-src' in text
     assert [line for line in text.splitlines() if "http" in line and "http-equiv" not in line] == []
 
