@@ -15,6 +15,7 @@ from loraq.config.hydra_options import check_cfg_option, refuse_options
 from loraq.errors import LoraqError
 from loraq.utils import batch_invariance
 from loraq.utils.failures import reporting_errors
+from loraq.utils.files import check_writable
 
 OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
@@ -227,10 +228,12 @@ def score(options: argparse.Namespace) -> None:
     from loraq.results import record
     from loraq.runner.score import score_images
 
+    if options.json is not None:
+        check_writable(options.json)
     scores = score_images(options.target, options.overrides, options.against, not options.quiet)
+    print(scores.text())
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
-    print(scores.text())
 
 
 def cache(options: argparse.Namespace) -> str:
@@ -269,6 +272,7 @@ def write_page(options: argparse.Namespace) -> None:
 
     folder = locate_experiment(options.output / "results" / options.experiment)
     target = options.to or folder / "report.html"
+    check_writable(target)
     rows = None if options.rows is None else options.rows.split(",")
     size = write_report(folder, target, rows).stat().st_size
     if not (folder / "rows.json").is_file():

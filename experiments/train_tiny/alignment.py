@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from loraq.metrics.networks.alignment_model import HEAD, AlignmentModel, TextEncoder
+from loraq.utils.files import replacing
 
 from . import data, features, runtime, split
 from .settings import ASSETS, SETTINGS, TRAINING
@@ -78,10 +79,11 @@ def train(steps: int = 1500, size: int = 512) -> dict[str, float]:
         loss.backward()
         optimiser.step()
     model.eval()
-    HEAD.parent.mkdir(parents=True, exist_ok=True)
     figures = evaluate(model, pairs["held"])
     metadata = {k: f"{v:.3f}" for k, v in figures.items()}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, HEAD, metadata=metadata)
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    with replacing(HEAD) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
     return figures
 
 

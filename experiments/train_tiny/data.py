@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from loraq.utils.files import replacing
+
 from .settings import DATA, SETTINGS
 
 GROUPS = {
@@ -94,8 +96,6 @@ def pictures(files: list[Path], cache: Path) -> np.ndarray:
         stored = np.load(cache, mmap_mode="r")
         if len(stored) == len(files):
             return stored
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial.npy")
-    np.save(partial, np.stack([picture(f) for f in files]))
-    partial.replace(cache)
+    with replacing(cache) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, np.stack([picture(f) for f in files]))
     return np.load(cache, mmap_mode="r")

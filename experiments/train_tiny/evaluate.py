@@ -20,6 +20,7 @@ from tqdm import tqdm
 from loraq.data import seed_of_name
 from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.networks import alignment_model
+from loraq.utils.files import write_text
 
 from . import export, features, model, runtime
 from .settings import ASSETS, OUTPUTS, SETTINGS
@@ -71,7 +72,7 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
         "this model": scores(features.features(images), real, entries, head),
         "untrained": scores(features.features(blank), real, entries, head),
     }
-    (OUTPUTS / "scores.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    write_text(OUTPUTS / "scores.json", json.dumps(table, indent=1))
     print(f"{count} captions, {steps} steps, guidance {guidance}")
     for name, row in table.items():
         print(f"{name:12s}", "  ".join(f"{k} {v:.3f}" for k, v in row.items()))

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from loraq.utils.files import write_text
+
 from . import model, runtime, split, text, vae
 from .settings import ASSETS, OUTPUTS, SETTINGS
 
@@ -61,7 +63,7 @@ def export(pipe: DiffusionPipeline, folder: Path) -> int:
         f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.relative_to(folder).as_posix()}\n"
         for f in files
     ]
-    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / "SHA256SUMS", "".join(lines))
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 

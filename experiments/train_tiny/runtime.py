@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from loraq.utils.files import replacing
+
 
 def device() -> torch.device:
     """Return the GPU if available, else the CPU."""
@@ -43,10 +45,8 @@ def learning_rate(progress: float, peak: float, warmup: float = 0.03, decay: flo
 
 def save_atomic(state: dict, path: Path) -> None:
     """Write a checkpoint to a temporary file and rename it, so that a kill leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        torch.save(state, stream)
 
 
 def load_checkpoint(path: Path, where: torch.device) -> dict | None:
@@ -77,6 +77,6 @@ def grid(images: torch.Tensor, columns: int, path: Path) -> Path:
         top, left = i // columns * h, i % columns * w
         canvas[:, top : top + h, left : left + w] = image
     pixels = ((canvas + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
     return path

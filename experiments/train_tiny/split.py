@@ -12,6 +12,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraq.utils.files import write_text
+
 from .data import Item, items
 from .outside import outside_captions
 from .settings import ASSETS, SETTINGS, Settings
@@ -78,9 +80,8 @@ def load() -> tuple[Split, dict[str, Item]]:
 def write(path: Path = ASSETS / "captions.json") -> Path:
     """Write ``captions.json`` and return its path."""
     split, by_name = load()
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(captions(split, by_name), indent=1, ensure_ascii=True) + "\n"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -8,6 +8,7 @@ readers see the old file or one of the new ones, and the last one stays.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -38,9 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.parent / temporary_name()
     try:
         with reporting_disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not (path.is_file() or path.is_dir()):
-                raise LoraqError(f"'{path}' is a device or a pipe. Give the path of a file.")
+            _prepare(path)
             yield temporary
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
@@ -48,6 +47,23 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """LoraqError unless a file `path` can be written; creates its folder, for later."""
+    temporary = path.parent / temporary_name()
+    with reporting_disk_errors(path):
+        _prepare(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
+def _prepare(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        raise LoraqError(f"'{path}' is a device or a pipe. Give the path of a file.")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -98,3 +98,13 @@ def test_other_options_of_hydra_are_refused_with_an_alternative(arguments, words
     assert error.startswith("loraq: ")
     for word in words:
         assert word in error
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("loraq.results.report.write_report", None)
+    monkeypatch.setattr("loraq.runner.score.score_images", None)
+    for command in ["score", str(tmp_path), "--json"], ["report", "table1", "--to"]:
+        with pytest.raises(SystemExit) as caught:
+            main([*command, str(tmp_path)])
+        assert caught.value.code == 2
+        assert f"'{tmp_path}': it is a folder, not a file" in capsys.readouterr().err

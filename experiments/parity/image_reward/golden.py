@@ -21,6 +21,8 @@ from pathlib import Path
 import pairs
 import torch
 
+from loraq.utils.files import write_text
+
 HERE = Path(__file__).resolve().parent
 SEED = 2024
 PACKAGES = ("image-reward", "transformers", "tokenizers", "timm", "torch", "torchvision", "pillow")
@@ -79,7 +81,7 @@ def main() -> None:
         "scores": scores,
     }
     path = HERE / f"golden_{options.vit}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     print(f"{path.name}: {len(scores)} scores, {min(scores):.3f} … {max(scores):.3f}")
 
 
