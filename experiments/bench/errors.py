@@ -47,12 +47,12 @@ from loraq.utils.assets import ASSETS
 
 METRICS = ("psnr", "lpips", "ssim")
 SIZES = (2, 4, 8, 16, 32, 64, 128, 256)
-FAMILIES = {1: 20_000, 10: 3000, 60: 1000}
+FAMILIES = {1: 10_000, 10: 1000, 60: 500}
 """Rows of a family → number of families drawn."""
-BEFORE = {1: 3000, 10: 400}
+BEFORE = {1: 2000, 10: 100}
 """The same for the percentile bootstrap."""
 RESAMPLES = 2000
-KID_SIZES, KID_DRAWS, KID_RESAMPLES = (4, 8, 16, 32, 64, 128), 400, 500
+KID_SIZES, KID_DRAWS, KID_RESAMPLES = (4, 8, 16, 32, 64, 128), 200, 500
 
 Draw = Callable[[np.random.Generator, int, int, int], np.ndarray]
 """(generator, N, R, families) → differences (N, families·R)."""
