@@ -29,6 +29,7 @@ from loraq.quantization.diffusers_packed import (
     attach,
     forget,
     held_layers,
+    refuse_missing,
 )
 from loraq.quantization.made_from import require_transformer
 from loraq.quantization.model import QuantizedModel
@@ -82,6 +83,7 @@ class LoRaQQuantizer(PackedQuantizer):
 
     def update_missing_keys(self, model: Any, missing_keys: list[str], prefix: str) -> list[str]:
         if not self.pre_quantized:
+            refuse_missing(sorted(missing_keys))
             return missing_keys
         return super().update_missing_keys(model, missing_keys, prefix)
 

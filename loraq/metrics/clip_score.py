@@ -17,6 +17,7 @@ from typing import Any, Final
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
+from loraq.models.contents import check_network
 from loraq.utils.hashing import cached_hash, check_sha256sums, files_hash
 
 NAME = "clip_score"
@@ -32,6 +33,7 @@ SETTINGS = (".json", ".txt")  # suffixes of what else is read: configurations an
 
 def sources(options: Options) -> dict[str, Any]:
     folder = _folder()
+    check_network(folder, "transformers", "CLIPModel")
     settings = [path.name for path in folder.iterdir() if path.suffix in SETTINGS]
     return {
         "packages": versions("transformers", "torch", "torchvision"),
@@ -94,6 +96,7 @@ def load_clip(folder: Path, device: str, contents: str = "") -> tuple[Any, Any]:
     """
     from transformers import CLIPModel, CLIPProcessor
 
+    check_network(folder, "transformers", "CLIPModel")
     given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, **given)

@@ -18,6 +18,7 @@ from loraq.errors import LoraqError
 from loraq.models.files import (
     Header,
     components,
+    file_problem,
     file_problems,
     has_weights,
     read_header,
@@ -29,7 +30,7 @@ from loraq.models.networks import compare_with_files, network_class, quiet_diffu
 from loraq.models.source import listed_problems, resolve_folder
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
-_REMEDY = "Restore the model's folder, or set model.path to a complete one."
+_REMEDY = "Restore these files, or use a complete copy of the model."
 
 
 def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> None:
@@ -46,11 +47,21 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
         )
     for name, (library, class_name) in components(folder).items():
         if has_weights(name) and (only is None or name in only):
-            part = folder / name
-            files = tuple(weight_files(part, library, model.variant))
-            state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-            config = (part / "config.json").read_text()
-            _check_network(part, library, class_name, config, files, state)
+            check_network(folder / name, library, class_name, model.variant)
+
+
+def check_network(part: Path, library: str, class_name: str, variant: str | None = None) -> None:
+    """LoraqError unless the folder of a network holds every tensor of its class.
+
+    library: "diffusers" or "transformers".
+    """
+    read_json(part / "config.json")
+    files = tuple(weight_files(part, library, variant))
+    if problems := {path.name: problem for path in files if (problem := file_problem(path))}:
+        raise LoraqError(f"'{part}' is incomplete: {listed_problems(problems)}. {_REMEDY}")
+    state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+    config = (part / "config.json").read_text()
+    _check_tensors(part, library, class_name, config, files, state)
 
 
 def _check_classes(folder: Path, family: str) -> None:
@@ -75,7 +86,7 @@ def _check_classes(folder: Path, family: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_network(
+def _check_tensors(
     part: Path,
     library: str,
     class_name: str,
@@ -83,14 +94,11 @@ def _check_network(
     files: tuple[Path, ...],
     state: tuple[tuple[int, int], ...],
 ) -> None:
-    """LoraqError unless the files hold every tensor of a network; a success is cached.
+    """`check_network`; a success is cached.
 
     state: sizes and modification times of the files, for the cache.
     """
-    try:
-        values = json.loads(config)
-    except ValueError as error:
-        raise LoraqError(f"'{part}/config.json' cannot be read ({error}). {_REMEDY}") from None
+    values = json.loads(config)
     network = network_class(library, class_name)
     kind = values.get("_class_name") if library == "diffusers" else values.get("model_type")
     own = class_name if library == "diffusers" else network.config_class.model_type
@@ -108,7 +116,7 @@ def _check_network(
         name = next(iter(narrow))
         raise LoraqError(
             f"'{part}': {listed_names(list(narrow))} stored as {narrow[name]}. LoRaQ reads weights "
-            "of 16 bits or more, without scales beside them. Set model.path to the 16-bit model."
+            "of 16 bits or more, without scales beside them. Use the 16-bit model."
         )
     try:
         found = compare_with_files(network, config, stored)

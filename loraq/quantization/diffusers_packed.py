@@ -76,7 +76,7 @@ class PackedQuantizer(DiffusersQuantizer):
         """
         entries = self.quantization_config.layer_entries()
         stored = {_buffer_name(name) for name in expected_tensors(entries)}
-        _refuse_missing(sorted(stored.intersection(missing_keys)))
+        refuse_missing(sorted(stored.intersection(missing_keys)))
         return [k for k in missing_keys if _packed_layer(model, k) is None]
 
     def check_if_quantized_param(
@@ -118,7 +118,7 @@ class PackedQuantizer(DiffusersQuantizer):
             model.get_submodule(user).register_buffer(buffer, placed)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        _refuse_missing([name for name, held in model.state_dict().items() if held.is_meta])
+        refuse_missing([name for name, held in model.state_dict().items() if held.is_meta])
         modules = []
         for name, tensors in held_layers(model, self.quantization_config.layer_entries()).items():
             modules.append(model.get_submodule(name))
@@ -207,7 +207,7 @@ def _buffer_name(name: str) -> str:
     return f"{layer}.{operand}_{suffix}"
 
 
-def _refuse_missing(names: list[str]) -> None:
+def refuse_missing(names: list[str]) -> None:
     """LoraqError if stored tensors are missing from the checkpoint or its configuration."""
     if names:
         raise LoraqError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,28 @@ def test_16_bit_weights_are_quantised_while_they_are_loaded(pipe, tiny_folder):
     with pytest.raises(LoraqError, match="reads activations"):
         PixArtTransformer2DModel.from_pretrained(
             folder, quantization_config=LoRaQConfig("svdquant")
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("pos_embed.proj.bias", None, "has no tensor 'pos_embed.proj.bias'"),
+        ("pos_embed.proj.bias", torch.nan, "pos_embed.proj.bias': 64 of 64 values are NaN"),
+    ],
+)
+def test_16_bit_weights_that_are_not_whole_are_not_quantised(
+    tiny_folder, tmp_path, name, value, words
+):
+    shutil.copytree(tiny_folder / "transformer", tmp_path / "net")
+    tensors = load_file(tmp_path / "net" / WEIGHTS)
+    held = tensors.pop(name)
+    if value is not None:
+        tensors[name] = held.fill_(value)
+    save_file(tensors, tmp_path / "net" / WEIGHTS, {"format": "pt"})
+    with pytest.raises(LoraqError, match=words):
+        PixArtTransformer2DModel.from_pretrained(
+            tmp_path / "net", quantization_config=LoRaQConfig("rtn")
         )
 
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.parity.clip import Restored, write_clip
 from loraq.errors import LoraqError
@@ -63,13 +64,24 @@ def test_what_is_missing_is_said_before_anything_runs(folder, monkeypatch, tmp_p
         metric_sources(["clip_score"])
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
     metric.load_clip.cache_clear()
-    with pytest.raises(LoraqError, match="does not load"):
-        metric.load_clip(tmp_path, "cpu")
+    for check in (
+        lambda: metric_sources(["clip_score"]),
+        lambda: metric.load_clip(tmp_path, "cpu"),
+    ):
+        with pytest.raises(LoraqError, match=r"model.safetensors' is not a valid safetensors file"):
+            check()
+    weights = load_file(folder / metric.WEIGHTS)  # transformers draws what is missing at random
+    weights.pop("visual_projection.weight")
+    save_file(weights, tmp_path / metric.WEIGHTS, {"format": "pt"})
+    for check in (
+        lambda: metric_sources(["clip_score"]),
+        lambda: metric.load_clip(tmp_path, "cpu"),
+    ):
+        with pytest.raises(LoraqError, match=r"lack 1 tensor \(visual_projection.weight\)"):
+            check()
 
 
 def test_scores_that_are_not_finite_are_refused(folder, noisy, monkeypatch, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     weights = load_file(tmp_path / metric.WEIGHTS)

@@ -173,3 +173,10 @@ def test_a_hash_is_not_kept_for_other_contents_of_equal_size_and_time(tmp_path):
     path.write_bytes(b"two")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert cached_hash(path) != first
+
+
+def test_a_damaged_file_of_inception_is_said_in_words(tmp_path, monkeypatch):
+    (tmp_path / features.INCEPTION_FILE).write_bytes(b"no archive")
+    monkeypatch.setenv(features.INCEPTION_VARIABLE, str(tmp_path))
+    with pytest.raises(LoraqError, match=r"inception-2015-12-05.pt' does not load .*efflite0"):
+        features.EXTRACTORS["inception"].load("cpu")

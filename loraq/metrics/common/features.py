@@ -117,7 +117,15 @@ def _load_inception(device: str) -> Callable[[Any], Any]:
         warnings.filterwarnings(
             "ignore", message=".*torch.jit.load.*"
         )  # FID's weights are TorchScript
-        network = InceptionV3W(str(inception_weights().parent), download=False)
+        path = inception_weights()
+        try:
+            network = InceptionV3W(str(path.parent), download=False)
+        except Exception as error:  # a damaged archive raises many exception types
+            reason = str(error).strip().splitlines() or [""]
+            raise LoraqError(
+                f"metrics.extractor=inception: '{path}' does not load ({type(error).__name__}: "
+                f"{reason[0][:120]}). Download the file again, or use metrics.extractor=efflite0."
+            ) from error
     return network.to(device).eval()
 
 
