@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, stored_shapes
+from loraq.layers.entries import check_entries
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
 
@@ -65,7 +67,8 @@ def serialize_layers(
 def deserialize_layers(
     entries: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, LayerTensors]:
-    """The inverse of `serialize_layers`; a missing tensor raises KeyError with its name."""
+    """The inverse of `serialize_layers`; LoraqError unless entries and tensors fit exactly."""
+    _check_tensors(expected_tensors(entries), tensors)
     packed: dict[str, QuantizedTensor] = {}
     transforms: dict[str, InputTransform] = {}
     layers, by_prefix = {}, _by_prefix(tensors)
@@ -91,7 +94,8 @@ def deserialize_layers(
 
 
 def expected_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Every tensor that the entries name, on the meta device."""
+    """Every tensor that the entries name, on the meta device; LoraqError for a damaged entry."""
+    check_entries(entries)
     expected: dict[str, Tensor] = {}
 
     def add(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -112,6 +116,19 @@ def expected_tensors(entries: Mapping[str, Any]) -> dict[str, Tensor]:
         if entry["bias"]:
             add(f"{name}.bias", (entry["weight"]["shape"][0],), torch.float32)
     return expected
+
+
+def _check_tensors(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    if wrong := sorted(set(expected) ^ set(tensors)):
+        fault = "is missing" if wrong[0] in expected else "belongs to no layer"
+        raise LoraqError(f"the tensor '{wrong[0]}' {fault}")
+    for name, wanted in expected.items():
+        found = tensors[name]
+        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+            raise LoraqError(
+                f"the tensor '{name}' is {tuple(found.shape)} of {found.dtype}, and its layer says "
+                f"{tuple(wanted.shape)} of {wanted.dtype}"
+            )
 
 
 def _operand(

@@ -115,10 +115,11 @@ class PackedConfig(QuantizationConfigMixin):
                         fmt = formats[entry[operand]["format"]]
                         complete[operand] = {**entry[operand], "format": fmt}
                 expected_tensors({name: complete})
-            except (KeyError, IndexError, TypeError) as error:
+            except (KeyError, IndexError, TypeError, ValueError, LoraqError) as error:
+                reason = error if isinstance(error, LoraqError) else repr(error)
                 raise LoraqError(
-                    f"quantization_config's entry of '{name}' is incomplete ({error!r}). Restore "
-                    "the checkpoint's config.json."
+                    f"quantization_config's entry of '{name}' is incomplete or damaged ({reason}). "
+                    "Restore the checkpoint's config.json."
                 ) from None
         return found
 

@@ -17,6 +17,8 @@ from loraq.layers.tensors import LayerTensors
 from loraq.utils.files import replacing, sort_metadata
 from loraq.utils.hashing import file_hash
 from loraq.utils.pieces import keep_piece, write_checksum, write_piece
+from loraq.utils.plain import parse_json
+from loraq.utils.shape import check_shape
 
 LAYOUT = "1"
 
@@ -68,7 +70,13 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
             f"'{path}' has layout {metadata.get('layout')!r}, this version reads {LAYOUT!r}; "
             "delete it and run again."
         )
-    info = json.loads(metadata["info"])
-    if _seconds_file(path).is_file():
-        info["seconds"] = float(_seconds_file(path).read_text(encoding="utf-8"))
-    return deserialize_layers(json.loads(metadata["layers"]), tensors), info
+    try:
+        info: dict[str, Any] = json.loads(metadata["info"])
+        check_shape(info, {}, "info")
+        if _seconds_file(path).is_file():
+            info["seconds"] = float(_seconds_file(path).read_text(encoding="utf-8"))
+        entries = parse_json(metadata["layers"])
+        check_shape(entries, {}, "layers")
+        return deserialize_layers(entries, tensors), info
+    except (OSError, ValueError, KeyError, RecursionError, LoraqError) as error:
+        raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None

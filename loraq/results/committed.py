@@ -15,12 +15,16 @@ Reads only records: no torch, no images, no W&B.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
-from loraq.results.experiment_folder import ROWS_FILE, read_product_record, record_path
+from loraq.results.experiment_folder import (
+    ROWS_FILE,
+    read_product_record,
+    read_rows,
+    record_path,
+)
 from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.record import Record, load_record
 from loraq.results.tables.tables import render_tables
@@ -58,7 +62,7 @@ def read_results(name: str, root: Path = CHECKOUT) -> Results:
     if name not in result_names(root):
         raise unknown("committed experiment", name, result_names(root))
     folder = root / "results" / name
-    listed = json.loads((folder / ROWS_FILE).read_text(encoding="utf-8"))
+    listed = read_rows(folder)
     records = []
     for row in listed["rows"]:
         record = load_record(folder / RECORDS / f"{row['row']}.json")
@@ -83,7 +87,7 @@ def import_experiment(source: Path, root: Path = CHECKOUT) -> Path:
         raise LoraqError(
             f"results/{REPORTED}/ is reserved for published numbers; rename '{source}'."
         )
-    rows = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
+    rows = read_rows(source)["rows"]
     output = source.resolve().parents[1]
     paths = {row["row"]: record_path(output, row) for row in rows}
     for path in paths.values():
@@ -107,9 +111,9 @@ def import_row(source: Path, root: Path = CHECKOUT) -> Path:
     Such a run also lists the 16-bit row; the committed 16-bit row stays.
     """
     target = root / "results" / source.resolve().parents[1].name
-    listed = json.loads((target / ROWS_FILE).read_text(encoding="utf-8"))
+    listed = read_rows(target)
     places = {row["row"]: place for place, row in enumerate(listed["rows"])}
-    made = json.loads((source / ROWS_FILE).read_text(encoding="utf-8"))["rows"]
+    made = read_rows(source)["rows"]
     for row in made:
         if row["row"] not in places:
             raise unknown(f"row of {target.name}", row["row"], places)

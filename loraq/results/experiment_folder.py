@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,14 @@ from loraq.results.tables.tables import main_table, write_tables
 from loraq.results.tables.text import to_markdown
 from loraq.utils.manifest import check_product
 from loraq.utils.output_folder import folder_lock
+from loraq.utils.plain import parse_json
+from loraq.utils.shape import Shape, check_shape
 
 ROWS_FILE = "rows.json"
+_ROWS: Shape = {
+    "baseline": (str, None),
+    "rows": [{"row": str, "record": str, "?images": (str, None)}],
+}
 
 
 def rewrite_tables(output: Path, experiments: Sequence[str]) -> str:
@@ -44,16 +49,31 @@ def read_experiment(output: Path, name: str) -> tuple[dict[str, Any], list[Recor
     finished = finished_experiments(output)
     if name not in finished:
         raise unknown("experiment", name, finished)
-    path = output / "results" / name / ROWS_FILE
-    try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
-        paths = [record_path(output, row) for row in listed["rows"]]
-        listed["baseline"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoraqError(
-            f"Cannot read '{path}': {error!r}. Run the experiment again: it writes this file."
-        ) from None
+    listed = read_rows(output / "results" / name)
+    paths = [record_path(output, row) for row in listed["rows"]]
     return listed, [read_product_record(path) for path in paths]
+
+
+def read_rows(folder: Path) -> dict[str, Any]:
+    """Return a folder's rows.json: `baseline`, and `rows` with `row`, `record` and `images`.
+
+    LoraqError if it is missing or damaged, or lists no row or a row twice.
+    """
+    path = folder / ROWS_FILE
+    try:
+        listed: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+        check_shape(listed, _ROWS, ROWS_FILE)
+    except (OSError, ValueError, LoraqError) as error:
+        raise LoraqError(
+            f"Cannot read '{path}': {error}. Restore it, or run the experiment again."
+        ) from None
+    names = [row["row"] for row in listed["rows"]]
+    if not names or len(set(names)) < len(names):
+        raise LoraqError(
+            f"'{path}' lists {'a row twice' if names else 'no rows'}. Restore it, or run the "
+            "experiment again."
+        )
+    return listed
 
 
 def record_path(output: Path, listed: Mapping[str, str]) -> Path:

@@ -22,7 +22,8 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.summary import with_current_intervals
 from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_json, write_text
-from loraq.utils.plain import decode_float, to_plain
+from loraq.utils.plain import parse_json, to_plain
+from loraq.utils.shape import Shape, check_shape
 
 SCHEMA = 1
 VOLATILE = ("created", "timings", "machine")  # fields that may differ between equal runs
@@ -40,6 +41,36 @@ PACKAGES = (
     "lpips",
     "clean-fid",
 )
+
+_NUMBER = (float, None)
+_INTERVAL: Shape = {
+    **{"?value": _NUMBER, "?lo": _NUMBER, "?hi": _NUMBER},
+    **{"n": int, "?reason": (str, None)},
+}
+_METRIC: Shape = {
+    **_INTERVAL,
+    **{"?direction": str, "?per_image": ([float], None)},
+    **{"?seen": (_INTERVAL, None), "?held_out": (_INTERVAL, None)},
+    "?details": {"?identical": (int, None), "?cap": _NUMBER, "?data_range": (float, [float])},
+}
+RECORD: Shape = {
+    **{"key": str, "experiment": str, "row": str, "label": str, "config": dict, "model_hash": str},
+    "budget": {
+        **{"?bits_per_weight": _NUMBER, "?branch_bits_per_weight": _NUMBER},
+        **{"?nbytes": (int, None), "?rank": (int, str, None)},
+    },
+    "?layers": [{"layer": str, "role": str, "?weight_error": _NUMBER, "?output_error": _NUMBER}],
+    "?images": {"?hash": str, "?names": [str], "?seen": [bool]},
+    "?metrics": {"*": _METRIC},
+    "?paired": {"*": dict},
+    "?analyses": {
+        "?limits": {"gaussian": float, "shannon": float, "spectral": float},
+        **{"?steps": {"*": [float]}, "?losses": {"*": [float]}, "?seconds": {"*": float}},
+    },
+    **{"?timings": {"*": float}, "?created": str, "?commit": str, "?versions": {"*": str}},
+    "?machine": dict,
+}
+"""What tables and reports read of a record (`loraq/utils/shape.py`)."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +135,13 @@ def save_record(record: Record, path: str | os.PathLike[str]) -> Path:
 def load_record(path: str | os.PathLike[str]) -> Record:
     """Read one record; LoraqError if the file is missing, damaged or has another schema."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return from_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LoraqError(f"No record at {path}. Run the experiment that writes it.") from error
-    try:
-        return from_json(text)
-    except (LoraqError, ValueError) as error:
-        raise LoraqError(f"Cannot read the record {path}: {error}") from error
+    except (LoraqError, ValueError, OSError) as error:
+        raise LoraqError(
+            f"Cannot read the record {path}: {error}. Restore it, or run its experiment again."
+        ) from error
 
 
 def to_json(record: Record) -> str:
@@ -122,8 +153,11 @@ def to_json(record: Record) -> str:
 
 
 def from_json(text: str) -> Record:
-    """Parse a record; LoraqError for another schema, unknown or missing fields."""
-    data = json.loads(text, object_hook=decode_float)
+    """Parse a record; LoraqError for another schema, and for fields that are not as `Record` says.
+
+    ValueError if the text is not JSON.
+    """
+    data = parse_json(text, floats=True)
     if not isinstance(data, dict) or "schema" not in data:
         raise LoraqError("this is not a LoRaQ record: it has no field 'schema'")
     if data["schema"] != SCHEMA:
@@ -141,8 +175,15 @@ def from_json(text: str) -> Record:
         raise LoraqError(f"unknown fields {unexpected}")
     if missing := sorted(required - set(data)):
         raise LoraqError(f"missing fields {missing}")
+    check_shape(data, RECORD, "record")
+    json.dumps(data, ensure_ascii=False).encode()  # ValueError for half of a surrogate pair
     record = Record(**data)
     seen = record.images.get("seen") or ()
+    count = len(record.images.get("names", ()))
+    per_image = {f"metrics.{n}.per_image": m.get("per_image") for n, m in record.metrics.items()}
+    for name, values in {"images.seen": seen, **per_image}.items():
+        if values and len(values) != count:
+            raise LoraqError(f"record.{name} has {len(values)} values for {count} images")
     metrics = {name: with_current_intervals(each, seen) for name, each in record.metrics.items()}
     return dataclasses.replace(record, metrics=metrics)
 

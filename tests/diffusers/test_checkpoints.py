@@ -309,8 +309,8 @@ BAD_CONFIGS = {
     "entry": (lambda c: c.update(layer={}), "Did you mean 'layers'"),
     "no formats": (lambda c: c.pop("formats"), "only one of"),
     "layer": (lambda c: rename(c["layers"], Q, Q + "x"), "does not have"),
-    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "inconsistent"),
-    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not match config.json"),
+    "shape": (lambda c: c["layers"][Q]["weight"].update(shape=[64, 32]), "do not fit each other"),
+    "rank": (lambda c: c["layers"][Q]["left"].update(shape=[64, 8]), "do not fit each other"),
 }
 
 

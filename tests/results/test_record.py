@@ -15,6 +15,8 @@ import pytest
 from loraq.errors import LoraqError
 from loraq.metrics.common.intervals import mean_interval
 from loraq.results import record as records
+from loraq.results.committed import read_results
+from loraq.results.experiment_folder import rewrite_tables
 from loraq.results.record import Record
 from loraq.utils.plain import to_plain
 
@@ -53,7 +55,8 @@ def test_round_trip(tmp_path: Path):
 
 def test_every_number_survives_exactly_and_non_finite_ones_are_explicit():
     values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, -0.0, math.inf, -math.inf, math.nan]
-    text = records.to_json(example(metrics={"m": {"per_image": values}}))
+    names = {"names": list(map(str, values))}
+    text = records.to_json(example(images=names, metrics={"m": {"n": 8, "per_image": values}}))
     json.loads(text, parse_constant=lambda word: pytest.fail(f"bare {word} in the JSON"))
     back = records.from_json(text).metrics["m"]["per_image"]
     assert list(map(repr, back)) == list(map(repr, values))
@@ -102,6 +105,71 @@ def test_reading_errors_name_the_file_and_the_remedy(tmp_path: Path):
         damaged.write_text(text, encoding="utf-8")
         with pytest.raises(LoraqError, match=words):
             records.load_record(damaged)
+
+
+def replaced(value, *place):
+    """The JSON of a record in which one value is replaced."""
+    plain = json.loads(records.to_json(example()))
+    target = plain
+    for name in place[:-1]:
+        target = target[name]
+    target[place[-1]] = value
+    return json.dumps(plain)
+
+
+DAMAGED = {
+    "a metric in words": (replaced("30", "metrics", "psnr", "value"), 'value is "30", not a numb'),
+    "a number too large": (replaced(10**400, "metrics", "psnr", "value"), "value is 1000.*, not a"),
+    "a list of metrics": (replaced([], "metrics"), r"metrics is \[\], not an object"),
+    "bytes that are no number": (replaced(True, "budget", "nbytes"), "nbytes is true, not a whole"),
+    "a layer without role": (replaced([{"layer": "a"}], "layers"), r"layers\[0\]: .*'role' is mis"),
+    "a name that is a number": (
+        replaced([1, "y"], "images", "names"),
+        r"names\[0\] is 1, not text",
+    ),
+    "more names than values": (replaced(list("xyz"), "images", "names"), "2 values for 3 images"),
+    "a split without its size": (
+        replaced({"value": 1.0, "lo": 0.0, "hi": 2.0}, "metrics", "psnr", "seen"),
+        "seen: the entry 'n' is missing",
+    ),
+    "limits without one": (replaced({"limits": {"gaussian": 1}}, "analyses"), "'shannon' is miss"),
+    "half a character": (replaced("\ud800", "label"), "surrogates not allowed"),
+    "a field twice": (records.to_json(example()).replace('"row"', '"key"'), "'key' occurs twice"),
+    "NaN": (records.to_json(example()).replace("30.5", "NaN", 1), "NaN is not a value of JSON"),
+    "bytes": (b"\xff\xfe", "can't decode byte"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_record_is_refused_before_a_table_reads_it(tmp_path, case):
+    text, words = DAMAGED[case]
+    path = tmp_path / "row.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(LoraqError, match=rf"Cannot read the record .*row\.json: .*{words}"):
+        records.load_record(path)
+    with pytest.raises(LoraqError, match="Cannot read the record"):
+        records.load_record(tmp_path)
+
+
+ROWS = {
+    "no JSON": '{"rows": [',
+    "no rows": '{"baseline": null, "rows": []}',
+    "no baseline": '{"rows": [{"row": "a", "record": "x"}]}',
+    "no record": '{"baseline": null, "rows": [{"row": "a"}]}',
+    "a row twice": '{"baseline": null, "rows": [{"row": "a", "record": "x"}, '
+    '{"row": "a", "record": "y"}]}',
+    "a list": "[]",
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_damaged_list_of_rows_is_refused(tmp_path, case):
+    folder = tmp_path / "results" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "rows.json").write_text(ROWS[case])
+    for read in (lambda: read_results("demo", tmp_path), lambda: rewrite_tables(tmp_path, [])):
+        with pytest.raises(LoraqError, match=r"rows\.json'.*run the experiment again"):
+            read()
 
 
 def test_comparable_leaves_out_only_what_may_differ():
@@ -156,7 +224,8 @@ def test_reading_replaces_intervals_of_another_method():
     psnr = {**stored, "per_image": values, "seen": few | {"n": 28}, "held_out": few}
     kid = {**stored, "per_image": None, "seen": few | {"n": 16}}
     seen = [number >= 4 for number in range(32)]
-    old = example(metrics={"psnr": psnr, "kid": kid}, images={"seen": seen})
+    images = {"names": [f"{number}" for number in range(32)], "seen": seen}
+    old = example(metrics={"psnr": psnr, "kid": kid}, images=images)
     read = records.from_json(records.to_json(old)).metrics
     _, lo, hi = mean_interval(values)
     assert (

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraq.errors import LoraqError, unknown
 from loraq.results.committed import read_results, result_names
-from loraq.results.experiment_folder import ROWS_FILE, finished_experiments, read_experiment
+from loraq.results.experiment_folder import (
+    ROWS_FILE,
+    finished_experiments,
+    read_experiment,
+    read_rows,
+)
 from loraq.results.record import Record
 
 
@@ -72,7 +76,7 @@ def find_source(folder: Path) -> Source:
     elif name in result_names():
         found = read_results(name)
         records, baseline = found.records, found.baseline
-        listed = json.loads((found.folder / ROWS_FILE).read_text(encoding="utf-8"))
+        listed = read_rows(found.folder)
     else:
         raise unknown("experiment", name, dict.fromkeys([*_finished(output), *result_names()]))
     keys = {row["row"]: row.get("images") for row in listed["rows"]}
