@@ -50,6 +50,7 @@ HEAVY = {
     "loraq/metrics/common/features.py",
     "loraq/metrics/image_reward.py",
     "loraq/quantization/model.py",  # diffusers
+    "loraq/runner/overflow.py",
     "loraq/runner/score.py",
     "loraq/runner/session.py",
 }

@@ -7,6 +7,7 @@ pixels and PIL stores NaN as black, so that only the decoder's own output shows 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
+    from loraq.formats import Format
+    from loraq.layers.linear import QuantizedLinear
+
+LARGEST_FP16 = 65504.0
 REMEDIES = {
     "float16": "Its range ends at 65504: set model.dtype=bfloat16 or model.dtype=float32.",
     "bfloat16": "Set model.dtype=float32; if that fails too, the weights are damaged.",
@@ -28,7 +33,14 @@ REMEDIES = {
 
 
 class _Found(Exception):
-    """Stops the pipeline at the first values that are not finite; the message says where."""
+    """Stops the pipeline at the first values that are not finite; the message says where.
+
+    remedy: if it is another than that of the model's dtype.
+    """
+
+    def __init__(self, where: str, remedy: str = "") -> None:
+        super().__init__(where)
+        self.where, self.remedy = where, remedy
 
 
 @contextlib.contextmanager
@@ -64,15 +76,19 @@ def check_finite(
         return
     bad = [prompt.name for prompt, good in zip(prompts, flags, strict=False) if not good]
     names = ", ".join(f"'{name}'" for name in bad[:3]) + (" …" if len(bad) > 3 else "")
+    found = _first_overflow(pipe, model, again)
     raise LoraqError(
         f"{len(bad)} of {len(prompts)} images are not made of numbers ({names}): "
-        f"{_first_overflow(pipe, model, again)} NaN or infinite in {model.dtype}. "
-        f"{REMEDIES[model.dtype]}"
+        f"{found.where} NaN or infinite in {model.dtype}. {found.remedy or REMEDIES[model.dtype]}"
     )
 
 
-def _first_overflow(pipe: DiffusionPipeline, model: ModelConfig, again: Callable[[], Any]) -> str:
-    """What is not finite first: the text's embeddings, the latents at a step, or the decoder."""
+def _first_overflow(
+    pipe: DiffusionPipeline, model: ModelConfig, again: Callable[[], Any]
+) -> _Found:
+    """What is not finite first: the text's embeddings, a layer, the latents, or the decoder."""
+    from loraq.layers.linear import QuantizedLinear  # imports torch; planning imports this module
+
     step = 0
 
     def before(_module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> None:
@@ -87,18 +103,43 @@ def _first_overflow(pipe: DiffusionPipeline, model: ModelConfig, again: Callable
         if not finite_rows(sample).all():
             raise _Found(f"the latents at step {step} of {model.steps} are")
 
-    hooks = (
+    hooks = [
         pipe.transformer.register_forward_pre_hook(before, with_kwargs=True),
         pipe.transformer.register_forward_hook(after),
-    )
+    ]
+    for name, module in pipe.transformer.named_modules():
+        if isinstance(module, QuantizedLinear):
+            hooks.append(module.register_forward_hook(functools.partial(_check_scales, name)))
     try:
         again()
     except _Found as found:
-        return str(found)
+        return found
     finally:
         for hook in hooks:
             hook.remove()
-    return "the latents are finite, the decoder's output is"
+    return _Found("the latents are finite, the decoder's output is")
+
+
+def _check_scales(
+    name: str, layer: QuantizedLinear, args: tuple[Tensor, ...], output: Tensor
+) -> None:
+    """Raise _Found if the input of a packed layer is finite, and too large for its fp16 scales."""
+    if finite_rows(output).all() or not finite_rows(args[0]).all():
+        return
+    transform = layer.tensors.transform
+    x = (args[0].movedim(1, -1) if layer.convolution else args[0]).float()
+    largest = transform.to(x.device, x.dtype).input(x).abs().amax().item()
+    for operand in ("activation", "branch_activation"):
+        fmt: Format | None = getattr(layer.tensors, operand)
+        if fmt is None or fmt.scale != "fp16":
+            continue
+        limit = LARGEST_FP16 * fmt.element.maximum
+        if largest > limit:
+            raise _Found(
+                f"the input of '{name}' reaches {largest:.4g}, and {fmt.label} with fp16 scales "
+                f"ends at {limit:.4g}, so that its output is",
+                f"Set quant.{operand}.scale=bf16, or an MX format.",
+            )
 
 
 def finite_rows(values: Tensor) -> Tensor:

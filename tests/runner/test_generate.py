@@ -235,3 +235,24 @@ def test_a_full_disk_leaves_only_complete_images(pipe, model, tmp_path, monkeypa
         Image.open(path).load()
     monkeypatch.setattr(os, "fsync", synced)
     assert len(generation.generate_images(pipe, model, PROMPTS, settings, tmp_path, None)) == 3
+
+
+def test_activations_too_large_for_the_scales_are_traced_to_their_layer(model):
+    """A layer whose input exceeds 7·65504 needs int4 activations with scales in bfloat16."""
+    factor = 2.0**21
+    pipe = load_pipeline(model)
+    attention = pipe.transformer.transformer_blocks[1].attn1
+    attention.to_v.weight.data *= factor
+    attention.to_v.bias.data *= factor
+    attention.to_out[0].weight.data /= factor  # the same function
+    layers = list_layers(pipe.transformer, model.family)
+    for scale in ("fp16", "bf16"):
+        formats = [f"quant.activation.scale={scale}", "quant.weight.scale=bf16"]
+        packed = quantize_model(pipe.transformer, layers, recipe("rtn", *formats), progress=None)
+        with packed.applied(pipe.transformer):
+            if scale == "bf16":
+                assert len(generation.batch_images(pipe, model, PROMPTS[:1], 0)) == 1
+                continue
+            words = r"1\.attn1\.to_out\.0' reaches .*4\.585e\+05.*quant\.activation\.scale=bf16"
+            with pytest.raises(LoraqError, match=words):
+                generation.batch_images(pipe, model, PROMPTS[:1], 0)
