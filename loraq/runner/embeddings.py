@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from loraq.config import ModelConfig
 from loraq.data import Prompt
+from loraq.errors import LoraqError
 from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from loraq.utils.pieces import keep_piece, write_piece
@@ -94,12 +95,19 @@ def batch_file(number: int) -> str:
 
 
 def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]:
-    """Embeddings of batch `number` from `encode_prompts`; masked tokens may be zeros."""
-    from safetensors import safe_open
+    """Embeddings of batch `number` from `encode_prompts`; masked tokens may be zeros.
 
-    with safe_open(folder / batch_file(number), framework="pt") as stream:
-        lengths = json.loads(stream.metadata()[_LENGTH])
-        held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    Raises LoraqError if the file is damaged (and an earlier version finished it all the same).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = folder / batch_file(number)
+    try:
+        with safe_open(path, framework="pt") as stream:
+            lengths = json.loads(stream.metadata()[_LENGTH])
+            held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None
     for name, tensor in held.items():
         missing = lengths[name] - tensor.shape[1]
         held[name] = pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing)).to(device)

@@ -10,6 +10,7 @@ import torch
 
 from loraq.compose import load_rows
 from loraq.data import Prompt
+from loraq.errors import LoraqError
 from loraq.models import load_pipeline
 from loraq.runner import embeddings, session
 from loraq.runner.embeddings import read_embeddings, write_embeddings
@@ -114,6 +115,8 @@ def test_finished_batches_are_kept_and_damaged_ones_remade(model, tmp_path, monk
     files = sorted(tmp_path.glob("*.safetensors"))
     before = [file.read_bytes() for file in files]
     files[0].write_bytes(before[0][:-100])
+    with pytest.raises(LoraqError, match=rf"{files[0].name}' is damaged.*delete it"):
+        read_embeddings(tmp_path, 0, "cpu")
     files[1].unlink()
     made, original = [], embeddings.encode_prompts
     monkeypatch.setattr(embeddings, "encode_prompts", lambda *a: made.append(a[2]) or original(*a))
