@@ -137,6 +137,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
             add("--resolve", action="store_true", help="with --cfg job: resolve all values")
         if name == "sweep":
             add("--status", type=Path, metavar="FOLDER", help="print how a sweep's jobs ended")
+            add("--yes", action="store_true", help="run a sweep of more than 1,000 jobs")
             add("--again", type=Path, metavar="FOLDER", help="run its unfinished jobs again")
         if name == "score":
             add("--against", type=Path, metavar="FOLDER", help="reference images, same names")
@@ -262,7 +263,7 @@ def sweep(options: argparse.Namespace) -> None:
     elif options.again is not None:
         print(rerun_unfinished(options.again, options.overrides))
     else:
-        print(launch_sweep(options.overrides))
+        print(launch_sweep(options.overrides, options.yes))
 
 
 def write_page(options: argparse.Namespace) -> None:

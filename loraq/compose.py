@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from loraq.config import Config, Recipe
+from loraq.config import Config, ExperimentRow, Recipe
 from loraq.config.by_hydra import resolve_interpolations
 from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
@@ -41,13 +41,16 @@ class ComposedRow:
         return ComposedRow(replace(self.config, **values), {**self.written, **values})
 
 
-def load_rows(overrides: Sequence[str], *, family_skip: bool = True) -> list[Config]:
+def load_rows(
+    overrides: Sequence[str], *, family_skip: bool = True, composer: Composer | None = None
+) -> list[Config]:
     """The rows of a command in order, including the 16-bit reference.
 
     family_skip: replace `skip=None` in recipes by the skip list of the row's model family.
+    composer: shared by many calls, so that each file is read once.
     LoraqError for an invalid override.
     """
-    rows = [row.config for row in compose_rows(overrides)]
+    rows = [row.config for row in compose_rows(overrides, composer)]
     return [_with_family_skip(row) for row in rows] if family_skip else rows
 
 
@@ -74,16 +77,46 @@ def _with_family_skip(row: Config) -> Config:
     return replace(row, quant=with_default_skip(row.quant, row.model.family))
 
 
-def compose_rows(overrides: Sequence[str]) -> list[ComposedRow]:
+def compose_rows(overrides: Sequence[str], composer: Composer | None = None) -> list[ComposedRow]:
     """The rows, each with its plain data."""
-    composer = Composer(CONF)
+    composer = composer or Composer(CONF)
     listed = [override for override in list_of_texts(overrides, "overrides") if override]
     parsed = parse_overrides(listed, composer)
     chosen = [o for o, entry in parsed.items() if override_key(entry) == "experiment"]
-    rows = composer.compose(chosen).get("rows")
-    if not rows:
+    composed = composer.compose(chosen)
+    if not isinstance(composed.get("experiment"), str):
+        raise LoraqError(
+            f"{' '.join(chosen)}: the file does not set `experiment`. Begin it with the line "
+            "'# @package _global_', and write settings as KEY: VALUE (experiments/README.md)."
+        )
+    rows = composed.get("rows")
+    if rows is None:
         return _single(parsed, composer)
-    return _experiment(rows, chosen, parsed, composer)
+    return _experiment(_read_rows(rows, " ".join(chosen)), chosen, parsed, composer)
+
+
+def _read_rows(rows: Any, where: str) -> list[ExperimentRow]:
+    """The rows of an experiment's file; LoraqError for anything but a list of distinct rows."""
+    if not isinstance(rows, list) or not rows:
+        raise LoraqError(
+            f"{where}: rows={rows!r} must be a list. Write rows: and below it, for each row, "
+            "- {name: NAME, label: LABEL, overrides: [KEY=VALUE]}."
+        )
+    found: dict[str, ExperimentRow] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            made = from_plain(ExperimentRow, row, f"rows[{number}]")
+        except LoraqError as error:
+            raise LoraqError(f"{where}: {error}") from None
+        if made.name.casefold() in found:
+            other = found[made.name.casefold()].name
+            raise LoraqError(
+                f"{where}: the names of two rows, '{other}' and '{made.name}', are the same"
+                + (" in folders that ignore capitals" if made.name != other else "")
+                + ". Rename one."
+            )
+        found[made.name.casefold()] = made
+    return list(found.values())
 
 
 def _single(parsed: Mapping[str, Override], composer: Composer) -> list[ComposedRow]:
@@ -114,17 +147,15 @@ def _single(parsed: Mapping[str, Override], composer: Composer) -> list[Composed
 
 
 def _experiment(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[ExperimentRow],
     chosen: list[str],
     parsed: Mapping[str, Override],
     composer: Composer,
 ) -> list[ComposedRow]:
     only = [str(entry.value()) for entry in parsed.values() if override_key(entry) == "row"]
-    names = [str(row["name"]) for row in rows]
+    names = [row.name for row in rows]
     if only and only[0] not in names:
         raise unknown(f"row of {' '.join(chosen)}", only[0], names)
-    if len(set(names)) < len(names):
-        raise LoraqError(f"{' '.join(chosen)}: two rows have the same name; rename one.")
     parsed = {override: entry for override, entry in parsed.items() if override_key(entry) != "row"}
     for override, entry in parsed.items():
         if override_key(entry) in ("method", "label"):
@@ -133,18 +164,18 @@ def _experiment(
                 f"experiment set the {override_key(entry)}. Leave one of them out."
             )
     composed_rows, used = [], set(chosen)
-    for row, name in zip(rows, names, strict=True):
-        own = [*chosen, *row["overrides"]]
-        parse_overrides(row["overrides"], composer)
-        plain = composer.compose(own)[
-            "quant"
-        ]  # without the user's overrides, to find which of them apply
+    for row in rows:
+        own = [*chosen, *row.overrides]
+        parse_overrides(row.overrides, composer)
+        composed = composer.compose(own)  # alone, to find which of the user's overrides apply
+        plain = composed["quant"]
         branch = plain is not None and plain["branch"]["kind"] != "none"
-        wanted = _applying(parsed, plain is not None, branch)
-        used |= set(wanted)
-        composed = composer.compose([*own, *(o for o in wanted if o not in chosen)])
-        converted = _convert(composed, f"row '{name}' of {' '.join(chosen)}")
-        composed_rows.append(converted.replace(row=name, label=str(row["label"])))
+        wanted = [o for o in _applying(parsed, plain is not None, branch) if o not in chosen]
+        if wanted:
+            used |= set(wanted)
+            composed = composer.compose([*own, *wanted])
+        converted = _convert(composed, f"row '{row.name}' of {' '.join(chosen)}")
+        composed_rows.append(converted.replace(row=row.name, label=row.label))
     unused = [override for override in parsed if override not in used]
     if unused:
         raise LoraqError(

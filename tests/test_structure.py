@@ -41,6 +41,7 @@ ENTRY_POINTS = ("loraq", "loraq.cli", "loraq.run", "loraq.results", "loraq.readm
 
 HEAVY = {
     "loraq/__init__.py",  # public names are imported when they are first used
+    "loraq/api.py",  # diffusers
     "loraq/cli.py",  # `--help` and `--version` are quick
     "loraq/run.py",  # the CPU's arithmetic is configured before torch is imported
     "loraq/layers/backends.py",  # Triton is optional
@@ -99,22 +100,29 @@ def test_no_module_imports_private_names_of_another():
         f"{path.relative_to(PACKAGE)}: {node.module}.{alias.name}"
         for path in MODULES
         for node in _own_imports(path)
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert taken == []
 
 
-def _own_imports(path: Path) -> list[ast.ImportFrom]:
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    return [
-        node
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loraq"
-    ]
+def test_both_forms_of_imports_are_seen(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    import loraq.x\n    from loraq import y\n    import loraqs\n")
+    assert [node.lineno for node in _own_imports(path)] == [2, 3]
 
 
-def _for_types(path: Path, wanted: ast.ImportFrom) -> bool:
+def _own_imports(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    def ours(node: ast.AST) -> bool:
+        if isinstance(node, ast.Import):
+            return any(alias.name.split(".")[0] == "loraq" for alias in node.names)
+        return isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "loraq"
+
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if ours(node)]
+
+
+def _for_types(path: Path, wanted: ast.Import | ast.ImportFrom) -> bool:
     """Whether the import stands under `if TYPE_CHECKING:`."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)

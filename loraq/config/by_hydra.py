@@ -45,7 +45,7 @@ def compose_with_hydra(folder: Path, overrides: Sequence[str]) -> dict[str, Any]
         else:
             with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
                 composed = compose(PRIMARY, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         cause = error.__cause__
         if cause is not None and str(cause).strip():
@@ -71,7 +71,7 @@ def resolve_interpolations(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     except OmegaConfBaseException as error:
         raise LoraqError(
             f"An interpolation cannot be resolved: {str(error).splitlines()[0]}. Use the name of a "
-            "setting, such as ${generate.seed}."
+            "setting, such as ${generate.seed}, or an environment variable that is set."
         ) from None
     assert isinstance(plain, dict)
     return {str(name): value for name, value in plain.items()}

@@ -88,6 +88,17 @@ class Composer:
 
         return OverridesParser.create()
 
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """The groups of the configuration and their options."""
+        folders = (f for f in sorted(self.folder.iterdir()) if f.is_dir() and f.name != "hydra")
+        return {f.name: sorted(path.stem for path in f.glob("*.yaml")) for f in folders}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """The dotted names of all settings."""
+        return _flat_keys(self.compose([]))
+
     def merge(self, entries: Sequence[Override]) -> dict[str, Any]:
         """Merge the chosen files in order, then the overrides' values; may raise NeedsHydra."""
         chosen: dict[str, Any] = {}
@@ -193,6 +204,15 @@ class Composer:
         plain = {str(key): value for key, value in content.items()}
         self._files[name] = _File(header[1] if header else None, defaults, plain)
         return self._files[name]
+
+
+def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    names = []
+    for name, value in tree.items():
+        names.append(f"{prefix}{name}")
+        if isinstance(value, dict):
+            names += _flat_keys(value, f"{prefix}{name}.")
+    return names
 
 
 def _parse_entry(written: Any) -> tuple[str, str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraq.config.composition import Composer
 from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
@@ -13,18 +14,20 @@ from loraq.utils.assets import CONF
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+MOST_JOBS = 100_000
+"""The largest sweep; every job is composed before the first one runs."""
+
 
 def config_groups() -> dict[str, list[str]]:
     """The groups of `conf/` and their options."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name != "hydra"
-    }
+    return Composer(CONF).groups
 
 
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a sweep: all combinations of the values."""
+def expand_sweep(overrides: Sequence[str], at_most: int = MOST_JOBS) -> list[list[str]]:
+    """The overrides of every job of a sweep: all combinations of the values.
+
+    LoraqError for more than `at_most` jobs, before they are listed.
+    """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,14 +35,14 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
     if not GlobalHydra.instance().is_initialized():
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            return expand_sweep(overrides)
+            return expand_sweep(overrides, at_most)
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     choices: dict[str, list[str]] = {}
     try:
         for entry in parser.parse_overrides(list(overrides)):
             key = entry.get_key_element()
             if entry.is_discrete_sweep():
-                values = list(entry.sweep_string_iterator())
+                values = list(itertools.islice(entry.sweep_string_iterator(), MOST_JOBS + 1))
             elif entry.is_sweep_override():
                 raise LoraqError(
                     f"{entry.input_line} has no values to sweep over. Write KEY=A,B or "
@@ -50,7 +53,20 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
             choices[key] = [f"{key}={value}" for value in values]
     except HydraException as error:
         raise LoraqError(f"The sweep cannot be parsed: {error}") from None
+    _check_size([len(values) for values in choices.values()], at_most)
     return [list(job) for job in itertools.product(*choices.values())]
+
+
+def _check_size(sizes: Sequence[int], at_most: int) -> None:
+    count = math.prod(sizes)
+    if count > at_most:
+        more = "more than " if max(sizes) > MOST_JOBS else ""
+        counted = " × ".join(f"{size:,}" for size in sizes if size > 1)
+        remedy = " or confirm this many with `loraq sweep --yes`" if count <= MOST_JOBS else ""
+        raise LoraqError(
+            f"This sweep has {more}{count:,} jobs ({counted}); the limit is {at_most:,}. Sweep "
+            f"over fewer values{remedy}."
+        )
 
 
 def override_key(entry: Override) -> str:
@@ -61,8 +77,7 @@ def override_key(entry: Override) -> str:
 
 def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, Override]:
     """Parse the overrides; an unknown group, option or key raises LoraqError with near matches."""
-    known = config_groups()
-    keys: list[str] | None = None
+    known = composer.groups
     parsed: dict[str, Override] = {}
     for override in overrides:
         entry = composer.parse(override)
@@ -73,9 +88,14 @@ def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, O
                 f"{override} sweeps over several values; this command runs one configuration. "
                 f"Sweep with: loraq sweep {override} (or python -m loraq.run --multirun …)"
             )
-        if entry.is_add() or entry.is_delete() or entry.key_or_group.startswith("hydra"):
-            continue
         name, value = entry.key_or_group, entry.value()
+        if name == "rows":
+            raise LoraqError(
+                f"{override}: rows are read only from a file. Write them to "
+                "conf/experiment/NAME.yaml, and run experiment=NAME."
+            )
+        if entry.is_add() or entry.is_delete() or name.startswith("hydra"):
+            continue
         if entry.package is not None or name in known:
             if name not in known:
                 raise LoraqError(f"{override}: {unknown('config group', name, known)}")
@@ -96,22 +116,10 @@ def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, O
             if str(value) not in known[name]:
                 raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
             continue
-        if keys is None:
-            keys = flat_keys(composer.compose([]))
-        if name not in keys:
-            guess = did_you_mean(near_matches(name, [*keys, *known]))
+        if name not in composer.keys:
+            guess = did_you_mean(near_matches(name, [*composer.keys, *known]))
             raise LoraqError(
                 f"{override}: unknown setting '{name}'.{guess}\n"
                 "  conf/config.yaml and its groups contain all settings with their defaults."
             )
     return parsed
-
-
-def flat_keys(tree: Any, prefix: str = "") -> list[str]:
-    names = []
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        names.append(path)
-        if isinstance(value, dict):
-            names += flat_keys(value, path + ".")
-    return names

@@ -123,6 +123,15 @@ class TrackingConfig(Checked):
     project: str = setting("loraq", names="label")
 
 
+@dataclass(frozen=True, repr=False)
+class ExperimentRow(Checked):
+    """A row as a file in `conf/experiment/` lists it."""
+
+    name: str = setting(MISSING, names="file")
+    label: str = setting(MISSING, names="label")
+    overrides: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Config(Checked):
     """One row: a model, a recipe (None: the 16-bit reference) and its evaluation.

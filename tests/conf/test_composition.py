@@ -247,6 +247,23 @@ def test_a_sweep_over_an_interval_is_refused():
         expand_sweep(["quant.branch.budget=interval(0,1)"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["quant.seed=range(0,2000)"], ["2,000 jobs", "1,000", "--yes"]),
+        (["method=rtn,lqer", "quant.seed=range(0,1000)"], ["2,000 jobs (2 × 1,000)"]),
+        (["quant.seed=range(0,10000000000)"], ["more than", "limit is 1,000"]),
+        ([f"{key}=range(0,1000)" for key in "abc"], ["1,000,000,000 jobs"]),
+    ],
+)
+def test_a_sweep_of_very_many_jobs_is_counted_and_asked_about(overrides, words):
+    with pytest.raises(LoraqError) as caught:
+        expand_sweep(overrides, 1_000)
+    for word in words:
+        assert word in str(caught.value)
+    assert ("--yes" in str(caught.value)) == ("2,000" in words[0])
+
+
 def test_a_folder_of_configurations_given_to_hydra_is_composed_by_hydra(tmp_path):
     """As `python -m loraq.run --config-path=FOLDER` initialises Hydra."""
     from hydra import initialize_config_dir

@@ -13,7 +13,7 @@ import pytest
 from loraq.compose import load_rows
 from loraq.config import BranchConfig, Config, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.config.recipe_parts import AllocationConfig
-from loraq.config.run import CalibrationConfig, ModelConfig
+from loraq.config.run import CalibrationConfig, ExperimentRow, ModelConfig
 from loraq.config.validation import Checked, check_limits, hints
 from loraq.errors import LoraqError
 from loraq.runner.estimate import dry_run
@@ -58,7 +58,8 @@ def test_all_groups_are_listed():
     def below(schema: type) -> set[type]:
         return {schema}.union(*(below(one) for one in schema.__subclasses__()))
 
-    ours = {s for s in below(Checked) if s.__module__.startswith("loraq.")} - {Checked}
+    ours = {s for s in below(Checked) if s.__module__.startswith("loraq.")}
+    ours -= {Checked, ExperimentRow}  # a row of a file has no numbers
     assert {type(group) for group in GROUPS.values()} == ours and len(FIELDS) > 25
 
 

@@ -53,6 +53,25 @@ def test_overrides_stand_on_both_sides_of_an_option(option):
     assert parse_arguments(["score", "here", *option]).overrides == []
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["run", "--dry-run", "method=rtn", "output={file}"], "is a file, not a folder"),
+        (["sweep", "method=rtn", "output={file}"], "is a file, not a folder"),
+        (["score", "{folder}", "--json", "{folder}"], "is a folder, not a file"),
+        (["report", "demo", "--to", "{folder}"], "is a folder, not a file"),
+        (["report", "demo", "--to", "{file}/page.html"], "is a file, not a folder"),
+        (["run", "--dry-run", "+model.call.clean_capton=1"], "clean_caption"),
+    ],
+)
+def test_what_cannot_be_written_or_passed_is_refused_first(command, words, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(SystemExit) as caught:
+        main([word.format(file=file, folder=tmp_path) for word in command])
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", PLANNED)
 def test_cfg_job_prints_every_row_as_yaml_and_stops(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

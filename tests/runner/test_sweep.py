@@ -15,9 +15,12 @@ import pytest
 from filelock import FileLock
 
 from loraq.compose import load_rows
+from loraq.config.composition import Composer
 from loraq.config.overrides import expand_sweep
 from loraq.errors import LoraqError
-from loraq.runner.sweep import jobs, launch_sweep, watch, worker
+from loraq.runner.sweep import jobs, launch_sweep, rerun_unfinished, watch, worker
+from loraq.runner.sweep.worker import status_file
+from loraq.utils.console import show_messages
 
 
 @pytest.fixture
@@ -28,6 +31,39 @@ def planned(overrides):
 
 def by_name(folder: Path) -> list[str]:
     return [found.name for found in watch.job_states(folder)]
+
+
+def test_a_sweep_says_how_many_jobs_it_composes_and_reads_every_file_once(
+    overrides, monkeypatch, capsys
+):
+    read = []
+    content = Composer._read
+
+    def counted(self, name):
+        if name not in self._files:
+            read.append(name)
+        return content(self, name)
+
+    monkeypatch.setattr(Composer, "_read", counted)
+    monkeypatch.setattr(jobs, "ASK_ABOVE", 20)
+    show_messages()
+    with pytest.raises(LoraqError, match=r"30 jobs .*the limit is 20.*--yes"):
+        jobs.plan_sweep(["method=rtn", "quant.seed=range(0,30)", *overrides])
+    plan, _ = jobs.plan_sweep(["method=rtn", "quant.seed=range(0,30)", *overrides], True)
+    assert len(plan.jobs) == 30 and plan.title(7) == "quant.seed=7"
+    assert "30 jobs; composing them takes about 0 min" in capsys.readouterr().err
+    assert len(read) == len(set(read))
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", '{"jobs": 3}', '{"jobs": [{"a": 1}]}'])
+def test_a_damaged_plan_or_status_is_named(planned, text):
+    _, folder = planned
+    status_file(folder, 0).write_text(text)
+    assert by_name(folder) == ["lost", "queued"]
+    (folder / jobs.PLAN).write_text(text)
+    for read in (jobs.read_sweep_plan, watch.sweep_summary, rerun_unfinished):
+        with pytest.raises(LoraqError, match=r"plan\.json' is damaged.*Restore it"):
+            read(folder)
 
 
 def test_jobs_are_the_product_of_the_swept_overrides(planned):

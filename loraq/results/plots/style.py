@@ -37,6 +37,7 @@ STYLE = {
     "axes.spines.right": False,
     "grid.alpha": 0.25,
     "legend.frameon": False,
+    "text.parse_math": False,  # labels with two $ are text
     "legend.fontsize": 8.5,
 }
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from loraq.compose import load_rows
-from loraq.config.overrides import config_groups
+from loraq.config.composition import Composer
 from loraq.errors import LoraqError
 from loraq.results.record import Record
+from loraq.utils.assets import CONF
 from loraq.utils.plain import to_plain
 
 ELSEWHERE = "…/"
@@ -27,16 +28,17 @@ _OPERANDS = ("weight", "activation", "branch_weight", "branch_activation")
 
 def row_commands(records: Sequence[Record]) -> dict[str, str]:
     """Return row → command."""
-    first = records[0]
-    common = _experiment_overrides(first)
-    rows = {} if first.experiment == "single" else _composed(common)
+    first, composer = records[0], Composer(CONF)
+    model = _model_override(first, composer)
+    common = [f"experiment={first.experiment}", *model]
+    rows = {} if first.experiment == "single" else _composed(common, composer)
     commands = {}
     for record in records:
         if record.row in rows:
             own, base = [*common, f"row={record.row}"], rows[record.row]
         else:
-            own = [f"method={record.config['method']}", *_model_override(record)]
-            composed = list(_composed(own).values())
+            own = [f"method={record.config['method']}", *model]
+            composed = list(_composed(own, composer).values())
             base = composed[-1] if composed else {}
         commands[record.row] = " ".join(["loraq run", *own, *_changed(record, base)])
     return commands
@@ -52,20 +54,18 @@ def experiment_command(records: Sequence[Record], commands: Mapping[str, str]) -
     return shlex.join(common)
 
 
-def _experiment_overrides(record: Record) -> list[str]:
-    return [f"experiment={record.experiment}", *_model_override(record)]
+def _model_override(record: Record, composer: Composer) -> list[str]:
+    """The override that selects the record's model, if it is not the default one."""
+    name, default = record.config["model"]["name"], composer.compose([])["model"]["name"]
+    return [f"model={name}"] if name != default and name in composer.groups["model"] else []
 
 
-def _model_override(record: Record) -> list[str]:
-    name = str(record.config["model"]["name"])
-    default = "tiny_pixart"
-    return [f"model={name}"] if name != default and name in config_groups()["model"] else []
-
-
-def _composed(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _composed(overrides: Sequence[str], composer: Composer) -> dict[str, dict[str, Any]]:
     """Return row → settings in the current `conf/`; empty if the overrides no longer compose."""
     try:
-        return {str(config.row): to_plain(config) for config in load_rows(overrides)}
+        return {
+            str(config.row): to_plain(config) for config in load_rows(overrides, composer=composer)
+        }
     except LoraqError:
         return {}
 

@@ -86,21 +86,27 @@ class Table:
 def to_markdown(table: Table) -> str:
     """Return a Markdown table with aligned columns, the title above and the notes below it."""
     columns, rows, notes = _texts(table)
+    rows = [[_in_markdown(text) for text in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [_padded(columns, widths)]
     rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines.append("| " + " | ".join(rules) + " |")
     lines += [_padded(row, widths) for row in rows]
-    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in notes), ""])
+    title = _in_markdown(table.title)
+    return "\n".join([f"**{title}**", "", *lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def to_latex(table: Table) -> str:
     """Return a tabular for the LaTeX package booktabs, followed by the notes as comments."""
     columns, rows, notes = _texts(table)
-    lines = [f"% {table.title}", r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule"]
+    lines = [
+        _comment(table.title),
+        r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}",
+        r"\toprule",
+    ]
     lines += [" & ".join(map(_escaped, columns)) + r" \\", r"\midrule"]
     lines += [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in notes), ""]
+    lines += [r"\bottomrule", r"\end{tabular}", *map(_comment, notes), ""]
     return "\n".join(lines)
 
 
@@ -180,6 +186,16 @@ def _padded(texts: list[str], widths: list[int]) -> str:
     first = texts[0].ljust(widths[0])
     rest = [text.rjust(width) for text, width in zip(texts[1:], widths[1:], strict=True)]
     return "| " + " | ".join([first, *rest]) + " |"
+
+
+def _in_markdown(text: str) -> str:
+    """A text in which no letter starts HTML, emphasis or code."""
+    return "".join(f"\\{letter}" if letter in "<*`" else letter for letter in text)
+
+
+def _comment(text: str) -> str:
+    """A LaTeX comment, which ends at a line break."""
+    return f"% {' '.join(text.split())}"
 
 
 def _escaped(text: str) -> str:

@@ -30,10 +30,14 @@ log = logging.getLogger(__name__)
 PLUGINS = {"slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 
 
-def launch_sweep(overrides: Sequence[str]) -> str:
-    """Plan and run all jobs; returns the summary, LoraqError if any job did not finish."""
+def launch_sweep(overrides: Sequence[str], confirmed: bool = False) -> str:
+    """Plan and run all jobs; returns the summary, LoraqError if any job did not finish.
+
+    confirmed: accept a very large number of jobs.
+    """
+    show_messages()
     _check_launcher(overrides)
-    plan, folder = jobs.plan_sweep(overrides)
+    plan, folder = jobs.plan_sweep(overrides, confirmed)
     return _run_jobs(plan, folder)
 
 
@@ -49,7 +53,11 @@ def rerun_unfinished(folder: Path, overrides: Sequence[str] = ()) -> str:
             "start a new sweep."
         )
     chosen = [old.jobs[number] for number in numbers]
-    fresh = [replace(job, config=jobs.config_hash(jobs.load_rows(job.overrides))) for job in chosen]
+    composed = jobs.compose_jobs([job.overrides for job in chosen])
+    fresh = [
+        replace(job, config=jobs.config_hash(rows))
+        for job, rows in zip(chosen, composed, strict=True)
+    ]
     launcher = list(overrides) or old.launcher
     _check_launcher(launcher)
     plan = replace(

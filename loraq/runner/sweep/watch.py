@@ -38,17 +38,21 @@ def job_state(folder: Path, number: int) -> JobState:
     """The state of job `number` of the sweep in `folder`."""
     try:
         found = json.loads(status_file(folder, number).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return JobState("queued")
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or found.get("state") not in (*ENDED, "running"):
+        return JobState("lost", f"its status file '{status_file(folder, number)}' is damaged")
     if found["state"] != "running":
         text = found.get("error") or found.get("summary", "")
         return JobState(found["state"], text)
     if _is_locked(lock_file(folder, number)):
-        return JobState("running", f"on {found['host']}")
+        return JobState("running", f"on {found.get('host')}")
     if (again := json.loads(status_file(folder, number).read_text())) != found:
         return JobState(again["state"])  # it has ended in the meantime
     return JobState(
-        "lost", f"its process ({found['pid']} on {found['host']}) ended without a result"
+        "lost", f"its process ({found.get('pid')} on {found.get('host')}) ended without a result"
     )
 
 

@@ -233,3 +233,20 @@ def test_the_main_table_says_what_computed_its_metrics():
     assert "computed by" not in notes(row("old", 30), row("older", 29))
     for other in (measured("b", "2.0.0"), row("b", 30)):
         assert "PSNR ↑: rows of different versions do not compare. A: " in notes(one, other)
+
+
+def test_labels_with_special_letters_stay_text_in_every_format(tmp_path):
+    label = r"50% <b>_A*_ & `c` | $x^2$ {\d}"
+    rows = [row("reference", 40), row("a", 30, label=label)]
+    rows[1] = replace(rows[1], label=label)
+    table = tables.write_tables(rows, tmp_path, "a") and (tmp_path / "main.md").read_text()
+    assert r"50% \<b>_A\*_ & \`c\` / $x^2$ {\d}" in table
+    latex = (tmp_path / "main.tex").read_text()
+    assert r"50\% <b>\_A*\_ \& `c` / \$x\textasciicircum{}2\$ \{\textbackslash{}d\}" in latex
+
+
+def test_a_line_break_does_not_leave_a_comment_of_latex():
+    from loraq.results.tables.text import Table, to_latex
+
+    made = to_latex(Table("a\n\\input{b}", ["x"], [["y"]], ["c\r\n\\input{d}"]))
+    assert all("input" not in line or line.startswith("% ") for line in made.splitlines())
