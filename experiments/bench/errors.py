@@ -187,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kid = [{"n": n, "coverage": kid_coverage(n, 0)} for n in KID_SIZES]
     print(kid)
     if options.to is not None:
-        settings = {"families": FAMILIES, "families_before": BEFORE, "resamples": RESAMPLES}
+        families, before = ({str(n): c for n, c in one.items()} for one in (FAMILIES, BEFORE))
+        settings = {"families": families, "families_before": before, "resamples": RESAMPLES}
         save_findings({"settings": settings, "simulations": rows, "kid": kid}, options.to)
 
 

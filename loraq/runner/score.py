@@ -57,9 +57,11 @@ class Scores:
                 lines.append(f"  {name} {arrow}  –  ({entry['reason']})")
                 continue
             line = f"  {name} {arrow}  {entry['value']:.5g}"
-            if entry["lo"] is not None:
-                line += f"  [{entry['lo']:.5g}, {entry['hi']:.5g}]"
-            lines.append(line)
+            interval = entry["lo"] is not None
+            found = (
+                f"[{entry['lo']:.5g}, {entry['hi']:.5g}]" if interval else f"({entry['reason']})"
+            )
+            lines.append(f"{line}  {found}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

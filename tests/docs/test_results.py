@@ -197,7 +197,7 @@ def test_every_benchmark_record_makes_a_table(root):
     (root / "results" / "bench").mkdir(parents=True)
     names = [path.stem for path in (CHECKOUT / "results" / "bench").glob("*.json")]
     page = root / "README.md"
-    for name in set(names) - {"batch_size"}:
+    for name in set(names) - {"batch_size", "errors"}:
         page.write_text(PAGE.replace("table demo", f"bench {name}"))
         refresh.refresh_page(page, root=root)
         assert f"no `results/bench/{name}.json`" in page.read_text()
@@ -216,6 +216,36 @@ def test_every_benchmark_record_makes_a_table(root):
     page.write_text(PAGE.replace("table demo", "bench parrity"))
     with pytest.raises(LoraqError, match=r"parrity.*Did you mean 'parity'"):
         refresh.refresh_page(page, root=root)
+
+
+def test_error_rates_are_shown_before_and_now_and_withheld_verdicts_as_such(tmp_path):
+    def row(kind, n, coverage, claims, before):
+        shares = {"coverage": coverage, "coverage_before": coverage - 0.1}
+        return {"differences": kind, "n": n, "claims": claims, "claims_before": before, **shares}
+
+    simulations = [
+        row(f"{metric} close", n, share, {"1": 1 - share, "60": 0.04}, {"1": 0.2})
+        for metric, share in (("psnr", 0.95), ("ssim", 0.93))
+        for n in (16, 32)
+    ]
+    made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
+    found = {"simulations": simulations, "kid": [{"n": 32, "coverage": 0.941}]}
+    path = tmp_path / "errors.json"
+    write_json(path, found | {"settings": {"families": {"1": 9, "60": 9}}} | made)
+    text = bench.bench_block(path)
+    assert "| close: coverage | 83 → 93 | 83 → 93 |" in text  # the worst metric
+    assert "| close: claims in families of 1 | 20 → – (7) | 20 → 7 |" in text
+    assert "| close: claims in families of 60 | – → – (4) | – → 4 |" in text
+    assert "KID's interval: 94 % at N = 32." in text
+
+
+def test_rows_made_twice_with_few_prompts_have_no_interval(tmp_path):
+    few = {"first": 30.0, "last": 30.5, "mean": 0.5, "lo": None, "hi": None}
+    rows = [{"row": "RTN", "psnr": few, "lpips": few}]
+    spread = {"psnr": 0.5, "lpips": 0.5}
+    made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
+    write_json(tmp_path / "again_x.json", {"rows": rows, "root_mean_square": spread} | made)
+    assert "| RTN | 30.00 | 30.50 | +0.50 | " in bench.bench_block(tmp_path / "again_x.json")
 
 
 def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
