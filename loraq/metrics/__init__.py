@@ -7,6 +7,7 @@ compose, results and the runner; imports config, utils and errors.
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import MetricResult, Options
 from loraq.metrics.registry import (
+    check_metrics,
     compute,
     find_metric,
     measure,
@@ -18,6 +19,7 @@ __all__ = [
     "ImageSet",
     "MetricResult",
     "Options",
+    "check_metrics",
     "compute",
     "find_metric",
     "measure",

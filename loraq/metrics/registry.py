@@ -71,6 +71,29 @@ def metric_sources(
     return found
 
 
+def check_metrics(
+    wanted: Sequence[str], images: int, side: int, real: Any = None, **options: Any
+) -> None:
+    """LoraqError for a metric that cannot be computed, for example without its weights.
+
+    images: how many; side: the shorter one in pixels.
+    """
+    metric_sources(wanted, real, **options)
+    for metric in map(find_metric, wanted):
+        if images < 2 and not metric.PER_IMAGE:
+            raise LoraqError(
+                f"metrics.names: {metric.NAME} compares distributions, which needs 2 images or "
+                f"more, and there is {images}. Set data.count=2 or more, or leave {metric.NAME} "
+                "out (metrics=paired)."
+            )
+        smallest = getattr(metric, "SMALLEST", 1)
+        if side < smallest:
+            raise LoraqError(
+                f"metrics.names: {metric.NAME} needs images of {smallest} pixels a side or more, "
+                f"and these have {side}. Set a larger size, or leave {metric.NAME} out."
+            )
+
+
 def _resolved(metric: ModuleType, real: Any, options: Options) -> Options:
     """The options with the feature extractor that `auto` means, for a metric that uses it."""
     if metric.NEEDS != "real":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,27 @@ def check_model_call(model: ModelConfig) -> None:
             f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}; "
             "it needs a guidance above 1. Raise it, or leave the negative prompt out."
         )
+
+
+def check_size(model: ModelConfig) -> None:
+    """LoraqError for a height or width that the pipeline, its decoder or its patches cannot make.
+
+    With resolution binning, the pipeline itself chooses a size and resizes the images.
+    """
+    if model.call.get("use_resolution_binning", True):
+        return
+    folder = resolve_folder(model)
+    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
+    scales = vae.get("encoder_block_out_channels") or vae["block_out_channels"]
+    step = 2 ** (len(scales) - 1) * transformer["patch_size"]
+    step = math.lcm(step, find_family(model.family).SIZE_MULTIPLE)
+    for name in ("height", "width"):
+        if (size := getattr(model, name)) % step:
+            near = max(step, round(size / step) * step)
+            raise LoraqError(
+                f"model.{name}={size} is no multiple of {step}, the pixels of a patch of this "
+                f"model. Set model.{name}={near}, for example."
+            )
 
 
 def check_call(

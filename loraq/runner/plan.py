@@ -9,12 +9,15 @@ import dataclasses
 from collections.abc import Sequence
 
 from loraq.config import Config
+from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.layers.backends import check_compute
-from loraq.metrics.registry import metric_sources, needs_real
+from loraq.metrics.common.features import FeatureSet
+from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.registry import check_metrics, needs_real
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
-from loraq.models.loading import check_model_call, meta_transformer
+from loraq.models.loading import check_model_call, check_size, meta_transformer
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images
@@ -75,12 +78,15 @@ def check_rows(rows: Sequence[Row]) -> None:
         for row in rows:
             if row.todo:
                 check_model_call(row.config.model)
+            if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:
+                check_size(row.config.model)
         _check_metrics(rows)
         _check_models(rows)
         _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
 
 
 def _check_metrics(rows: Sequence[Row]) -> None:
+    readable: set[str] = set()
     for row in rows:
         if row.config.compute == "triton" and row.device == "cpu":
             raise LoraqError(
@@ -88,14 +94,30 @@ def _check_metrics(rows: Sequence[Row]) -> None:
                 "(the reference implementation, on any device) or compute=auto."
             )
         if Stage.MEASURED in row.todo:
-            names, needing = row.config.metrics.names, needs_real(row.config.metrics.names)
-            if needing and row.config.data.real is None:
-                raise LoraqError(
-                    f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
-                    "Set data.real=FOLDER or remove these metrics (metrics=paired)."
-                )
-            options = {"extractor": row.config.metrics.extractor, "device": row.device}
-            metric_sources(names, real_images(row.config) if needing else None, **options)
+            model = row.config.model
+            real = check_measuring(row.config, min(model.height, model.width), row.device)
+            if isinstance(real, ImageSet) and real.hash not in readable:
+                real.sizes(row.config.metrics.workers)
+                readable.add(real.hash)
+
+
+def check_measuring(config: Config, side: int, device: str) -> ImageSet | FeatureSet | None:
+    """The real images that the metrics need, if any; LoraqError if one cannot be computed.
+
+    side: the shorter one of the images, in pixels.
+    """
+    names, needing = config.metrics.names, needs_real(config.metrics.names)
+    if needing and config.data.real is None:
+        raise LoraqError(
+            f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
+            "Set data.real=FOLDER or remove these metrics (metrics=paired)."
+        )
+    real, prompts = real_images(config) if needing else None, data_prompts(config.data)
+    if real is not None:
+        real = real.of_names([prompt.name for prompt in prompts])
+    options = {"extractor": config.metrics.extractor, "device": device}
+    check_metrics(names, len(prompts), side, real, **options)
+    return real
 
 
 def _check_models(rows: Sequence[Row]) -> None:

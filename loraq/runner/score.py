@@ -16,11 +16,11 @@ from loraq.compose import load_rows
 from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
+from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import warn_one_colour
-from loraq.runner.plan import check_rows, plan_rows
+from loraq.runner.plan import check_measuring, check_rows, plan_rows
 from loraq.runner.product_keys import thread_count
-from loraq.runner.real_images import real_images
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate_row
@@ -87,20 +87,15 @@ def score_images(
     if is_pipeline:
         base += [f"model.path={target.resolve()}", "model.hub_id=null"]
     config = load_rows(base)[0]
-    if is_pipeline:
+    prompts, settings = data_prompts(config.data), config.metrics
+    names = [prompt.name for prompt in prompts]
+    own = None if is_pipeline else ImageSet.of_folder(target, names)
+    reference = None if against is None else ImageSet.of_folder(against, names)
+    real = _check_inputs(config, own, reference)
+    if own is None:
         target, packed = _generate_images(config, progress)
-    prompts = data_prompts(config.data)
-    images = ImageSet.of_prompts([target / f"{p.name}.png" for p in prompts], prompts)
-    reference = None if against is None else ImageSet.of_folder(against, images.names)
-    wanted = (*images.paths, *(() if reference is None else reference.paths))
-    if missing := [path for path in wanted if not path.is_file()]:
-        raise LoraqError(
-            f"{len(missing)} of {len(wanted)} images are missing, the first is '{missing[0]}'. "
-            "Generate them, or select fewer captions (data.count=, data.split=)."
-        )
-    real = None if config.data.real is None else real_images(config)
-    settings = config.metrics
-    metrics.metric_sources(settings.names, real, extractor=settings.extractor)
+        own = ImageSet.of_folder(target, names)
+    images = ImageSet.of_prompts(own.paths, prompts)
     with torch_threads(thread_count(config)):
         found = metrics.measure(
             settings.names,
@@ -121,6 +116,26 @@ def score_images(
     if reference is not None:
         warn_one_colour(reference.one_colour(settings.workers), len(reference), "references")
     return Scores(target, found, [prompt.name for prompt in prompts], packed, blank)
+
+
+def _check_inputs(
+    config: Config, own: ImageSet | None, reference: ImageSet | None
+) -> ImageSet | FeatureSet | None:
+    """The real images, after all images were read once; LoraqError for what cannot be measured.
+
+    own: None if the pipeline is still to make them.
+    """
+    workers, sampled = config.metrics.workers, (config.model.height, config.model.width)
+    sizes = {sampled} if own is None else own.sizes(workers)
+    real = check_measuring(config, min(map(min, sizes)), "cpu")
+    if reference is not None and len(sizes := sizes | reference.sizes(workers)) > 1:
+        raise LoraqError(
+            f"The images and their references have the sizes {sorted(sizes)} (height, width), and "
+            "are compared at one size. Make them of one size (model.height, model.width)."
+        )
+    if isinstance(real, ImageSet):
+        real.sizes(workers)
+    return real
 
 
 def _generate_images(config: Config, progress: bool) -> tuple[Path, dict[str, Any] | None]:

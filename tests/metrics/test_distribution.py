@@ -156,7 +156,9 @@ def test_features_files_and_names(reference, tmp_path, noisy):
     assert (picked.values == made.values[[3, 0]]).all()
     from_file = compute("frechet", noisy.subset([1, 2, 3]), real=loaded)
     assert from_file.details["n_real"] == 3
-    with pytest.raises(LoraqError, match="1 of 1 prompts have no real image"):
+    with pytest.raises(LoraqError, match="these come twice"):
+        features.FeatureSet(("a", "a"), made.values[:2], "efflite0")
+    with pytest.raises(LoraqError, match="1 of 1 prompts have no image in the set of 10"):
         loaded.of_names(["another"])
     with pytest.raises(LoraqError, match="features of efflite0"):
         compute("frechet", noisy, real=loaded, extractor="inception")

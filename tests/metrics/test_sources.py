@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from experiments.parity.clip import write_clip
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.metrics import alignment, clip_score, image_reward, lpips
@@ -45,6 +46,16 @@ def keys(tmp_path_factory) -> Callable[..., dict[str, str]]:
     return of
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A random CLIP, and files with the names of ImageReward's and Inception's."""
+    folder = tmp_path_factory.mktemp("weights")
+    write_clip(folder)
+    for name in (*image_reward.FILES, features.INCEPTION_FILE):
+        (folder / name).write_bytes(b"{ }")
+    return folder
+
+
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {stage for stage, key in after.items() if before[stage] != key}
 
@@ -67,27 +78,25 @@ def flipped(path: Path, target: Path) -> Path:
     ],
 )
 def test_values_of_other_weights_have_another_key(
-    metric, variable, files, keys, tmp_path, monkeypatch
+    metric, variable, files, keys, weights, monkeypatch
 ):
-    for file in files:
-        (tmp_path / file).write_bytes(b"one")
-    monkeypatch.setenv(variable, str(tmp_path))
+    monkeypatch.setenv(variable, str(weights))
     first = keys(metric)
-    for file in files:
-        state = (tmp_path / file).stat()
-        (tmp_path / file).write_bytes(b"two")
-        os.utime(tmp_path / file, ns=(state.st_atime_ns, state.st_mtime_ns))
-        assert changed(first, keys(metric)) == MEASURES, file
-        (tmp_path / file).write_bytes(b"one")
+    for path in (weights / file for file in files):
+        state, data = path.stat(), path.read_bytes()
+        spaced = data.replace(b" ", b"\t", 1)  # the same JSON
+        path.write_bytes(spaced if path.suffix == ".json" else data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert path.read_bytes() != data and path.stat().st_size == state.st_size
+        assert changed(first, keys(metric)) == MEASURES, path
+        path.write_bytes(data)
     assert keys(metric) == first
 
 
 @pytest.mark.parametrize("metric", metric_names())
-def test_an_upgrade_of_a_metrics_package_measures_again(metric, keys, tmp_path, monkeypatch):
+def test_an_upgrade_of_a_metrics_package_measures_again(metric, keys, weights, monkeypatch):
     for variable in (clip_score.VARIABLE, image_reward.VARIABLE):
-        monkeypatch.setenv(variable, str(tmp_path))
-    for name in (clip_score.WEIGHTS, *clip_score.FILES, *image_reward.FILES):
-        (tmp_path / name).write_bytes(b"any")
+        monkeypatch.setenv(variable, str(weights))
     packages = metric_sources([metric])[metric]["packages"]
     first = keys(metric)
     for package in packages:

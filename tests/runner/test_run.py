@@ -15,9 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from loraq.cli import main
 from loraq.compose import load_rows
+from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.results import record as records
 from loraq.runner import experiment, stages
@@ -197,6 +199,84 @@ def test_a_table_that_cannot_be_written_is_named(overrides, capsys):
             main(command)
         error = capsys.readouterr().err
         assert caught.value.code == 2 and f"'{outcome.folder}/main.md': it is a folder" in error
+
+
+def _spoil(name: str, folder: Path) -> None:
+    """Make the images of a folder wrong in the way that `name` says."""
+    first = sorted(folder.iterdir())[0]
+    if name == "empty":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    elif name == "other suffix":
+        first.rename(first.with_suffix(".gif"))
+    elif name == "cut short":
+        first.write_bytes(first.read_bytes()[:-40])
+    elif name == "grey":
+        Image.open(first).convert("L").save(first)
+    elif name == "twice":
+        Image.open(first).save(first.with_suffix(".JPG"))
+
+
+@pytest.fixture
+def real_folder(overrides, tmp_path) -> Path:
+    """Real images of the run's prompts, half of them with other and upper-case suffixes."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for number, prompt in enumerate(data_prompts(load_rows(["method=rtn", *overrides])[0].data)):
+        image = Image.effect_noise((64, 64), 50).convert("RGB")
+        image.save(folder / f"{prompt.name}{('.png', '.JPG', '.PNG', '.jpeg')[number % 4]}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("empty", "4 of 4 images are missing"),
+        ("other suffix", "1 of 4 images are missing"),
+        ("cut short", "cannot read the image"),
+        ("grey", "8-bit RGB"),
+        ("twice", "several images of 1 names"),
+    ],
+)
+def test_real_images_are_looked_at_by_the_plan(overrides, real_folder, capsys, wrong, words):
+    given = [*overrides, "method=rtn", "metrics.names=[kid]", f"data.real={real_folder}"]
+    main(["run", "--dry-run", *given])
+    _spoil(wrong, real_folder)
+    for options in (["--dry-run"], []):
+        with pytest.raises(SystemExit) as caught:
+            main(["run", *options, *given])
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and words in error and "delete" not in error.lower()
+    assert not output(overrides).exists()
+
+
+def test_real_images_of_any_suffix_are_compared(overrides, real_folder):
+    given = ["metrics.names=[kid,frechet]", f"data.real={real_folder}"]
+    outcome = run(["method=reference", *overrides, *given], progress=False)
+    assert outcome.records[0].metrics["kid_efflite0"]["n"] == 4
+
+
+def test_what_metrics_and_the_decoder_cannot_do_is_refused_by_the_plan(overrides, tmp_path):
+    def planned(*more: str) -> None:
+        rows = load_rows(["method=rtn", *overrides, *more])
+        check_rows(plan_rows(rows, Store(rows[0].output)))
+
+    real = f"data.real={tmp_path}"
+    names = [prompt.name for prompt in data_prompts(load_rows(["method=rtn", *overrides])[0].data)]
+    Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / f"{names[0]}.png")
+    for metric in ("kid", "frechet"):
+        with pytest.raises(LoraqError, match=rf"{metric} compares(.|\n)*data\.count=2"):
+            planned("data.count=1", f"metrics.names=[{metric}]", real)
+    planned("model.height=32")
+    with pytest.raises(LoraqError, match=r"lpips needs images of 32 pixels(.|\n)*have 16"):
+        planned("model.height=16", "metrics.names=[lpips]")
+    for size, near in (
+        ("width=72", "64|80"),
+        ("height=60", "64"),
+        ("width=8", "16"),
+    ):
+        with pytest.raises(LoraqError, match=rf"no multiple of 16(.|\n)*=({near}),"):
+            planned(f"model.{size}")
 
 
 @pytest.mark.parametrize(

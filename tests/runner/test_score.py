@@ -86,3 +86,27 @@ def test_images_of_one_colour_are_named(overrides, tmp_path, capsys):
     assert f"1 of 2 images have one colour only ({names[0]})" in error
     assert "1 of 2 references have one colour only" in error
     assert json.loads(json_file.read_text())["one_colour"] == names[:1]
+
+
+def test_what_is_wrong_is_said_before_the_pipeline_makes_an_image(
+    packed, overrides, tmp_path, capsys
+):
+    folder, _ = packed
+    settings = [*overrides[1:], "data.count=2", "--quiet"]
+    config = load_rows(["method=reference", *settings[:-1]])[0]
+    against = tmp_path / "against"
+    against.mkdir()
+    for prompt in data_prompts(config.data):
+        Image.effect_noise((32, 32), 50).convert("RGB").save(against / f"{prompt.name}.PNG")
+    (tmp_path / "file").write_text("x")
+    for arguments, words in (
+        (["--against", str(against)], "sizes [(32, 32), (64, 64)]"),
+        (["metrics.names=[kid]"], "need real images"),
+        (["metrics.names=[kid]", f"data.real={tmp_path}"], "2 of 2 images are missing"),
+        (["--json", str(tmp_path / "file" / "scores.json")], "a file, not a folder"),
+        (["--json", str(tmp_path)], "is a folder"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["score", str(folder), *settings, *arguments])
+        assert caught.value.code == 2 and words in capsys.readouterr().err
+    assert not list((tmp_path / "outputs").glob("images/*"))

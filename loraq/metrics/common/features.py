@@ -23,7 +23,7 @@ import numpy as np
 
 from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
-from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.image_set import ImageSet, check_unique, places_of
 from loraq.metrics.common.reading import read_batches
 from loraq.metrics.common.result import Options, packaged_hash, versions
 from loraq.utils.files import replacing, sort_metadata
@@ -44,6 +44,7 @@ class FeatureSet:
     details: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_unique(self.names)
         finite = np.isfinite(self.values).all(tuple(range(1, self.values.ndim)))
         if not finite.all():
             bad = [name for name, good in zip(self.names, finite, strict=True) if not good]
@@ -72,14 +73,7 @@ class FeatureSet:
 
     def of_names(self, names: Sequence[str]) -> FeatureSet:
         """The features of these images, in this order; LoraqError if one is missing."""
-        place = {name: number for number, name in enumerate(self.names)}
-        if missing := [name for name in names if name not in place]:
-            raise LoraqError(
-                f"{len(missing)} of {len(names)} prompts have no real image among the {len(self)} "
-                f"given ({missing[:3]} …); FID and KID compare with real images of the same "
-                "prompts: choose other prompts, or leave these metrics out of metrics.names"
-            )
-        return self.subset([place[name] for name in names])
+        return self.subset(places_of(names, self.names))
 
 
 @dataclass(frozen=True)
@@ -266,9 +260,12 @@ def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:
         with safe_open(path, "np") as file:
             values = file.get_tensor("features")
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+        listed = json.loads(metadata["names"]) if "names" in metadata else names
+        details = json.loads(metadata.pop("details", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
         raise LoraqError(f"cannot read the features file {path}: {error}") from error
-    listed = json.loads(metadata["names"]) if "names" in metadata else names
+    if values.ndim != 2:
+        raise LoraqError(f"{path} has features of the shape {values.shape} instead of (N, D)")
     if listed is None or len(listed) != len(values):
         count = "no" if listed is None else len(listed)
         raise LoraqError(f"{path} has {len(values)} features but {count} names")
@@ -277,5 +274,4 @@ def load_features(path: Path, names: Sequence[str] | None = None) -> FeatureSet:
     if name not in EXTRACTORS:
         raise unknown(f"extractor in {Path(path).name}", name, EXTRACTORS)
     metadata.pop("names", None)
-    details = json.loads(metadata.pop("details", "{}"))
     return FeatureSet(tuple(listed), values, name, {**metadata, **details})

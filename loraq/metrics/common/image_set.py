@@ -6,6 +6,7 @@ Images are uint8, RGB, channels first; other image modes raise LoraqError.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,13 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraq.errors import LoraqError
-from loraq.metrics.common.reading import image_hash, one_colour, read_batches, read_image
+from loraq.metrics.common.reading import (
+    image_hash,
+    image_size,
+    one_colour,
+    read_batches,
+    read_image,
+)
 from loraq.metrics.common.result import Options
 
 if TYPE_CHECKING:
     import torch
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of the images in a folder, in lower or upper case."""
 PIXELS = 1 << 20
 """Limit of pixels per batch of compared images; SSIM needs about 1 GB for as many."""
 
@@ -50,9 +59,7 @@ class ImageSet:
             given = getattr(self, what)
             if given is not None and len(given) != len(self.paths):
                 raise LoraqError(f"{len(self.paths)} images but {len(given)} {what}")
-        if len(set(self.names)) != len(self.names):
-            duplicates = sorted({name for name in self.names if self.names.count(name) > 1})
-            raise LoraqError(f"image names must be unique; these come twice: {duplicates[:5]}")
+        check_unique(self.names)
 
     @classmethod
     def of_prompts(cls, paths: Sequence[Path], prompts: Sequence[Any]) -> ImageSet:
@@ -65,9 +72,28 @@ class ImageSet:
         )
 
     @classmethod
-    def of_folder(cls, folder: Path, names: Sequence[str], suffix: str = ".png") -> ImageSet:
-        """The files NAME.png (or another suffix) of a folder, in the order of `names`."""
-        return cls(tuple(Path(folder) / f"{name}{suffix}" for name in names), tuple(names))
+    def of_folder(cls, folder: Path, names: Sequence[str]) -> ImageSet:
+        """The files NAME.png (or another of `SUFFIXES`) of a folder, in the order of `names`.
+
+        LoraqError if a name has no file, or several.
+        """
+        found: dict[str, list[Path]] = {}
+        for path in sorted(Path(folder).iterdir()):
+            if path.suffix.lower() in SUFFIXES:
+                found.setdefault(path.stem, []).append(path)
+        if missing := [name for name in names if name not in found]:
+            raise LoraqError(
+                f"{len(missing)} of {len(names)} images are missing in '{folder}', which has "
+                f"{len(found)} ({', '.join(SUFFIXES)}); the first is '{missing[0]}.png'. Name the "
+                "images after the prompts, or select others (data.count=, data.split=)."
+            )
+        if double := [name for name in names if len(found[name]) > 1]:
+            files = " and ".join(path.name for path in found[double[0]])
+            raise LoraqError(
+                f"'{folder}' has several images of {len(double)} names, such as {files}. Keep the "
+                "one that is meant there, and move the others elsewhere."
+            )
+        return cls(tuple(found[name][0] for name in names), tuple(names))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,6 +106,11 @@ class ImageSet:
             digest.update(f"{name}\0".encode())
             digest.update(bytes.fromhex(image_hash(path)))
         return digest.hexdigest()
+
+    def sizes(self, workers: int = 0) -> set[tuple[int, int]]:
+        """The sizes (height, width) of the images; LoraqError for one that cannot be read."""
+        batches = read_batches(self.paths, 16, workers, image_size)
+        return {(int(side[0]), int(side[1])) for batch in batches for side in batch}
 
     def one_colour(self, workers: int = 0) -> list[str]:
         """The names of the images whose pixels are all equal."""
@@ -103,13 +134,7 @@ class ImageSet:
 
     def of_names(self, names: Sequence[str]) -> ImageSet:
         """The images with these names, in this order; LoraqError if one is missing."""
-        place = {name: number for number, name in enumerate(self.names)}
-        if missing := [name for name in names if name not in place]:
-            raise LoraqError(
-                f"{len(missing)} of {len(names)} prompts have no image in the set to compare with "
-                f"({missing[:3]} …); generate both from one prompt list"
-            )
-        return self.subset([place[name] for name in names])
+        return self.subset(places_of(names, self.names))
 
     def read(self, place: int) -> np.ndarray:
         """One image as uint8 (H, W, 3)."""
@@ -129,6 +154,25 @@ class ImageSet:
                     f"({self.paths[number * size]} …); metrics compare images of one size"
                 )
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def check_unique(names: Sequence[str]) -> None:
+    """LoraqError if a name comes twice."""
+    counted = Counter(names)
+    if twice := sorted(name for name, count in counted.items() if count > 1):
+        raise LoraqError(f"image names must be unique; these come twice: {twice[:5]}")
+
+
+def places_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The places of the wanted names; LoraqError if one is missing."""
+    place = {name: number for number, name in enumerate(names)}
+    if missing := [name for name in wanted if name not in place]:
+        raise LoraqError(
+            f"{len(missing)} of {len(wanted)} prompts have no image in the set of {len(names)} to "
+            f"compare with ({missing[:3]} …). Images are compared with those of the same prompts: "
+            "make both from one list, or leave these metrics out of metrics.names"
+        )
+    return [place[name] for name in wanted]
 
 
 def paired_batches(

@@ -31,13 +31,19 @@ def read_image(path: Path) -> np.ndarray:
         raise _missing(path) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise LoraqError(
-            f"cannot read the image {path}: {error}; delete it and run again to regenerate it"
+            f"cannot read the image {path}: {error}. Restore it; images of a run are made again "
+            "by `loraq generate`"
         ) from error
     if mode != "RGB" or pixels.dtype != np.uint8:
         raise LoraqError(
             f"{path} is {mode} ({pixels.dtype}); metrics read 8-bit RGB: convert it first"
         )
     return pixels
+
+
+def image_size(pixels: np.ndarray) -> np.ndarray:
+    """Height and width of an image."""
+    return np.array(pixels.shape[:2])
 
 
 def one_colour(pixels: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PIPELINE = "PixArtSigmaPipeline"
 TRANSFORMER = "PixArtTransformer2DModel"
+SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 AFTER_GELU = ("ff_down",)
 
