@@ -209,7 +209,7 @@ class Store:
             removed = unused and not (folder.name == name and self.damage(stage, name) is None)
             if removed:
                 shutil.rmtree(folder, ignore_errors=True)
-        return removed
+        return removed and not folder.exists()
 
     def _make_folder(self, folder: Path) -> None:
         try:
