@@ -39,14 +39,32 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
     Reads no weights: only JSON files and the headers of safetensors files.
     """
     folder = resolve_folder(model)
-    _check_classes(folder, model.family)
+    table, named = find_family(model.family), read_json(folder / "model_index.json")
+    if named.get("_class_name") != table.PIPELINE:
+        raise LoraqError(
+            f"'{folder}' is a {named.get('_class_name')}; family '{model.family}' loads "
+            f"{table.PIPELINE}. Set model.family to the model's family, or model.path to another "
+            "folder."
+        )
+    listed = components(folder)
+    for name in ("text_encoder", "transformer", "vae"):
+        if name not in listed:
+            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
     if problems := file_problems(folder, model.variant, only):
         raise LoraqError(
             f"'{folder}' is incomplete: {listed_problems(problems)}\n  {_REMEDY} Pickled weights "
             "(.bin) are not read; save the pipeline again with safe_serialization=True."
         )
-    for name, (library, class_name) in components(folder).items():
-        if has_weights(name) and (only is None or name in only):
+    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
+    for name, (library, class_name) in listed.items():
+        if has_weights(name) and name in wanted and (only is None or name in only):
+            config = read_json(folder / name / "config.json")
+            if not issubclass(network_class(library, class_name, config), wanted[name]):
+                raise LoraqError(
+                    f"'{folder}/model_index.json' names {class_name} as {name}; a "
+                    f"{table.PIPELINE} has {wanted[name].__name__}. Restore that file, or set "
+                    "model.path to a model of this family."
+                )
             check_network(folder / name, library, class_name, model.variant)
 
 
@@ -64,27 +82,6 @@ def check_network(part: Path, library: str, class_name: str, variant: str | None
     _check_tensors(part, library, class_name, config, files, state)
 
 
-def _check_classes(folder: Path, family: str) -> None:
-    """LoraqError for a pipeline of another family, or with a network of another class."""
-    table, named = find_family(family), read_json(folder / "model_index.json").get("_class_name")
-    if named != table.PIPELINE:
-        raise LoraqError(
-            f"'{folder}' is a {named}; family '{family}' loads {table.PIPELINE}. "
-            "Set model.family to the model's family, or model.path to another folder."
-        )
-    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
-    listed = components(folder)
-    for name in ("text_encoder", "transformer", "vae"):
-        if name not in listed:
-            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
-        if not issubclass(network_class(*listed[name]), wanted[name]):
-            raise LoraqError(
-                f"'{folder}/model_index.json' names {listed[name][1]} as {name}; a "
-                f"{table.PIPELINE} has {wanted[name].__name__}. Restore that file, or set "
-                "model.path to a model of this family."
-            )
-
-
 @functools.lru_cache(maxsize=64)
 def _check_tensors(
     part: Path,
@@ -99,13 +96,17 @@ def _check_tensors(
     state: sizes and modification times of the files, for the cache.
     """
     values = json.loads(config)
-    network = network_class(library, class_name)
-    kind = values.get("_class_name") if library == "diffusers" else values.get("model_type")
-    own = class_name if library == "diffusers" else network.config_class.model_type
-    if kind != own:
+    network = network_class(library, class_name, values)
+    if library == "diffusers":
+        kind = values.get("_class_name", class_name)
+        fits = network_class(library, kind, values) is network
+    else:
+        kind = values.get("model_type")
+        fits = kind == network.config_class.model_type
+    if not fits:
         raise LoraqError(
-            f"'{part}/config.json' is that of a {kind}; model_index.json names {class_name} "
-            f"({own}). {_REMEDY}"
+            f"'{part}/config.json' is that of a {kind}, not of a {class_name}, which is expected "
+            f"there. {_REMEDY}"
         )
     stored: Header = {}
     for path in files:

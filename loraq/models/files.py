@@ -16,7 +16,13 @@ from loraq.errors import LoraqError
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Library → the name of a component's weight file without its ending."""
-_OTHER_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+_CONFIGS = {
+    "text_encoder": "config.json",
+    "transformer": "config.json",
+    "vae": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
 _NO_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LFS_POINTER = b"version https://git-lfs"
 _VARIANT = re.compile(r"\.(\w+)(?=[.-])")
@@ -50,7 +56,7 @@ def components(folder: Path) -> dict[str, tuple[str, str]]:
 
 def has_weights(component: str) -> bool:
     """Whether a component of a pipeline is a network, by its name."""
-    return not component.startswith(tuple(_OTHER_CONFIGS))
+    return component.startswith(("text_encoder", "transformer", "vae"))
 
 
 def weight_files(folder: Path, library: str, variant: str | None = None) -> list[Path]:
@@ -136,9 +142,9 @@ def _component_files(folder: Path, name: str, library: str, variant: str | None)
     part = folder / name
     there = sorted(part.iterdir()) if part.is_dir() else []
     yield from (path for path in there if path.suffix in (".json", ".model", ".txt"))
-    required = next((c for n, c in _OTHER_CONFIGS.items() if name.startswith(n)), "config.json")
-    if not os.path.lexists(part / required):
-        yield part / required
+    for start, config in _CONFIGS.items():
+        if name.startswith(start) and not os.path.lexists(part / config):
+            yield part / config
     if has_weights(name):
         yield from weight_files(part, library, variant)
     elif name.startswith("tokenizer") and all(path.name in _NO_VOCABULARY for path in there):

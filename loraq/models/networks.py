@@ -6,12 +6,16 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.models.files import STEMS, Header
+
+_UNUSED = re.compile(r"\.y_embedding$")
+"""Tensors in PixArt's files that only its training reads."""
 
 
 def quiet_diffusers() -> Any:
@@ -44,9 +48,16 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def network_class(library: str, name: str) -> Any:
-    """The class of a component in `model_index.json`; LoraqError if the library has none."""
+def network_class(library: str, name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a component in `model_index.json`; LoraqError if the library has none.
+
+    config: the contents of its `config.json`, by which diffusers replaces classes of earlier
+        versions, such as Transformer2DModel.
+    """
     quiet_diffusers()
+    from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
+    from diffusers.models.modeling_utils import LegacyModelMixin
+
     found = getattr(importlib.import_module(library), name, None) if library in STEMS else None
     if found is None:
         raise LoraqError(
@@ -54,6 +65,8 @@ def network_class(library: str, name: str) -> Any:
             "Classes of diffusers and transformers are loaded, no remote code: install the version "
             "that the model needs, or set model.path to another model."
         )
+    if issubclass(found, LegacyModelMixin) and "norm_type" in config:
+        return _fetch_remapped_cls_from_config(config, found)
     return found
 
 
@@ -96,6 +109,8 @@ def compare_with_files(network: Any, config: str, stored: Header) -> Difference:
         empty = network.from_config(values)
     empty._fix_state_dict_keys_on_load(tensors)
     expected = {name: tensor.shape for name, tensor in empty.state_dict().items()}
+    computed = dict(empty.named_buffers()).keys() - expected.keys()  # such as position tables
+    tensors = {n: t for n, t in tensors.items() if n not in computed and not _UNUSED.search(n)}
     both = expected.keys() & tensors.keys()
     return Difference(
         sorted(expected.keys() - both),

@@ -160,6 +160,22 @@ def test_another_model_at_the_path_is_refused_in_the_plan(file, old, new, words,
         dry_run([*overrides, "method=rtn", f"model.path={copy}"])
 
 
+def test_files_of_earlier_versions_are_the_model(copy):
+    """Published PixArt files name the class Transformer2DModel and hold what diffusers computes."""
+    for file in ("model_index.json", "transformer/config.json"):
+        text = (copy / file).read_text()
+        (copy / file).write_text(text.replace("PixArtTransformer2DModel", "Transformer2DModel"))
+    held = load_file(copy / TRANSFORMER)
+    more = {"pos_embed.pos_embed": torch.zeros(1, 16, 64)}
+    change(copy / TRANSFORMER, **more, **{"caption_projection.y_embedding": torch.zeros(120, 32)})
+    model = little_config(path=str(copy))
+    loaded, mapped = load_pipeline(model).transformer, mapped_transformer(model)
+    assert type(loaded) is type(mapped) and type(loaded).__name__ == "PixArtTransformer2DModel"
+    for transformer in (loaded, mapped):
+        assert torch.equal(transformer.state_dict()[TO_K], held[TO_K])
+        assert transformer.pos_embed.pos_embed.abs().sum() > 0
+
+
 def test_quantising_needs_the_transformer_alone(copy, overrides):
     from loraq.cli import main
 
