@@ -183,6 +183,9 @@ def _experiment(
         )
     if not any(row.config.quant is None for row in composed_rows):
         composed_rows.insert(0, _reference(composed_rows[0]))
+    baseline, known = composed_rows[0].config.baseline, [row.config.row for row in composed_rows]
+    if baseline is not None and baseline not in known:
+        raise unknown(f"baseline of {' '.join(chosen)}", baseline, map(str, known))
     if only:
         composed_rows = [
             row for row in composed_rows if row.config.quant is None or row.config.row == only[0]

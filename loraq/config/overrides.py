@@ -94,7 +94,12 @@ def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, O
                 f"{override}: rows are read only from a file. Write them to "
                 "conf/experiment/NAME.yaml, and run experiment=NAME."
             )
-        if entry.is_add() or entry.is_delete() or name.startswith("hydra"):
+        if name.replace("/", ".").partition(".")[0] == "hydra":
+            raise LoraqError(
+                f"{override} is a setting of Hydra and has no effect here. Leave it out; only "
+                "`loraq sweep` reads them (hydra/launcher=slurm)."
+            )
+        if entry.is_add() or entry.is_delete():
             continue
         if entry.package is not None or name in known:
             if name not in known:

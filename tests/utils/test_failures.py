@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loraq.errors import LoraqError
+from loraq.utils.assets import CHECKOUT
 from loraq.utils.failures import DEBUG, reporting_errors
 
 
@@ -34,7 +35,7 @@ def test_a_fault_is_three_lines_and_a_file_with_the_traceback(capsys):
     file.unlink()
     assert "Traceback (most recent call last)" in text and "TypeError" in text
     assert f"python {sys.version.split()[0]}" in text and "pytest" in text.splitlines()[0]
-    heading = Path("CONTRIBUTING.md").read_text(encoding="utf-8")
+    heading = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert "\n## Reporting a fault\n" in heading
 
 
