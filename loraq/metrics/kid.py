@@ -10,8 +10,8 @@ and `kid_<extractor>` otherwise.
 Interval: bootstrap over prompts. In a resample, prompt i has the weight w_i (how often it was
 drawn), and a pair of different prompts w_i·w_j. No image is compared with its own copy, so that the
 resampled estimates are centred on the value. The images and real images of a prompt are drawn
-together. With few prompts this interval is too short, so that below `SMALLEST_RESAMPLED` prompts
-there is none.
+together. With few prompts a resample holds few different pairs, so that there is no interval below
+`SMALLEST_RESAMPLED` prompts.
 """
 
 from __future__ import annotations

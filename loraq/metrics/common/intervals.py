@@ -9,7 +9,8 @@ correction for skewness (1992), which holds for skewed ones:
     n values, s: their standard deviation, g: their skewness
 
 A difference must also pass a sign-flip test. It is exact at every N, for rows that could be
-exchanged at each prompt. The same values give the same results. Does not import torch.
+exchanged at each prompt. The smallest N below come from the error rates that
+`experiments/bench/errors.py` measures. The same values give the same results. No torch.
 
 Shapes: N prompts, R rows of a table.
 """
