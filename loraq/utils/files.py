@@ -40,7 +40,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with reporting_disk_errors(path):
             _prepare(path)
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # what the user's umask gives
             yield temporary
+            os.chmod(temporary, mode)  # safetensors replaces it by a file that only its owner reads
             with open(temporary, "rb") as stream:
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
@@ -92,10 +95,11 @@ def remove_temporaries(folder: Path, unused: float = 0.0) -> None:
 
     unused: seconds since the last write. 0 is right only if no other process writes to the folder.
     """
-    for path in folder.rglob(f".*{TEMPORARY}"):
-        with contextlib.suppress(FileNotFoundError):  # its process has renamed or removed it
-            if time.time() - path.stat().st_mtime >= unused:
-                path.unlink()
+    for pattern in (f".*{TEMPORARY}", ".tmp??????"):  # the second are safetensors' own
+        for path in folder.rglob(pattern):
+            with contextlib.suppress(FileNotFoundError):  # its process has renamed or removed it
+                if time.time() - path.stat().st_mtime >= unused:
+                    path.unlink()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -60,13 +60,22 @@ def test_processes_that_write_the_same_file_at_once_all_end_well(tmp_path):
 def test_only_temporary_files_that_nobody_writes_are_abandoned(tmp_path):
     old, new = tmp_path / f".a{TEMPORARY}", tmp_path / "inner" / f".b{TEMPORARY}"
     new.parent.mkdir()
-    for path in (old, new):
+    of_safetensors = tmp_path / "inner" / ".tmpaB3dE6"
+    for path in (old, new, of_safetensors):
         path.write_bytes(b"half")
     os.utime(old, (1, 1))
     remove_temporaries(tmp_path, ABANDONED)
-    assert new.is_file() and not old.exists()
+    assert new.is_file() and of_safetensors.is_file() and not old.exists()
     remove_temporaries(tmp_path)
-    assert not new.exists()
+    assert list(new.parent.iterdir()) == []
+
+
+def test_whoever_may_read_other_files_may_read_safetensors(tmp_path):
+    """safetensors makes files that only their owner reads, in folders that users share."""
+    (tmp_path / "plain").write_bytes(b"")
+    with replacing(tmp_path / "a") as temporary:
+        save_file({"a": numpy.zeros(3)}, temporary)
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 def test_the_size_of_a_folder_is_read_while_files_come_and_go(tmp_path):
