@@ -42,11 +42,13 @@ def main() -> None:
         return
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     @hydra.main(version_base="1.3", config_path=str(CONF.resolve()), config_name="config")
     def job(_composed: DictConfig) -> None:
         with reporting_errors():
-            print(run(list(HydraConfig.get().overrides.task)).text)
+            task = HydraConfig.get().overrides.task
+            print(run(OmegaConf.to_container(task, resolve=False)).text)
 
     job()
 

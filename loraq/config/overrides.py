@@ -61,10 +61,11 @@ def _check_size(sizes: Sequence[int], at_most: int) -> None:
     count = math.prod(sizes)
     if count > at_most:
         more = "more than " if max(sizes) > MOST_JOBS else ""
-        counted = " × ".join(f"{size:,}" for size in sizes if size > 1)
+        factors = [f"{size:,}" for size in sizes if size > 1]
+        counted = f" ({' × '.join(factors)})" if len(factors) > 1 else ""
         remedy = " or confirm this many with `loraq sweep --yes`" if count <= MOST_JOBS else ""
         raise LoraqError(
-            f"This sweep has {more}{count:,} jobs ({counted}); the limit is {at_most:,}. Sweep "
+            f"This sweep has {more}{count:,} jobs{counted}; the limit is {at_most:,}. Sweep "
             f"over fewer values{remedy}."
         )
 

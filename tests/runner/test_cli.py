@@ -11,6 +11,7 @@ import yaml
 
 from loraq.cli import COMMANDS, PLANNED, main, parse_arguments
 from loraq.compose import load_rows
+from loraq.run import main as hydras_entry_point
 from loraq.utils.plain import to_plain
 
 
@@ -70,6 +71,19 @@ def test_what_cannot_be_written_or_passed_is_refused_first(command, words, tmp_p
     with pytest.raises(SystemExit) as caught:
         main([word.format(file=file, folder=tmp_path) for word in command])
     assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["${nope}", "${oc.env:NOT_SET}"])
+def test_hydras_own_entry_point_leaves_interpolations_to_the_composition(
+    value, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["loraq", "method=rtn", f"model.path={value}"])
+    with pytest.raises(SystemExit) as caught:
+        hydras_entry_point()
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert "An interpolation cannot be resolved" in error and "internal" not in error
 
 
 @pytest.mark.parametrize("command", PLANNED)
