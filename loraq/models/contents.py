@@ -55,6 +55,8 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
             f"'{folder}' is incomplete: {listed_problems(problems)}\n  {_REMEDY} Pickled weights "
             "(.bin) are not read; save the pipeline again with safe_serialization=True."
         )
+    if only is None:
+        _check_widths(folder)
     wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
     for name, (library, class_name) in listed.items():
         if has_weights(name) and name in wanted and (only is None or name in only):
@@ -66,6 +68,22 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
                     "model.path to a model of this family."
                 )
             check_network(folder / name, library, class_name, model.variant)
+
+
+def _check_widths(folder: Path) -> None:
+    """LoraqError if the transformer does not fit the text encoder or the VAE beside it."""
+    transformer = read_json(folder / "transformer" / "config.json")
+    for part, names, reads in (
+        ("text_encoder", ("d_model", "hidden_size"), "caption_channels"),
+        ("vae", ("latent_channels",), "in_channels"),
+    ):
+        values = read_json(folder / part / "config.json")
+        for name in names:
+            if name in values and values[name] != transformer.get(reads, values[name]):
+                raise LoraqError(
+                    f"'{folder}': its {part} gives {name}={values[name]}, its transformer reads "
+                    f"{reads}={transformer[reads]}, so they belong to different models. {_REMEDY}"
+                )
 
 
 def check_network(part: Path, library: str, class_name: str, variant: str | None = None) -> None:

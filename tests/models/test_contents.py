@@ -148,6 +148,13 @@ def test_an_index_that_names_absent_files_is_refused(index, copy):
         ("model_index.json", "AutoencoderKL", "MyAutoencoder", "MyAutoencoder.*not installed"),
         ("model_index.json", '"vae"', '"decoder"', "lists no vae"),
         ("vae/config.json", "AutoencoderKL", "AutoencoderDC", "is that of a AutoencoderDC"),
+        (
+            "transformer/config.json",
+            '"caption_channels": 32',
+            '"caption_channels": 48',
+            "d_model=32",
+        ),
+        ("vae/config.json", '"latent_channels": 4', '"latent_channels": 16', "in_channels=4"),
         ("text_encoder/config.json", '"t5"', '"umt5"', "is that of a umt5"),
         ("text_encoder/config.json", '"d_kv": 16', '"d_kv": "wide"', "does not describe a T5"),
     ],
