@@ -74,7 +74,10 @@ class Composer:
 
         if override not in self._parsed:
             try:
-                self._parsed[override] = self._parser.parse_override(override)
+                parsed = self._parser.parse_override(override)
+                if not parsed.key_or_group:
+                    raise HydraException("no key")
+                self._parsed[override] = parsed
             except HydraException:
                 raise LoraqError(
                     f"'{override}' is not an override. Write KEY=VALUE, such as data.count=16 or "

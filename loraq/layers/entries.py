@@ -17,7 +17,7 @@ from loraq.utils.shape import Shape, check_shape
 
 _FORMAT: Shape = {
     **{"name": str, "family": str, "bits": int, "block": (int, None), "scale": str},
-    **{"?exponent": str, "?clip": str, "?tensor_scale": str},
+    **{"exponent": str, "clip": str, "tensor_scale": str},
 }
 _OPERAND: Shape = {"tensors": str, "shape": [int], "format": _FORMAT}
 _ENTRY: Shape = {

@@ -104,10 +104,17 @@ class PackedConfig(QuantizationConfigMixin):
 
     def layer_entries(self) -> dict[str, Any]:
         """The entries of `loraq/layers/serialization.py`; LoraqError if one is incomplete."""
+        if not isinstance(self.layers or {}, Mapping) or not isinstance(
+            self.formats or [], list | tuple
+        ):
+            raise LoraqError(
+                "quantization_config's 'layers' is not an object, or its 'formats' is not a list. "
+                "Restore the checkpoint's config.json."
+            )
         formats, found = list(self.formats or ()), {}
         for name, entry in (self.layers or {}).items():
-            found[name] = complete = {**entry}
             try:
+                found[name] = complete = {**entry}
                 for part in ACTIVATION_FORMATS:
                     complete[part] = None if entry[part] is None else formats[entry[part]]
                 for operand in OPERANDS:

@@ -303,6 +303,8 @@ def rename(layers: dict, old: str, new: str) -> None:
 Q = "transformer_blocks.0.attn1.to_q"
 BAD_CONFIGS = {
     "key": (lambda c: c["layers"][Q].pop("transform"), "entry of .* is incomplete"),
+    "list": (lambda c: c["layers"].update({Q: []}), "entry of .* is incomplete"),
+    "layers in a list": (lambda c: c.update(layers=[1]), "'layers' is not an object"),
     "gone": (lambda c: c["layers"].pop(Q), "to_q.weight"),
     "nothing": (lambda c: (c.pop("formats"), c.pop("layers")), "no packed layers"),
     "version": (lambda c: c.update(version="99"), "layout version '99'"),

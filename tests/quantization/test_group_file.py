@@ -87,6 +87,10 @@ DAMAGE = {
     "an unknown format": (changed(Q, "weight", "format", "name", to="int5"), "Unknown format"),
     "a scale that is not its": (changed(Q, "activation", "scale", to="e8m0"), "scale='e8m0'"),
     "one scale for all tokens": (changed(Q, "activation", "block", to=-1), "those of one token"),
+    "no rule of rounding": (
+        lambda header, layers: layers[Q]["activation"].pop("exponent"),
+        "the entry 'exponent' is missing",
+    ),
     "no tensor": (lambda header, layers: header.update(x=1), "invalid JSON in header"),
 }
 

@@ -1,0 +1,1 @@
+"""Random input for everything that reads a user's text or a stored file: `make test-fuzz`."""

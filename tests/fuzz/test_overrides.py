@@ -1,0 +1,105 @@
+"""Overrides: refused in words, or composed as Hydra composes them and converted exactly."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraq.compose import load_rows
+from loraq.config.by_hydra import compose_with_hydra
+from loraq.config.composition import Composer
+from loraq.config.overrides import config_groups, flat_keys
+from loraq.utils.assets import CONF
+from tests.fuzz.conftest import REFUSED
+
+pytestmark = pytest.mark.fuzz
+KEYS = [
+    *flat_keys(Composer(CONF).compose([])),
+    *config_groups(),
+    *(f"format@quant.{part}" for part in ("weight", "activation", "branch_weight")),
+]
+WORDS = [
+    *(
+        "0",
+        "1",
+        "-1",
+        "16",
+        "0.5",
+        "1e3",
+        "1e999",
+        "nan",
+        "inf",
+        "null",
+        "true",
+        "False",
+        "''",
+        '""',
+    ),
+    *("int4", "svdquant", "reference", "tiny_sana", "[]", "[1]", "[a,b]", "{}", "{a: 1}", "???"),
+    *(
+        "${generate.seed}",
+        "${x}",
+        "${",
+        "$",
+        "a b",
+        "é",
+        "\u2028",
+        "\\",
+        "'",
+        '"',
+        ",",
+        "=",
+        "@",
+        ":",
+    ),
+    *(
+        "(",
+        ")",
+        "choice(1,2)",
+        "range(1,3)",
+        "int(3)",
+        "1_000",
+        "0x10",
+        "010",
+        "9" * 400,
+        "~",
+        "\n",
+    ),
+]
+VALUES = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), min_size=0, max_size=2).map("".join)
+OVERRIDES = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["", "", "", "", "+", "++", "~"]),
+    st.sampled_from(KEYS) | st.text(max_size=4),
+    st.sampled_from(["=", "=", "=", "=", "", "@x=", ".x=", "=="]),
+    VALUES,
+)
+FOUND = {"no key": "+=", "no key, a number": "+=0.5"}
+"""Overrides on which an earlier version failed."""
+
+
+def check(attempt, overrides):
+    rows = attempt(lambda: load_rows(overrides))
+    if rows is REFUSED:
+        return
+    assert rows[-1] == load_rows(overrides)[-1]
+    given = [override for override in overrides if override]
+    assert Composer(CONF).compose(given) == compose_with_hydra(CONF, given)
+
+
+@settings(max_examples=200)
+@given(override=OVERRIDES)
+def test_an_override_is_refused_or_means_what_hydra_says(attempt, override):
+    check(attempt, [override])
+
+
+@settings(max_examples=200)
+@given(overrides=st.lists(OVERRIDES | st.text(max_size=8), max_size=3))
+def test_several_overrides(attempt, overrides):
+    check(attempt, overrides)
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_failed_once_does_not_fail_again(attempt, case):
+    check(attempt, [FOUND[case]])
