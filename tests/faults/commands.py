@@ -23,7 +23,7 @@ SMALL = [
     ),
     *("metrics.bootstrap=100", "generate.batch_size=1", "data.count=2"),
 ]
-OWN = [*SMALL, "data.captions=captions.json", "metrics=paired"]
+OWN = [*SMALL, "data.captions=captions.json", "data.real=null", "metrics.names=[psnr]"]
 ALL_METRICS = [*SMALL, "data.captions=asset:captions.json"]
 PACKAGED = [
     *(s for s in SMALL if not s.startswith(("model.", "data.count"))),
@@ -31,7 +31,7 @@ PACKAGED = [
     *("data.captions=asset:captions.json", "method=reference"),
 ]
 ALLOCATED = ["quant.allocation.kind=rank", "quant.allocation.sensitivity=activations"]
-SCORED = ["data.captions=captions.json", "data.real=null", "data.count=2", "metrics=paired"]
+SCORED = ["data.captions=captions.json", "data.real=null", "data.count=2", "metrics.names=[psnr]"]
 SCORED += [s for s in SMALL if s.startswith(("calibration.", "metrics.", "device="))]
 SAMPLED = [s for s in SMALL if s.startswith("model.") and not s.startswith("model.path")]
 
