@@ -80,7 +80,7 @@ class Store:
         pieces: files that the manifest must list.
         """
         if not self.path(stage, name).is_dir():
-            return False
+            return self._completed(stage, name, pieces)
         reason = self.damage(stage, name, pieces)
         if reason is None:
             return True
@@ -191,10 +191,21 @@ class Store:
                     "finished": time.time(),
                 }
                 write_json(partial / MANIFEST, manifest)
+                remove_checksums(partial)
                 os.replace(partial, final)
-                remove_checksums(final)
         except OSError as error:
             raise disk_error(error, partial) from error
+
+    def _completed(self, stage: str, name: str, pieces: Collection[str]) -> bool:
+        """Rename a product whose process died after its manifest; returns whether there was one."""
+        partial, final = self._partial(stage, name), self.path(stage, name)
+        if self.read_only or not (partial / MANIFEST).is_file():
+            return False
+        with self.lock(stage, name):
+            if product_damage(partial, pieces) is None:
+                remove_checksums(partial)
+                os.replace(partial, final)
+        return final.is_dir()
 
     def _partial(self, stage: str, name: str) -> Path:
         return self.root / stage / (name + PARTIAL)

@@ -45,7 +45,9 @@ def mark(path: Path) -> str:
     data = path.read_bytes()
     name = path.as_posix()
     try:
-        if path.name == "manifest.json":
+        if path.parent.name == ".sha256" and TIMED.search(name):
+            data = b"checksum of a time"
+        elif path.name == "manifest.json":
             data = _text(_without_checksums_of_times(json.loads(data)))
         elif TIMED.search(name) and name.endswith(".json"):
             data = _text(_without_times(json.loads(data)))

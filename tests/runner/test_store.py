@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from subprocess import PIPE
@@ -20,6 +21,8 @@ from loraq.utils.hashing import key
 from loraq.utils.manifest import read_manifest
 from loraq.utils.pieces import keep_piece, write_piece
 from tests.damage import flip_bit
+from tests.faults import compare
+from tests.faults.processes import Fault, run
 
 
 def test_a_key_depends_on_content_not_on_order_or_type_of_container():
@@ -51,6 +54,34 @@ def test_a_resumable_product_keeps_its_pieces(tmp_path):
     with store.write("images", "k", resume=True) as folder:
         assert [path.name for path in folder.iterdir()] == ["a.png"]
     assert set(store.manifest("images", "k")["files"]) == {"a.png"}
+
+
+def make_product() -> None:
+    """A product with two pieces, as a stage makes it."""
+    store = Store("outputs")
+    if not store.finished("images", "k", PIECES):
+        with store.write("images", "k", {"seconds": 1}, PIECES, resume=True) as folder:
+            for name in PIECES:
+                if not keep_piece(folder / name):
+                    write_piece(folder / name, name.encode())
+
+
+PIECES = ("a.png", "b.png")
+
+
+def test_kill_9_while_a_product_is_finished_loses_no_piece_and_leaves_nothing_behind(tmp_path):
+    for name in ("first", "whole"):  # the first also imports
+        whole = tmp_path / name
+        whole.mkdir()
+        events = run(make_product, whole).events
+    for event in range(events - 8, events + 1):
+        folder = tmp_path / str(event)
+        folder.mkdir()
+        assert run(make_product, folder, Fault(signal.SIGKILL, event)).code == -signal.SIGKILL
+        kept = compare.finished_files(folder)
+        assert run(make_product, folder).code == 0
+        assert compare.differences(compare.marks(folder), compare.marks(whole)) == []
+        assert compare.made_again(folder, kept) == []
 
 
 def test_a_piece_that_changed_after_it_was_written_is_not_certified(tmp_path):
