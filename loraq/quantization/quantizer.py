@@ -26,6 +26,7 @@ from loraq.quantization.grouping import Group, Unit, UnitAllocation, make_groups
 from loraq.quantization.made_from import weight_sample
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.solve import quantize_group
+from loraq.utils.files import ABANDONED, remove_temporaries
 from loraq.utils.lazy_mapping import LazyMapping
 from loraq.utils.memory import reused_heap
 
@@ -54,6 +55,8 @@ def quantize_model(
     """
     from tqdm import tqdm
 
+    if checkpoint_dir is not None:
+        remove_temporaries(checkpoint_dir, ABANDONED)
     read = (activations or Activations()).restricted_to(recipe)
     if recipe.statistics == "weights":
         read = replace(read, moments=_known_moments(transformer, family))

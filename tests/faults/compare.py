@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from loraq.utils.disk_errors import TEMPORARY
+from loraq.utils.files import ABANDONED
 
 OUTPUT = "outputs"
 ROOTS = (OUTPUT, "saved", "groups", "scores.json", "pipeline.json", "tmpdir")
@@ -71,6 +76,12 @@ def _without_times(data: Any) -> Any:
 def _without_checksums_of_times(manifest: dict[str, Any]) -> Any:
     files = {n: None if TIMED.search(n) else entry for n, entry in manifest["files"].items()}
     return _without_times({**manifest, "files": files})
+
+
+def let_time_pass(folder: Path) -> None:
+    """Make the temporary files of dead processes as old as those that the next command deletes."""
+    for path in folder.rglob(f".*{TEMPORARY}"):
+        os.utime(path, (time.time() - 2 * ABANDONED,) * 2)
 
 
 def identity(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, int]]:

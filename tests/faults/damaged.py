@@ -120,6 +120,7 @@ def _leave_pieces(bench: Bench, trial: Trial, chosen: Class) -> None:
         trial.folder = bench.folder(trial.folder.name)
         trial.run(WORKS[work].program, fault=Fault(9, event))
         if _matching(trial.folder, chosen.patterns):
+            compare.let_time_pass(trial.folder)
             return
 
 

@@ -60,6 +60,7 @@ def _kill_once(trial: Trial, program: Program, template: Template, chance: rando
         ended = running.wait()
         trial.ended.append(ended)
         trial.what += f", {number.name} at {moment:.0%} of the time"
+    compare.let_time_pass(trial.folder)
     if number == signal.SIGINT:
         trial.expect_words(ended)
         if ended.code not in (0, 130):

@@ -35,6 +35,7 @@ def try_together(bench: Bench, trial: Trial) -> None:
     if state == "interrupted":
         event = chance.randint(1, bench.template(first).events)
         trial.run(WORKS[first].program, fault=Fault(9, event))
+        compare.let_time_pass(trial.folder)
         trial.what += f", after {first} was killed at event {event}"
     programs = [filled(WORKS[work].program, trial.folder) for work in works]
     running = []

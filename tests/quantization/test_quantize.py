@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +314,15 @@ def test_a_group_that_does_not_match_its_checksum_is_made_again(tmp_path, capsys
     assert "self_out" in said and said.count("made again") == 1
     times = [info["seconds"] for info in first.info.values()]
     assert [info["seconds"] in times for info in again.info.values()].count(False) == 1
+
+
+def test_temporary_files_of_dead_processes_are_deleted(tmp_path):
+    old, new = (tmp_path / f".{name}{TEMPORARY}" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    quantized(RTN, checkpoint_dir=tmp_path)
+    assert not old.exists() and new.exists()
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
