@@ -275,3 +275,9 @@ def test_a_folder_of_configurations_given_to_hydra_is_composed_by_hydra(tmp_path
     with initialize_config_dir(str(copy), version_base="1.3"):
         assert Composer(CONF).compose(["method=rtn"])["device"] == "cpu"
     assert Composer(CONF).compose(["method=rtn"])["device"] == "auto"
+
+
+@pytest.mark.parametrize("override", ["+=", "+=0.5", "=1", "~="])
+def test_an_override_without_a_key_is_refused(override):
+    with pytest.raises(LoraqError, match="is not an override"):
+        load_rows([override])

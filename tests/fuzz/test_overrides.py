@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from loraq.compose import load_rows
 from loraq.config.by_hydra import compose_with_hydra
 from loraq.config.composition import Composer
-from loraq.config.overrides import config_groups, flat_keys
+from loraq.config.overrides import config_groups
 from loraq.utils.assets import CONF
 from tests.fuzz.conftest import REFUSED
 
 pytestmark = pytest.mark.fuzz
 KEYS = [
-    *flat_keys(Composer(CONF).compose([])),
+    *Composer(CONF).keys,
     *config_groups(),
     *(f"format@quant.{part}" for part in ("weight", "activation", "branch_weight")),
 ]
