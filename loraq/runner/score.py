@@ -25,6 +25,7 @@ from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
+from loraq.utils.manifest import check_product, read_manifest
 from loraq.utils.process import torch_threads
 
 
@@ -75,7 +76,7 @@ def score_images(
 
     overrides: settings of captions, sampler and metrics. against: a folder of reference images of
     the same names; without it, metrics that need a reference have no value. Raises LoraqError if
-    a folder or an image is missing.
+    a folder or an image is missing, or if an image is a run's and was changed.
     """
     for folder in (target, against):
         if folder is not None and not folder.is_dir():
@@ -91,6 +92,10 @@ def score_images(
     names = [prompt.name for prompt in prompts]
     own = None if is_pipeline else ImageSet.of_folder(target, names)
     reference = None if against is None else ImageSet.of_folder(against, names)
+    for given in filter(None, (own, reference)):
+        product = given.paths[0].parent
+        if read_manifest(product) is not None:
+            check_product(product, [path.name for path in given.paths])
     real = _check_inputs(config, own, reference)
     if own is None:
         target, packed = _generate_images(config, progress)

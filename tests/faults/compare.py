@@ -118,6 +118,15 @@ def _product(name: str) -> str:
     return "/".join(name.split("/")[:3]).partition(".")[0]
 
 
+def without(expected: Marks, gone: str, folder: Path) -> Marks:
+    """`expected` without the files of folder `gone` that are not there: nothing needs them."""
+    return {
+        name: value
+        for name, value in expected.items()
+        if not name.startswith(f"{gone}/") or (folder / name).is_file()
+    }
+
+
 def wrong_numbers(found: Marks, expected: Marks, aside: bool = True) -> list[str]:
     """One line per finished file that differs from what it should be; others may be missing."""
     return [

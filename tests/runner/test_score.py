@@ -43,6 +43,13 @@ def test_a_saved_pipeline_scores_as_the_run_that_quantised_it(packed, overrides,
     assert found["packed"]["nbytes"] == made.nbytes
     main(arguments)
     assert "--against FOLDER" in capsys.readouterr().out
+    one, other = sorted(reference.glob("*.png"))[:2]
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)  # both are valid images
+    with pytest.raises(SystemExit):
+        main([*arguments, "--against", str(reference)])
+    assert f"{one.name} does not match its sha256" in capsys.readouterr().err
 
 
 def _images(output, wanted):
