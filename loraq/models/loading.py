@@ -91,8 +91,15 @@ def check_size(model: ModelConfig) -> None:
         return
     folder = resolve_folder(model)
     vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    scales = vae.get("encoder_block_out_channels") or vae["block_out_channels"]
-    step = 2 ** (len(scales) - 1) * transformer["patch_size"]
+    scales = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
+    patch = transformer.get("patch_size")
+    if not (isinstance(scales, list) and scales and isinstance(patch, int)):
+        part, name = ("transformer", "patch_size") if scales else ("vae", "block_out_channels")
+        raise LoraqError(
+            f"'{folder / part / 'config.json'}' has no usable '{name}', so it is not the file of "
+            f"this pipeline's {part}. Restore it."
+        )
+    step = 2 ** (len(scales) - 1) * patch
     step = math.lcm(step, find_family(model.family).SIZE_MULTIPLE)
     for name in ("height", "width"):
         if (size := getattr(model, name)) % step:

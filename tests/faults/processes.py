@@ -117,6 +117,7 @@ def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the command begins
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(folder)
         for name in ("TMPDIR", "XDG_CACHE_HOME"):
@@ -126,6 +127,7 @@ def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
         if fault.file_size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, resource.RLIM_INFINITY))
         counted = _count_events(folder, fault)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         if callable(program):
             program()
         else:

@@ -15,6 +15,7 @@ from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
 from loraq.models import family_names, list_layers, load_pipeline, weights_hash
+from loraq.models.loading import check_size
 from loraq.models.mapped import mapped_transformer
 from loraq.quantization.quantizer import quantize_model
 from tests.little import little_config
@@ -206,3 +207,10 @@ def test_a_mapped_transformer_refuses_weights_that_do_not_fit(tiny_folder, tmp_p
 def test_data_free_quantising_loads_no_pipeline(overrides, monkeypatch):
     monkeypatch.setattr("loraq.runner.session.load_pipeline", None)
     main(["quantize", "method=loraq_o2", *overrides, "--quiet"])
+
+
+def test_a_configuration_file_of_another_component_is_named(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.copy(folder / "text_encoder" / "config.json", folder / "vae" / "config.json")
+    with pytest.raises(LoraqError, match=r"vae/config\.json' has no usable 'block_out_channels'"):
+        check_size(little_config(path=str(folder)))
