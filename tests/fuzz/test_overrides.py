@@ -19,54 +19,14 @@ KEYS = [
     *config_groups(),
     *(f"format@quant.{part}" for part in ("weight", "activation", "branch_weight")),
 ]
+# fmt: off
 WORDS = [
-    *(
-        "0",
-        "1",
-        "-1",
-        "16",
-        "0.5",
-        "1e3",
-        "1e999",
-        "nan",
-        "inf",
-        "null",
-        "true",
-        "False",
-        "''",
-        '""',
-    ),
-    *("int4", "svdquant", "reference", "tiny_sana", "[]", "[1]", "[a,b]", "{}", "{a: 1}", "???"),
-    *(
-        "${generate.seed}",
-        "${x}",
-        "${",
-        "$",
-        "a b",
-        "é",
-        "\u2028",
-        "\\",
-        "'",
-        '"',
-        ",",
-        "=",
-        "@",
-        ":",
-    ),
-    *(
-        "(",
-        ")",
-        "choice(1,2)",
-        "range(1,3)",
-        "int(3)",
-        "1_000",
-        "0x10",
-        "010",
-        "9" * 400,
-        "~",
-        "\n",
-    ),
+    "0", "1", "-1", "16", "0.5", "1e3", "1e999", "nan", "inf", "null", "true", "False", "''", '""',
+    "int4", "svdquant", "reference", "tiny_sana", "[]", "[1]", "[a,b]", "{}", "{a: 1}", "???",
+    "${generate.seed}", "${x}", "${", "$", "a b", "é", "\u2028", "\\", "'", '"', ",", "=", "@", ":",
+    "(", ")", "choice(1,2)", "range(1,3)", "int(3)", "1_000", "0x10", "010", "9" * 400, "~", "\n",
 ]
+# fmt: on
 VALUES = st.lists(st.sampled_from(WORDS) | st.text(max_size=3), min_size=0, max_size=2).map("".join)
 OVERRIDES = st.builds(
     "{}{}{}{}".format,
@@ -75,6 +35,14 @@ OVERRIDES = st.builds(
     st.sampled_from(["=", "=", "=", "=", "", "@x=", ".x=", "=="]),
     VALUES,
 )
+COMPOSER = Composer(CONF)
+CHOICES = [f"{group}={name}" for group, names in COMPOSER.groups.items() for name in names]
+MEANT = st.sampled_from(CHOICES) | st.builds(
+    "{}={}".format,
+    st.sampled_from([key for key in COMPOSER.keys if "." in key]),
+    st.integers(0, 64) | st.floats(0, 1) | st.sampled_from(["null", "true", "false", "[]", "{}"]),
+)
+"""Overrides that a user could mean: every choice of every group, and values of the usual kinds."""
 FOUND = {"no key": "+=", "no key, a number": "+=0.5"}
 """Overrides on which an earlier version failed."""
 
@@ -92,6 +60,12 @@ def check(attempt, overrides):
 @given(override=OVERRIDES)
 def test_an_override_is_refused_or_means_what_hydra_says(attempt, override):
     check(attempt, [override])
+
+
+@settings(max_examples=400)
+@given(overrides=st.lists(MEANT, min_size=1, max_size=3))
+def test_overrides_that_a_user_could_mean(attempt, overrides):
+    check(attempt, overrides)
 
 
 @settings(max_examples=200)
