@@ -71,7 +71,7 @@ def check(attempt, saved, data):
             assert layer.forward(torch.ones(2, width)).shape == (2, layer.weight.shape[0]), name
 
 
-@settings(max_examples=30)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_a_truncated_file_is_refused(attempt, saved, data):
     path, whole, _ = saved
@@ -81,7 +81,7 @@ def test_a_truncated_file_is_refused(attempt, saved, data):
     assert attempt(lambda: load_group(damaged)) is REFUSED
 
 
-@settings(max_examples=40)
+@settings(max_examples=160)
 @given(data=st.data())
 def test_a_bit_of_the_header_is_another(attempt, saved, data):
     whole = bytearray(saved[1])
@@ -90,7 +90,7 @@ def test_a_bit_of_the_header_is_another(attempt, saved, data):
     check(attempt, saved, bytes(whole))
 
 
-@settings(max_examples=30)
+@settings(max_examples=120)
 @given(data=st.data())
 def test_a_bit_anywhere_is_seen_by_the_checksum(saved, data):
     path, whole, _ = saved
@@ -102,7 +102,7 @@ def test_a_bit_anywhere_is_seen_by_the_checksum(saved, data):
     assert keep_group(path)
 
 
-@settings(max_examples=60)
+@settings(max_examples=240)
 @given(data=st.data(), value=VALUES, delete=st.booleans())
 def test_an_entry_is_another(attempt, saved, data, value, delete):
     header, rest = header_of(saved[1])
@@ -119,7 +119,7 @@ def test_an_entry_is_another(attempt, saved, data, value, delete):
     check(attempt, saved, with_header(header, rest))
 
 
-@settings(max_examples=40)
+@settings(max_examples=160)
 @given(data=st.data(), value=VALUES, delete=st.booleans())
 def test_the_configuration_of_a_packed_model_is_another(attempt, saved, data, value, delete):
     config = json.loads(json.dumps(PackedConfig.from_layers(saved[2], None).to_dict()))

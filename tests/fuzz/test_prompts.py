@@ -121,7 +121,7 @@ def written(suffix, texts, ends):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(
     texts=TEXTS, encoding=st.sampled_from(list(MARKS)), ends=st.sampled_from(["\n", "\r\n", "\r"])
 )
@@ -194,7 +194,7 @@ def check(attempt, path, suffix, data):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@settings(max_examples=300)
+@settings(max_examples=600)
 @given(pieces=st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=2), max_size=14))
 @example(pieces=[])
 def test_whatever_is_read_is_in_the_file(attempt, tmp_path_factory, suffix, pieces):
@@ -203,7 +203,7 @@ def test_whatever_is_read_is_in_the_file(attempt, tmp_path_factory, suffix, piec
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-@settings(max_examples=300)
+@settings(max_examples=600)
 @given(pieces=st.lists(st.sampled_from(FRAGMENTS), max_size=14))
 def test_whatever_is_read_below_a_header_is_in_the_table(attempt, tmp_path_factory, suffix, pieces):
     path = tmp_path_factory.getbasetemp() / f"table{suffix}"

@@ -92,21 +92,21 @@ def changed(number, place, change):
     return json.dumps(plain)
 
 
-@settings(max_examples=200)
+@settings(max_examples=600)
 @given(data=st.data(), value=VALUES, number=st.integers(0, 1))
 def test_one_value_is_another(attempt, data, value, number):
     place = data.draw(st.sampled_from(PLACES[number]))
     check(attempt, changed(number, place, lambda target, name: target.__setitem__(name, value)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=90)
 @given(data=st.data(), number=st.integers(0, 1))
 def test_one_value_is_missing(attempt, data, number):
     place = data.draw(st.sampled_from(PLACES[number]))
     check(attempt, changed(number, place, lambda target, name: target.__delitem__(name)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=90)
 @given(data=st.data(), piece=st.sampled_from(["", "0", '"', ",", "{", "]", "NaN", "\\", "-", "1e"]))
 def test_one_character_is_another(attempt, data, piece):
     text = TEXTS[0]
