@@ -52,7 +52,8 @@ def check(attempt, overrides):
     if rows is REFUSED:
         return
     assert rows[-1] == load_rows(overrides)[-1]
-    given = [override for override in overrides if override]
+    # the same override twice counts once, in its last place; Hydra would delete a key twice
+    given = list(dict.fromkeys(override for override in reversed(overrides) if override))[::-1]
     assert Composer(CONF).compose(given) == compose_with_hydra(CONF, given)
 
 
