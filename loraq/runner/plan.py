@@ -78,10 +78,11 @@ def check_rows(rows: Sequence[Row]) -> None:
         for row in rows:
             if row.todo:
                 check_model_call(row.config.model)
+        _check_models(rows)
+        for row in rows:
             if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:
                 check_size(row.config.model)
         _check_metrics(rows)
-        _check_models(rows)
         _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
 
 

@@ -47,7 +47,7 @@ def test_a_sweep_says_how_many_jobs_it_composes_and_reads_every_file_once(
     monkeypatch.setattr(Composer, "_read", counted)
     monkeypatch.setattr(jobs, "ASK_ABOVE", 20)
     show_messages()
-    with pytest.raises(LoraqError, match=r"30 jobs .*the limit is 20.*--yes"):
+    with pytest.raises(LoraqError, match=r"30 jobs; the limit is 20.*--yes"):
         jobs.plan_sweep(["method=rtn", "quant.seed=range(0,30)", *overrides])
     plan, _ = jobs.plan_sweep(["method=rtn", "quant.seed=range(0,30)", *overrides], True)
     assert len(plan.jobs) == 30 and plan.title(7) == "quant.seed=7"

@@ -61,7 +61,7 @@ def test_moments_are_those_of_samples():
     assert torch.allclose(rms_I, (x + 0.3).square().mean((0, 1)).sqrt(), rtol=0.02)
     with torch.no_grad():
         y = layer(x)
-    rms_O = linear(known, layer).pooled().second_II.diagonal().sqrt()
+    rms_O = linear(known, torch.nn.Sequential(layer), "0").pooled().second_II.diagonal().sqrt()
     assert torch.allclose(rms_O, y.square().mean((0, 1)).sqrt(), rtol=0.02)
     assert isinstance(known, Moments) and known.mean_TI.shape == (5, 8)
 

@@ -12,6 +12,8 @@ from loraq.utils.console import LOGGER, duration, show_messages
 @pytest.fixture(autouse=True)
 def fresh_logger(monkeypatch):
     monkeypatch.setattr(LOGGER, "handlers", [])
+    # Hydra's entry point, tested in the same process, leaves a handler with a closed stream
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     level, propagate = LOGGER.level, LOGGER.propagate
     LOGGER.setLevel(logging.NOTSET)
     LOGGER.propagate = True  # or pytest adds its own handler, after a run in this process

@@ -25,7 +25,8 @@ def test_an_error_is_reported_without_a_traceback(capsys):
     assert capsys.readouterr().err == "loraq: data.count=0 is below the limit 1.\n"
 
 
-def test_a_fault_is_three_lines_and_a_file_with_the_traceback(capsys):
+def test_a_fault_is_three_lines_and_a_file_with_the_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["loraq", "run"])
     assert ended(TypeError("'int' object is not iterable\nmore")) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "loraq: internal error: TypeError: 'int' object is not iterable"
@@ -34,7 +35,7 @@ def test_a_fault_is_three_lines_and_a_file_with_the_traceback(capsys):
     text = file.read_text()
     file.unlink()
     assert "Traceback (most recent call last)" in text and "TypeError" in text
-    assert f"python {sys.version.split()[0]}" in text and "pytest" in text.splitlines()[0]
+    assert f"python {sys.version.split()[0]}" in text and text.startswith("loraq run\n")
     heading = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert "\n## Reporting a fault\n" in heading
 
