@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loraq.utils.files import write_json
-from loraq.utils.manifest import MANIFEST, certified_files
+from loraq.utils.manifest import certified_files, write_manifest
 
 
 def flip_bit(path: Path, place: int) -> None:
@@ -17,5 +16,4 @@ def flip_bit(path: Path, place: int) -> None:
 
 def certify(path: Path) -> None:
     """Write a manifest of the product with the file `path`, as the store does."""
-    files = certified_files(path.parent, ())
-    write_json(path.parent / MANIFEST, {"files": files, "info": {}})
+    write_manifest(path.parent, {"files": certified_files(path.parent, ()), "info": {}})

@@ -19,8 +19,14 @@ from typing import Any, Literal, NamedTuple
 
 from loraq.runner.locks import Locks
 from loraq.utils.disk_errors import disk_error
-from loraq.utils.files import folder_bytes, remove_temporaries, write_json
-from loraq.utils.manifest import MANIFEST, certified_files, product_damage, read_manifest
+from loraq.utils.files import folder_bytes, remove_temporaries
+from loraq.utils.manifest import (
+    MANIFEST,
+    certified_files,
+    product_damage,
+    read_manifest,
+    write_manifest,
+)
 from loraq.utils.pieces import remove_checksums
 
 log = logging.getLogger(__name__)
@@ -190,7 +196,7 @@ class Store:
                     "info": {"seconds": time.time() - started, **info},
                     "finished": time.time(),
                 }
-                write_json(partial / MANIFEST, manifest)
+                write_manifest(partial, manifest)
                 remove_checksums(partial)
                 os.replace(partial, final)
         except OSError as error:

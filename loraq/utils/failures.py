@@ -5,14 +5,17 @@ With the environment variable LORAQ_DEBUG=1, tracebacks are shown on the termina
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
 import platform
 import select
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +65,14 @@ def reporting_errors() -> Iterator[None]:
     except Exception as error:
         report_fault(error)
         raise SystemExit(1) from None
+    finally:
+        atexit.register(_ignore_interruptions)  # at the end, to run before torch's own functions
+
+
+def _ignore_interruptions() -> None:
+    """Ctrl-C has nothing to stop while the interpreter ends; torch would print a traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def report_fault(error: BaseException, during: str = "") -> None:

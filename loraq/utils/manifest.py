@@ -1,4 +1,7 @@
-"""A product's manifest: the sha256 and size of each of its files, and notes on how it was made."""
+"""A product's manifest: the sha256 and size of each of its files, and notes on how it was made.
+
+Its entry `checksum` is the sha256 of all other entries as compact JSON with sorted names.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,38 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.utils.hashing import file_hash
+from loraq.utils.files import write_json
+from loraq.utils.hashing import file_hash, text_hash
 from loraq.utils.pieces import CHECKSUM_FOLDER, checksums
+from loraq.utils.plain import to_plain
 
 MANIFEST = "manifest.json"
 
 
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a product with its checksum; the product is complete then."""
+    plain = to_plain(manifest)
+    write_json(folder / MANIFEST, plain | {"checksum": _checksum(plain)})
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a product, None if it cannot be read; does not verify the files."""
+    """The manifest of a product, None if it is damaged; does not verify the files.
+
+    A manifest of an earlier release has no checksum.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        checksum = manifest.pop("checksum", None)
+        if checksum not in (None, _checksum(manifest)):
+            return None
         complete = all({"sha256", "size"} <= set(entry) for entry in manifest["files"].values())
         return manifest if complete and isinstance(manifest["info"], dict) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return text_hash(json.dumps(manifest, sort_keys=True, separators=(",", ":")))
 
 
 def product_damage(

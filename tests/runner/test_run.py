@@ -29,8 +29,7 @@ from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
-from loraq.utils.files import write_json
-from loraq.utils.manifest import MANIFEST
+from loraq.utils.manifest import read_manifest, write_manifest
 from tests.damage import flip_bit
 
 
@@ -127,9 +126,9 @@ def test_packed_layers_without_all_groups_are_made_again(overrides, capsys):
     """An earlier version could certify them after somebody removed groups during a run."""
     main(["quantize", "--quiet", "method=rtn", *overrides])
     group = min((output(overrides) / "quantised").glob("*/*.safetensors"))
-    manifest = json.loads((group.parent / MANIFEST).read_text())
+    manifest = read_manifest(group.parent)
     del manifest["files"][group.name]
-    write_json(group.parent / MANIFEST, manifest)
+    write_manifest(group.parent, manifest)
     group.unlink()
     main(["generate", "--quiet", "method=rtn", *overrides])
     assert group.is_file()

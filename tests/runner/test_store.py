@@ -133,11 +133,11 @@ def test_a_product_whose_manifest_lacks_a_planned_piece_is_made_again(tmp_path, 
     assert (tmp_path / "images" / "k.corrupted").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest", "note"])
 def test_a_corrupted_product_is_reported_and_renamed(tmp_path, capsys, damage):
     show_messages()
     store = Store(tmp_path)
-    with store.write("images", "k") as folder:
+    with store.write("images", "k", {"units": 1}) as folder:
         write_bytes(folder / "a.png", b"12345")
     path = tmp_path / "images" / "k" / "a.png"
     if damage == "flip":
@@ -146,8 +146,11 @@ def test_a_corrupted_product_is_reported_and_renamed(tmp_path, capsys, damage):
         path.write_bytes(b"1")
     elif damage == "remove":
         path.unlink()
-    else:
+    elif damage == "manifest":
         (path.parent / MANIFEST).write_text("{")
+    else:
+        manifest = path.parent / MANIFEST
+        manifest.write_text(manifest.read_text().replace('"units"', '"unitr"'))
     assert not store.finished("images", "k")
     assert "corrupted" in capsys.readouterr().err
     assert (tmp_path / "images" / "k.corrupted").is_dir()
