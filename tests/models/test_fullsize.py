@@ -187,14 +187,17 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot,
         calibrated.main(["pixart_sigma", *asked, "--steps", "2"])
 
     small = ["model.height=64", "model.width=64", "model.steps=1", "calibration.prompts=2"]
-    overrides = ["method=gptq", *OF, f"model.path={snapshot}", f"output={tmp_path}", *small]
-    main(["quantize", *overrides, "--quiet"])
+    skip = ["cross_k", "cross_v", "ff_down"]  # GPTQ over the width 4608 takes most of the time
+    gptq = ["method=gptq", f"quant.skip=[{','.join(skip)}]"]
+    main(
+        ["quantize", *gptq, *OF, f"model.path={snapshot}", f"output={tmp_path}", *small, "--quiet"]
+    )
     transformer = PixArtTransformer2DModel.from_pretrained(snapshot / "transformer")
     files = tmp_path.glob("moments/*/*.safetensors")
     moments = moments_from_tensors(
         {name: x for path in files for name, x in load_file(path).items()}
     )
-    layers, made = list_layers(transformer, "pixart_sigma"), recipe("gptq")
+    layers, made = list_layers(transformer, "pixart_sigma", skip), recipe("gptq")
     read = Activations(moments=moments)
     whole = quantize_model(transformer, layers, made, read, progress=None)
     streamed = packed_layers(tmp_path)
