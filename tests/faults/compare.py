@@ -24,7 +24,7 @@ IGNORED = re.compile(r"(^|/)(sweeps|hydra)/|\.lock$|^tmpdir$|^xdg_cache_home$")
 """Sweeps have the time in their name."""
 ASIDE = re.compile(r"\.corrupted(/|$)")
 UNFINISHED = re.compile(r"\.writing$|\.partial(/|$)|(^|/)scratch/|^tmpdir/")
-TIMES = {"seconds", "finished", "created", "timings", "machine"}
+TIMES = {"seconds", "checksum", "finished", "created", "timings", "machine"}
 TIMED = re.compile(r"\.seconds$|(^|/)(batches/\d+|record|scores|pipeline)\.json$")
 PAGE = re.compile(r"report\.html$")
 
