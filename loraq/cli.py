@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with reporting_errors():
         if given and given[0] in (*PLANNED, "fit", "sweep"):
             refuse_options(given[1:])
-    options = parse_arguments(given)
+        options = parse_arguments(given)
     batch_invariance.configure_cpu_math()  # before anything imports torch
     with reporting_errors():
         if options.command in PLANNED:

@@ -20,14 +20,8 @@ from typing import Any, Literal, NamedTuple
 from loraq.runner.locks import Locks
 from loraq.utils.disk_errors import disk_error
 from loraq.utils.files import folder_bytes, remove_temporaries
-from loraq.utils.manifest import (
-    MANIFEST,
-    certified_files,
-    product_damage,
-    read_manifest,
-    write_manifest,
-)
-from loraq.utils.pieces import remove_checksums
+from loraq.utils.manifest import certified_files, product_damage, read_manifest, write_manifest
+from loraq.utils.pieces import MANIFEST, remove_checksums
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +205,8 @@ class Store:
             if product_damage(partial, pieces) is None:
                 remove_checksums(partial)
                 os.replace(partial, final)
+            else:
+                (partial / MANIFEST).unlink(missing_ok=True)  # its pieces are verified one by one
         return final.is_dir()
 
     def _partial(self, stage: str, name: str) -> Path:

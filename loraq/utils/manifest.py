@@ -13,10 +13,8 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.utils.files import write_json
 from loraq.utils.hashing import file_hash, text_hash
-from loraq.utils.pieces import CHECKSUM_FOLDER, checksums
+from loraq.utils.pieces import CHECKSUM_FOLDER, MANIFEST, checksums
 from loraq.utils.plain import to_plain
-
-MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

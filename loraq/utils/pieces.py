@@ -19,6 +19,8 @@ from loraq.utils.hashing import file_hash
 log = logging.getLogger(__name__)
 
 CHECKSUM_FOLDER = ".sha256"
+MANIFEST = "manifest.json"
+"""Written over all pieces, verified, when a product is finished; the checksums are removed then."""
 
 
 def write_piece(path: Path, data: bytes) -> str:
@@ -51,10 +53,17 @@ def keep_piece(path: Path) -> bool:
     if not path.is_file():
         return False
     reason = piece_damage(path)
+    if reason is not None and _in_manifest(path):
+        return True  # another process is finishing the product and removes the checksums
     if reason is not None and path.is_file():  # else another process has finished the product
         log.warning("'%s' %s; it is deleted and made again.", path, reason)
         path.unlink(missing_ok=True)
     return reason is None
+
+
+def _in_manifest(path: Path) -> bool:
+    """Whether the piece's product has a manifest; pieces lie in its folder or one below."""
+    return any((folder / MANIFEST).is_file() for folder in list(path.parents)[:2])
 
 
 def checksums(folder: Path) -> dict[str, str]:

@@ -14,12 +14,12 @@ import pytest
 
 from loraq.config import FormatConfig
 from loraq.errors import DiskFullError, LoraqError
-from loraq.runner.store import MANIFEST, Store
+from loraq.runner.store import Store
 from loraq.utils.console import show_messages
 from loraq.utils.files import write_bytes
 from loraq.utils.hashing import key
-from loraq.utils.manifest import read_manifest
-from loraq.utils.pieces import keep_piece, write_piece
+from loraq.utils.manifest import certified_files, read_manifest, write_manifest
+from loraq.utils.pieces import MANIFEST, keep_piece, remove_checksums, write_piece
 from tests.damage import flip_bit
 from tests.faults import compare
 from tests.faults.processes import Fault, run
@@ -233,3 +233,27 @@ def test_a_product_is_locked_while_it_is_made(tmp_path):
         FileLock(str(tmp_path / "images" / "k.lock")).acquire(timeout=0)
     with store.lock("images", "k"):
         pass
+
+
+def test_a_piece_is_kept_while_another_process_finishes_its_product(tmp_path):
+    """The finishing process removes the checksums; a piece without one is damaged otherwise."""
+    pieces = [tmp_path / "a.png", tmp_path / "batches" / "0.json"]
+    for path in pieces:
+        path.parent.mkdir(exist_ok=True)
+        write_piece(path, b"12345")
+    write_manifest(tmp_path, {"files": {}, "info": {}})
+    remove_checksums(tmp_path)
+    assert all(map(keep_piece, pieces)) and all(path.is_file() for path in pieces)
+    (tmp_path / MANIFEST).unlink()
+    assert not any(map(keep_piece, pieces)) and not any(path.is_file() for path in pieces)
+
+
+def test_a_manifest_over_damaged_pieces_is_not_believed_later(tmp_path):
+    store = Store(tmp_path)
+    partial = tmp_path / "images" / "k.partial"
+    partial.mkdir(parents=True)
+    write_piece(partial / "a.png", b"12345")
+    write_manifest(partial, {"files": certified_files(partial, ()), "info": {}})
+    (partial / "a.png").write_bytes(b"12346")
+    assert not store.finished("images", "k")
+    assert not (partial / MANIFEST).exists() and not keep_piece(partial / "a.png")
