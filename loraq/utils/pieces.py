@@ -9,6 +9,7 @@ A finished product holds the checksums in its manifest instead (`runner/store.py
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -53,7 +54,7 @@ def keep_piece(path: Path) -> bool:
     if not path.is_file():
         return False
     reason = piece_damage(path)
-    if reason is not None and _in_manifest(path):
+    if reason is not None and _certified(path):
         return True  # another process is finishing the product and removes the checksums
     if reason is not None and path.is_file():  # else another process has finished the product
         log.warning("'%s' %s; it is deleted and made again.", path, reason)
@@ -61,9 +62,19 @@ def keep_piece(path: Path) -> bool:
     return reason is None
 
 
-def _in_manifest(path: Path) -> bool:
-    """Whether the piece's product has a manifest; pieces lie in its folder or one below."""
-    return any((folder / MANIFEST).is_file() for folder in list(path.parents)[:2])
+def _certified(path: Path) -> bool:
+    """Whether the manifest of the piece's product lists it with these bytes.
+
+    Pieces lie in the product's folder or one below.
+    """
+    for folder in list(path.parents)[:2]:
+        try:
+            files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+            expected = files[path.relative_to(folder).as_posix()]["sha256"]
+            return bool(expected == file_hash(path))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return False
 
 
 def checksums(folder: Path) -> dict[str, str]:
