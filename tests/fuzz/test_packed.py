@@ -102,19 +102,23 @@ def test_a_bit_anywhere_is_seen_by_the_checksum(saved, data):
     assert keep_group(path)
 
 
+def change(data, tree, value, delete):
+    """Delete one entry of nested data, or replace it by `value`."""
+    *path, last = data.draw(st.sampled_from([place for place in places(tree) if place]))
+    for name in path:
+        tree = tree[name]
+    if delete:
+        del tree[last]
+    else:
+        tree[last] = value
+
+
 @settings(max_examples=240)
 @given(data=st.data(), value=VALUES, delete=st.booleans())
 def test_an_entry_is_another(attempt, saved, data, value, delete):
     header, rest = header_of(saved[1])
     layers = json.loads(header["__metadata__"]["layers"])
-    place = data.draw(st.sampled_from([place for place in places(layers) if place]))
-    target = layers
-    for name in place[:-1]:
-        target = target[name]
-    if delete:
-        del target[place[-1]]
-    else:
-        target[place[-1]] = value
+    change(data, layers, value, delete)
     header["__metadata__"]["layers"] = json.dumps(layers)
     check(attempt, saved, with_header(header, rest))
 
@@ -123,14 +127,7 @@ def test_an_entry_is_another(attempt, saved, data, value, delete):
 @given(data=st.data(), value=VALUES, delete=st.booleans())
 def test_the_configuration_of_a_packed_model_is_another(attempt, saved, data, value, delete):
     config = json.loads(json.dumps(PackedConfig.from_layers(saved[2], None).to_dict()))
-    place = data.draw(st.sampled_from([place for place in places(config) if place]))
-    target = config
-    for name in place[:-1]:
-        target = target[name]
-    if delete:
-        del target[place[-1]]
-    else:
-        target[place[-1]] = value
+    change(data, config, value, delete)
 
     def read():
         entries = PackedConfig(**config).layer_entries()
