@@ -33,7 +33,8 @@ FLOAT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class QuantizedTensor:
     """A tensor in packed form: codes, block scales and, for nvfp4, an fp32 tensor scale.
 
-    shape: of the dequantised tensor. docs/formats.md specifies the stored tensors.
+    shape: of the dequantised tensor. The stored tensors (docs/formats.md) are contiguous, copied if
+    need be, as they are after loading: an SVD's factors are stored by columns.
     """
 
     codes: Tensor
@@ -41,6 +42,10 @@ class QuantizedTensor:
     tensor_scale: Tensor | None
     shape: tuple[int, ...]
     format: Format
+
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors().items():
+            object.__setattr__(self, name, tensor.contiguous())
 
     def __repr__(self) -> str:
         return f"QuantizedTensor({self.format.label}, shape={self.shape}, nbytes={self.nbytes})"

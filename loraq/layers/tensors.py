@@ -31,6 +31,10 @@ class LayerTensors:
     requantize_intermediate: bool = True
     bias_O: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.bias_O is not None:  # contiguous, as every stored tensor is
+            object.__setattr__(self, "bias_O", self.bias_O.contiguous())
+
     def __repr__(self) -> str:
         rank = 0 if self.left is None else self.left.shape[-1]
         return (

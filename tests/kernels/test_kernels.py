@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loraq.errors import LoraqError
-from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format
+from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format, quantize
 from loraq.formats.packing import pack
 from loraq.layers.backends import Emulated, check_compute, make_compute
 from loraq.layers.equation import quantized_linear
@@ -69,19 +69,36 @@ def test_an_intermediate_that_stays_in_16_bits():
     assert distance(computed(tensors, x), wanted) < 1e-3  # h has fp16's last bit
 
 
-@pytest.mark.parametrize("name", ["fp16", "bf16"])
-def test_factors_stored_by_columns_are_read_as_the_same_matrices(name):
-    """An SVD returns such factors, and 16-bit formats keep the order."""
-    tensors = random_layer(RECIPES[f"int4, {name} branch"])
+VIEWS = {
+    "by columns": lambda x: x.mT.contiguous().mT,  # an SVD's factors
+    "one unit of a batch": lambda x: torch.stack([x + 1, x]).mT.contiguous().mT[1],
+    "expanded rows": lambda x: x[:1].expand_as(x),
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+    "every other column": lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
+def test_what_a_solver_returns_is_read_as_what_a_file_returns(name, view):
+    """The first run packs a solver's factors, whatever their strides; a second one loads them."""
+    tensors = random_layer(RECIPES[f"int4, {name} branch"], rank=16)
     x = random_input(9, 200).half().float()
-    by_columns = {}
-    for operand in ("left", "right"):
-        packed = getattr(tensors, operand)
-        codes = packed.codes.mT.contiguous().mT
-        assert not codes.is_contiguous()
-        by_columns[operand] = replace(packed, codes=codes)
-    found = computed(replace(tensors, **by_columns), x)
-    assert torch.equal(found, computed(tensors, x))
+    first, second = {}, {}
+    for part in ("left", "right"):
+        strided = VIEWS[view](dequantize(getattr(tensors, part)))
+        first[part] = quantize(strided, named(name))
+        assert all(t.is_contiguous() for t in first[part].tensors().values())
+        second[part] = quantize(strided.contiguous().clone(), named(name))
+    assert tensors.bias_O is not None
+    bias = VIEWS[view](tensors.bias_O[None]).squeeze(0)
+    found = [
+        computed(replace(tensors, **first, bias_O=bias), x),
+        replace(tensors, **first, bias_O=bias).forward(x),
+    ]
+    loaded = replace(tensors, **second, bias_O=bias.clone())
+    assert torch.equal(found[0], computed(loaded, x)) and torch.equal(found[1], loaded.forward(x))
+    assert distance(found[0], found[1]) < (BOUND if name == "int8" else BF16_BOUND)  # h's last bit
 
 
 @pytest.mark.parametrize("shape", [(0, 200), (4, 0, 200)])
@@ -135,10 +152,6 @@ def test_one_scale_per_token_or_per_matrix():
     tensors = random_layer(names)
     whole = {"activation": get_format("int8", block="token")}
     weight = get_format("int8", block="tensor")
-    from dataclasses import replace
-
-    from loraq.formats import quantize
-
     tensors = replace(tensors, weight=quantize(dequantize(tensors.weight), weight), **whole)
     x = random_input(9, 200)
     layer = prepare(tensors, x.dtype, DEVICE)
@@ -177,8 +190,6 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_layers_without_a_kernel_raise(case):
     names, options, words = REFUSED[case]
-    from dataclasses import replace
-
     tensors = random_layer(names)
     if options:
         tensors = replace(tensors, activation=get_format(names[1], **options))

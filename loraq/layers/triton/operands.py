@@ -80,7 +80,6 @@ def block_size(fmt: Format) -> int:
 def stored_operand(packed: QuantizedTensor, device: torch.device) -> Operand:
     """The operand of a packed tensor; 6-bit codes are unpacked to one byte each."""
     fmt, width, codes = packed.format, packed.shape[-1], packed.codes.to(device)
-    codes = codes.contiguous()  # factors of an SVD may be column-major; kernels read rows
     if fmt.family == "float":
         return Operand(codes, codes, 1.0, None, FULL_AXIS, width)
     if fmt.bits == 6:
