@@ -45,9 +45,10 @@ def describe_plan(rows: Sequence[Row], store: Store) -> str:
             seconds, size, source = _estimate(row, stage, store)
             total_seconds, total_bytes = total_seconds + seconds, total_bytes + size
             partial = store.path(product[0], product[1] + PARTIAL).is_dir()
+            elsewhere = f"; {row.elsewhere[stage]}" if stage in row.elsewhere else ""
             lines.append(
                 f"  {stage:17} {row.keys[stage]}  to make{', begun' if partial else ''}: "
-                f"about {duration(seconds)}, {size / 1e6:.1f} MB ({source})"
+                f"about {duration(seconds)}, {size / 1e6:.1f} MB ({source}){elsewhere}"
             )
     lines.append(
         f"In all about {duration(total_seconds)} and {total_bytes / 1e6:.0f} MB under "

@@ -99,7 +99,7 @@ def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]
     with session.timed("metrics"):
         images, config, real = image_set(session.store, row), row.config, None
         if needs_real(config.metrics.names):
-            real = with_features(real_images(config), config, session.store, row.device)
+            real = with_features(real_images(config), session.store, row)
         entries = metrics.measure(
             config.metrics.names,
             images,

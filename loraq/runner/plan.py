@@ -19,6 +19,7 @@ from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_model_call, check_size, meta_transformer
 from loraq.quantization.budget import planned_branch_bits
+from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
 from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
@@ -48,6 +49,9 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
     for row in rows:
         exists = {stage: finished(stage, row) for stage in row.stages}
         planned.append(dataclasses.replace(row, todo=_todo(row, exists, store, last)))
+    planned = with_other_gpus(planned, store)
+    if not store.read_only:
+        report_other_gpus(planned)
     return planned
 
 

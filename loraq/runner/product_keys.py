@@ -1,14 +1,15 @@
 """Keys of a row's products: the hash of exactly what each product depends on.
 
 A key covers the resolved settings, the hash of the weights, the version of the stage's code, and
-the parts of the environment that can change the product. `rows.py` lists the products.
+the parts of the environment that can change the product: of a CPU its threads and its matrix
+library, of a GPU its model, libraries and settings (`utils/gpu.py`). `rows.py` lists the products.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
@@ -21,6 +22,7 @@ from loraq.runner import generate
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
 from loraq.utils import batch_invariance
+from loraq.utils.gpu import gpu_arithmetic
 from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 
@@ -31,19 +33,29 @@ RECORD_VERSION = 1
 SENSITIVITY_PROMPTS, SENSITIVITY_STEPS = 8, 4
 
 
-def make_row(config: Config) -> Row:
-    """The row of a configuration with the keys of its products; loads no weights."""
+def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row:
+    """The row of a configuration with the keys of its products; loads no weights.
+
+    arithmetic: of another GPU (`gpu_arithmetic`), for the keys that its products have.
+    """
     device, threads = find_device(config), thread_count(config)
     model_hash = weights_hash(config.model)
     prompts = data_prompts(config.data)
     calibration, measuring = calibration_prompts(config.data, config.calibration, config.model)
     row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
 
-    machine = {
-        "device": device,
-        "torch": importlib.metadata.version("torch"),
+    host = {
+        "threads": threads,
         "row_invariant": batch_invariance.row_invariant(threads) or "image by image",
     }
+    machine: dict[str, Any] = {"device": device, "torch": importlib.metadata.version("torch")}
+    if device == "cpu":
+        machine["row_invariant"] = host["row_invariant"]
+        sampling, measured_on = machine | {"threads": threads}, {}
+    else:  # the host computes only metrics
+        row = dataclasses.replace(row, arithmetic=arithmetic or gpu_arithmetic())
+        machine["gpu"] = row.arithmetic
+        sampling, measured_on = machine, {"host": host}
     sampler = {
         "weights": model_hash,
         "model": {
@@ -54,8 +66,7 @@ def make_row(config: Config) -> Row:
         "diffusers": importlib.metadata.version("diffusers"),
         "transformers": importlib.metadata.version("transformers"),
         "batch_size": config.generate.batch_size,
-        "threads": threads,
-        **machine,
+        **sampling,
     }
     capture = {
         "version": INPUTS_VERSION,
@@ -91,7 +102,7 @@ def make_row(config: Config) -> Row:
             keys[Stage.QUANTIZED],
             *_compute_key(config, device),
         )
-    metric_settings = _metric_settings(config)
+    metric_settings = _metric_settings(config) | measured_on
     record = key("record", RECORD_VERSION, keys, metric_settings, _row_names(config))
     keys[Stage.MEASURED] = key("measured", RECORD_VERSION, keys, metric_settings)
     keys[Stage.RECORD] = record

@@ -19,6 +19,7 @@ from loraq.metrics.common.features import (
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import Options
 from loraq.metrics.registry import needs_real
+from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import check_sha256sums, key
@@ -47,16 +48,16 @@ def real_images(config: Config) -> ImageSet | FeatureSet:
     return load_features(path, [prompt.name for prompt in all_prompts])
 
 
-def with_features(
-    real: ImageSet | FeatureSet, config: Config, store: Store, device: str
-) -> ImageSet | FeatureSet:
-    """`real` with the features that the metrics read, extracted once for all rows."""
+def with_features(real: ImageSet | FeatureSet, store: Store, row: Row) -> ImageSet | FeatureSet:
+    """`real` with the features that the row's metrics read, extracted once for all rows."""
+    config, device = row.config, row.device
     if not isinstance(real, ImageSet):
         return real
     if not needs_real(config.metrics.names):
         return real
     extractor = choose_extractor(config.metrics.extractor, real)
-    name = key("features", VERSION, real.hash, extractor_sources(extractor), device)
+    computed_by = device if row.arithmetic is None else row.arithmetic
+    name = key("features", VERSION, real.hash, extractor_sources(extractor), computed_by)
     info: dict[str, Any] = {"kind": f"features/{extractor}", "units": len(real)}
     with store.lock("features", name):
         if not store.finished("features", name):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from loraq.config import Config, Recipe
 from loraq.data import Prompt
@@ -55,7 +56,9 @@ REFERENCE = "reference"
 class Row:
     """One row with its prompts and the keys of its products.
 
-    keys: stage → key of its product, and `REFERENCE`. todo: the stages still to be made.
+    keys: stage → key of its product, and `REFERENCE`. todo: the stages still to be made; elsewhere:
+    those of them that another GPU has made (which, in words). arithmetic: what decides the values
+    of this GPU (`gpu_arithmetic`); None on a CPU.
     """
 
     config: Config
@@ -67,6 +70,8 @@ class Row:
     measuring: Sequence[Prompt]
     keys: dict[str, str] = field(default_factory=dict)
     todo: frozenset[Stage] = frozenset()
+    elsewhere: Mapping[Stage, str] = field(default_factory=dict)
+    arithmetic: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -105,7 +110,8 @@ class Row:
         """Label of the manifest's timings; products of one kind take about the same time."""
         emulated = "16-bit" if self.recipe is None else "emulated"
         model = self.config.model
-        words = [stage.folder, model.name, self.device]
+        processor = self.device if self.arithmetic is None else self.arithmetic["name"]
+        words = [stage.folder, model.name, processor]
         if stage is Stage.IMAGES:
             words += [emulated, f"{model.height}x{model.width}"]
         elif stage is Stage.QUANTIZED:

@@ -12,6 +12,7 @@ from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.quantization.model import QuantizedModel
+from loraq.runner.other_gpus import note_gpu
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.output_folder import check_output_folder
@@ -108,6 +109,8 @@ class Session:
     @contextlib.contextmanager
     def using(self, row: Row) -> Iterator[None]:
         """The row's thread count and this process's GPU are set while the block runs."""
+        if row.arithmetic is not None:
+            note_gpu(self.store, row.arithmetic)
         with torch_threads(row.threads), own_gpu(row.device):
             yield
 

@@ -1,10 +1,11 @@
-"""Thread count and GPU of this process, set for a block and restored after it."""
+"""Thread count, GPU and its arithmetic in this process, set for a block and restored after it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
+
+from loraq.utils.gpu import fixed_arithmetic, gpu_index
 
 
 @contextlib.contextmanager
@@ -25,9 +26,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_gpu(device: str) -> Iterator[None]:
-    """The current GPU is that of this process (LOCAL_RANK) while the block runs; no-op without one.
+    """The current GPU is that of this process while the block runs, and computes as in every run.
 
-    torchrun and accelerate launch set LOCAL_RANK to the index of a process on its machine.
+    The GPU is `gpu_index`, its settings are those of `fixed_arithmetic`. No-op on a CPU.
     """
     if device != "cuda":
         yield
@@ -38,8 +39,9 @@ def own_gpu(device: str) -> Iterator[None]:
         yield
         return
     before = torch.cuda.current_device()
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(gpu_index())
     try:
-        yield
+        with fixed_arithmetic():
+            yield
     finally:
         torch.cuda.set_device(before)
