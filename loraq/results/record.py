@@ -22,6 +22,7 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.summary import with_current_intervals
 from loraq.utils.assets import CONF, PACKAGE
 from loraq.utils.files import write_json, write_text
+from loraq.utils.machine import describe_machine
 from loraq.utils.plain import parse_json, to_plain
 from loraq.utils.shape import Shape, check_shape
 
@@ -68,7 +69,13 @@ RECORD: Shape = {
         **{"?steps": {"*": [float]}, "?losses": {"*": [float]}, "?seconds": {"*": float}},
     },
     **{"?timings": {"*": float}, "?created": str, "?commit": str, "?versions": {"*": str}},
-    "?machine": dict,
+    "?machine": {
+        **{"?device": str, "?processor": str, "?model": str, "?cpus": (int, None)},
+        "?gpu": {
+            **{"name": str, "count": int, "memory": int, "driver": str},
+            "libraries": {"*": str},
+        },
+    },
 }
 """What tables and reports read of a record (`loraq/utils/shape.py`)."""
 
@@ -85,6 +92,7 @@ class Record:
         held_out{…} (see `loraq.metrics.measure`). Earlier releases recorded no version.
     paired: metric → against, diff, lo, hi. Tables compute paired differences themselves.
     analyses: results of the analyses set in `metrics.analyses`: limits, steps, losses.
+    machine: what ran the row (`utils/machine.py`). Earlier releases recorded no processor's model.
     """
 
     key: str
@@ -191,7 +199,7 @@ def from_json(text: str) -> Record:
 def provenance(device: str = "cpu") -> dict[str, Any]:
     """Return the provenance fields of a record: created, commit, versions, machine.
 
-    The machine is described by system, processor type and count; its host name is not stored.
+    device: "cpu" or "cuda", what computed the values. The machine's host name is not stored.
     """
     import datetime
     import importlib.metadata as metadata
@@ -207,14 +215,7 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": checkout_commit(),
         "versions": versions,
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "cpus": len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
-            "device": device,
-        },
+        "machine": describe_machine(device),
     }
 
 

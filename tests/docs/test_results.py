@@ -152,9 +152,10 @@ def test_a_shared_product_counts_once(root, finished):
     committed.import_experiment(finished, root)
     text = times.time_block("demo", root)
     assert "images 0 min 30 s" in text and "activations 1 min 08 s" in text
-    assert "cpu, 2 processors" in text
+    assert "cpu, 2 cpus (model not recorded)" in text
     line = times.times_block("all", root).splitlines()[2]
-    assert line.startswith("| `demo` | ") and line.endswith("| 0 min 00 s | cpu, 2 processors |")
+    assert line.startswith("| `demo` | ")
+    assert line.endswith("| a machine that was not recorded and cpu, 2 cpus (model not recorded) |")
     assert "| 1 min 39 s | 0 min 30 s |" in line
     (row,) = times.seconds_block("demo", root).splitlines()[2:3]
     assert row.endswith("| 8.0 | 0.2 |")

@@ -185,6 +185,7 @@ def test_origin_names_no_machine():
     origin = records.provenance()
     assert platform.node() not in json.dumps(to_plain(origin)).split('"')
     assert origin["versions"]["loraq"] and origin["machine"]["cpus"] >= 1
+    assert origin["machine"]["model"]
 
 
 @pytest.mark.parametrize(

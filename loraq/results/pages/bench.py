@@ -16,6 +16,7 @@ from typing import Any
 from loraq.errors import unknown
 from loraq.metrics.common.intervals import SMALLEST_VERDICT
 from loraq.results.tables.text import Cell
+from loraq.utils.machine import machine_text
 
 Found = dict[str, Any]
 
@@ -29,8 +30,8 @@ def bench_block(record: Path) -> str:
     if not record.is_file():
         return f"*Not yet measured: there is no `results/bench/{record.name}`; {command} makes it.*"
     found = json.loads(record.read_text(encoding="utf-8"))
-    machine = f"{found['machine']['device']}, {found['machine']['cpus']} processors"
-    origin = f"`results/bench/{record.name}`, made by {command} at `{found['commit']}`; {machine}"
+    made = f"`results/bench/{record.name}`, made by {command} at `{found['commit']}`"
+    origin = f"{made}; {machine_text(found['machine'])}"
     return "\n".join([*TABLES[bench](found), "", f"{origin}; torch {found['versions']['torch']}."])
 
 

@@ -145,7 +145,7 @@ def _provenance(found: Results) -> str:
         f"Made from `results/{found.name}/records/`",
         f"commit {', '.join(f'`{commit}`' for commit in commits)}",
         *versions,
-        time_tables.machine_text(found),
+        time_tables.machines_text(found),
     ]
     text = "; ".join(filter(None, words)) + "."
     if rows := rows_from_changed_code(found):

@@ -15,19 +15,15 @@ from loraq.results.committed import (
 )
 from loraq.results.pages.bench import Columns, columns_table
 from loraq.utils.console import duration
+from loraq.utils.machine import machine_text
 
 CALIBRATION = ("inputs:calibrate", "moments", "sensitivity")
 STAGES = {"inputs": "activations", "quantised": "quantising"}
 
 
-def machine_text(found: Results) -> str:
-    """Return the machines that an experiment's rows ran on: device and number of processors."""
-    kinds = {
-        f"{record.machine.get('device', '?')}, {record.machine.get('cpus', '?')} processors"
-        for record in found.records
-        if record.machine
-    }
-    return " and ".join(sorted(kinds))
+def machines_text(found: Results) -> str:
+    """Return the machines that an experiment's rows ran on."""
+    return " and ".join(sorted({machine_text(record.machine) for record in found.records}))
 
 
 def time_block(name: str, root: Path) -> str:
@@ -40,7 +36,7 @@ def time_block(name: str, root: Path) -> str:
     return (
         f"`{name}`, {len(found.records)} rows of {_prompts(found)} prompts: "
         f"{duration(sum(spent.values()))} ({', '.join(parts)}; metrics not counted) on "
-        f"{machine_text(found) or 'a machine that the records do not describe'}."
+        f"{machines_text(found)}."
     )
 
 
@@ -68,7 +64,7 @@ def times_block(name: str, root: Path) -> str:
         spent = _spent(found)
         seconds = (sum(spent.values()), spent.get("images", 0.0), spent.get("quantised", 0.0))
         cells = [f"`{experiment}`", len(found.records), _prompts(found), *map(duration, seconds)]
-        lines.append(f"| {' | '.join(map(str, [*cells, machine_text(found)]))} |")
+        lines.append(f"| {' | '.join(map(str, [*cells, machines_text(found)]))} |")
     return "\n".join(lines)
 
 
@@ -84,7 +80,7 @@ def seconds_block(name: str, root: Path) -> str:
     }
     quantised = [record for record in found.records if "quantised" in record.timings]
     lines = columns_table(columns, quantised)
-    return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machine_text(found)}."])
+    return "\n".join([*lines, "", f"`results/{found.name}/records/`; {machines_text(found)}."])
 
 
 def _calibration_seconds(spent: Mapping[str, float]) -> str:

@@ -19,6 +19,7 @@ from loraq.results.report.source import Source, find_source
 from loraq.results.report.views import table_view
 from loraq.results.tables.tables import all_tables
 from loraq.utils.files import write_bytes
+from loraq.utils.machine import machine_text
 
 PACKAGES = ("torch", "diffusers", "transformers")
 LIMIT = 15_000_000  # largest size of a page in bytes
@@ -89,14 +90,14 @@ def _lead(source: Source) -> str:
 def _about(source: Source) -> list[tuple[str, str]]:
     records, first = source.records, source.records[0]
     days = sorted(record.created[:10] for record in records)
-    machine = first.machine
+    machines = dict.fromkeys(machine_text(record.machine) for record in records)
     packages = [f"{name} {first.versions[name]}" for name in PACKAGES if name in first.versions]
     return [
         ("records", f"results/{source.name}, committed" if source.committed else "of a run"),
         ("commit", ", ".join(sorted({record.commit[:13] or "unknown" for record in records}))),
         ("made", " to ".join(dict.fromkeys((days[0], days[-1])))),
         ("versions", ", ".join(packages)),
-        ("machine", f"{machine.get('device', '?')}, {machine.get('cpus', '?')} processors"),
+        ("machine", " and ".join(machines)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The notes of a table on what computed its metrics: versions, packages, weights."""
+"""The notes of a table on what computed its rows: machines, versions, packages, weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from loraq.results.record import Record
 from loraq.results.tables.columns import column_titles, metric_names, row_label
+from loraq.utils.machine import machine_text
 
 UNKNOWN = "not recorded"
 HASH = "_sha256"
@@ -15,7 +16,8 @@ HASH = "_sha256"
 def computed_by_notes(records: Sequence[Record]) -> list[str]:
     """Return one note with all metrics, and one for each metric in which the rows differ.
 
-    Records of earlier releases hold no version of a metric; without any, there is no note.
+    Records of earlier releases hold no version of a metric; without any, there is no note. Another
+    note says which rows ran on which machine, if they ran on several.
     """
     same, differing = [], []
     names = metric_names(records)
@@ -30,7 +32,18 @@ def computed_by_notes(records: Sequence[Record]) -> list[str]:
             differing.append(f"{title}: rows of different versions do not compare. {parts}")
         elif rows.keys() - {UNKNOWN}:
             same.append(f"{title}: {next(iter(rows))}")
-    return [*differing, *(["computed by: " + "; ".join(same)] if same else [])]
+    computed = ["computed by: " + "; ".join(same)] if same else []
+    return [*_machine_note(records), *differing, *computed]
+
+
+def _machine_note(records: Sequence[Record]) -> list[str]:
+    rows: dict[str, list[str]] = {}
+    for record in records:
+        rows.setdefault(machine_text(record.machine), []).append(row_label(record))
+    if len(rows) < 2:
+        return []
+    parts = "; ".join(f"{', '.join(labels)}: {machine}" for machine, labels in rows.items())
+    return [f"machine: times of different machines do not compare, and last bits differ. {parts}"]
 
 
 def _computed_by(entry: Mapping[str, Any]) -> str:

@@ -235,6 +235,16 @@ def test_the_main_table_says_what_computed_its_metrics():
         assert "PSNR ↑: rows of different versions do not compare. A: " in notes(one, other)
 
 
+def test_the_main_table_says_which_rows_ran_on_which_machine():
+    old = {"device": "cpu", "processor": "x86_64", "cpus": 2, "system": "Linux"}
+    one, two = replace(row("a", 30), machine=old), replace(row("b", 30), machine=old)
+    assert not any("machine" in note for note in tables.main_table([one, two]).notes)
+    two = replace(two, machine=old | {"model": "EPYC 9654"})
+    (note,) = (note for note in tables.main_table([one, two]).notes if "machine" in note)
+    assert "times of different machines do not compare" in note
+    assert note.endswith("A: x86_64, 2 cpus (model not recorded); B: EPYC 9654, 2 cpus")
+
+
 def test_labels_with_special_letters_stay_text_in_every_format(tmp_path):
     label = r"50% <b>_A*_ & `c` | $x^2$ {\d}"
     rows = [row("reference", 40), row("a", 30, label=label)]
