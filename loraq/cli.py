@@ -47,7 +47,7 @@ COMMANDS = {
     "evaluate": "same as run",
     "fit": "find the largest batch size that fits into memory, from trials with 1 and 2 images",
     "score": "measure a saved pipeline (generates its images) or any folder of images",
-    "fetch": "download a published set of prompts and images into a folder (resumes)",
+    "fetch": "download a published set of prompts and images, or the metrics' weights (resumes)",
     "report": "write an HTML page of an experiment: tables, diagrams, images, configurations",
     "tables": "print and rewrite the tables of finished experiments from their records",
     "cache": "list, verify or remove the products in the output folder",
@@ -75,9 +75,12 @@ A product that several jobs need is made once. python -m loraq.run --multirun is
 FETCH = """\
 examples:
   loraq fetch mjhq FOLDER
+  loraq fetch weights                          FID's, CLIPScore's and ImageReward's (3.6 GB)
+  loraq fetch weights --only fid,image_reward  96 MB and 1.8 GB; clip_score: 1.7 GB
   loraq run model=pixart_sigma data=mjhq data.captions=FOLDER
-You can copy FOLDER from another machine. If interrupted, run the same command again to resume; if
-complete, it verifies the sha256 of every file.
+Weights are stored in $HF_HOME/loraq (default: ~/.cache/huggingface/loraq), where runs find them.
+You can copy either folder from another machine. If interrupted, run the same command again to
+resume; if complete, it verifies the sha256 of every file.
 """
 EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {
     "score": SCORE,
@@ -123,8 +126,9 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
             add("--output", type=Path, default="outputs", help="output folder (default: outputs)")
         else:
             if name == "fetch":
-                add("set", metavar="SET", help="mjhq, sdci, parti or drawbench")
-                add("folder", type=Path, metavar="FOLDER", help="target folder")
+                add("set", metavar="SET", help="mjhq, sdci, parti or drawbench; or weights")
+                add("folder", type=Path, nargs="?", metavar="FOLDER", help="target folder of a set")
+                add("--only", metavar="METRIC,…", help="with weights: those of these metrics")
             elif name == "score":
                 add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
             if name != "fetch":
@@ -180,11 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.command == "sweep":
             sweep(options)
         elif options.command == "fetch":
-            from loraq.data.fetch import describe_prompt_set, fetch_prompt_set
-
-            folder = options.folder.expanduser()
-            found = fetch_prompt_set(options.set, folder, progress=not options.quiet)
-            print(describe_prompt_set(found, folder))
+            fetch(options)
         elif options.command == "fit":
             from loraq.runner.batch_size import fit_batch_size
 
@@ -235,6 +235,32 @@ def score(options: argparse.Namespace) -> None:
     print(scores.text())
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Download a set of prompts into a folder, or weights of metrics into their cache."""
+    if options.set == "weights":
+        from loraq.metrics.common.fetch import fetch_weights
+        from loraq.metrics.common.published import PUBLISHED, choose_weights
+
+        if options.folder is not None:
+            raise LoraqError(
+                f"fetch weights: {options.folder} has no effect, weights go to $HF_HOME/loraq. "
+                "Leave FOLDER out, or set HF_HOME=FOLDER for this command and for runs."
+            )
+        only = options.only and choose_weights(options.only.split(","))
+        fetch_weights(only or PUBLISHED, print, progress=not options.quiet)
+        return
+    from loraq.data.fetch import describe_prompt_set, fetch_prompt_set
+
+    if options.folder is None or options.only:
+        raise LoraqError(
+            f"fetch {options.set} needs a target folder, and --only is for weights: "
+            f"loraq fetch {options.set} FOLDER"
+        )
+    folder = options.folder.expanduser()
+    found = fetch_prompt_set(options.set, folder, progress=not options.quiet)
+    print(describe_prompt_set(found, folder))
 
 
 def cache(options: argparse.Namespace) -> str:

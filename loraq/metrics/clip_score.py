@@ -1,10 +1,10 @@
 """CLIPScore (Hessel et al. 2021) as in torchmetrics: 100 · cos(image, prompt), per image.
 
-CLIP on transformers' classes; the environment variable LORAQ_CLIP names a folder with the files of
-the hub model (openai/clip-vit-large-patch14 in published tables). Nothing is downloaded.
-torchmetrics truncates a prompt of more than 77 tokens without its end token, whose state is the
-text feature; the feature of such a prompt is that of its start token. This metric does the same,
-for comparability; `details.cut` counts these prompts.
+CLIP on transformers' classes, with the weights of openai/clip-vit-large-patch14 as in published
+tables (`loraq fetch weights`); the environment variable LORAQ_CLIP may name the folder of another
+CLIP. torchmetrics truncates a prompt of more than 77 tokens without its end token, whose state is
+the text feature; the feature of such a prompt is that of its start token. This metric does the
+same, for comparability; `details.cut` counts these prompts.
 """
 
 from __future__ import annotations
@@ -16,29 +16,35 @@ from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
-from loraq.metrics.common.result import MetricResult, Options, mean, named_folder, versions
+from loraq.metrics.common.published import CLIP
+from loraq.metrics.common.result import MetricResult, Options, mean, versions
 from loraq.models.contents import check_network
-from loraq.utils.hashing import cached_hash, check_sha256sums, files_hash
+from loraq.utils.hashing import cached_hash, text_hash
 
 NAME = "clip_score"
 VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
-VARIABLE = "LORAQ_CLIP"
+VARIABLE = CLIP.variable
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
 SETTINGS = (".json", ".txt")  # suffixes of what else is read: configurations and vocabularies
 
 
 def sources(options: Options) -> dict[str, Any]:
-    folder = _folder()
-    check_network(folder, "transformers", "CLIPModel")
-    settings = [path.name for path in folder.iterdir() if path.suffix in SETTINGS]
+    if CLIP.named():
+        folder = _folder()
+        check_network(folder, "transformers", "CLIPModel")
+        read = [path for path in folder.iterdir() if path.suffix in SETTINGS]
+        hashes = {path.name: cached_hash(path) for path in (*read, folder / WEIGHTS)}
+    else:
+        hashes = CLIP.hashes(f"metric {NAME}")
+    settings = sorted(name for name in hashes if name != WEIGHTS)
     return {
         "packages": versions("transformers", "torch", "torchvision"),
-        "weights_sha256": cached_hash(folder / WEIGHTS),
-        "settings_sha256": files_hash(folder, settings),
+        "weights_sha256": hashes[WEIGHTS],
+        "settings_sha256": text_hash("".join(f"{name} {hashes[name]}\n" for name in settings)),
     }
 
 
@@ -110,15 +116,6 @@ def load_clip(folder: Path, device: str, contents: str = "") -> tuple[Any, Any]:
 
 
 def _folder() -> Path:
-    """The folder named by LORAQ_CLIP; LoraqError without safetensors weights (no pickles)."""
-    remedy = (
-        "download openai/clip-vit-large-patch14 from the hub and set the variable to its folder, "
-        "or leave clip_score out of metrics.names"
-    )
-    folder = named_folder(NAME, VARIABLE, FILES, remedy)
-    if not (folder / WEIGHTS).is_file():
-        raise LoraqError(
-            f"metric clip_score: '{folder}' has no {WEIGHTS}. Download that file of the model."
-        )
-    check_sha256sums(folder, (WEIGHTS,), "metric clip_score")
-    return folder
+    """The verified folder of the cache, or the one that LORAQ_CLIP names (no pickles)."""
+    what = f"metric {NAME}"
+    return CLIP.named_folder(what, (*FILES, WEIGHTS)) if CLIP.named() else CLIP.locate(what)

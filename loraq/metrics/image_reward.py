@@ -1,10 +1,10 @@
 """ImageReward-v1.0 (Xu et al. 2023): a learned reward of (prompt, image), per image.
 
 The network uses transformers' BLIP classes (`image_reward_model.py`); its values agree with the
-published package, which cannot be imported with current transformers. Nothing is downloaded: the
-environment variable LORAQ_IMAGE_REWARD names a folder with `ImageReward.pt` (read with
-weights_only) and `med_config.json`, which are checked against a `SHA256SUMS` file if there is one.
-Prompts are truncated to 35 tokens, as in training.
+published package, which cannot be imported with current transformers. `ImageReward.pt` (read with
+weights_only) and `med_config.json` are the published ones (`loraq fetch weights`), or those in the
+folder that the environment variable LORAQ_IMAGE_REWARD names. Prompts are truncated to 35 tokens,
+as in training.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, Final
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.published import IMAGE_REWARD
 from loraq.metrics.common.reading import read_batches
 from loraq.metrics.common.result import (
     MetricResult,
     Options,
     mean,
-    named_folder,
     packaged_hash,
     versions,
 )
@@ -32,17 +32,19 @@ VERSION = "2"
 DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
-VARIABLE = "LORAQ_IMAGE_REWARD"
+VARIABLE = IMAGE_REWARD.variable
 FILES = ("ImageReward.pt", "med_config.json")
-REMEDY = "or use the metric alignment instead (a proxy under its own name)"
 
 
 def sources(options: Options) -> dict[str, Any]:
-    folder = _folder()
+    if IMAGE_REWARD.named():
+        hashes = {name: cached_hash(_folder() / name) for name in FILES}
+    else:
+        hashes = IMAGE_REWARD.hashes(f"metric {NAME}")
     return {
         "packages": versions("transformers", "torch", "torchvision", "pillow"),
-        "weights_sha256": cached_hash(folder / FILES[0]),
-        "settings_sha256": cached_hash(folder / FILES[1]),
+        "weights_sha256": hashes[FILES[0]],
+        "settings_sha256": hashes[FILES[1]],
         "vocabulary_sha256": cached_hash(vocabulary()),
     }
 
@@ -84,7 +86,7 @@ def load_image_reward(folder: Path, device: str, contents: str = "") -> Any:
     except Exception as error:  # a truncated file raises many exception types
         raise LoraqError(
             f"metric image_reward: the files in '{folder}' cannot be read "
-            f"({type(error).__name__}: {str(error).strip()[:120]}). Download them again, {REMEDY}."
+            f"({type(error).__name__}: {str(error).strip()[:120]}). Download them again."
         ) from error
     return build_image_reward(state, med_config).to(device)
 
@@ -99,5 +101,6 @@ def vocabulary() -> Path:
 
 
 def _folder() -> Path:
-    remedy = f"download them from the hub repository zai-org/ImageReward, {REMEDY}"
-    return named_folder(NAME, VARIABLE, FILES, remedy)
+    """The verified folder of the cache, or the one that LORAQ_IMAGE_REWARD names."""
+    what, named = f"metric {NAME}", IMAGE_REWARD.named()
+    return IMAGE_REWARD.named_folder(what, FILES) if named else IMAGE_REWARD.locate(what)

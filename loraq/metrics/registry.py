@@ -3,7 +3,7 @@
 A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS
 ("reference": the 16-bit model's images; "real": real images or their features; "prompts"),
 PER_IMAGE, `sources(options)`: what computes it, that is versions of packages and hashes of weights
-(LoraqError if they are missing or damaged), and
+(LoraqError if they are missing or damaged; published weights may still be downloaded), and
 `compute(images, <what it needs>, options) -> MetricResult`.
 """
 
@@ -22,6 +22,7 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
 from loraq.metrics.common.features import choose_extractor
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.published import check_reachable
 from loraq.metrics.common.result import Direction, MetricResult, Need, Options
 
 
@@ -61,7 +62,8 @@ def metric_sources(
     """What computes each metric: its version, versions of packages, hashes of weights.
 
     Belongs to the keys of measured values. LoraqError if a metric cannot be computed, for example
-    because its weights are missing or damaged.
+    because its weights are damaged. Published weights that are not downloaded yet are no error:
+    their hashes are known.
     """
     found = {}
     for name in wanted:
@@ -76,9 +78,11 @@ def check_metrics(
 ) -> None:
     """LoraqError for a metric that cannot be computed, for example without its weights.
 
-    images: how many; side: the shorter one in pixels.
+    images: how many; side: the shorter one in pixels. Published weights that are not downloaded yet
+    are an error only without network access.
     """
     metric_sources(wanted, real, **options)
+    check_reachable(wanted, options.get("extractor", "auto"))
     for metric in map(find_metric, wanted):
         if images < 2 and not metric.PER_IMAGE:
             raise LoraqError(

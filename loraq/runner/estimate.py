@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from loraq.compose import load_rows
 from loraq.models.files import weight_files
 from loraq.models.source import resolve_folder
-from loraq.runner.plan import check_rows, plan_rows
+from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
@@ -22,7 +22,15 @@ def dry_run(overrides: Sequence[str]) -> str:
     store = Store(configs[0].output, read_only=True)
     rows = plan_rows(configs, store)
     check_rows(rows)
-    return describe_plan(rows, store)
+    return "\n".join([describe_plan(rows, store), *_downloads(rows)])
+
+
+def _downloads(rows: Sequence[Row]) -> list[str]:
+    """The weights of metrics that the run would download first, with the command that does."""
+    lines = [f"  {weights.describe_missing()}" for weights in weights_to_fetch(rows)]
+    if lines:
+        lines.insert(0, "To download first, by this run or now by `loraq fetch weights`:")
+    return lines
 
 
 def describe_plan(rows: Sequence[Row], store: Store) -> str:

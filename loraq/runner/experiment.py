@@ -17,11 +17,12 @@ from collections.abc import Callable, Sequence
 
 from loraq.compose import load_rows
 from loraq.errors import DiskFullError, LoraqError
+from loraq.metrics.common.fetch import fetch_weights
 from loraq.results.record import Record
 from loraq.runner.calibrate import calibrate_row
 from loraq.runner.estimate import remaining_seconds
 from loraq.runner.evaluate import load_record, measure_row
-from loraq.runner.plan import check_rows, plan_rows
+from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.publish import Outcome, publish_results, row_summary
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
@@ -86,12 +87,17 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
 def _checked_rows(
     overrides: Sequence[str], progress: bool, last: Stage = Stage.RECORD
 ) -> tuple[list[Row], Session]:
-    """The planned rows that `overrides` compose, checked before anything runs, and a session."""
+    """The planned rows that `overrides` compose, checked before anything runs, and a session.
+
+    Missing weights of metrics are downloaded here, as those of a hub model are.
+    """
     show_messages()
     configs = load_rows(overrides)
     store = Store(configs[0].output)
     rows = plan_rows(configs, store, last)
     check_rows(rows)
+    if missing := weights_to_fetch(rows):
+        fetch_weights(missing, log.info, progress)
     return rows, Session(store, progress)
 
 

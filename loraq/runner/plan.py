@@ -14,6 +14,8 @@ from loraq.errors import LoraqError
 from loraq.layers.backends import check_compute
 from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.published import missing_weights
+from loraq.metrics.common.weights import Weights
 from loraq.metrics.registry import check_metrics, needs_real
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
@@ -123,6 +125,15 @@ def check_measuring(config: Config, side: int, device: str) -> ImageSet | Featur
     options = {"extractor": config.metrics.extractor, "device": device}
     check_metrics(names, len(prompts), side, real, **options)
     return real
+
+
+def weights_to_fetch(rows: Sequence[Row]) -> list[Weights]:
+    """The published weights that measuring the rows needs and that are not downloaded yet."""
+    configs = [row.config.metrics for row in rows if Stage.MEASURED in row.todo]
+    found = [
+        weights for config in configs for weights in missing_weights(config.names, config.extractor)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _check_models(rows: Sequence[Row]) -> None:

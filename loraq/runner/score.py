@@ -6,6 +6,7 @@ Neither the 16-bit weights nor the products of the run that quantised them are n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import FeatureSet
+from loraq.metrics.common.fetch import fetch_weights
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner.plan import check_measuring, check_rows, plan_rows
 from loraq.runner.product_keys import thread_count
@@ -27,6 +30,8 @@ from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
 from loraq.utils.manifest import check_product, read_manifest
 from loraq.utils.process import torch_threads
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ def score_images(
         if read_manifest(product) is not None:
             check_product(product, [path.name for path in given.paths])
     real = _check_inputs(config, own, reference)
+    if missing := missing_weights(settings.names, settings.extractor):
+        fetch_weights(missing, log.info, progress)
     if own is None:
         target, packed = _generate_images(config, progress)
         own = ImageSet.of_folder(target, names)

@@ -1,4 +1,7 @@
-"""A hub on this machine: one data set's or model's files, with ranges, and breaks on demand."""
+"""A hub on this machine: one data set's or model's files, with ranges, and breaks on demand.
+
+With kind "files" it is any server: the names of the files are their paths.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.repository, self.files, self.kind = repository, dict(files), kind
         self.cut: dict[str, Iterator[int]] = {}
         self.ranges: list[tuple[str, str]] = []  # (file, Range) of every download
+        self.tokens: dict[str, str | None] = {}  # file → Authorization of its last download
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -40,6 +44,8 @@ class Answer(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         prefix = "" if self.server.kind == "models" else f"/{self.server.kind}"
         resolved = f"{prefix}/{self.server.repository}/resolve/{COMMIT}/"
+        if self.server.kind == "files":
+            resolved = "/"
         if path.startswith(f"/api/{self.server.kind}/{self.server.repository}"):
             listed = [{"rfilename": name} for name in self.server.files]
             about: object = {"id": self.server.repository, "sha": COMMIT, "siblings": listed}
@@ -58,6 +64,7 @@ class Answer(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         if body:
             self.server.ranges.append((name, wanted))
+            self.server.tokens[name] = self.headers.get("Authorization")
         if wanted:
             start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
             headers["Content-Range"] = f"bytes {start}-{len(whole) - 1}/{len(whole)}"
@@ -85,7 +92,7 @@ def etag(data: bytes) -> str:
 
 @contextlib.contextmanager
 def serving(repository: str, files: Mapping[str, bytes], kind: str = "datasets") -> Iterator[Hub]:
-    """The hub while the block runs; kind: "datasets" or "models"."""
+    """The hub while the block runs; kind: "datasets", "models" or "files"."""
     hub = Hub(repository, files, kind)
     threading.Thread(target=hub.serve_forever, daemon=True).start()
     try:

@@ -17,6 +17,7 @@ from PIL import Image
 from loraq.cli import COMMANDS, EPILOGS, PLANNED, main, make_parsers, parse_arguments
 from loraq.compose import CONF, load_rows
 from loraq.data.sets import SETS
+from loraq.metrics.common.published import choose_weights
 from loraq.results.pages import refresh
 from loraq.runner.sweep.jobs import plan_sweep
 from loraq.utils.assets import CHECKOUT, PACKAGE
@@ -121,6 +122,8 @@ def test_a_command_that_is_shown_runs(command, at_the_desk, capsys):
         main(words) if options.cfg else plan(options.overrides, options.command)
     elif options.command == "fit":
         assert load_rows(options.overrides)
+    elif options.command == "fetch" and options.set == "weights":
+        assert options.only is None or choose_weights(options.only.split(","))
     elif options.command == "fetch":
         assert SETS[options.set].hub
     elif options.command == "score":

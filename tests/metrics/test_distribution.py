@@ -15,6 +15,7 @@ from loraq.metrics.frechet import frechet_distance
 from loraq.metrics.kid import kernel_distance, kernel_interval, make_kernels
 from loraq.metrics.registry import compute
 from tests.metrics.conftest import NAMES, draw, write
+from tests.metrics.stand_in import write_little_inception
 
 
 def gaussian(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -169,8 +170,9 @@ def test_features_files_and_names(reference, tmp_path, noisy):
 
 def test_inception_only_where_its_weights_are(noisy, reference, monkeypatch, tmp_path):
     monkeypatch.delenv(features.INCEPTION_VARIABLE, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
     assert features.choose_extractor("auto") == "efflite0"
-    with pytest.raises(LoraqError, match=r"inception-2015-12-05\.pt.*LORAQ_INCEPTION_WEIGHTS"):
+    with pytest.raises(LoraqError, match=r"inception-2015-12-05\.pt(.|\n)*LORAQ_INCEPTION_WEIGHTS"):
         compute("frechet", noisy, real=reference, extractor="inception")
     with pytest.raises(LoraqError, match="efflite0"):
         compute("frechet", noisy, real=reference, extractor="eflite0")
@@ -185,35 +187,14 @@ def test_inception_only_where_its_weights_are(noisy, reference, monkeypatch, tmp
 
 def test_inception_path_with_a_stand_in_network(noisy, reference, monkeypatch, tmp_path):
     """The real file is out of reach: a TorchScript network of its interface takes its place."""
-    import torch
-
-    class Layers(torch.nn.Module):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.scale = scale
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            grey = x.mean(1, keepdim=True) * self.scale
-            return torch.nn.functional.adaptive_avg_pool2d(grey, (32, 64)).flatten(1)
-
-    class Network(torch.nn.Module):
-        def __init__(self, scale: float) -> None:
-            super().__init__()
-            self.layers = Layers(scale)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layers(x)
-
     weights = tmp_path / features.INCEPTION_FILE
     monkeypatch.setenv(features.INCEPTION_VARIABLE, str(weights))
     own, real = noisy.subset([0, 1, 2]), reference.subset([0, 1, 2])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; FID's weights are in it
-        torch.jit.script(Network(1.0)).save(str(weights))
-        result = compute("frechet", own, real=real, extractor="inception")
-        torch.jit.script(Network(2.0)).save(str(weights))  # read again in the same process
-        again = (part.subset([0, 1, 2]) for part in (noisy, reference))
-        doubled = compute("frechet", next(again), real=next(again), extractor="inception")
+    write_little_inception(weights)
+    result = compute("frechet", own, real=real, extractor="inception")
+    write_little_inception(weights, 2.0)  # read again in the same process
+    again = (part.subset([0, 1, 2]) for part in (noisy, reference))
+    doubled = compute("frechet", next(again), real=next(again), extractor="inception")
     assert doubled.value == pytest.approx(4 * result.value, rel=1e-6)
     assert result.name == "fid" and result.details["extractor"] == "inception"
     assert result.details["resize"].endswith("299")

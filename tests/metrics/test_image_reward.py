@@ -18,6 +18,7 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.result import Options
 from loraq.metrics.networks import image_reward_model as reward
 from loraq.metrics.registry import compute
+from tests.metrics.stand_in import write_little_image_reward
 
 GOLDEN = golden_scores("base")
 BOUND = 1e-4
@@ -68,17 +69,17 @@ def test_the_tokens_are_the_published_packages():
 
 
 @pytest.fixture
-def damaged(folder, tmp_path, monkeypatch):
-    """A copy whose weights may be spoilt."""
+def damaged(tmp_path, monkeypatch):
+    """A little model whose weights may be spoilt."""
     monkeypatch.setenv(image_reward.VARIABLE, str(tmp_path))
-    (tmp_path / "med_config.json").write_bytes((folder / "med_config.json").read_bytes())
+    write_little_image_reward(tmp_path)
     image_reward.load_image_reward.cache_clear()
     return tmp_path
 
 
-def test_weights_that_are_not_whole_are_refused(folder, damaged, images):
-    state = torch.load(folder / "ImageReward.pt", weights_only=True, mmap=True)
+def test_weights_that_are_not_whole_are_refused(damaged, images):
     file = damaged / "ImageReward.pt"
+    state, whole = torch.load(file, weights_only=True), file.read_bytes()
     for spoil, words in (
         (lambda s: s.pop("mlp.layers.7.bias"), r"1 of \d+ weights are missing.*head.4.bias"),
         (lambda s: s.update(more=torch.zeros(1)), "missing, unknown or of another shape.*more"),
@@ -90,7 +91,7 @@ def test_weights_that_are_not_whole_are_refused(folder, damaged, images):
         image_reward.load_image_reward.cache_clear()
         with pytest.raises(LoraqError, match=words):
             compute("image_reward", images.subset([0]))
-    file.write_bytes((folder / "ImageReward.pt").read_bytes()[:100_000])
+    file.write_bytes(whole[:100_000])
     image_reward.load_image_reward.cache_clear()
     with pytest.raises(LoraqError, match="cannot be read"):
         compute("image_reward", images.subset([0]))

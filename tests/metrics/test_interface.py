@@ -15,7 +15,7 @@ from loraq.errors import LoraqError
 from loraq.metrics import image_reward
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.intervals import mean_interval
-from loraq.metrics.registry import compute, find_metric, measure, metric_sources
+from loraq.metrics.registry import check_metrics, compute, find_metric, measure
 from loraq.utils.plain import to_plain
 from tests.metrics.conftest import NAMES, draw, write
 
@@ -58,14 +58,18 @@ def test_unknown_names_are_answered_with_near_matches(noisy, reference):
         compute("alignment", ImageSet(noisy.paths, noisy.names))
 
 
-def test_check_speaks_before_anything_runs(monkeypatch):
+def test_check_speaks_before_anything_runs(monkeypatch, tmp_path):
     for name in (image_reward.VARIABLE, "LORAQ_INCEPTION_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
-    metric_sources(["psnr", "lpips", "ssim", "frechet", "kid"])
-    with pytest.raises(LoraqError, match="LORAQ_INCEPTION_WEIGHTS"):
-        metric_sources(["psnr", "kid"], extractor="inception")
-    with pytest.raises(LoraqError, match=r"ImageReward\.pt.*LORAQ_IMAGE_REWARD.*alignment"):
-        metric_sources(["image_reward"])
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check_metrics(["psnr", "lpips", "ssim", "frechet", "kid"], 2, 64)
+    with pytest.raises(LoraqError, match=r"96 MB(.|\n)*--only fid(.|\n)*LORAQ_INCEPTION_WEIGHTS"):
+        check_metrics(["psnr", "kid"], 2, 64, extractor="inception")
+    with pytest.raises(LoraqError, match=r"ImageReward\.pt.*1\.8 GB(.|\n)*LORAQ_IMAGE_REWARD"):
+        check_metrics(["image_reward"], 2, 64)
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # then a run downloads them
+    check_metrics(["image_reward"], 2, 64)
 
 
 @pytest.fixture(scope="module")

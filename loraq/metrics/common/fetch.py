@@ -1,0 +1,77 @@
+"""Download the published weights of metrics into the cache: resumable, verified."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+
+from loraq.errors import DiskFullError, LoraqError
+from loraq.metrics.common.weights import (
+    PublishedFile,
+    Weights,
+    cache_folder,
+    is_published,
+    size_text,
+)
+from loraq.utils.assets import offline
+from loraq.utils.download import download_file, reporting_download_errors
+from loraq.utils.output_folder import folder_lock
+
+
+def fetch_weights(
+    wanted: Sequence[Weights], show: Callable[[str], None], progress: bool = True
+) -> None:
+    """Download the files that are missing from the cache or have other contents.
+
+    show: called with each line of output; sizes come before the first download. LoraqError without
+    network access, if a download fails, or if a file is not the published one.
+    """
+    lacking = {weights.name: _lacking(weights) for weights in wanted}
+    for weights in wanted:
+        size = sum(file.size for file in lacking[weights.name])
+        state = f"{size_text(size)} to download" if size else "complete and verified"
+        show(f"{weights.name:22} {size_text(weights.size):>7}  {state}  ({weights.source})")
+    if total := sum(file.size for files in lacking.values() for file in files):
+        _check_possible(total)
+        for weights in wanted:
+            with folder_lock(weights.folder):  # a process that waited finds what the other fetched
+                for file in _lacking(weights):
+                    _download(weights, file, progress)
+    show(f"In {cache_folder()}. Runs find these weights there, offline too.")
+    for weights in wanted:
+        if weights.named():
+            show(f"{weights.variable}={weights.named()} is set: runs use those files instead.")
+
+
+def _lacking(weights: Weights) -> list[PublishedFile]:
+    paths = [(weights.folder / file.name, file) for file in weights.files]
+    return [file for path, file in paths if not (path.is_file() and is_published(path, file))]
+
+
+def _check_possible(total: int) -> None:
+    """LoraqError without network access or room for `total` bytes."""
+    folder = cache_folder()
+    if offline():
+        raise LoraqError(
+            "fetch weights: the environment is set to offline (HF_HUB_OFFLINE). Unset it, or copy "
+            f"the folder '{folder}' from another machine."
+        )
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < total:
+        raise DiskFullError(
+            f"fetch weights: '{folder}' has room for {size_text(free)}, and {size_text(total)} are "
+            "needed. Free some space, or set HF_HOME=FOLDER to a folder on another disk."
+        )
+
+
+def _download(weights: Weights, file: PublishedFile, progress: bool) -> None:
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+
+    url, headers = weights.repository + file.name, None
+    if weights.revision:
+        url = hf_hub_url(weights.repository, file.name, revision=weights.revision)
+        headers = build_hf_headers()  # the user's token: for the hub alone
+    target = weights.folder / file.name
+    with reporting_download_errors(weights.source, cache_folder()):
+        download_file(url, target, file.size, file.sha256, progress, headers)
