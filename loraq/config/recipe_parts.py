@@ -59,7 +59,11 @@ class FormatConfig(Checked):
             raise LoraqError(
                 f"{fmt.label}: with one scale per tensor an image would depend on the other images "
                 "of its batch. Give activations block=token or a group size"
-                + (" (nvfp4: tensor_scale=token or fixed)." if fmt.family == "nvfp" else ".")
+                + (
+                    " (nvfp4: tensor_scale=token, fixed or fixed_floor)."
+                    if fmt.family == "nvfp"
+                    else "."
+                )
             )
         return fmt
 

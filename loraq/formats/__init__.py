@@ -1,7 +1,7 @@
 """Number formats: the table of formats, quantisation and dequantisation, packing of codes.
 
-Functions on tensors. Imports `loraq.errors` only; every other package may import it. The table and
-`get_format` do not import torch; functions on tensors are imported at first use.
+Functions on tensors. Imports `loraq.errors` and `loraq.utils` only; every other package may import
+it. The table and `get_format` do not import torch; functions on tensors are imported at first use.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
+
+from loraq.utils.constants import kept
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +174,7 @@ class FloatElement:
 Element = IntegerElement | FloatElement
 
 
-@cache
+@kept
 def _table(element: Element, device: torch.device) -> Tensor:
     import torch
 

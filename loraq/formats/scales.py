@@ -17,6 +17,9 @@ from loraq.formats.elements import EXPONENT_MASK, Element
 from loraq.formats.table import E2M1, E4M3, Format
 
 E8M0_NAN = 255
+LARGEST_POWER = 0x7F000000  # bits of 2^127, the largest power of two of fp32
+LARGEST_BF16 = 255.0 * 2.0**120
+E4M3_SMALLEST = 2.0**-9
 E4M3_NAN = 0x7F
 NAN_BITS = 0x7FC00000
 
@@ -27,6 +30,8 @@ def block_scales(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None = None
         return e8m0_from_absmax(absmax, fmt.element, fmt.exponent)
     if fmt.scale == "e4m3":
         return e4m3_bytes(_e4m3_wanted(absmax, fmt, tensor_scale))
+    if fmt.scale == "bf16":  # a scale that is rounded up beside fp32's limit would decode to Inf
+        absmax = absmax.where(absmax.isinf(), absmax.clamp(max=LARGEST_BF16))
     wanted = _divided(absmax, fmt.element.maximum)
     return wanted.to(torch.float16 if fmt.scale == "fp16" else torch.bfloat16)
 
@@ -86,7 +91,7 @@ def e8m0_offset(element: Element, rule: str) -> int:
 
 def _e8m0_field(absmax: Tensor, element: Element, rule: str) -> Tensor:
     bits = absmax.view(torch.int32)
-    field = bits.clamp(max=EXPONENT_MASK).add_(e8m0_offset(element, rule)) >> 23
+    field = bits.clamp(max=LARGEST_POWER).add_(e8m0_offset(element, rule)) >> 23
     field.sub_(element.maximum_exponent).clamp_(0, E8M0_NAN - 1)
     return field.masked_fill_(bits >= EXPONENT_MASK, E8M0_NAN)
 
@@ -100,6 +105,8 @@ def e4m3_bytes(wanted: Tensor) -> Tensor:
 
 def _e4m3_wanted(absmax: Tensor, fmt: Format, tensor_scale: Tensor | None) -> Tensor:
     wanted = _divided(absmax, fmt.element.maximum)
+    if fmt.tensor_scale == "fixed_floor":
+        return wanted.clamp_(min=E4M3_SMALLEST)
     return wanted if tensor_scale is None else wanted.div_(tensor_scale)
 
 

@@ -25,12 +25,12 @@ Family = Literal["int", "uint", "mxint", "mxfp", "nvfp", "float"]
 ScaleFormat = Literal["fp16", "bf16", "e8m0", "e4m3", "none"]
 ExponentRule = Literal["floor", "ceil", "even", "rceil"]
 ClipRule = Literal["none", "mse"]
-TensorScale = Literal["none", "tensor", "token", "fixed"]
+TensorScale = Literal["none", "tensor", "token", "fixed", "fixed_floor"]
 BlockName = Literal["channel", "token", "tensor"]
 
 EXPONENT_RULES: tuple[ExponentRule, ...] = get_args(ExponentRule)
 CLIP_RULES: tuple[ClipRule, ...] = get_args(ClipRule)
-TENSOR_SCALES: tuple[TensorScale, ...] = ("tensor", "token", "fixed")
+TENSOR_SCALES: tuple[TensorScale, ...] = ("tensor", "token", "fixed", "fixed_floor")
 FULL_AXIS = ("channel", "token")  # values of `block`: one scale for the complete last axis
 
 Choice = TypeVar("Choice", bound=str)
@@ -70,7 +70,7 @@ FORMATS: dict[str, FormatSpec] = {
     "mxfp6_e3m2": FormatSpec("mxfp", 6, E3M2, 32, ("e8m0",), "OCP MX v1.0"),
     "mxfp4_e2m1": FormatSpec("mxfp", 4, E2M1, 32, ("e8m0",), "OCP MX v1.0"),
     "mxint8": FormatSpec("mxint", 8, IntegerElement(8, True, 6), 32, ("e8m0",), "OCP MX v1.0"),
-    "mxint6": FormatSpec("mxint", 6, IntegerElement(6, True, 4), 32, ("e8m0",), "microxcaling"),
+    "mxint6": FormatSpec("mxint", 6, IntegerElement(6, True, 4), 32, ("e8m0",), "as mxint4"),
     "mxint4": FormatSpec("mxint", 4, IntegerElement(4, True, 2), 32, ("e8m0",), "microxcaling"),
     "nvfp4": FormatSpec("nvfp", 4, E2M1, 16, ("e4m3",), "NVIDIA"),
     "bf16": FormatSpec("float", 16, None, None, ("none",), "bfloat16"),
@@ -85,7 +85,9 @@ class Format:
     block: values per scale along the last axis; None: the complete axis; -1: the complete tensor.
     exponent: rounding of the E8M0 exponent.
     clip: `mse` searches for the scale with the least squared error.
-    tensor_scale: nvfp4's fp32 scale, per tensor, per token, or `fixed` (1.0, not stored).
+    tensor_scale: nvfp4's fp32 scale, per tensor, per token, or `fixed` (1.0, not stored);
+        `fixed_floor` is `fixed` with block scales of at least 2^-9, so that tiny blocks do not
+        become zeros.
     """
 
     name: str
@@ -120,7 +122,7 @@ class Format:
             words.append(self.scale)
         if self.exponent != "floor":
             words.append(self.exponent)
-        if self.tensor_scale in ("token", "fixed"):
+        if self.tensor_scale in ("token", "fixed", "fixed_floor"):
             words.append(self.tensor_scale)
         if self.clip != "none":
             words.append(f"clip-{self.clip}")

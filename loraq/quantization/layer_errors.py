@@ -16,6 +16,8 @@ from loraq.quantization.model import QuantizedModel
 
 log = logging.getLogger(__name__)
 
+SMALLEST = 1e-30  # least norm to divide by: a layer of zeros that stays zero has the error 0
+
 
 @torch.no_grad()
 def layer_errors(
@@ -41,13 +43,13 @@ def layer_errors(
         y_TO = x_TI @ w_OI.T
         offset = 0.0 if linear.bias is None else linear.bias.float()
         error = tensors.forward(x_TI) - offset - y_TO
-        weight_error = (tensors.effective_weight() - w_OI).norm() / w_OI.norm()
+        weight_error = (tensors.effective_weight() - w_OI).norm() / w_OI.norm().clamp_min(SMALLEST)
         rows.append(
             {
                 "layer": layer.name,
                 "role": layer.role,
                 "weight_error": weight_error.item(),
-                "output_error": (error.norm() / y_TO.norm()).item(),
+                "output_error": (error.norm() / y_TO.norm().clamp_min(SMALLEST)).item(),
             }
         )
     return rows

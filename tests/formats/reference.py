@@ -54,7 +54,7 @@ def nearest_on_grid(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def shared_exponent(absmax: float, largest: float, mantissa_bits: int, rule: str) -> int:
-    """The E8M0 exponent of a block, -127..127, in exact arithmetic."""
+    """The E8M0 exponent of a block, -127..127 - emax, in exact arithmetic."""
     if absmax == 0:
         return -127
     emax = math.frexp(largest)[1] - 1
@@ -66,7 +66,7 @@ def shared_exponent(absmax: float, largest: float, mantissa_bits: int, rule: str
         exponent += round(fraction * 2 ** (mantissa_bits + 1)) == 2 ** (mantissa_bits + 1)
     elif rule == "rceil":
         exponent += fraction > math.frexp(largest)[0]
-    return max(-127, min(127, exponent - emax))
+    return max(-127, min(127, exponent) - emax)
 
 
 def fake_row(row: np.ndarray, name: str, block: int, rule: str = "floor") -> np.ndarray:
@@ -97,13 +97,15 @@ def fake_row(row: np.ndarray, name: str, block: int, rule: str = "floor") -> np.
     return out
 
 
-def nvfp4_row(row: np.ndarray, tensor_scale: np.float32, block: int = 16) -> np.ndarray:
+def nvfp4_row(
+    row: np.ndarray, tensor_scale: np.float32, block: int = 16, least: float = 0.0
+) -> np.ndarray:
     """One fp32 row of nvfp4; the maths of its scales is fp32 by definition."""
     out = np.zeros(row.shape, np.float32)
     scales, grid = float_grid("e4m3"), float_grid("e2m1")
     for start in range(0, len(row), block):
         piece = row[start : start + block]
-        wanted = np.abs(piece).max() / np.float32(6) / tensor_scale
+        wanted = max(np.abs(piece).max() / np.float32(6) / tensor_scale, np.float32(least))
         scale = np.float32(scales[nearest_on_grid(np.array([wanted]), scales)[0]]) * tensor_scale
         if scale == 0:
             continue

@@ -10,6 +10,7 @@ from loraq.formats import FORMATS, blocks, dequantize, fake_quantize, get_format
 from loraq.formats.quantization import QuantizedTensor
 
 BLOCK_NAMES = [name for name, spec in FORMATS.items() if spec.family != "float"]
+RULES = ("ceil", "even", "rceil")
 OPTIONS = [(name, {}) for name in FORMATS] + [
     ("int4", {"block": "channel"}),
     ("int8", {"block": "tensor"}),
@@ -18,6 +19,9 @@ OPTIONS = [(name, {}) for name in FORMATS] + [
     ("mxfp4_e2m1", {"exponent": "rceil", "clip": "mse"}),
     ("nvfp4", {"tensor_scale": "token"}),
     ("nvfp4", {"tensor_scale": "fixed", "clip": "mse"}),
+    ("nvfp4", {"tensor_scale": "fixed_floor"}),
+    ("int8", {"scale": "bf16"}),
+    *((name, {"exponent": rule}) for name in FORMATS if name.startswith("mx") for rule in RULES),
 ]
 ALL_FORMATS = [get_format(name, **options) for name, options in OPTIONS]
 
@@ -34,7 +38,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def test_zeros_give_zeros(fmt):
     x = torch.zeros(3, 100)
     assert same_bits(fake_quantize(x, fmt), x)
-    assert same_bits(dequantize(quantize(x, fmt)), x)
+    stored = quantize(x, fmt)
+    assert same_bits(dequantize(stored), x) and not stored.codes.any()
+    assert all(tensor.isfinite().all() for tensor in stored.tensors().values())
     x[1, 7] = 1.0  # next to blocks of zeros
     assert fake_quantize(x, fmt).count_nonzero() == 1
 
@@ -101,11 +107,14 @@ def test_nvfp4_with_a_fixed_scale_saturates():
     assert result.unique().tolist() == [448.0 * 6]
 
 
-@pytest.mark.parametrize("name", [n for n in BLOCK_NAMES if n.startswith("mx")])
-def test_extreme_exponents(name):
-    fmt = get_format(name)
-    for size in (2.0**-126, 2.0**-120, 2.0**120, 2.0**127):
-        x = (randn(2, 64).clamp(-1, 1) * size).float()
+@pytest.mark.parametrize(
+    "fmt", [f for f in ALL_FORMATS if f.scale in ("e8m0", "e4m3", "bf16")], ids=lambda f: f.label
+)
+def test_the_limits_of_fp32_stay_finite(fmt):
+    largest = torch.finfo(torch.float32).max
+    for size in (2.0**-126, 2.0**-120, 2.0**120, 2.0**127, 0.99 * largest, largest):
+        x = (randn(3, 64).clamp(-1, 1) * size).float()
+        x[1, 5], x[2] = -size, size
         result = fake_quantize(x, fmt)
         assert result.isfinite().all()
         assert same_bits(result, dequantize(quantize(x, fmt)))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loraq.formats import FORMATS, dequantize, fake_quantize, get_format, quantize, stored_bits
 from loraq.formats.blocks import block_length, to_blocks
 from loraq.formats.elements import FloatElement
-from loraq.formats.scales import scale_values
+from loraq.formats.scales import e8m0_from_absmax, scale_values
 
 BLOCK_NAMES = [name for name, spec in FORMATS.items() if spec.family != "float"]
 MX_NAMES = [name for name in BLOCK_NAMES if name.startswith("mx")]
@@ -118,6 +120,41 @@ def test_ceil_and_rceil_never_saturate(name, x, block, rule):
     block = block_length(fmt, x.shape[-1])
     scale = scale_values(quantize(x, fmt).scale, fmt)
     assert (to_blocks(x, block).abs().amax(-1) <= scale * fmt.element.maximum).all()
+
+
+FP32_MAXIMUM = torch.finfo(torch.float32).max
+
+
+def exact_exponent(absmax: Fraction, element, rule: str) -> int:
+    """The rule in fractions, by search; capped so that no decoded value exceeds fp32."""
+    if rule == "rceil":
+        wanted = next(e for e in range(-160, 160) if Fraction(element.maximum) * power(e) >= absmax)
+        return max(-127, min(127 - element.maximum_exponent, wanted))
+    e = next(e for e in range(-126, 129) if absmax < power(e + 1))
+    if rule == "ceil":
+        e += absmax > power(e)
+    elif rule == "even":
+        unit = power(e) / 2**element.mantissa_bits
+        e += round(absmax / unit) * unit == power(e + 1)  # rounds ties to even
+    return max(-127, min(127, e) - element.maximum_exponent)
+
+
+def power(e: int) -> Fraction:
+    return Fraction(2) ** e
+
+
+@pytest.mark.parametrize("rule", ["floor", "ceil", "even", "rceil"])
+@pytest.mark.parametrize("name", MX_NAMES)
+@SETTINGS
+@given(absmax=st.floats(2.0**-126, FP32_MAXIMUM, width=32))
+@example(absmax=FP32_MAXIMUM)
+@example(absmax=2.0**127)
+@example(absmax=1.75 * 2.0**127)
+@example(absmax=2.0**-126)
+def test_shared_exponents_equal_those_of_exact_fractions(name, rule, absmax):
+    element = get_format(name).element
+    found = int(e8m0_from_absmax(torch.tensor([absmax]), element, rule)) - 127
+    assert found == exact_exponent(Fraction(absmax), element, rule)
 
 
 @pytest.mark.parametrize("name", TOKEN_NAMES)

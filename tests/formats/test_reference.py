@@ -80,9 +80,10 @@ def test_per_channel_and_per_tensor(name):
     assert_same(x, get_format(name, block="tensor"), flat.reshape(x.shape))
 
 
-@pytest.mark.parametrize("tensor_scale", ["tensor", "token", "fixed"])
+@pytest.mark.parametrize("tensor_scale", ["tensor", "token", "fixed", "fixed_floor"])
 def test_nvfp4(tensor_scale):
     x = samples()
+    x[10] *= 1e-3 / x[10].abs().max()  # blocks that `fixed` makes zeros
     array = x.numpy()
     if tensor_scale == "tensor":
         scales = [reference.nvfp4_tensor_scale(array)] * len(array)
@@ -90,7 +91,12 @@ def test_nvfp4(tensor_scale):
         scales = [reference.nvfp4_tensor_scale(row) for row in array]
     else:
         scales = [np.float32(1)] * len(array)
-    expected = [reference.nvfp4_row(row, s) for row, s in zip(array, scales, strict=True)]
+    least = 2.0**-9 if tensor_scale == "fixed_floor" else 0.0
+    expected = [
+        reference.nvfp4_row(row, scale, least=least)
+        for row, scale in zip(array, scales, strict=True)
+    ]
+    assert tensor_scale == "tensor" or bool(expected[10].any()) == (tensor_scale != "fixed")
     assert_same(x, get_format("nvfp4", tensor_scale=tensor_scale), np.stack(expected))
 
 

@@ -40,6 +40,17 @@ def mean_error(model, recipe, activations, key="output_error"):
     return sum(row[key] for row in rows) / len(rows)
 
 
+def test_a_layer_of_zeros_has_no_error():
+    model = Toy()
+    for name in ("weight", "bias"):
+        getattr(model.blocks[0]["to_out"], name).data.zero_()
+    q = quantize_model(model, toy_layers(), RTN, progress=None)
+    rows = layer_errors(q, model, toy_layers(), toy_inputs(model, seed=5))
+    of_zeros = next(row for row in rows if row["layer"] == "blocks.0.to_out")
+    assert of_zeros["weight_error"] == of_zeros["output_error"] == 0
+    assert all(0 < row["output_error"] < 1 for row in rows if row is not of_zeros)
+
+
 def test_moments_are_those_of_every_token_seen():
     model, seen = Toy(), []
     hook = model.blocks[0]["up"].register_forward_pre_hook(

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from loraq.formats import Format
 from loraq.formats.elements import ROUNDER, FloatElement
-from loraq.formats.scales import e8m0_offset
+from loraq.formats.scales import E4M3_SMALLEST, LARGEST_BF16, LARGEST_POWER, e8m0_offset
 from loraq.formats.table import E4M3
 
 
@@ -29,6 +29,7 @@ class ElementConstants(NamedTuple):
     minimum_exponent: int
     bias: int
     scale: str  # fp16 | bf16 | e8m0 | e4m3
+    scale_floor: float  # least E4M3 scale
     e8m0_offset: int
     maximum_exponent: int
 
@@ -48,6 +49,7 @@ def element_constants(fmt: Format) -> ElementConstants:
         minimum_exponent=element.minimum_exponent if isinstance(element, FloatElement) else 0,
         bias=element.bias if isinstance(element, FloatElement) else 0,
         scale=fmt.scale,
+        scale_floor=E4M3_SMALLEST if fmt.tensor_scale == "fixed_floor" else 0.0,
         e8m0_offset=e8m0_offset(element, fmt.exponent) if fmt.scale == "e8m0" else 0,
         maximum_exponent=element.maximum_exponent,
     )
@@ -56,6 +58,8 @@ def element_constants(fmt: Format) -> ElementConstants:
 _E4M3_MAXIMUM = tl.constexpr(E4M3.maximum)
 _E4M3_ROUNDER = tl.constexpr(ROUNDER * 2.0**-E4M3.mantissa_bits)
 _E4M3_SMALLEST = tl.constexpr(2.0**E4M3.minimum_exponent)
+_LARGEST_POWER = tl.constexpr(LARGEST_POWER)
+_LARGEST_BF16 = tl.constexpr(LARGEST_BF16)
 
 
 @triton.jit
@@ -136,14 +140,19 @@ def block_scale(absmax, tensor_scale, E: tl.constexpr):
     """fp32 block maxima and tensor scales -> (stored scales, their fp32 values)."""
     if E.scale == "e8m0":
         bits = absmax.to(tl.int32, bitcast=True)
-        field = (tl.minimum(bits, 0x7F800000) + E.e8m0_offset) >> 23
+        field = (tl.minimum(bits, _LARGEST_POWER) + E.e8m0_offset) >> 23
         field = tl.minimum(tl.maximum(field - E.maximum_exponent, 0), 254)
         stored = tl.where(bits >= 0x7F800000, 255, field).to(tl.uint8)
         value = scale_value(stored, E)
     else:
+        if E.scale == "bf16":
+            finite = tl.minimum(absmax, _LARGEST_BF16)
+            absmax = tl.where(absmax < float("inf"), finite, absmax)
         wanted = tl.math.div_rn(absmax, tl.full(absmax.shape, E.maximum, tl.float32))
         if E.scale == "e4m3":
             wanted = tl.math.div_rn(wanted, tensor_scale)
+            if E.scale_floor > 0:
+                wanted = tl.where(wanted < E.scale_floor, E.scale_floor, wanted)
             near = round_float(wanted, _E4M3_MAXIMUM, _E4M3_ROUNDER, _E4M3_SMALLEST)
             normal = (near.to(tl.int32, bitcast=True) >> 20) - (120 << 3)
             code = tl.where(normal >= 8, normal, (near * 512.0).to(tl.int32))
