@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/loraq
 # make table1 MODEL=tiny_sana: another model of conf/model/; its tables go to a separate folder
 MODEL ?=
+# make table1 ARGS='data.count=32': more settings of the run
+ARGS ?=
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_REPORT := $(VENV)/.installed-report-test
@@ -18,17 +20,17 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(INSTALLED) ## demo: 16-bit, RTN, SVDQuant and LoRaQ on an embedded model (≤ 10 min on 2 cores)
-	$(RUN) run experiment=demo $(MODEL:%=model=%)
+	$(RUN) run experiment=demo $(MODEL:%=model=%) $(ARGS)
 
 table1: $(INSTALLED) ## main comparison: 26 rows, 128 prompts (about an hour on 2 cores; resumes)
-	$(RUN) run experiment=table1 $(MODEL:%=model=%)
+	$(RUN) run experiment=table1 $(MODEL:%=model=%) $(ARGS)
 
 ABLATIONS := $(patsubst conf/experiment/%.yaml,%,$(wildcard conf/experiment/ablation_*.yaml))
 
 ablations: $(ABLATIONS) ## run every ablation_NAME of conf/experiment/ (hours; resumes)
 
 ablation_%: $(INSTALLED) ## run one ablation; its YAML states question and duration
-	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%)
+	$(RUN) run experiment=ablation_$* $(MODEL:%=model=%) $(ARGS)
 
 NAME ?= demo
 report: $(INSTALLED) ## HTML page of an experiment, run or committed: make report NAME=table1 (seconds)

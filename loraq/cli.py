@@ -126,7 +126,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
             add("--output", type=Path, default="outputs", help="output folder (default: outputs)")
         else:
             if name == "fetch":
-                add("set", metavar="SET", help="mjhq, sdci, parti or drawbench; or weights")
+                add("set", metavar="SET", help="mjhq, sdci, qdiff, parti or drawbench; or weights")
                 add("folder", type=Path, nargs="?", metavar="FOLDER", help="target folder of a set")
                 add("--only", metavar="METRIC,…", help="with weights: those of these metrics")
             elif name == "score":

@@ -18,7 +18,7 @@ from loraq.config.convert import from_plain
 from loraq.config.overrides import override_key, parse_overrides
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.registry import find_metric
-from loraq.models.layers import with_default_skip
+from loraq.models.layers import recipe_for
 from loraq.utils.assets import CONF
 from loraq.utils.texts import list_of_texts
 from loraq.utils.user_module import is_user_file, user_file_label
@@ -42,16 +42,16 @@ class ComposedRow:
 
 
 def load_rows(
-    overrides: Sequence[str], *, family_skip: bool = True, composer: Composer | None = None
+    overrides: Sequence[str], *, of_model: bool = True, composer: Composer | None = None
 ) -> list[Config]:
     """The rows of a command in order, including the 16-bit reference.
 
-    family_skip: replace `skip=None` in recipes by the skip list of the row's model family.
+    of_model: replace what recipes leave to the model: `skip=None`, `sixteen_bit=model`.
     composer: shared by many calls, so that each file is read once.
     LoraqError for an invalid override.
     """
     rows = [row.config for row in compose_rows(overrides, composer)]
-    return [_with_family_skip(row) for row in rows] if family_skip else rows
+    return [_with_model(row) for row in rows] if of_model else rows
 
 
 def recipe(method: str, *overrides: str) -> Recipe:
@@ -60,9 +60,9 @@ def recipe(method: str, *overrides: str) -> Recipe:
     `recipe("loraq_o2", "format@quant.branch_weight=int4", "quant.branch.budget=0.32")`
 
     Without an override `quant.skip=[…]`, its `skip` is None: quantising uses the model family's
-    list.
+    list; `sixteen_bit=model` too is resolved there.
     """
-    found = load_rows([f"method={method}", *overrides], family_skip=False)[-1].quant
+    found = load_rows([f"method={method}", *overrides], of_model=False)[-1].quant
     if found is None:
         raise LoraqError(
             f"method={method} is the 16-bit model and has no recipe. Use a method that quantises, "
@@ -71,10 +71,10 @@ def recipe(method: str, *overrides: str) -> Recipe:
     return found
 
 
-def _with_family_skip(row: Config) -> Config:
+def _with_model(row: Config) -> Config:
     if row.quant is None:
         return row
-    return replace(row, quant=with_default_skip(row.quant, row.model.family))
+    return replace(row, quant=recipe_for(row.quant, row.model.family, row.model.dtype))
 
 
 def compose_rows(overrides: Sequence[str], composer: Composer | None = None) -> list[ComposedRow]:
@@ -223,7 +223,7 @@ def checked_config(composed: Mapping[str, Any]) -> Config:
     """Convert a composed configuration to a validated `Config`; LoraqError names the setting."""
     config: Config = from_plain(Config, composed)
     if config.quant is not None:
-        config.quant.formats()
+        config.quant.for_model(config.model.dtype).formats()
         if is_user_file(config.quant.branch.kind):
             user_file_label(config.quant.branch.kind)  # raises if the file does not exist
     for name in config.metrics.names:

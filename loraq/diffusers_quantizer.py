@@ -22,7 +22,7 @@ from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.models.finite import check_finite
-from loraq.models.layers import family_of, list_layers, with_default_skip
+from loraq.models.layers import family_of, list_layers, recipe_for
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 from loraq.quantization.diffusers_packed import (
     PackedQuantizer,
@@ -92,7 +92,7 @@ class LoRaQQuantizer(PackedQuantizer):
             return super()._process_model_after_weight_loading(model, **kwargs)
         check_finite(model, type(model).__name__)
         family = family_of(model)
-        chosen = with_default_skip(self._recipe, family)
+        chosen = recipe_for(self._recipe, family, next(model.parameters()).dtype)
         layers = list_layers(model, family, chosen.skip)
         bar = "quantise" if logging.is_progress_bar_enabled() else None
         quantized = quantize_model(model, layers, chosen, progress=bar, family=family)

@@ -16,8 +16,11 @@ from loraq.config.recipe_parts import (
 from loraq.config.validation import LARGEST_SEED, Checked, setting
 from loraq.errors import LoraqError
 from loraq.formats import Format
+from loraq.formats.table import FORMATS
 from loraq.utils.plain import to_plain
 from loraq.utils.user_module import is_user_file, user_file_label
+
+OPERANDS = ("weight", "activation", "branch_weight", "branch_activation")
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +31,7 @@ class Recipe(Checked):
     statistics: source of the inputs' second moments (balanced smoothing, weighted branches, GPTQ):
         calibration `activations`, or the model's `weights` (`loraq/models/moments.py`). Layers
         whose inputs the weights do not determine use no second moments.
+    sixteen_bit: the type of 16-bit scales and branches: that of each `format`, or the `model`'s.
     """
 
     weight: FormatConfig = FormatConfig("int4")
@@ -42,6 +46,7 @@ class Recipe(Checked):
     seed: int = setting(0, at_least=0, at_most=LARGEST_SEED)
     statistics: Literal["activations", "weights"] = setting("activations", since="0.2")
     allocation: AllocationConfig = setting(AllocationConfig(), since="0.2")
+    sixteen_bit: Literal["format", "model"] = setting("format", since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,8 +93,13 @@ class Recipe(Checked):
 
     def formats(self) -> dict[str, Format]:
         """The formats of the four operands by name; LoraqError names an invalid operand."""
+        if self.sixteen_bit == "model":
+            raise LoraqError(
+                "quant.sixteen_bit=model: the model's type is not known here. Call "
+                "recipe.for_model('bfloat16' or 'float16') first."
+            )
         built = {}
-        for operand in ("weight", "activation", "branch_weight", "branch_activation"):
+        for operand in OPERANDS:
             entry: FormatConfig = getattr(self, operand)
             try:
                 activation = operand.endswith("activation")
@@ -97,6 +107,23 @@ class Recipe(Checked):
             except LoraqError as error:
                 raise LoraqError(f"quant.{operand}: {error}") from None
         return built
+
+    def for_model(self, dtype: str) -> Recipe:
+        """The recipe with `sixteen_bit=model` replaced by the formats that it means.
+
+        dtype: the model's; 16-bit numbers of a float32 model stay as the formats say.
+        """
+        if self.sixteen_bit == "format":
+            return self
+        chosen = {"bfloat16": "bf16", "float16": "fp16"}.get(dtype, "")
+        changed: dict[str, Any] = {"sixteen_bit": "format"}
+        for operand in OPERANDS if chosen else ():
+            entry: FormatConfig = getattr(self, operand)
+            if entry.name in ("bf16", "fp16"):
+                changed[operand] = dataclasses.replace(entry, name=chosen)
+            elif entry.name in FORMATS and chosen in FORMATS[entry.name].scales:
+                changed[operand] = dataclasses.replace(entry, scale=chosen)
+        return dataclasses.replace(self, **changed)
 
     @property
     def needs_rows(self) -> bool:
@@ -151,7 +178,7 @@ class Recipe(Checked):
         if self.branch.kind == "none":
             for name in ("branch", "branch_weight", "branch_activation", "requantize_intermediate"):
                 plain.pop(name)
-        elif self.branch.rank is not None:
+        elif self.branch.rank is not None or self.branch.budget_rank is not None:
             plain["branch"]["budget"] = None
         if is_user_file(self.branch.kind):
             plain["branch"]["kind"] = user_file_label(self.branch.kind)

@@ -94,8 +94,9 @@ class TransformConfig(Checked):
 
 @dataclass(frozen=True, repr=False)
 class BranchConfig(Checked):
-    """The low-rank branch: its solver and its size (`rank` if given, else `budget`).
+    """The low-rank branch: its solver and its size (`rank`, else `budget_rank`, else `budget`).
 
+    budget_rank: the budget is the memory of a 16-bit branch of this rank in the same model.
     kind: a module of `loraq/branches/`, or the path of a user's file that defines `find`.
     weighting: errors are measured in the weight (`none`), scaled by each input channel's mean |x|
         (`magnitude`: L²QER) or rms (`diagonal`: QERA-approx), or weighted by the inputs' second
@@ -123,11 +124,15 @@ class BranchConfig(Checked):
     )
     split: float = setting(0.5, at_least=0, at_most=1, only_for=("svd", "loraq"), since="0.2")
     gradient: Literal["stop", "soft"] = setting("stop", only_for=("loraq",), since="0.2")
+    budget_rank: int | None = setting(
+        None, at_least=1, at_most=LARGEST_WIDTH, only_for=ANY_BRANCH, since="0.2"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_only_for("kind", "quant.branch")
-        if self.kind != "none" and self.rank is None and self.budget is None:
+        sizes = (self.rank, self.budget_rank, self.budget)
+        if self.kind != "none" and all(size is None for size in sizes):
             raise LoraqError(
                 "A branch needs a rank or a budget (bits per weight of the quantised layers). "
                 "Set quant.branch.budget=0.64 or quant.branch.rank=R."
@@ -147,7 +152,13 @@ class BranchConfig(Checked):
             ("learning_rate", not adam, "solver=adam"),
             ("tolerance", self.select == "output", "select=weight"),
             ("split", adam and self.start == "zero", "start=weight or start=error"),
+            ("budget_rank", self.rank is not None, "rank=null"),
             ("budget", self.rank is not None and self.budget is not None, "rank=null"),
+            (
+                "budget",
+                self.budget_rank is not None and self.budget is not None,
+                "budget_rank=null",
+            ),
         )
         defaults = {entry.name: entry.default for entry in dataclasses.fields(self)}
         for name, idle, remedy in unused:

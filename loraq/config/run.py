@@ -21,6 +21,8 @@ class ModelConfig(Checked):
 
     variant: which weight files are read, such as `fp16` for `*.fp16.safetensors`; a component that
         has no such files is read from those without a variant, as in diffusers.
+    domain: what the model draws, such as `photographs`. It is not measured against prompts, real
+        images or networks that say another domain; None: any.
     Settings that depend on the model have no default: size, sampler settings, length of prompts.
     """
 
@@ -36,6 +38,7 @@ class ModelConfig(Checked):
     max_sequence_length: int = setting(MISSING, at_least=1, at_most=8_192)
     call: dict[str, Any] = field(default_factory=dict)
     variant: str | None = setting(None, since="0.2")
+    domain: str | None = setting(None, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +79,7 @@ class DataConfig(Checked):
         (shuffled by `random.Random(0)`, cut, sorted); `file`, a user's list, takes its first.
     real: the real images of these prompts, for Fréchet and kernel distances: a folder of NAME.png,
         a file of their features, or `set` for the images of the prompt set.
+    domain: what prompts and real images show, such as `emoji`; None: anything.
     """
 
     set: str = setting("captions", since="0.2")
@@ -83,6 +87,7 @@ class DataConfig(Checked):
     split: str = "test"
     count: int | None = setting(32, at_least=1, at_most=LARGEST_SET)
     real: str | None = None
+    domain: str | None = setting(None, since="0.2")
 
 
 @dataclass(frozen=True, repr=False)

@@ -16,21 +16,22 @@ from loraq.data.manifest import INCOMPLETE, MANIFEST, read_manifest
 from loraq.data.sets import PromptSet, find_prompt_set, read_prompt_set, real_image_paths
 from loraq.errors import LoraqError
 from loraq.utils.assets import offline
+from loraq.utils.download import download_file, reporting_download_errors
 from loraq.utils.files import write_text
 from loraq.utils.hashing import file_hash
 from loraq.utils.output_folder import folder_lock
 
 
 def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str, Any]:
-    """Download a prompt set from the hub into `folder` and write its manifest.
+    """Download a prompt set into `folder` and write its manifest.
 
     Complete files in `folder` are kept. Returns the manifest: set, source, licence, commit, numbers
     of prompts and images; bytes and sha256 of every file. No other function of `loraq.data` uses
-    the network. LoraqError if the set is not on the hub, without network access, or if the download
-    fails.
+    the network. LoraqError if the set cannot be downloaded, without network access, or if the
+    download fails.
     """
     chosen = find_prompt_set(name, "fetch")
-    if chosen.hub is None:
+    if chosen.hub is None and chosen.url is None:
         raise LoraqError(f"Set '{name}' is not on the hub. Get it from {chosen.source}.")
     if offline():
         raise LoraqError(
@@ -44,10 +45,16 @@ def fetch_prompt_set(name: str, folder: Path, progress: bool = True) -> dict[str
 
 
 def _fetch(name: str, chosen: PromptSet, folder: Path, progress: bool) -> dict[str, Any]:
-    assert chosen.hub is not None
     previous = (read_manifest(folder) or {}).get("files", {})
     write_text(folder / INCOMPLETE, name)
-    commit = download_files(chosen.hub, chosen.files, folder, progress)
+    if chosen.url is not None:
+        with reporting_download_errors(chosen.url, folder):
+            target = folder / chosen.files[0]
+            download_file(chosen.url, target, chosen.size, chosen.sha256, progress)
+        commit = chosen.url.split("/")[-5]
+    else:
+        assert chosen.hub is not None
+        commit = download_files(chosen.hub, chosen.files, folder, progress)
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for pattern in chosen.files

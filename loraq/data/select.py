@@ -81,6 +81,11 @@ def _unseen(data: DataConfig, calibration: CalibrationConfig) -> list[Prompt]:
         path, key = resolve_asset(calibration.captions), "calibration"
         prompts = read_prompt_set(calibration.set, path, calibration.split, key)
         return prompts if find_prompt_set(calibration.set).first else shuffled(prompts)
+    if calibration.set != "captions":
+        raise LoraqError(
+            f"calibration.set={calibration.set} needs calibration.captions=FOLDER. "
+            f"{how_to_get(calibration.set, Path('FOLDER'))}"
+        )
     if data.set == "captions":
         return read_prompt_set("captions", prompts_path(data), calibration.split, "calibration")
     chosen = {prompt.name for prompt in data_prompts(data)}

@@ -45,6 +45,7 @@ class PromptSet:
     prompts: glob of the prompt file in the folder.
     hub, files, archives: the repository on the hub, patterns of its files to download, and those of
         the files to unpack.
+    url, size, sha256: one file that is not on the hub, its bytes and checksum.
     first: a run uses the first prompts instead of the SVDQuant reference's subset.
     """
 
@@ -54,6 +55,9 @@ class PromptSet:
     licence: str
     source: str
     hub: str | None = None
+    url: str | None = None
+    size: int = 0
+    sha256: str = ""
     files: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
     image: ImagePath | None = None
@@ -104,10 +108,10 @@ SETS: dict[str, PromptSet] = {
         readers.mjhq,
         "Playground v2.5 Community License",
         "https://huggingface.co/datasets/playgroundai/MJHQ-30K",
-        "playgroundai/MJHQ-30K",
-        ("meta_data.json", "mjhq30k_imgs.zip"),
-        ("mjhq30k_imgs.zip",),
-        mjhq_image,
+        hub="playgroundai/MJHQ-30K",
+        files=("meta_data.json", "mjhq30k_imgs.zip"),
+        archives=("mjhq30k_imgs.zip",),
+        image=mjhq_image,
     ),
     "sdci": PromptSet(
         "sDCI: densely captioned images, summarised to 77 tokens",
@@ -115,10 +119,10 @@ SETS: dict[str, PromptSet] = {
         readers.mapping,
         "CC BY-NC 4.0",
         "https://huggingface.co/datasets/mit-han-lab/svdquant-datasets",
-        "mit-han-lab/svdquant-datasets",
-        ("sDCI.yaml", "sDCI.gz"),
-        ("sDCI.gz",),
-        sdci_image,
+        hub="mit-han-lab/svdquant-datasets",
+        files=("sDCI.yaml", "sDCI.gz"),
+        archives=("sDCI.gz",),
+        image=sdci_image,
     ),
     "coco": PromptSet(
         "COCO 2014 captions in Karpathy's splits (data.split=train | val | test)",
@@ -128,14 +132,26 @@ SETS: dict[str, PromptSet] = {
         "https://cocodataset.org",
         image=coco_image,
     ),
+    "qdiff": PromptSet(
+        "qdiff: the SVDQuant reference's 1024 calibration captions, of COCO; no images",
+        "qdiff.yaml",
+        readers.mapping,
+        "CC BY 4.0 (captions of COCO); the file's repository: Apache-2.0",
+        "https://github.com/mit-han-lab/deepcompressor (examples/diffusion/prompts/qdiff.yaml)",
+        url="https://raw.githubusercontent.com/mit-han-lab/deepcompressor/"
+        "69f3473f5e1c1504bae35cc50c7858ef900a9b17/examples/diffusion/prompts/qdiff.yaml",
+        files=("qdiff.yaml",),
+        size=62384,
+        sha256="54da57563342ef07e2bc0fddf1d224823f55cdd93a75b88df8f293d88da1a361",
+    ),
     "parti": PromptSet(
         "PartiPrompts: about 1,600 prompts, no images",
         "PartiPrompts.tsv",
         readers.table("Prompt", quoted=False),  # some prompts start with a quote
         "Apache-2.0",
         "https://huggingface.co/datasets/nateraw/parti-prompts",
-        "nateraw/parti-prompts",
-        ("PartiPrompts.tsv",),
+        hub="nateraw/parti-prompts",
+        files=("PartiPrompts.tsv",),
     ),
     "drawbench": PromptSet(
         "DrawBench: 200 prompts, no images",
@@ -143,8 +159,8 @@ SETS: dict[str, PromptSet] = {
         readers.table("Prompts", "prompts", "Prompt"),
         "not stated",
         "https://huggingface.co/datasets/sayakpaul/drawbench",
-        "sayakpaul/drawbench",
-        ("*.csv",),
+        hub="sayakpaul/drawbench",
+        files=("*.csv",),
     ),
     "geneval": PromptSet(
         "GenEval: 553 prompts about objects, counts, colours and places, no images",
@@ -204,7 +220,7 @@ def find_prompt_file(name: str, path: Path, key: str) -> Path:
 def how_to_get(name: str, path: Path) -> str:
     """The sentence that says how to get a set's files, for errors."""
     chosen = find_prompt_set(name)
-    if chosen.hub is not None:
+    if chosen.hub is not None or chosen.url is not None:
         return f"`loraq fetch {name} {path}` downloads it; or set the folder that contains it."
     if name in ("captions", "file"):
         return f"Set it to {chosen.about}."

@@ -28,6 +28,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
+DOMAIN = "emoji"  # what the head was trained on
 EXTRACTOR: Final = "efflite0"  # the head's, independent of metrics.extractor
 HEAD = ASSETS / "alignment_head.safetensors"
 

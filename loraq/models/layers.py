@@ -47,8 +47,9 @@ def find_family(name: str) -> ModuleType:
     return importlib.import_module(f"{families.__name__}.{name}")
 
 
-def with_default_skip(recipe: Recipe, family_name: str) -> Recipe:
-    """Replace `skip=None` by the family's list of skipped layers."""
+def recipe_for(recipe: Recipe, family_name: str, dtype: str | torch.dtype) -> Recipe:
+    """The recipe with what it leaves to the model: the skipped layers, the type in 16 bits."""
+    recipe = recipe.for_model(str(dtype).removeprefix("torch."))
     if recipe.skip is not None:
         return recipe
     return replace(recipe, skip=tuple(find_family(family_name).DEFAULT_SKIP))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from loraq.config import Recipe
 from loraq.errors import LoraqError
-from loraq.formats import Format, stored_bits
+from loraq.formats import Format, get_format, stored_bits
 from loraq.models.layers import Layer
 from loraq.quantization.grouping import Unit, make_units
 
@@ -55,12 +55,12 @@ def rank_for_budget(
     return low
 
 
-def check_rank(shapes: Sequence[tuple[int, int]], rank: int) -> int:
+def check_rank(shapes: Sequence[tuple[int, int]], rank: int, name: str = "rank") -> int:
     """`rank` unchanged; LoraqError if it is above the limit."""
     limit = rank_limit(shapes)
     if not 1 <= rank <= limit:
         raise LoraqError(
-            f"quant.branch.rank={rank} is outside 1..{limit}: the smallest quantised layer has "
+            f"quant.branch.{name}={rank} is outside 1..{limit}: the smallest quantised layer has "
             f"{limit} channels on its shorter side. Choose a rank ≤ {limit} or set "
             "quant.branch.budget instead."
         )
@@ -69,13 +69,20 @@ def check_rank(shapes: Sequence[tuple[int, int]], rank: int) -> int:
 
 def choose_rank(units: Sequence[Unit], recipe: Recipe) -> int:
     """The uniform rank: `branch.rank`, or the largest within the budget; 0 without a branch."""
-    if recipe.branch.kind == "none":
+    branch = recipe.branch
+    if branch.kind == "none":
         return 0
     shapes = [unit.shape for unit in units]
-    if recipe.branch.rank is not None:
-        return check_rank(shapes, recipe.branch.rank)
-    assert recipe.branch.budget is not None
-    return rank_for_budget(shapes, recipe.branch.budget, recipe.formats()["branch_weight"])
+    if branch.rank is not None:
+        return check_rank(shapes, branch.rank)
+    budget = branch.budget
+    if branch.budget_rank is not None:
+        bits = branch_bits(
+            shapes, check_rank(shapes, branch.budget_rank, "budget_rank"), get_format("fp16")
+        )
+        budget = bits / sum(o * i for o, i in shapes)
+    assert budget is not None
+    return rank_for_budget(shapes, budget, recipe.formats()["branch_weight"])
 
 
 def planned_branch_bits(layers: Sequence[Layer], recipe: Recipe) -> tuple[int, float]:

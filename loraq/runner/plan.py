@@ -16,7 +16,7 @@ from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.weights import Weights
-from loraq.metrics.registry import check_metrics, needs_real
+from loraq.metrics.registry import check_metrics, find_metric, needs_real
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_model_call, check_size, meta_transformer
@@ -35,8 +35,10 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
     """The rows with their keys and missing stages (`Row.todo`), up to stage `last`.
 
     Verifies the checksums of all existing products. The store reports a corrupted product and
-    renames it; it is planned again.
+    renames it; it is planned again. LoraqError for metrics that mean nothing (`check_domain`).
     """
+    for config in configs if last is Stage.RECORD else ():
+        check_domain(config)  # before a model is downloaded
     batch_invariance.configure_cpu_math()
     rows = [make_row(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
@@ -114,6 +116,7 @@ def check_measuring(config: Config, side: int, device: str) -> ImageSet | Featur
     side: the shorter one of the images, in pixels.
     """
     names, needing = config.metrics.names, needs_real(config.metrics.names)
+    check_domain(config)
     if needing and config.data.real is None:
         raise LoraqError(
             f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
@@ -134,6 +137,34 @@ def weights_to_fetch(rows: Sequence[Row]) -> list[Weights]:
         weights for config in configs for weights in missing_weights(config.names, config.extractor)
     ]
     return list(dict.fromkeys(found))
+
+
+def check_domain(config: Config) -> None:
+    """LoraqError for prompts, real images or a metric's network of another domain than the model's.
+
+    The domains are those of the YAML files; without one, anything fits.
+    """
+    model, data = config.model, config.data
+    wanted = model.domain
+    if wanted and data.domain and data.domain != wanted:
+        raise LoraqError(
+            f"Model '{model.name}' makes {wanted}, and data.captions={data.captions} are prompts "
+            f"and images of {data.domain}: measured against each other they mean nothing. Add "
+            "data=mjhq data.captions=FOLDER (`loraq fetch mjhq FOLDER` downloads it), or data=file "
+            "data.captions=FILE for your own prompts."
+        )
+    others = [
+        name
+        for name in config.metrics.names
+        if wanted and getattr(find_metric(name), "DOMAIN", wanted) != wanted
+    ]
+    if others:
+        trained = getattr(find_metric(others[0]), "DOMAIN", "")
+        kept = ",".join(name for name in config.metrics.names if name not in others)
+        raise LoraqError(
+            f"metrics.names: the network of {', '.join(others)} was trained on {trained}, and "
+            f"model '{model.name}' makes {wanted}. Set metrics.names=[{kept}]."
+        )
 
 
 def _check_models(rows: Sequence[Row]) -> None:

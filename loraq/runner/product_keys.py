@@ -61,7 +61,7 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
         "model": {
             name: value
             for name, value in to_plain(config.model, new_defaults=False).items()
-            if name not in ("name", "path", "hub_id")
+            if name not in ("name", "path", "hub_id", "domain")
         },
         "diffusers": importlib.metadata.version("diffusers"),
         "transformers": importlib.metadata.version("transformers"),

@@ -50,7 +50,8 @@ def test_settings_of_a_run_have_the_same_defaults(primary):
     assert metrics == written("metrics/default")
     assert tracking == written("tracking/offline")
     # real images belong to one set of prompts: they are no default of data that is made by hand
-    assert data | {"real": "asset:real_features.safetensors"} == written("data/captions")
+    embedded = {"real": "asset:real_features.safetensors", "domain": "emoji"}
+    assert data | embedded == written("data/captions")
     assert data["real"] is None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -16,8 +19,10 @@ from pathlib import Path
 import pytest
 
 from loraq import cli
-from loraq.config import DataConfig
-from loraq.data import data_prompts, real_image_paths
+from loraq.compose import load_rows
+from loraq.config import CalibrationConfig, DataConfig
+from loraq.data import calibration_prompts, data_prompts, real_image_paths
+from loraq.data.fetch import fetch_prompt_set
 from loraq.data.manifest import INCOMPLETE, MANIFEST
 from loraq.data.sets import SETS
 from loraq.errors import LoraqError
@@ -147,6 +152,36 @@ def test_without_network_it_says_so_at_once(tmp_path):
 def test_help_names_every_set_that_can_be_fetched(capsys):
     with pytest.raises(SystemExit):
         cli.main(["fetch", "--help"])
-    there = {name for name, entry in SETS.items() if entry.hub}
+    there = {name for name, entry in SETS.items() if entry.hub or entry.url}
     named = re.search(r"\n  SET +(.+)", capsys.readouterr().out).group(1)
     assert set(re.findall(r"\w+", named)) - {"or"} == there | {"weights"}
+
+
+def test_a_file_of_known_checksum_needs_no_hub(tmp_path, monkeypatch):
+    """As the SVDQuant reference's calibration captions: from its repository, nothing else taken."""
+    text = "".join(
+        f"'{number:04}': a picture of {number} things\n" for number in range(40)
+    ).encode()
+    entry = SETS["qdiff"]
+    assert re.search(r"/[0-9a-f]{40}/", entry.url) and len(entry.sha256) == 64
+    monkeypatch.setattr("loraq.data.fetch.offline", lambda: False)
+    with serving("owner/name", {"qdiff.yaml": text}, "models") as hub:
+        url = f"{hub.url}/owner/name/resolve/{COMMIT}/qdiff.yaml"
+        local = dataclasses.replace(
+            entry, url=url, size=len(text), sha256=hashlib.sha256(text).hexdigest()
+        )
+        monkeypatch.setitem(SETS, "qdiff", local)
+        made = fetch_prompt_set("qdiff", tmp_path / "right", progress=False)
+        assert (made["prompts"], made["images"]) == (40, 0)
+        monkeypatch.setitem(SETS, "qdiff", dataclasses.replace(local, sha256="0" * 64))
+        with pytest.raises(LoraqError, match=r"'qdiff.yaml' does not match the published size"):
+            fetch_prompt_set("qdiff", tmp_path / "wrong", progress=False)
+        assert not list((tmp_path / "wrong").glob("qdiff.yaml*"))
+    names = [f"{number:04}" for number in range(40)]
+    random.Random(0).shuffle(names)  # the reference's draw
+    settings = CalibrationConfig(
+        set="qdiff", captions=str(tmp_path / "right"), prompts=12, measure_prompts=4
+    )
+    calibration, measuring = calibration_prompts(DataConfig(), settings, load_rows([])[0].model)
+    assert [prompt.name for prompt in calibration] == names[:12]
+    assert [prompt.name for prompt in measuring] == names[-4:]

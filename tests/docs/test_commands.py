@@ -27,6 +27,10 @@ HISTORY = ("CHANGELOG.md", "LOG.md")
 """Pages about the past, whose commands need not run today."""
 PLACEHOLDERS = {
     "/data/MJHQ-30K": "outputs/mjhq",
+    "MJHQ": "outputs/mjhq",
+    "/data/qdiff": "outputs/qdiff.yaml",
+    "QDIFF": "outputs/qdiff.yaml",
+    "SDCI": "outputs/sdci",
     "FOLDER": "outputs/mjhq",
     "SET": "mjhq",
     "experiment=NAME": "experiment=demo",
@@ -125,7 +129,7 @@ def test_a_command_that_is_shown_runs(command, at_the_desk, capsys):
     elif options.command == "fetch" and options.set == "weights":
         assert options.only is None or choose_weights(options.only.split(","))
     elif options.command == "fetch":
-        assert SETS[options.set].hub
+        assert SETS[options.set].hub or SETS[options.set].url
     elif options.command == "score":
         score(words, options, at_the_desk)
     elif options.command == "sweep":

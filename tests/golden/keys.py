@@ -32,7 +32,13 @@ from loraq.utils.plain import to_plain
 FILE = Path(__file__).with_name("keys.json")
 MODELS = ("tiny_pixart", "tiny_sana")
 OWN_PROMPTS = ("data=captions", "data.captions=asset:captions.json", "data.count=8")
-LATER = (("model.variant", None),)
+LATER = (
+    *((f"model.{name}", None) for name in ("variant", "domain")),
+    ("data.domain", "emoji"),
+    ("data.domain", None),
+    ("quant.branch.budget_rank", None),
+    ("quant.sixteen_bit", "format"),
+)
 """Settings added since the file was written, with the default that leaves the keys as they are."""
 PACKAGES = (
     *("torch", "diffusers", "transformers", "torchvision", "torchmetrics"),
@@ -68,6 +74,8 @@ def pinned_machine() -> Iterator[None]:
 def overrides_of(experiment: str, model: str) -> list[str]:
     """Experiments on published prompts get embedded ones here: those files are not at hand."""
     published = OWN_PROMPTS if experiment.startswith("protocol") else ()
+    if experiment == "protocol":
+        published += ("calibration.set=captions", "calibration.prompts=32")
     return [f"experiment={experiment}", f"model={model}", "device=cpu", *published]
 
 
