@@ -61,10 +61,9 @@ def largest_batch(peaks: Mapping[int, int], free: int, most: int) -> int:
 def fit_batch_size(overrides: Sequence[str], progress: bool = True) -> BatchSizeFit:
     """Measure the last row that `overrides` compose; quantises it first if necessary."""
     config = load_rows(overrides)[-1]
-    store = Store(config.output)
-    row = plan_rows([config], store, last=Stage.QUANTIZED)[0]
+    session, model = Session(Store(config.output), progress), replace(config.model, steps=STEPS)
+    row = plan_rows([config], session.store, last=Stage.QUANTIZED)[0]
     check_rows([row])
-    session, model = Session(store, progress), replace(config.model, steps=STEPS)
     with session.using(row):
         packed = None if row.recipe is None else quantize_row(session, row)
         prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]

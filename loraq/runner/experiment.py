@@ -93,12 +93,12 @@ def _checked_rows(
     """
     show_messages()
     configs = load_rows(overrides)
-    store = Store(configs[0].output)
-    rows = plan_rows(configs, store, last)
+    session = Session(Store(configs[0].output), progress)
+    rows = plan_rows(configs, session.store, last)
     check_rows(rows)
     if missing := weights_to_fetch(rows):
         fetch_weights(missing, log.info, progress)
-    return rows, Session(store, progress)
+    return rows, session
 
 
 def run_row(session: Session, row: Row) -> Record:

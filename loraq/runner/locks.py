@@ -5,7 +5,8 @@
 
 A lock file is deleted while it is held. A process that was waiting for the deleted file notices
 that and locks the new file of that name, so there are never two holders (filelock ≥ 3.30). The lock
-of a process that dies is released; its file stays until the next process locks and deletes it.
+of a process that dies is released; its file stays until the next process locks and deletes it. A
+file system without flock is refused (`utils/output_folder.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from loraq.utils.disk_errors import reporting_disk_errors
+from loraq.utils.output_folder import file_lock
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -89,11 +93,12 @@ class Locks:
 
     @contextlib.contextmanager
     def _hold(self, path: Path, wait: bool) -> Iterator[bool]:
-        from filelock import FileLock, Timeout
+        from filelock import Timeout
 
-        lock = self._held.get(path) or FileLock(str(path))
+        lock = self._held.get(path) or file_lock(path)
         try:
-            lock.acquire(timeout=-1 if wait else 0)
+            with reporting_disk_errors(path):
+                lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             yield False
             return

@@ -156,14 +156,13 @@ def _generate_images(config: Config, progress: bool) -> tuple[Path, dict[str, An
     from loraq.diffusers_quantizer import packed_layers
     from loraq.quantization.diffusers_packed import PackedQuantizer
 
-    store = Store(config.output)
-    row = plan_rows([config], store, last=Stage.IMAGES)[0]
+    session, packed = Session(Store(config.output), progress), None
+    row = plan_rows([config], session.store, last=Stage.IMAGES)[0]
     check_rows([row])
-    session, packed = Session(store, progress), None
     with session.using(row):
         transformer = session.pipe(row, text=False).transformer
         generate_row(session, row)
     if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
         model = packed_layers(transformer)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}
-    return store.path(*row.product(Stage.IMAGES)), packed
+    return session.store.path(*row.product(Stage.IMAGES)), packed

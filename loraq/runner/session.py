@@ -16,7 +16,7 @@ from loraq.runner.other_gpus import note_gpu
 from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.output_folder import check_output_folder
-from loraq.utils.process import own_gpu, torch_threads
+from loraq.utils.process import own_gpu, several_machines, torch_threads
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -35,7 +35,7 @@ class Session:
     """
 
     def __init__(self, store: Store, progress: bool = True) -> None:
-        check_output_folder(store.root)
+        check_output_folder(store.root, several_machines())
         self.store = store
         self.progress = progress
         self.seconds: dict[str, float] = {}

@@ -13,24 +13,32 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraq.errors import LoraqError
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.files import temporary_name
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 MOUNTS = Path("/proc/self/mountinfo")
-LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
-"""Mount options of NFS and Lustre with which a lock is seen on one machine only."""
+LOCAL_LOCKS = {
+    *("nolock", "local_lock=all", "local_lock=flock"),  # NFS
+    *("localflock", "localflocks", "nobrl"),  # Lustre; GFS2 and OCFS2; SMB
+    *("fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone"),
+}
+"""Mount options, and types of file systems, with which a lock is seen on one machine only."""
 
 
 def check_output_folder(folder: Path, machines: bool = False) -> None:
     """Raise LoraqError unless files in `folder` can be written, replaced, renamed and locked.
 
-    Creates the folder. machines: also unless locks are seen by other machines; otherwise the user
-    is warned about that.
+    Creates the folder. machines: processes on several machines take part, so that their locks must
+    be seen by all of them; otherwise the user is warned if they are not.
     """
     probe, moved = folder / temporary_name(), folder / temporary_name()
     try:
@@ -55,7 +63,7 @@ def check_output_folder(folder: Path, machines: bool = False) -> None:
     if local := LOCAL_LOCKS.intersection(mount_options(folder, MOUNTS)):
         problem = f"it is mounted with {', '.join(sorted(local))}"
         if machines:
-            raise _unfit(folder, problem)
+            raise _unfit(folder, f"{problem}, and this run is on several machines")
         log.warning("output=%s: %s; use it from one machine at a time.", folder, problem)
 
 
@@ -93,7 +101,7 @@ def _locks(path: Path) -> bool:
 
 
 def mount_options(folder: Path, mounts: Path) -> set[str]:
-    """The mount options of the file system of `folder`; empty if the system does not tell."""
+    """The mount options and the type of the file system of `folder`; empty if they are unknown."""
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -103,8 +111,20 @@ def mount_options(folder: Path, mounts: Path) -> set[str]:
         fields, _, source = line.partition(" - ")
         point = Path(fields.split()[4].replace("\\040", " "))
         if inside.is_relative_to(point) and len(point.parts) >= len(found[0].parts):
-            found = point, {*fields.split()[5].split(","), *source.split()[-1].split(",")}
+            kind, *_, options = source.split()
+            found = point, {kind, *fields.split()[5].split(","), *options.split(",")}
     return found[1]
+
+
+def file_lock(path: Path, timeout: float = -1) -> FileLock:
+    """The lock (flock) of the file `path`, which the system releases when its process dies.
+
+    Without flock, acquiring it raises OSError. filelock would otherwise fall back to a file whose
+    existence is the lock: that of a process that died would stay.
+    """
+    from filelock import FileLock
+
+    return FileLock(str(path), timeout=timeout, fallback_to_soft=False)
 
 
 @contextlib.contextmanager
@@ -113,11 +133,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Creates the folder; waits for other processes.
     """
-    from filelock import FileLock
-
     with reporting_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(folder / LOCK))
+        lock = file_lock(folder / LOCK)
         lock.acquire()
     try:
         yield

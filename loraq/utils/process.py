@@ -1,8 +1,9 @@
-"""Thread count, GPU and its arithmetic in this process, set for a block and restored after it."""
+"""This process among others; its thread count, and its GPU's arithmetic, set for a block."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from loraq.utils.gpu import fixed_arithmetic, gpu_index
@@ -22,6 +23,27 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def several_machines() -> bool:
+    """Whether processes on other machines take part in this run, as its launcher tells.
+
+    A launcher that does not tell how many of its processes are here counts as one for each machine.
+    """
+    for all_, here in (
+        ("WORLD_SIZE", "LOCAL_WORLD_SIZE"),  # torchrun, accelerate launch
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        ("SLURM_STEP_NUM_NODES", ""),
+        ("SLURM_ARRAY_TASK_COUNT", ""),
+    ):
+        if _count(all_) > _count(here):
+            return True
+    return False
+
+
+def _count(variable: str) -> int:
+    given = os.environ.get(variable, "")
+    return int(given) if given.isdecimal() else 1
 
 
 @contextlib.contextmanager

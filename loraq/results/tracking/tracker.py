@@ -22,6 +22,7 @@ from loraq.results.tracking import contents
 from loraq.results.tracking.contents import TrackedImage
 from loraq.utils.files import check_room, write_text
 from loraq.utils.hashing import key
+from loraq.utils.output_folder import file_lock
 
 Mode = Literal["offline", "online", "disabled"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -130,14 +131,12 @@ class Tracker:
 
     def _once(self, run: Run) -> Path | None:
         """Write the run unless it exists; a lock lets several processes request the same run."""
-        from filelock import FileLock
-
         if self.mode == "disabled":
             return None
         try:
             (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
             with (
-                FileLock(str(self.folder / "wandb" / f"{run.id}.lock")),
+                file_lock(self.folder / "wandb" / f"{run.id}.lock"),
                 _wandb_folders(self.folder),
             ):
                 return find_finished_run(run.id, self.folder, self.mode) or self._write(run)

@@ -15,6 +15,7 @@ from typing import Literal
 from loraq.runner.sweep import jobs
 from loraq.runner.sweep.worker import lock_file, status_file
 from loraq.utils.console import duration
+from loraq.utils.output_folder import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,10 @@ def job_states(folder: Path) -> list[JobState]:
 
 
 def _is_locked(lock: Path) -> bool:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     try:
-        with FileLock(str(lock), timeout=0):
+        with file_lock(lock, timeout=0):
             return False
     except Timeout:
         return True

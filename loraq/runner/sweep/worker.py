@@ -26,6 +26,7 @@ from loraq.utils.console import show_messages
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.failures import report_fault
 from loraq.utils.files import write_json
+from loraq.utils.output_folder import file_lock
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,11 @@ def lock_file(folder: Path, number: int) -> Path:
 
 def run_job(folder: Path, number: int) -> None:
     """Run job `number` of the plan in `folder` and write its status file."""
-    from filelock import FileLock
-
     show_messages()
     started = time.time()
     status: dict[str, Any] = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
     status["started"] = started
-    with FileLock(str(lock_file(folder, number))):
+    with file_lock(lock_file(folder, number)):
         write_json(status_file(folder, number), status)
         try:
             with reporting_disk_errors(folder):
