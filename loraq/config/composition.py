@@ -5,7 +5,8 @@ and a row is merged from plain dicts in the order of the defaults list. Supporte
 Hydra's syntax that `conf/` uses:
 
     config.yaml     `_self_`, `GROUP: OPTION`, `GROUP@PACKAGE: OPTION`
-    groups' files   `_self_`, `NAME` of the same group, `override /GROUP: OPTION`, `# @package NAME`
+    groups' files   `_self_`, `NAME` of the same group, `override /GROUP: OPTION` (without
+                    `# @package _global_`: `override /GROUP@_global_.GROUP`), `# @package NAME`
     overrides       GROUP=OPTION, GROUP@PACKAGE=OPTION, KEY=VALUE, +KEY=VALUE, ~KEY
 
 Anything else, errors included, raises `NeedsHydra` and is composed by `compose_with_hydra`;
@@ -146,6 +147,7 @@ class Composer:
             raise NeedsHydra
         for kind, key, option in items:
             if kind == "override":
+                key = _from_the_top(key, file)
                 unused |= {key} - set(chosen)
                 chosen.setdefault(key, option)
         if ("self", "", None) not in items:
@@ -216,6 +218,16 @@ def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             names += _flat_keys(value, f"{prefix}{name}.")
     return names
+
+
+def _from_the_top(key: str, file: _File) -> str:
+    """The choice that `override /KEY` in a file means; a file of a group is inside its package."""
+    group, absolute, mount = key.partition("@_global_.")
+    if absolute:
+        return group if mount == group else f"{group}@{mount}"
+    if file.package != "_global_":
+        raise NeedsHydra
+    return key
 
 
 def _parse_entry(written: Any) -> tuple[str, str, Any]:

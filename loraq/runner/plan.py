@@ -118,9 +118,10 @@ def check_measuring(config: Config, side: int, device: str) -> ImageSet | Featur
     names, needing = config.metrics.names, needs_real(config.metrics.names)
     check_domain(config)
     if needing and config.data.real is None:
+        others = ",".join(name for name in names if name not in needing)
         raise LoraqError(
             f"metrics.names: {', '.join(needing)} need real images, but data.real is null. "
-            "Set data.real=FOLDER or remove these metrics (metrics=paired)."
+            f"Set data.real=FOLDER or leave them out: metrics.names=[{others}]"
         )
     real, prompts = real_images(config) if needing else None, data_prompts(config.data)
     if real is not None:

@@ -61,6 +61,9 @@ def test_no_row_of_an_experiment_needs_hydra_itself(experiment):
     [
         [],
         ["model=tiny_sana", "data=outside", "metrics=paired", "tracking=disabled"],
+        ["model=pixart_sigma"],
+        ["model=sana_1_6b", "metrics=paired"],
+        ["experiment=protocol", "model=sana_1_6b", "metrics.workers=2"],
         ["format@quant.weight=mxfp4_e2m1", "quant.weight.block=16"],
         ["method=svdquant", "format@quant.branch_weight=int4"],
         ["experiment=demo", "data=outside", "data.count=3", "row=rtn"],

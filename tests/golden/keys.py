@@ -31,7 +31,10 @@ from loraq.utils.plain import to_plain
 
 FILE = Path(__file__).with_name("keys.json")
 MODELS = ("tiny_pixart", "tiny_sana")
-OWN_PROMPTS = ("data=captions", "data.captions=asset:captions.json", "data.count=8")
+OWN_PROMPTS = (
+    *("data=captions", "data.captions=asset:captions.json", "data.count=8"),
+    "metrics=default",
+)
 LATER = (
     *((f"model.{name}", None) for name in ("variant", "domain")),
     ("data.domain", "emoji"),
