@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from loraq.config import ModelConfig
@@ -89,17 +90,11 @@ def check_size(model: ModelConfig) -> None:
     """
     if model.call.get("use_resolution_binning", True):
         return
-    folder = resolve_folder(model)
-    vae, transformer = (read_json(folder / part / "config.json") for part in ("vae", "transformer"))
-    scales = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
-    patch = transformer.get("patch_size")
-    if not (isinstance(scales, list) and scales and isinstance(patch, int)):
-        part, name = ("transformer", "patch_size") if scales else ("vae", "block_out_channels")
-        raise LoraqError(
-            f"'{folder / part / 'config.json'}' has no usable '{name}', so it is not the file of "
-            f"this pipeline's {part}. Restore it."
-        )
-    step = 2 ** (len(scales) - 1) * patch
+    file = resolve_folder(model) / "transformer" / "config.json"
+    patch = read_json(file).get("patch_size")
+    if not isinstance(patch, int):
+        raise _unusable(file, "patch_size")
+    step = latent_scale(model) * patch
     step = math.lcm(step, find_family(model.family).SIZE_MULTIPLE)
     for name in ("height", "width"):
         if (size := getattr(model, name)) % step:
@@ -108,6 +103,23 @@ def check_size(model: ModelConfig) -> None:
                 f"model.{name}={size} is no multiple of {step}, the pixels of a patch of this "
                 f"model. Set model.{name}={near}, for example."
             )
+
+
+def latent_scale(model: ModelConfig) -> int:
+    """Pixels of an image's side per latent; LoraqError if the autoencoder's file does not say."""
+    file = resolve_folder(model) / "vae" / "config.json"
+    vae = read_json(file)
+    scales = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
+    if not (isinstance(scales, list) and scales):
+        raise _unusable(file, "block_out_channels")
+    return int(2 ** (len(scales) - 1))
+
+
+def _unusable(file: Path, name: str) -> LoraqError:
+    return LoraqError(
+        f"'{file}' has no usable '{name}', so it is not the file of this pipeline's "
+        f"{file.parent.name}. Restore it."
+    )
 
 
 def check_call(
@@ -131,10 +143,11 @@ def check_call(
             raise LoraqError(f"{key}: {unknown(f'argument of {owner}', name, known)}")
 
 
-def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
+def meta_transformer(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> Any:
     """The transformer on the meta device, without weights, to list and count its layers.
 
-    buffers: allocate the buffers, such as position tables, which no file contains.
+    buffers: allocate the buffers, such as position tables, which no file contains. blocks: instead
+    of the model's own number.
     """
     from accelerate import init_empty_weights
 
@@ -146,6 +159,8 @@ def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
             f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Set "
             "model.path to the 16-bit model, or evaluate this one with: loraq score FOLDER."
         )
+    if blocks is not None:
+        values["num_layers"] = blocks
     diffusers = quiet_diffusers()
     with init_empty_weights(include_buffers=not buffers):
         return getattr(diffusers, table.TRANSFORMER).from_config(values)

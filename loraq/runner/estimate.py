@@ -1,6 +1,7 @@
 """The plan as text, for `--dry-run`: cached products, products to make, estimated time and disk.
 
-Estimates use the manifests of earlier products of the same kind; without any, assumed rates.
+Estimates use the manifests of earlier products of the same kind; without any, the cost model
+(`forecast.py`).
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.compose import load_rows
-from loraq.models.files import weight_files
-from loraq.models.source import resolve_folder
+from loraq.runner.forecast import forecast, stage_units
 from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
+from loraq.utils.rates import device_rates
 
 
 def dry_run(overrides: Sequence[str]) -> str:
@@ -78,41 +79,12 @@ def remaining_seconds(rows: Sequence[Row], store: Store) -> float:
 
 
 def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
-    """(seconds, bytes, source): rates measured in earlier runs, otherwise assumed rates."""
-    units = {
-        Stage.CALIBRATION_INPUTS: len(row.calibration),
-        Stage.MOMENTS: len(row.calibration),
-        Stage.MEASURING_INPUTS: len(row.measuring),
-        Stage.IMAGES: len(row.prompts),
-        Stage.EMBEDDINGS: len(row.prompts),
-    }.get(stage, 1)
+    """(seconds, bytes, source): rates measured in earlier runs, otherwise the cost model's."""
     measured = store.rates(stage.folder, row.kind(stage))
     if measured:
-        count = len(measured)
+        count, units = len(measured), stage_units(row, stage)
         seconds = sum(rate.seconds for rate in measured) / count
         size = sum(rate.size for rate in measured) / count
         return units * seconds, units * size, f"measured on {count} earlier"
-    return _from_assumed_rates(row, stage, units)
-
-
-def _from_assumed_rates(row: Row, stage: Stage, units: int) -> tuple[float, float, str]:
-    """From counted operations, assuming 40 GFLOP/s on a CPU and 100 TFLOP/s on a GPU."""
-    model = row.config.model
-    files = weight_files(resolve_folder(model) / "transformer", "diffusers", model.variant)
-    stored = sum(path.stat().st_size for path in files)
-    weights, rate = stored / 2, 4e10 if row.device == "cpu" else 1e14
-    tokens = (model.height / 16) * (model.width / 16)
-    forward = 2 * weights * tokens / rate * (2 if model.guidance > 1 else 1)
-    image = forward * model.steps * (1 if row.recipe is None else 2)
-    pixels = model.height * model.width
-    seconds, size = {
-        "images": (units * image, units * pixels * 1.5),
-        "embeddings": (units * forward, units * 64 * 1024 * 4),
-        "inputs": (units * forward * model.steps, 64 * row.config.calibration.rows_per_layer * 768),
-        "moments": (units * forward * model.steps, weights * 4),
-        "sensitivity": (100 * forward * units, 1e4),
-        "quantised": (weights * 2e-6, weights * 0.7),
-        "measured": (len(row.prompts) * pixels * 1e-5, 1e5),
-        "record": (0.1, 1e5),
-    }[stage.folder]
-    return seconds, size, "from assumed rates"
+    rates = device_rates(row.device)
+    return *forecast(row, stage, rates), f"modelled for {rates.name}"

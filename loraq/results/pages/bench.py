@@ -186,6 +186,52 @@ def _floor(found: Found) -> list[str]:
     return [*_rows_table(FLOOR, "rows")(found), "", note]
 
 
+ROOFLINE: Columns = {
+    "model": lambda row: row["model"],
+    "way": lambda row: row["way"],
+    "quantisers": lambda row: row["quantisers"],
+    "launches": lambda row: f"{row['launches']:,}",
+    "TB": lambda row: f"{row['bytes'] / 1e12:.2f}",
+    "TFLOP": lambda row: f"{row['flops'] / 1e12:.0f}",
+    "peak, GB": lambda row: f"{row['peak_bytes'] / 1e9:.1f}",
+    "passes on an H100, s": lambda row: f"{row['kinds']['passes']:.2f}",
+}
+
+
+def _roofline(found: Found) -> list[str]:
+    """Counts and seconds of a step, the assumed rates, and the phases of `table1`."""
+    rates = found["settings"]["rates"]
+
+    def seconds(name: str) -> Callable[[Found], str]:
+        return lambda row: f"{row['seconds'][name]:.2f}"
+
+    assumed: Columns = {
+        "device": lambda row: row["name"],
+        "16-bit, TFLOP/s": lambda row: f"{row['flops'] / 1e12:.0f}",
+        "TB/s": lambda row: f"{row['bandwidth'] / 1e12:.1f}",
+        "µs a launch": lambda row: f"{row['launch'] * 1e6:.0f}",
+        "GB": lambda row: f"{row['memory'] / 1e9:.0f}",
+    }
+    phases: Columns = {
+        "model": itemgetter(0),
+        "phase": itemgetter(1),
+        "minutes": lambda row: f"{row[2]['seconds'] / 60:.1f}",
+        "GB on disk": lambda row: f"{row[2]['bytes'] / 1e9:.1f}",
+    }
+    lines = [
+        (model, stage, counts)
+        for model, stages in found["table1"].items()
+        for stage, counts in stages.items()
+    ]
+    return [
+        *columns_table(
+            ROOFLINE | {f"{name}, s": seconds(name) for name in rates}, found["rows"], 3
+        ),
+        *["", "Assumed of the devices:", "", *columns_table(assumed, rates.values())],
+        *["", "`table1` on one H100 by phase:", "", *columns_table(phases, lines, 2)],
+    ]
+
+
 RESUME: Columns = {
     "method": lambda row: row["settings"]["method"],
     "killed after files": lambda row: ", ".join(str(kill["files"]) for kill in row["kills"]),
@@ -260,6 +306,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "metrics": _rows_table(METRICS, "metrics"),
     "parity": _rows_table(PARITY, "rows", text=3),
     "quantise": _rows_table(QUANTISE, "methods"),
+    "roofline": _roofline,
     "resume": lambda found: columns_table(RESUME, [found]),
     "round_trip": _rows_table(ROUND_TRIP, "rows"),
     "sweep": _rows_table(SWEEP, "launchers"),
