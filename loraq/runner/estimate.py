@@ -14,7 +14,7 @@ from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
-from loraq.utils.rates import device_rates
+from loraq.utils.rates import CPU, gpu_rates
 
 
 def dry_run(overrides: Sequence[str]) -> str:
@@ -86,5 +86,5 @@ def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
         seconds = sum(rate.seconds for rate in measured) / count
         size = sum(rate.size for rate in measured) / count
         return units * seconds, units * size, f"measured on {count} earlier"
-    rates = device_rates(row.device)
+    rates = CPU if row.arithmetic is None else gpu_rates(row.arithmetic["name"])
     return *forecast(row, stage, rates), f"modelled for {rates.name}"

@@ -41,12 +41,3 @@ UNKNOWN = Rates("an unknown GPU, assumed slow", 60e12, 0.6e12, 8e-6, 16e9)
 def gpu_rates(name: str | None) -> Rates:
     """The row of `DEVICES` whose name is in the driver's `name`; for another, the slow UNKNOWN."""
     return next((rates for known, rates in DEVICES.items() if known in (name or "")), UNKNOWN)
-
-
-def device_rates(device: str) -> Rates:
-    """The rates of "cpu", or of this process's GPU; without one here, those of an unknown GPU."""
-    if device == "cpu":
-        return CPU
-    import torch
-
-    return gpu_rates(torch.cuda.get_device_name() if torch.cuda.is_available() else None)

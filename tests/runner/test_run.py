@@ -327,7 +327,7 @@ def test_images_of_one_colour_are_in_the_record_and_the_table(
 def test_dry_run_prints_the_plan_and_makes_nothing(overrides, capsys):
     main(["run", "--dry-run", "method=svdquant", *overrides])
     text = capsys.readouterr().out
-    assert "to make" in text and "assumed rates" in text and "In all about" in text
+    assert "to make" in text and "modelled for a CPU" in text and "In all about" in text
     assert not output(overrides).exists()
     run(["method=svdquant", *overrides], progress=False)
     main(["run", "--dry-run", "method=svdquant", *overrides])

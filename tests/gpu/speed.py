@@ -1,0 +1,212 @@
+"""What is measured: one block, a whole run of 20 steps, and quantising, at the published shapes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.bench.forward import MX, TORCHAO, quantize_with_torchao_
+from experiments.bench.timing import alternate
+from loraq import recipe
+from loraq.config import Recipe
+from loraq.data import Prompt
+from loraq.layers.linear import set_compute
+from loraq.models.layers import Layer
+from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import InputCapture, MomentCapture
+from loraq.quantization.quantizer import quantize_model
+from loraq.runner.generate import image_batch
+from loraq.utils.memory import peak
+from tests.gpu.setting import Item, Row, Setting, synchronize
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "int4, W4A8 branch": ("lqer", "format@quant.branch_weight=int4"),
+    "mxfp4, mxfp8 branch": ("lqer", *MX),
+}
+MODES = {"emulated": "emulate", "kernels": "triton"}
+CALIBRATED_BLOCKS = 2
+METHODS = {
+    "loraq_o2": None,
+    "loftq": None,
+    "loraq_best": None,
+    "rtn": None,
+    "lqer": None,
+    "loraq_o1": None,
+    "svdquant": CALIBRATED_BLOCKS,
+    "gptq": CALIBRATED_BLOCKS,
+}
+"""Method → blocks that are quantised; None: all."""
+
+
+def blocks(setting: Setting) -> Iterator[Item]:
+    """A block of each model at each batch, every way in alternation."""
+    for images in setting.batches:
+        for model in setting.models:
+            call = functools.partial(block, setting, model, images)
+            yield Item(f"a block of {model}, {images} images", call)
+
+
+@torch.inference_mode()
+def block(setting: Setting, model: str, images: int) -> Row:
+    """Seconds and peak bytes of a forward with one block: 16-bit, LoRaQ, and other libraries."""
+    ways: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, str] = {}
+    for name, build in builders().items():
+        transformer = setting.transformer(model, blocks=1)
+        try:
+            build(setting, transformer, setting.layers(model, transformer))
+            call = functools.partial(transformer, **setting.inputs(transformer, images))
+            call()
+        except Exception as error:  # a library that is missing or does not support these layers
+            failed[name] = first_line(error)
+        else:
+            ways[name] = call
+    found = alternate(ways, setting.repeats, setting.device)
+    peaks = {}
+    for name, call in ways.items():
+        with peak(setting.device.type) as top:
+            call()
+        peaks[name] = top.top
+    rows = {
+        name: {"seconds": row["median_seconds"], "ratio": row["ratio"], "peak_bytes": peaks[name]}
+        for name, row in found.items()
+    }
+    return {"model": model, "images": images, "ways": rows, "failed": failed}
+
+
+def builders() -> dict[str, Callable[[Setting, nn.Module, list[Layer]], None]]:
+    """Way → a function that replaces the layers of a transformer in place; 16-bit is the first."""
+    found: dict[str, Callable[[Setting, nn.Module, list[Layer]], None]] = {
+        "16-bit": lambda _setting, _transformer, _layers: None
+    }
+    for name in RECIPES:
+        for mode in MODES:
+            found[f"{name}, {mode}"] = functools.partial(_loraq, name, mode)
+    if importlib.util.find_spec("torchao") is not None:
+        for name, weight in TORCHAO.items():
+            found[name] = functools.partial(_torchao, weight)
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        found["bitsandbytes nf4"] = _bitsandbytes
+    return found
+
+
+def asked_recipe(setting: Setting, name: str) -> Recipe:
+    """The recipe of a way, with rank 4 in a dry run."""
+    chosen: Recipe = recipe(*RECIPES[name])
+    return replace(chosen, branch=replace(chosen.branch, rank=4)) if setting.dry else chosen
+
+
+def _loraq(
+    name: str, mode: str, setting: Setting, transformer: nn.Module, layers: list[Layer]
+) -> None:
+    made = quantize_model(transformer, layers, asked_recipe(setting, name), progress=None)
+    made.apply(transformer)
+    set_compute(transformer, MODES[mode])  # type: ignore[arg-type]
+
+
+def _torchao(weight: str, _setting: Setting, transformer: nn.Module, layers: list[Layer]) -> None:
+    quantize_with_torchao_(transformer, layers, weight)
+
+
+def _bitsandbytes(setting: Setting, transformer: nn.Module, layers: list[Layer]) -> None:
+    import bitsandbytes  # type: ignore[import-not-found]
+
+    for layer in layers:
+        old = transformer.get_submodule(layer.name)
+        if isinstance(old, nn.Linear):
+            out, width = layer.shape
+            new = bitsandbytes.nn.Linear4bit(
+                width, out, old.bias is not None, setting.dtype, quant_type="nf4"
+            )
+            new.load_state_dict(old.state_dict())
+            transformer.set_submodule(layer.name, new.to(setting.device))
+
+
+def loops(setting: Setting) -> Iterator[Item]:
+    """Runs of 20 steps with decoding: the smallest batch first for time, all ways of each model."""
+    for model in setting.models:
+        for way in ("16-bit", *(f"int4, W4A8 branch, {mode}" for mode in reversed(MODES))):
+            for images in sorted(setting.batches):
+                call = functools.partial(loop, setting, model, way, images)
+                yield Item(f"20 steps of {model}, {way}, {images} images", call)
+
+
+@torch.inference_mode()
+def loop(setting: Setting, model: str, way: str, images: int) -> Row:
+    """Seconds from embeddings to images, images per minute, peak bytes."""
+    transformer = setting.transformer(model)
+    builders()[way](setting, transformer, setting.layers(model, transformer))
+    pipe, config = setting.pipeline(model, transformer), setting.config(model)
+    prompts = [Prompt(f"p{number}", "nothing") for number in range(images)]
+    text = setting.embeddings(transformer, config, images)
+
+    def images_of(steps: int) -> Any:
+        return image_batch(pipe, replace(config, steps=steps), prompts, 0, embeddings=text)
+
+    images_of(2)  # compiles kernels
+    synchronize(setting.device)
+    with peak(setting.device.type) as top:
+        begin = time.perf_counter()
+        images_of(config.steps)
+        synchronize(setting.device)
+        seconds = time.perf_counter() - begin
+    per_minute = 60 * images / seconds
+    return {
+        **{"model": model, "way": way, "images": images, "steps": config.steps},
+        **{"seconds": seconds, "images_per_minute": per_minute, "peak_bytes": top.top},
+    }
+
+
+def quantising(setting: Setting) -> Iterator[Item]:
+    """Every model by every method, on all blocks where the method takes seconds."""
+    for method, count in METHODS.items():
+        for model in setting.models:
+            call = functools.partial(quantise, setting, model, method, count)
+            yield Item(f"quantise {model} by {method}", call)
+
+
+@torch.no_grad()
+def quantise(setting: Setting, model: str, method: str, count: int | None) -> Row:
+    """Seconds to quantise `count` blocks, calibration's forwards apart; bytes; peak."""
+    transformer = setting.transformer(model, blocks=count)
+    layers, chosen = setting.layers(model, transformer), recipe(method)
+    if setting.dry and chosen.branch.kind != "none":
+        chosen = replace(chosen, branch=replace(chosen.branch, rank=4, steps=2))
+    read = captured(setting, transformer, layers) if chosen.needs_calibration else None
+    synchronize(setting.device)
+    with peak(setting.device.type) as top:
+        begin = time.perf_counter()
+        made = quantize_model(transformer, layers, chosen, read, progress=None)
+        synchronize(setting.device)
+        seconds = time.perf_counter() - begin
+    whole = len(transformer.transformer_blocks)
+    return {
+        **{"model": model, "method": method, "blocks": whole, "seconds": seconds},
+        **{"bits_per_weight": made.bits_per_weight, "peak_bytes": top.top},
+    }
+
+
+def captured(setting: Setting, transformer: nn.Module, layers: list[Layer]) -> Activations:
+    """Rows and moments of one forward of two images with guidance."""
+    inputs = setting.inputs(transformer, 2)
+    rows, moments = (
+        InputCapture(transformer, layers, 2048, 1, 0),
+        MomentCapture(transformer, layers),
+    )
+    with rows, moments:
+        transformer(**inputs)
+    held = {name: x.to(setting.device) for name, x in rows.inputs().items()}
+    return Activations(rows=held, moments=moments.moments())
+
+
+def first_line(error: BaseException) -> str:
+    """The kind and the first line of an error."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
