@@ -51,8 +51,7 @@ def sources(options: Options) -> dict[str, Any]:
 def compute(images: ImageSet, options: Options) -> MetricResult:
     import torch
 
-    folder = _folder()
-    model, processor = load_clip(folder, options.device, str(sources(options)))
+    model, processor = loaded_clip(options)
     assert images.prompts is not None
     values: list[float] = []
     cut = 0
@@ -70,8 +69,13 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)
 
 
+def loaded_clip(options: Options) -> tuple[Any, Any]:
+    """The chosen CLIP and its processor."""
+    return load_clip(_folder(), options.device, str(sources(options)))
+
+
 def image_features(model: Any, processor: Any, batch: Any) -> Any:
-    """Unit vectors [n, d] of uint8 images [n, 3, h, w]."""
+    """Unit vectors [n, d] of images [n, 3, h, w] in 0…255; floats are not rounded when resized."""
     pixels = processor(images=list(batch), return_tensors="pt")["pixel_values"]
     pooled = model.vision_model(pixels.to(model.device)).pooler_output
     return _unit(model.visual_projection(pooled))

@@ -37,7 +37,7 @@ def sources(options: Options) -> dict[str, Any]:
 def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> MetricResult:
     own, other, details = compared_features(images, real, options)
     value = frechet_distance(own.values, other.values)
-    name = distance_name("fid", "fd", own)
+    name = distance_name("fid", "fd", own.extractor)
     return MetricResult(name, DIRECTION, value, reason=REASON, details=details)
 
 

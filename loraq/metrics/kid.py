@@ -46,7 +46,7 @@ def compute(images: ImageSet, real: ImageSet | FeatureSet, options: Options) -> 
     if not reason:
         interval = kernel_interval(kernels, paired, options.bootstrap, options.seed)
     details["kernel"] = "(x·y/D + 1)^3, unbiased, all images"
-    name, value = distance_name("kid", "kid", own), kernel_distance(kernels)
+    name, value = distance_name("kid", "kid", own.extractor), kernel_distance(kernels)
     return MetricResult(name, DIRECTION, value, interval=interval, reason=reason, details=details)
 
 

@@ -1,7 +1,8 @@
 """Find, check and compute metrics by name; a metric is a module of `loraq/metrics/`.
 
 A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS
-("reference": the 16-bit model's images; "real": real images or their features; "prompts"),
+("reference": the 16-bit model's images; "real": real images or their features; "prompts"; "images":
+nothing else),
 PER_IMAGE, `sources(options)`: what computes it, that is versions of packages and hashes of weights
 (LoraqError if they are missing or damaged; published weights may still be downloaded), and
 `compute(images, <what it needs>, options) -> MetricResult`.
@@ -126,7 +127,7 @@ def compute(
     if metric.NEEDS == "prompts" and images.prompts is None:
         raise LoraqError(f"metric {name} needs the prompts of the images (ImageSet.prompts)")
     chosen = _resolved(metric, real, Options.of(options))
-    other = {"reference": reference, "real": real, "prompts": None}[metric.NEEDS]
+    other = {"reference": reference, "real": real}.get(metric.NEEDS)
     needed = [] if other is None else [_same_names(other, images.names)]
     result: MetricResult = metric.compute(images, *needed, chosen)
     if not np.isfinite([result.value, *(result.per_image or ())]).all():
@@ -142,20 +143,20 @@ def measure(
     images: ImageSet,
     reference: ImageSet | None = None,
     real: Any = None,
+    no_reference: str = "this row makes the images that the others are compared with",
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """The record's entries of all metrics: value, interval, n; also per part, seen and held out.
 
-    With `reference=None` (the row of the reference images) the entries of metrics that need a
-    reference have no value, but a reason.
+    no_reference: with `reference=None`, the reason why metrics that need one have no value.
     """
     entries: dict[str, dict[str, Any]] = {}
     for name in wanted:
         metric = find_metric(name)
         if metric.NEEDS == "reference" and reference is None:
-            entries[metric.NAME] = summary.absent_entry(
-                metric.DIRECTION, "this row makes the images that the others are compared with"
-            )
+            chosen = _resolved(metric, real, Options.of(options))
+            shown = metric.result_name(chosen) if hasattr(metric, "result_name") else metric.NAME
+            entries[shown] = summary.absent_entry(metric.DIRECTION, no_reference)
             continue
 
         def run(part: ImageSet, name: str = name) -> MetricResult:

@@ -117,12 +117,9 @@ def score_images(
             device="cpu",
             extractor=settings.extractor,
             bootstrap=settings.bootstrap,
+            no_reference="needs reference images: --against FOLDER",
             workers=settings.workers,
         )
-    if against is None:
-        for metric in map(metrics.find_metric, settings.names):
-            if metric.NEEDS == "reference":
-                found[metric.NAME]["reason"] = "needs reference images: --against FOLDER"
     blank = images.one_colour(settings.workers)
     warn_one_colour(blank, len(images))
     if reference is not None:

@@ -87,3 +87,17 @@ def test_scores_that_are_not_finite_are_refused(folder, noisy, monkeypatch, tmp_
     monkeypatch.setenv(metric.VARIABLE, str(tmp_path))
     with pytest.raises(LoraqError, match="clip_score gives nan"):
         compute("clip_score", noisy.subset([0]))
+
+
+def test_clip_iqa_is_torchmetrics_image_by_image(given, noisy, monkeypatch):
+    from torchmetrics.functional.multimodal import clip_image_quality_assessment, clip_iqa
+
+    found = compute("clip_iqa", type(noisy)(noisy.paths, noisy.names), batch_size=3)
+    model, processor = metric.load_clip(given, "cpu")
+    monkeypatch.setattr(
+        clip_iqa, "_get_clip_iqa_model_and_processor", lambda _name: (Restored(model), processor)
+    )
+    pixels = torch.cat(list(noisy.batches(10))).float()
+    wanted = clip_image_quality_assessment(pixels, "openai/clip-vit-large-patch14", data_range=1.0)
+    assert found.per_image == pytest.approx(wanted.tolist(), rel=1e-3)  # of 1e-11 to 1e-6
+    assert np.std(np.log(found.per_image)) > 1

@@ -118,6 +118,14 @@ def test_names_follow_the_extractor_and_details_name_it(measured, noisy, referen
     assert set(noisy.features) == {"efflite0"}  # made once, shared
 
 
+def test_the_distance_to_the_16_bit_images_is_the_distance_to_any_images(noisy, reference):
+    found = compute("frechet_reference", noisy, reference)
+    assert found.name == "fd_reference_efflite0" and found.interval is None
+    assert found.value == compute("frechet", noisy, real=reference).value > 0
+    assert found.details["reference_hash"] == reference.features["efflite0"].hash
+    assert compute("frechet_reference", reference, reference).value == pytest.approx(0, abs=1e-3)
+
+
 def test_order_and_batches_do_not_matter(measured, noisy, reference):
     order = np.random.default_rng(1).permutation(len(NAMES))
     shuffled = type(noisy)(tuple(noisy.paths[i] for i in order), tuple(NAMES[i] for i in order))

@@ -19,7 +19,10 @@ from loraq.metrics.registry import check_metrics, compute, find_metric, measure
 from loraq.utils.plain import to_plain
 from tests.metrics.conftest import NAMES, draw, write
 
-ALL = ["alignment", "clip_score", "frechet", "image_reward", "kid", "lpips", "psnr", "ssim"]
+ALL = [
+    *("alignment", "clip_iqa", "clip_score", "frechet", "frechet_reference", "image_reward"),
+    *("kid", "lpips", "psnr", "ssim"),
+]
 
 
 def test_metrics_are_the_modules_and_state_what_they_need():
@@ -28,7 +31,7 @@ def test_metrics_are_the_modules_and_state_what_they_need():
         metric = find_metric(name)
         assert name == metric.NAME and metric.VERSION.isdigit()
         assert metric.DIRECTION in ("higher", "lower")
-        assert metric.NEEDS in ("reference", "real", "prompts")
+        assert metric.NEEDS in ("reference", "real", "prompts", "images")
         assert isinstance(metric.PER_IMAGE, bool) and metric.__doc__
 
 
@@ -107,8 +110,10 @@ def test_seen_and_held_out_are_measured_apart(entries, noisy, reference):
 
 
 def test_the_reference_row_says_why_it_has_no_paired_metrics(reference):
-    entry = measure(["psnr"], reference)["psnr"]
-    assert entry["value"] is None and "compared with" in entry["reason"]
+    found = measure(["psnr", "frechet_reference"], reference)
+    assert list(found) == ["psnr", "fd_reference_efflite0"]  # as in the other rows
+    for entry in found.values():
+        assert entry["value"] is None and "compared with" in entry["reason"]
 
 
 def test_images_are_read_exactly_and_odd_ones_refused(tmp_path):

@@ -6,6 +6,7 @@ from typing import Any
 
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
+    ExtractorName,
     FeatureSet,
     choose_extractor,
     extractor_sources,
@@ -35,6 +36,6 @@ def compared_features(
     return own, other, details
 
 
-def distance_name(inception: str, other: str, features: FeatureSet) -> str:
+def distance_name(inception: str, other: str, extractor: ExtractorName) -> str:
     """`inception`, the published name, for Inception's features; otherwise OTHER_EXTRACTOR."""
-    return inception if features.extractor == "inception" else f"{other}_{features.extractor}"
+    return inception if extractor == "inception" else f"{other}_{extractor}"

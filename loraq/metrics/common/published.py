@@ -15,7 +15,7 @@ from loraq.utils.assets import offline
 
 INCEPTION = Weights(
     "inception-2015-12-05",
-    ("fid", "frechet", "kid"),
+    ("fid", "frechet", "frechet_reference", "kid"),
     "LORAQ_INCEPTION_WEIGHTS",
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/",  # clean-fid's
     "",
@@ -30,7 +30,7 @@ INCEPTION = Weights(
 )
 CLIP = Weights(
     "clip-vit-large-patch14",
-    ("clip_score",),
+    ("clip_score", "clip_iqa"),
     "LORAQ_CLIP",
     "openai/clip-vit-large-patch14",
     "32bd64288804d66eefd0ccbe215aa642df71cc41",

@@ -15,7 +15,7 @@ from loraq.utils.hashing import cached_hash, read_sha256sums
 
 RESTORE = "Restore the file with `git checkout`, or install loraq again."
 Direction = Literal["higher", "lower"]
-Need = Literal["reference", "real", "prompts"]
+Need = Literal["reference", "real", "prompts", "images"]
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,13 @@ COLUMNS = {
     "ssim": Column("SSIM", 4),
     "fid": Column("FID", 2),
     "fd": Column("FD", 2),
+    "fid_reference": Column("FID to 16-bit", 2),
+    "fd_reference": Column("FD to 16-bit", 2),
     "kid": Column("KID", 2, 1e3),
     "alignment": Column("alignment", 4),
     "image_reward": Column("ImageReward", 3),
     "clip_score": Column("CLIPScore", 2),
+    "clip_iqa": Column("CLIP-IQA", 4),
 }
 ARROWS = {"higher": "↑", "lower": "↓"}
 
@@ -57,7 +60,8 @@ def metric_names(records: Sequence[Record]) -> list[str]:
 
 def metric_kind(name: str) -> str:
     """Return the metric without its feature extractor: `fd_efflite0` → `fd`."""
-    return name if name in COLUMNS else name.split("_")[0]
+    kind = name.rpartition("_")[0]
+    return kind if name not in COLUMNS and kind in COLUMNS else name
 
 
 def metric_column(name: str) -> Column:
@@ -70,7 +74,7 @@ def column_titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     made = []
     for name in names:
         shown = metric_column(name)
-        extractor = f" ({name.split('_', 1)[1]})" if metric_kind(name) != name else ""
+        extractor = f" ({name.rpartition('_')[2]})" if metric_kind(name) != name else ""
         directions = [r.metrics[name].get("direction", "") for r in records if name in r.metrics]
         title = shown.title + extractor + (" ×10³" if shown.scale == 1e3 else "")
         made.append(f"{title} {ARROWS.get(directions[0], '')}".rstrip())
