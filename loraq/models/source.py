@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loraq.config import ModelConfig
@@ -15,6 +16,8 @@ from loraq.models.files import file_problems, used_files
 from loraq.utils.assets import offline, resolve_asset
 from loraq.utils.hashing import CHECKSUMS, cached_hash, read_sha256sums
 
+READERS = 4
+"""Files that are hashed at a time."""
 _WEIGHT_FILES = (".safetensors",)
 _CONFIG_FILES = (".json", ".model", ".txt")
 
@@ -125,9 +128,10 @@ def weights_hash(model: ModelConfig) -> str:
         files = [folder / name for name in used_files(names, model.variant)]
     expected = read_sha256sums(folder)
     total = hashlib.sha256()
-    for path in files:
+    with ThreadPoolExecutor(READERS) as pool:  # hashing lets other threads run
+        digests = list(pool.map(cached_hash, files))
+    for path, digest in zip(files, digests, strict=True):
         name = path.relative_to(folder).as_posix()
-        digest = cached_hash(path)
         if name in expected and expected[name] != digest:
             raise LoraqError(
                 f"'{path}' is damaged: its sha256 is {digest[:16]}…, {CHECKSUMS} says "

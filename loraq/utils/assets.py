@@ -1,4 +1,4 @@
-"""Paths of files in this package (`asset:NAME`) and in others, and whether there is a network."""
+"""Paths of files in this package (`asset:NAME`), in others and in the cache; the network."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def resolve_asset(path: str) -> Path:
     if path.startswith("asset:"):
         return ASSETS / path.removeprefix("asset:")
     return Path(path).expanduser()
+
+
+def cache_folder() -> Path:
+    """`loraq` in the folder of the hub's cache: $HF_HOME, else ~/.cache/huggingface."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    return Path(os.path.expandvars(home)).expanduser() / "loraq"
 
 
 def package_folder(module: str, requirement: str) -> Path:

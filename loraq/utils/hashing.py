@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.utils.kept_hashes import FileState, file_state, keep_hash, kept_hash
 from loraq.utils.plain import to_plain
 
 CHECKSUMS = "SHA256SUMS"
@@ -43,22 +43,23 @@ def file_hash(path: Path) -> str:
 
 
 def cached_hash(path: Path) -> str:
-    """`file_hash`, cached until the file changes.
+    """`file_hash`, cached until the file changes; that of a large file also for later processes.
 
-    A change is seen by the time that the system gives it (ctime), which no program can set back.
-    File systems count this time in steps, so the hash of a file that has just changed is not kept.
+    File systems count times in steps, so the hash of a file that has just changed is not kept.
     """
-    stat = path.stat()
-    if abs(time.time_ns() - stat.st_ctime_ns) < SETTLED:
+    state = file_state(path)
+    if abs(time.time_ns() - state.changed) < SETTLED:
         return file_hash(path)
-    return _hash_of_state(
-        os.path.abspath(path), stat.st_dev, stat.st_ino, stat.st_size, stat.st_ctime_ns
-    )
+    return _hash_of_state(state)
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def _hash_of_state(path: str, device: int, inode: int, size: int, changed: int) -> str:
-    return file_hash(Path(path))
+def _hash_of_state(state: FileState) -> str:
+    digest = kept_hash(state)
+    if digest is None:
+        digest = file_hash(Path(state.path))
+        keep_hash(state, digest)
+    return digest
 
 
 def files_hash(folder: Path, names: Iterable[str]) -> str:

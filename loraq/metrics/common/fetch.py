@@ -9,11 +9,10 @@ from loraq.errors import DiskFullError, LoraqError
 from loraq.metrics.common.weights import (
     PublishedFile,
     Weights,
-    cache_folder,
     is_published,
     size_text,
 )
-from loraq.utils.assets import offline
+from loraq.utils.assets import cache_folder, offline
 from loraq.utils.download import download_file, reporting_download_errors
 from loraq.utils.output_folder import folder_lock
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loraq.errors import LoraqError
+from loraq.utils.assets import cache_folder
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 
@@ -123,13 +124,6 @@ class Weights:
 def is_published(path: Path, file: PublishedFile) -> bool:
     """Whether `path` has the file's contents; its hash is cached until it changes."""
     return path.stat().st_size == file.size and cached_hash(path) == file.sha256
-
-
-def cache_folder() -> Path:
-    """`loraq` in the folder of the hub's cache: $HF_HOME, else ~/.cache/huggingface."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
-    return Path(os.path.expandvars(home)).expanduser() / "loraq"
 
 
 def size_text(size: float) -> str:
