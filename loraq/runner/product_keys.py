@@ -28,7 +28,8 @@ from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
-KERNELS_VERSION = 1
+KERNELS_VERSION = 2
+BFLOAT16_VERSION = 1
 RECORD_VERSION = 1
 SENSITIVITY_PROMPTS, SENSITIVITY_STEPS = 8, 4
 
@@ -117,7 +118,7 @@ def _compute_key(config: Config, device: str) -> list[Any]:
     if device != "cpu" or config.compute != "auto":
         return ["compute", config.compute, KERNELS_VERSION]
     use_bfloat16 = batch_invariance.use_bfloat16(device, config.model.dtype)
-    return ["compute", "bfloat16 products", KERNELS_VERSION] if use_bfloat16 else []
+    return ["compute", "bfloat16 products", BFLOAT16_VERSION] if use_bfloat16 else []
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

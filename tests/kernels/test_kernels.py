@@ -9,13 +9,13 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format, quantize
-from loraq.formats.packing import pack
+from loraq.formats.packing import pack, packed_bytes
 from loraq.layers.backends import Emulated, check_compute, make_compute
 from loraq.layers.equation import quantized_linear
 from loraq.layers.linear import set_compute
 from loraq.layers.triton import Unsupported, prepare
 from loraq.layers.triton import layer as layer_module
-from loraq.layers.triton.operands import FULL_AXIS
+from loraq.layers.triton.operands import FULL_AXIS, choose_product
 from tests.kernels.layers import DEVICE, RECIPES, named, random_input, random_layer
 
 # Products differ from the definition only by the order of fp32 sums. That may change a code of the
@@ -126,7 +126,10 @@ BLOCKED = [name for name in ACTIVATIONS if name not in ("bf16", "fp16")]
 @pytest.mark.parametrize("exponent", ["floor", "even", "rceil", "ceil"])
 @pytest.mark.parametrize("name", BLOCKED)
 def test_codes_are_those_of_the_formats(name, exponent, width):
-    """Bitwise equal after decoding, except that minus zero is zero here."""
+    """Bitwise equal after decoding, except that minus zero is zero here.
+
+    Scales per token are applied after the product.
+    """
     fmt = named("nvfp4 fixed" if name == "nvfp4" else name)
     if fmt.scale != "e8m0" and exponent != "floor":
         pytest.skip("only shared exponents are rounded by a rule")
@@ -135,16 +138,34 @@ def test_codes_are_those_of_the_formats(name, exponent, width):
     x = random_input(19, width, positive=name == "uint4")
     x[3] *= 1e-30
     x[4, :3] = torch.tensor([5e-8, -5e-8, 0.0])
-    main, _ = layer_module.quantize_operands(x.to(DEVICE), fmt, None)
-    codes = main.codes.cpu()
-    packed = QuantizedTensor(
-        pack(codes, 6) if fmt.bits == 6 else codes,
-        main.scale.cpu(),
-        main.tensor_scale.cpu()[:, None] if isinstance(main.tensor_scale, torch.Tensor) else None,
-        tuple(x.shape),
-        fmt,
-    )
-    assert torch.equal(dequantize(packed) + 0.0, fake_quantize(x, fmt) + 0.0)
+    product = choose_product(fmt, fmt, DEVICE)
+    if fmt.family == "mxfp" and fmt.bits != 6:
+        assert product.mode == "scaled"
+        values = replace(product, mode="values", dtype=torch.float32)  # on GPUs without MX products
+        found = written_values(x, fmt, values)
+        assert torch.equal(found, fake_quantize(x, fmt) + 0.0)
+    found, wanted = written_values(x, fmt, product), fake_quantize(x, fmt) + 0.0
+    rounding = 2**-23 if fmt.tensor_scale == "token" else 0  # of the product of the two scales
+    assert ((found - wanted).abs() <= rounding * wanted.abs()).all()
+
+
+def written_values(x: torch.Tensor, fmt, product) -> torch.Tensor:
+    """What the first kernel writes, dequantised."""
+    main, _ = layer_module.quantize_operands(x.to(DEVICE), fmt, product)
+    width, codes = x.shape[1], main.codes.cpu()
+    if product.mode != "int":
+        assert not codes[
+            :, packed_bytes(width, fmt.bits) if product.mode == "scaled" else width :
+        ].any()
+    tensor_scale = main.tensor_scale
+    tensor_scale = tensor_scale.cpu()[:, None] if isinstance(tensor_scale, torch.Tensor) else None
+    if product.mode == "values":
+        return codes[:, :width] * (1.0 if tensor_scale is None else tensor_scale) + 0.0
+    if product.mode == "int":
+        codes = pack(codes[:, :width].view(torch.uint8) & ((1 << fmt.bits) - 1), fmt.bits)
+    codes, blocks = codes[:, : packed_bytes(width, fmt.bits)], -(-width // min(main.block, width))
+    scale = main.scale.cpu()[:, :blocks]
+    return dequantize(QuantizedTensor(codes, scale, tensor_scale, tuple(x.shape), fmt)) + 0.0
 
 
 def test_one_scale_per_token_or_per_matrix():
@@ -155,7 +176,7 @@ def test_one_scale_per_token_or_per_matrix():
     tensors = replace(tensors, weight=quantize(dequantize(tensors.weight), weight), **whole)
     x = random_input(9, 200)
     layer = prepare(tensors, x.dtype, DEVICE)
-    assert layer.weight.block == FULL_AXIS and layer.weight.strides[1] == 0
+    assert layer.weight.block == FULL_AXIS and layer.main.mode == "int"
     wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < BOUND
 

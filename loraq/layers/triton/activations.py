@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.layers.triton.numbers import quantize_blocks
+from loraq.layers.triton.numbers import decode, quantize_blocks, scale_value
 
 
 @triton.jit
@@ -50,15 +50,24 @@ def quantize_tile(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Quantise fp32 [R, C] in blocks along the columns from `first`; store codes and scales."""
+    """Quantise fp32 [R, C] in blocks along the columns from `first`; store codes and scales.
+
+    If `codes_ptr` points to floats, store their values instead, without the tensor's scale.
+    """
     blocks: tl.constexpr = C // BLOCK
     block_tensor_scale = tl.broadcast_to(tensor_scale[:, None], (R, blocks))
     codes, stored = quantize_blocks(tl.reshape(x, (R, blocks, BLOCK)), block_tensor_scale, E)
-    codes = tl.reshape(codes, (R, C))
-    store_codes(codes, codes_ptr, rows, inside, first, count, stride, E.bits, R, C)
-    at = first // BLOCK + tl.arange(0, blocks)
-    mask = inside[:, None] & (at < tl.cdiv(count, BLOCK))[None, :]
-    tl.store(scale_ptr + rows[:, None] * scale_stride + at[None, :], stored, mask)
+    if codes_ptr.dtype.element_ty.is_floating():
+        values = tl.reshape(decode(codes, E) * scale_value(stored, E)[:, :, None], (R, C))
+        at = first + tl.arange(0, C)
+        mask = inside[:, None] & (at < count)[None, :]
+        tl.store(codes_ptr + rows[:, None] * stride + at[None, :], values, mask)
+    else:
+        codes = tl.reshape(codes, (R, C))
+        store_codes(codes, codes_ptr, rows, inside, first, count, stride, E.bits, R, C)
+        at = first // BLOCK + tl.arange(0, blocks)
+        mask = inside[:, None] & (at < tl.cdiv(count, BLOCK))[None, :]
+        tl.store(scale_ptr + rows[:, None] * scale_stride + at[None, :], stored, mask)
 
 
 @triton.jit

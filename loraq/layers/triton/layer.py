@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -25,9 +25,9 @@ from loraq.layers.triton.operands import (
     stored_operand,
 )
 from loraq.layers.triton.support import Equation, check_supported
+from loraq.layers.triton.tiles import choose_tile, has_large_memory
 
-TILE_TOKENS = 32
-TILE_OUTPUTS = 128
+TILE_TOKENS = 32  # of the kernel that quantises
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class PreparedLayer:
         x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
         branch = None if self.branch is None else self.branch.activation
         with device_context(x.device):
-            main, other = quantize_operands(x_TI, self.activation, branch)
+            down = None if self.branch is None else self.branch.down
+            main, other = quantize_operands(x_TI, self.activation, self.main, branch, down)
             h = None if self.branch is None or other is None else launch_down(self.branch, other)
         return KernelInput(main, h, x.shape[:-1], x.dtype)
 
@@ -92,8 +93,8 @@ def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> 
     fmt = tensors.activation
     main = choose_product(fmt, tensors.weight.format, device)
     bias = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
-    weight, branch = stored_operand(tensors.weight, device), _branch(tensors, device)
-    return PreparedLayer(dtype, fmt, weight, main, bias, branch)
+    weight = stored_operand(tensors.weight, main, device)
+    return PreparedLayer(dtype, fmt, weight, main, bias, _branch(tensors, device))
 
 
 def device_context(device: torch.device) -> AbstractContextManager[object]:
@@ -106,23 +107,32 @@ def _branch(tensors: LayerTensors, device: torch.device) -> Branch | None:
     if tensors.right is None or tensors.left is None or fmt is None:
         return None
     intermediate = fmt if tensors.requantize_intermediate else None
+    left, right = tensors.left, tensors.right
+    down = choose_product(fmt, right.format, device)
+    up = choose_product(intermediate or left.format, left.format, device)
+    up = up.narrowed(left.shape[-1])
     return Branch(
         fmt,
-        stored_operand(tensors.right, device),
-        stored_operand(tensors.left, device),
-        choose_product(fmt, tensors.right.format, device),
-        choose_product(intermediate or tensors.left.format, tensors.left.format, device),
+        stored_operand(right, down, device),
+        stored_operand(left, up, device),
+        down,
+        up,
         intermediate,
     )
 
 
 def quantize_operands(
-    x_TI: Tensor, fmt: Format, branch: Format | None
+    x_TI: Tensor,
+    fmt: Format,
+    product: Product,
+    branch: Format | None = None,
+    down: Product | None = None,
 ) -> tuple[Operand, Operand | None]:
     """x̃ in the formats of the main layer and of the branch, with one launch."""
-    main, other = allocate_operand(x_TI, fmt), None
-    if branch is not None:
-        other = main if branch == fmt else allocate_operand(x_TI, branch)
+    main, other = allocate_operand(x_TI, fmt, product), None
+    if branch is not None and down is not None:
+        shared = (branch, down) == (fmt, product)
+        other = main if shared else allocate_operand(x_TI, branch, down)
     parts = [main] if other is None or other is main else [main, other]
     written = [part for part in parts if part.element is not None]
     if written and x_TI.numel():
@@ -147,8 +157,8 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
         T,
         width,
         x_TI.stride(0),
-        *first.strides,
-        *last.strides,
+        *first.strides[:2],
+        *last.strides[:2],
         first.element,
         blocks[0],
         last.element if len(parts) > 1 else None,
@@ -163,17 +173,21 @@ def launch_input(x_TI: Tensor, parts: Sequence[Operand]) -> None:
 def launch_down(branch: Branch, x: Operand) -> Operand:
     """h, quantised or in the dtype of a 16-bit L (kernel 2)."""
     right, product, fmt = branch.right, branch.down, branch.intermediate
-    T, rank, width, device = x.codes.shape[0], right.codes.shape[0], right.width, x.codes.device
+    T, rank, device = x.codes.shape[0], right.codes.shape[0], x.codes.device
+    padded = branch.up.padded(rank)
     if fmt is None or fmt.family == "float":
         dtype = branch.left.codes.dtype if fmt is None else FLOAT_DTYPES[fmt.name]
-        values = torch.empty(T, rank, dtype=dtype, device=device)
-        out = Operand(values, values, 1.0, None, FULL_AXIS, rank)
+        create = torch.empty if padded == rank else torch.zeros
+        values = create(T, padded, dtype=dtype, device=device)
+        out = Operand(values, values, None, None, FULL_AXIS, rank)
     else:
-        out = empty_operand(T, rank, fmt, device)
+        out = empty_operand(T, rank, fmt, branch.up, device)
     if T == 0:
         return out
     N = max(16, triton.next_power_of_2(rank))
-    down[(triton.cdiv(T, TILE_TOKENS),)](
+    tile = choose_tile({product.mode}, large=False)
+    warps = 8 if tile.outputs < N else tile.warps
+    down[(triton.cdiv(T, tile.tokens),)](
         x.codes,
         x.scale,
         x.tensor_scale_pointer,
@@ -182,12 +196,12 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
         out.codes,
         out.scale,
         T,
-        width,
+        product.padded(x.width),
         rank,
-        right.tensor_scale,
+        right.tensor_scale_value,
         *x.strides,
         *right.strides,
-        *out.strides,
+        *out.strides[:2],
         x.element,
         x.block,
         x.tensor_scale_per_row,
@@ -197,12 +211,13 @@ def launch_down(branch: Branch, x: Operand) -> Operand:
         min(out.block, N),
         product.mode,
         product.step,
-        product.type,
-        TILE_TOKENS,
+        tile.tokens,
         N,
+        num_warps=warps,
+        num_stages=tile.stages,
         enable_fp_fusion=True,
     )
-    return out
+    return replace(out, codes=out.codes.to(branch.up.dtype)) if out.element is None else out
 
 
 def launch_linear(layer: PreparedLayer, quantized: KernelInput, y_TO: Tensor) -> None:
@@ -213,8 +228,10 @@ def launch_linear(layer: PreparedLayer, quantized: KernelInput, y_TO: Tensor) ->
     if quantized.h is not None and layer.branch is not None:
         branch = layer.branch
         h, left, up, rank = quantized.h, branch.left, branch.up, quantized.h.width
-    N = min(TILE_OUTPUTS, max(16, triton.next_power_of_2(O)))
-    linear[(triton.cdiv(T, TILE_TOKENS), triton.cdiv(O, N))](
+    one_sum = up.mode == layer.main.mode and (not rank or left.tensor_scale is None)
+    tile = choose_tile({layer.main.mode, up.mode}, one_sum and has_large_memory(y_TO.device))
+    N = min(tile.outputs, max(16, triton.next_power_of_2(O)))
+    linear[(triton.cdiv(T, tile.tokens) * triton.cdiv(O, N),)](
         x.codes,
         x.scale,
         x.tensor_scale_pointer,
@@ -227,11 +244,11 @@ def launch_linear(layer: PreparedLayer, quantized: KernelInput, y_TO: Tensor) ->
         y_TO if bias is None else bias,
         y_TO,
         T,
-        weight.width,
+        layer.main.padded(x.width),
         O,
-        rank,
-        weight.tensor_scale,
-        left.tensor_scale,
+        up.padded(rank),
+        weight.tensor_scale_value,
+        left.tensor_scale_value,
         *x.strides,
         *weight.strides,
         *h.strides,
@@ -248,12 +265,13 @@ def launch_linear(layer: PreparedLayer, quantized: KernelInput, y_TO: Tensor) ->
         left.block,
         layer.main.mode,
         layer.main.step,
-        layer.main.type,
         up.mode if rank else None,
         up.step,
-        up.type,
+        left.tensor_scale is not None,
         bias is not None,
-        TILE_TOKENS,
+        tile.tokens,
         N,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
         enable_fp_fusion=True,
     )

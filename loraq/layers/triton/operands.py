@@ -1,28 +1,38 @@
-"""Operands in the layout of the kernels, and the product of two operands."""
+"""Operands as the kernels read them, and the product of two operands.
+
+    mode     stored codes [rows, K]                      stored scales
+    int      int8, one code per byte                     fp32 [blocks, rows]; activations: as stored
+    scaled   as stored: E2M1 two per byte, 8-bit codes   E8M0 [rows, blocks]
+    values   16-bit values, block scales applied         none
+
+K is a multiple of the product's step: what is added is zero. Weights are brought into this form
+once, when a layer is prepared; activations are written in it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from loraq.errors import LoraqError
-from loraq.formats import Format, QuantizedTensor
+from loraq.formats import Format, QuantizedTensor, dequantize
 from loraq.formats.packing import unpack
 from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.formats.scales import nvfp4_tensor_scale
 from loraq.layers.triton.numbers import ElementConstants, element_constants
+from loraq.layers.triton.products import FULL_AXIS as FULL_AXIS_CONSTANT
 
-FULL_AXIS = 1 << 20  # block size of one scale per row or per tensor; no axis is longer
-# Triton's interpreter cannot multiply bf16; every bf16 value is exact in fp32.
+FULL_AXIS: int = FULL_AXIS_CONSTANT.value
 INTERPRETED: bool = triton.knobs.runtime.interpret
-DECODED = tl.float32 if INTERPRETED else tl.bfloat16
+# Triton's interpreter cannot multiply bf16; every bf16 value is exact in fp32.
+DECODED = torch.float32 if INTERPRETED else torch.bfloat16
 
-ProductMode = Literal["int", "scaled", "decode"]
+ProductMode = Literal["int", "scaled", "values"]
 
 
 class Unsupported(LoraqError):
@@ -30,18 +40,46 @@ class Unsupported(LoraqError):
 
 
 @dataclass(frozen=True)
-class Operand:
-    """A matrix [rows, K] in the layout of the kernels; element None: 16-bit values.
+class Product:
+    """How two operands are multiplied: mode, columns per step, and the dtype of stored codes."""
 
-    tensor_scale: nvfp4's fp32 scale, a number per tensor or one value per row.
+    mode: ProductMode
+    step: int
+    dtype: torch.dtype
+
+    def padded(self, width: int) -> int:
+        """K of operands of this width."""
+        return triton.cdiv(width, self.step) * self.step
+
+    def narrowed(self, width: int) -> Product:
+        """The same product with a smaller step, if that suffices for operands of this width."""
+        if self.mode == "scaled":
+            return self
+        return replace(self, step=min(self.step, max(32, triton.next_power_of_2(width))))
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A matrix [rows, K] in the layout of the kernels; element None: never quantised.
+
+    tensor_scale: nvfp4's fp32 scale, a number per tensor or one value per row; None: 1.
+    scale_strides: of the rows and of the blocks.
     """
 
     codes: Tensor
     scale: Tensor
-    tensor_scale: float | Tensor
+    tensor_scale: float | Tensor | None
     element: ElementConstants | None
     block: int
     width: int
+    scale_strides: tuple[int, int] = (0, 0)
+
+    def __post_init__(self) -> None:
+        if self.codes.stride(1) != 1:
+            raise LoraqError(
+                f"Codes with strides {self.codes.stride()} cannot be multiplied: kernels read "
+                "adjacent columns. Call contiguous()."
+            )
 
     def __repr__(self) -> str:
         bits = 16 if self.element is None else self.element.bits
@@ -58,18 +96,14 @@ class Operand:
         return self.tensor_scale if isinstance(self.tensor_scale, Tensor) else self.scale
 
     @property
-    def strides(self) -> tuple[int, int]:
-        """Row strides of the codes and of the scales."""
-        return self.codes.stride(0), self.scale.stride(0) if self.scale.dim() > 1 else 0
+    def tensor_scale_value(self) -> float:
+        """The scale of the tensor."""
+        return self.tensor_scale if isinstance(self.tensor_scale, float) else 1.0
 
-
-@dataclass(frozen=True)
-class Product:
-    """How two operands are multiplied: mode, columns per step, and the dtype of decoded values."""
-
-    mode: ProductMode
-    step: int
-    type: tl.dtype | None
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Strides of the codes' rows, and of the scales' rows and blocks."""
+        return self.codes.stride(0), *self.scale_strides
 
 
 def block_size(fmt: Format) -> int:
@@ -77,69 +111,105 @@ def block_size(fmt: Format) -> int:
     return FULL_AXIS if fmt.block is None or fmt.block == -1 else fmt.block
 
 
-def stored_operand(packed: QuantizedTensor, device: torch.device) -> Operand:
-    """The operand of a packed tensor; 6-bit codes are unpacked to one byte each."""
-    fmt, width, codes = packed.format, packed.shape[-1], packed.codes.to(device)
-    if fmt.family == "float":
-        return Operand(codes, codes, 1.0, None, FULL_AXIS, width)
-    if fmt.bits == 6:
-        codes = unpack(codes, 6, width).contiguous()
-    tensor_scale = 1.0 if packed.tensor_scale is None else float(packed.tensor_scale)
+def stored_operand(packed: QuantizedTensor, product: Product, device: torch.device) -> Operand:
+    """The operand of a packed tensor, for one product."""
+    packed = packed.to(device)
+    fmt, (rows, width) = packed.format, packed.shape
+    extra = product.padded(width) - width
+    tensor_scale = None if packed.tensor_scale is None else float(packed.tensor_scale)
+    if product.mode == "values":
+        if packed.tensor_scale is not None:
+            packed = replace(packed, tensor_scale=torch.ones_like(packed.tensor_scale))
+        values = packed.codes if fmt.family == "float" else dequantize(packed)
+        values = _with_columns(values.to(product.dtype), extra)
+        return Operand(values, values, tensor_scale, None, FULL_AXIS, width)
     assert packed.scale is not None
-    scale = packed.scale.to(device)
-    return Operand(codes, scale, tensor_scale, element_constants(fmt), block_size(fmt), width)
+    element, block = stored_element(fmt, product), block_size(fmt)
+    if product.mode == "int":
+        codes = fmt.element.decode(unpack(packed.codes, fmt.bits, width)).to(torch.int8)
+        scale = packed.scale if packed.scale.dim() else packed.scale.expand(rows, 1)
+        scale = scale.float().mT.contiguous()
+        return Operand(_with_columns(codes, extra), scale, None, element, block, width, (1, rows))
+    columns = product.padded(width) * fmt.bits // 8
+    codes = _with_columns(packed.codes, columns - packed.codes.shape[1])
+    scale = _with_columns(packed.scale, product.padded(width) // 32 - packed.scale.shape[1])
+    return Operand(codes, scale, None, element, block, width, (scale.stride(0), 1))
+
+
+def _with_columns(x: Tensor, extra: int) -> Tensor:
+    """x and columns of zeros; x itself without them, which `pad` would copy."""
+    return pad(x, (0, extra)) if extra else x
+
+
+def stored_element(fmt: Format, product: Product) -> ElementConstants:
+    """The constants of codes as they are stored; integers take a byte each, whatever their bits."""
+    element = element_constants(fmt)
+    return element._replace(bits=8) if product.mode == "int" else element
 
 
 def choose_product(a: Format, b: Format, device: torch.device) -> Product:
     """The product for two formats; raises Unsupported if no product is exact."""
     families = {a.family, b.family}
-    block = min(block_size(a), block_size(b))
     if families <= {"int", "uint"}:
-        step = min(block, 64)
+        step = min(block_size(a), block_size(b), 128)
         if step < 32 or any(block_size(f) % step for f in (a, b)):
             raise Unsupported(
                 f"No kernel multiplies '{a.label}' with '{b.label}': group sizes must be powers of "
                 "two ≥ 32. Set compute=emulate."
             )
-        return Product("int", step, None)
+        return Product("int", step, torch.int8)
     scaled = all(f.bits in (4, 8) and f.block == 32 for f in (a, b))
-    if families == {"mxfp"} and scaled and has_fp8(device):
-        return Product("scaled", 64, None)
+    if families == {"mxfp"} and scaled and multiplies_mx(device):
+        return Product("scaled", 128, torch.uint8)
     if families == {"float"} and a.name == b.name:
-        return Product("decode", 64, tl.float16 if a.name == "fp16" else DECODED)
+        return Product("values", 64, torch.float16 if a.name == "fp16" else DECODED)
     if all(f.scale in ("e8m0", "e4m3") or f.name == "bf16" for f in (a, b)):
-        return Product("decode", 64, DECODED)
+        return Product("values", 64, DECODED)
     raise Unsupported(
         f"No kernel multiplies '{a.label}' with '{b.label}' exactly. Set compute=emulate."
     )
 
 
-def has_fp8(device: torch.device) -> bool:
-    """Whether the GPU has FP8, which `tl.dot_scaled` uses on hardware without MX products."""
-    if device.type != "cuda" or torch.version.hip is not None:
+def multiplies_mx(device: torch.device) -> bool:
+    """Whether the GPU's tensor cores apply E8M0 scales: NVIDIA from sm100 on, AMD's gfx95."""
+    if device.type != "cuda":
         return True
-    return torch.cuda.get_device_capability(device) >= (8, 9)
+    if torch.version.hip is None:
+        return torch.cuda.get_device_capability(device) >= (10, 0)
+    return torch.cuda.get_device_properties(device).gcnArchName.startswith("gfx95")
 
 
-def allocate_operand(x_TI: Tensor, fmt: Format) -> Operand:
+def allocate_operand(x_TI: Tensor, fmt: Format, product: Product) -> Operand:
     """Empty codes and scales for x̃, with its tensor scales; for a 16-bit format, x̃ itself."""
+    rows, width = x_TI.shape
     if fmt.family == "float":
-        values = x_TI.to(FLOAT_DTYPES[fmt.name])
-        return Operand(values, values, 1.0, None, FULL_AXIS, x_TI.shape[1])
-    tensor_scale: float | Tensor = 1.0
+        values = x_TI.to(FLOAT_DTYPES[fmt.name]).to(product.dtype)
+        values = _with_columns(values, product.padded(width) - width)
+        return Operand(values, values, None, None, FULL_AXIS, width)
+    tensor_scale = None
     if fmt.tensor_scale == "token":
         tensor_scale = nvfp4_tensor_scale(x_TI.float().abs().amax(-1))
-    rows, width = x_TI.shape
-    return empty_operand(rows, width, fmt, x_TI.device, tensor_scale)
+    return empty_operand(rows, width, fmt, product, x_TI.device, tensor_scale)
 
 
 def empty_operand(
-    rows: int, width: int, fmt: Format, device: torch.device, tensor_scale: float | Tensor = 1.0
+    rows: int,
+    width: int,
+    fmt: Format,
+    product: Product,
+    device: torch.device,
+    tensor_scale: Tensor | None = None,
 ) -> Operand:
-    """Empty codes and scales of a block format."""
-    element, block = element_constants(fmt), block_size(fmt)
-    columns = (width + 1) // 2 if element.bits == 4 else width
-    codes = torch.empty(rows, columns, dtype=torch.uint8, device=device)
-    dtype = FLOAT_DTYPES.get(fmt.scale, torch.uint8)
-    scale = torch.empty(rows, -(-width // min(block, width)), dtype=dtype, device=device)
-    return Operand(codes, scale, tensor_scale, element, block, width)
+    """Codes and scales of a block format, to be written; what K adds to the width is zero."""
+    element, block, columns = stored_element(fmt, product), block_size(fmt), product.padded(width)
+    create = torch.empty if columns == width else torch.zeros
+    if product.mode == "scaled":
+        codes = create(rows, columns * fmt.bits // 8, dtype=product.dtype, device=device)
+        scale = create(rows, columns // 32, dtype=torch.uint8, device=device)
+    else:
+        codes = create(rows, columns, dtype=product.dtype, device=device)
+        blocks = 0 if product.mode == "values" else triton.cdiv(width, min(block, width))
+        dtype = FLOAT_DTYPES.get(fmt.scale, torch.uint8)
+        scale = torch.empty(rows, blocks, dtype=dtype, device=device)
+    strides = scale.stride(0), 1
+    return Operand(codes, scale, tensor_scale, element, block, width, strides)
