@@ -12,9 +12,9 @@ import torch
 from loraq.compose import recipe
 from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
+from loraq.models.call import check_call
 from loraq.models.finite import check_finite, check_pipeline
 from loraq.models.layers import Layer, family_of, list_layers, recipe_for
-from loraq.models.loading import check_call
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.model import QuantizedModel

@@ -43,6 +43,8 @@ FORMATS = {
         "format@quant.branch_activation=mxfp8_e4m3",
     ],
 }
+FOLDER = ("model.hub_id=null", "model.variant=null", "model.call.clean_caption=false")
+"""Settings with which a full-size model is read from a folder of `make_fullsize`."""
 PACKED = "quantised/*/*.safetensors"
 """The packed files of finished groups in an output folder."""
 BRANCH = ("format@quant.branch_weight", "format@quant.branch_activation")
@@ -78,8 +80,8 @@ def settings_of(method: str, main_format: str) -> list[str]:
 
 def quantize_command(model: str, folder: Path, overrides: Sequence[str], output: Path) -> list[str]:
     """The command `loraq quantize` on the snapshot in `folder`."""
-    command = [sys.executable, "-m", "loraq.cli", "quantize", f"model={model}", "model.hub_id=null"]
-    return [*command, f"model.path={folder}", f"output={output}", *overrides]
+    command = [sys.executable, "-m", "loraq.cli", "quantize", f"model={model}"]
+    return [*command, *FOLDER, f"model.path={folder}", f"output={output}", *overrides]
 
 
 def run_quantize(

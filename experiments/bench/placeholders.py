@@ -2,7 +2,8 @@
 
 Tokenizer and scheduler are the embedded model's. The text encoder has one layer with the width of
 the transformer's caption embeddings; the autoencoder has the published downsampling factor and
-number of latent channels, and eight internal channels. The outputs are not meaningful images.
+number of latent channels, and eight internal channels beside them. The outputs are not meaningful
+images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from loraq.utils.assets import ASSETS
 
 EMBEDDED = {"pixart_sigma": "tiny_pixart", "sana_1_6b": "tiny_sana"}
 COPIED = ("tokenizer", "scheduler")
-DC_BLOCKS = 6  # downsampling by 2^5
+DC_LATENTS = 32
+DC_CHANNELS = (8, 8, 8, 8, 8, DC_LATENTS)  # downsampling by 2^5; latents are repeated into the last
 
 
 def write_components(
@@ -71,7 +73,7 @@ def _autoencoder(name: str) -> nn.Module:
     each: dict[str, Any] = {}
     for side in ("encoder", "decoder"):
         each[f"{side}_block_types"] = "ResBlock"
-        each[f"{side}_block_out_channels"] = (8,) * DC_BLOCKS
-        each[f"{side}_layers_per_block"] = (1,) * DC_BLOCKS
-        each[f"{side}_qkv_multiscales"] = ((),) * DC_BLOCKS
-    return quiet_diffusers().AutoencoderDC(latent_channels=32, attention_head_dim=8, **each)
+        each[f"{side}_block_out_channels"] = DC_CHANNELS
+        each[f"{side}_layers_per_block"] = (1,) * len(DC_CHANNELS)
+        each[f"{side}_qkv_multiscales"] = ((),) * len(DC_CHANNELS)
+    return quiet_diffusers().AutoencoderDC(latent_channels=DC_LATENTS, attention_head_dim=8, **each)

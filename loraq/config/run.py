@@ -19,6 +19,8 @@ LARGEST_SET = 10_000_000
 class ModelConfig(Checked):
     """A pipeline in `save_pretrained` layout (a folder or a hub id) and its sampling settings.
 
+    revision: a commit, branch or tag of the hub's repository, null for its main branch. A branch is
+        looked up when files are downloaded, and then stays what it was.
     variant: which weight files are read, such as `fp16` for `*.fp16.safetensors`; a component that
         has no such files is read from those without a variant, as in diffusers.
     domain: what the model draws, such as `photographs`. It is not measured against prompts, real
@@ -39,6 +41,7 @@ class ModelConfig(Checked):
     call: dict[str, Any] = field(default_factory=dict)
     variant: str | None = setting(None, since="0.2")
     domain: str | None = setting(None, since="0.2")
+    revision: str | None = setting(None, since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +50,11 @@ class ModelConfig(Checked):
                 f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}; exactly one "
                 "must be set. Set model.path=FOLDER (asset:NAME for a model in the package) or "
                 "model.hub_id=OWNER/NAME, and the other to null."
+            )
+        if self.revision is not None and self.hub_id is None:
+            raise LoraqError(
+                f"revision={self.revision} has no effect with path={self.path}, only with hub_id. "
+                "Set model.revision=null."
             )
 
 

@@ -25,9 +25,11 @@ from loraq.models.files import (
     read_json,
     weight_files,
 )
+from loraq.models.hub import listed_problems
 from loraq.models.layers import find_family
 from loraq.models.networks import compare_with_files, network_class, quiet_diffusers
-from loraq.models.source import listed_problems, resolve_folder
+from loraq.models.parts import check_parts
+from loraq.models.source import resolve_folder
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 _REMEDY = "Restore these files, or use a complete copy of the model."
@@ -56,6 +58,7 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
             "(.bin) are not read; save the pipeline again with safe_serialization=True."
         )
     if only is None:
+        check_parts(folder)
         _check_widths(folder)
     wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
     for name, (library, class_name) in listed.items():

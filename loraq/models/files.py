@@ -23,6 +23,10 @@ _CONFIGS = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
+SMALL = (".json", ".model", ".txt")
+"""Endings of configurations and vocabularies."""
+WEIGHTS = ".safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _NO_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LFS_POINTER = b"version https://git-lfs"
 _VARIANT = re.compile(r"\.(\w+)(?=[.-])")
@@ -59,32 +63,75 @@ def has_weights(component: str) -> bool:
     return component.startswith(("text_encoder", "transformer", "vae"))
 
 
-def weight_files(folder: Path, library: str, variant: str | None = None) -> list[Path]:
+def is_small(name: str) -> bool:
+    """Whether a file is a configuration or a vocabulary, by its name."""
+    return name.endswith(SMALL)
+
+
+def weight_files(
+    folder: Path, library: str, variant: str | None = None, listed: Collection[str] | None = None
+) -> list[Path]:
     """The files that a component's weights are read from: one file, or the shards of an index.
 
-    Files of the variant are preferred to those without one, as in diffusers. Files that do not
-    exist are part of the list.
+    Files of the variant are preferred to those without one, as in diffusers; those without one are
+    read only if they are all there. Files that do not exist are part of the list.
+
+    listed: names of the component's files in a repository, of which `folder` need hold only the
+        indices; by default those in `folder`.
     """
-    plain = f"{STEMS.get(library, STEMS['diffusers'])}.safetensors"
-    choices = [(plain, f"{plain}.index.json")]
+    names = _names(folder) if listed is None else listed
+    plain = f"{STEMS.get(library, STEMS['diffusers'])}{WEIGHTS}"
+    wanted, choices = plain, [(plain, f"{plain}.index.json")]
     if variant is not None:
-        stem = plain.removesuffix(".safetensors")
-        single = f"{stem}.{variant}.safetensors"
-        older = (single, f"{plain}.{variant}.index.json")
-        choices = [(single, f"{plain}.index.{variant}.json"), older, *choices]
+        wanted = f"{plain.removesuffix(WEIGHTS)}.{variant}{WEIGHTS}"
+        older = (wanted, f"{plain}.{variant}.index.json")
+        choices = [(wanted, f"{plain}.index.{variant}.json"), older, *choices]
     for single, index in choices:
-        sharded = os.path.lexists(folder / index)
-        if sharded and (library == "diffusers" or not os.path.lexists(folder / single)):
-            named = read_json(folder / index).get("weight_map")
-            if not isinstance(named, dict) or not named:
-                raise LoraqError(
-                    f"'{folder / index}' has no weight_map, which names the files of the weights. "
-                    "Restore the model's folder."
-                )
-            return [folder / name for name in sorted(set(named.values()))]
-        if os.path.lexists(folder / single):
+        if index in names and (library == "diffusers" or single not in names):
+            shards = _shards(folder / index)
+            if single == wanted or {path.name for path in shards} <= {*names}:
+                return shards
+        elif single in names:
             return [folder / single]
-    return [folder / plain]
+    return [folder / wanted]
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of the files in a folder, dangling links included; none without the folder."""
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _shards(index: Path) -> list[Path]:
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise LoraqError(
+            f"'{index}' has no weight_map, which names the files of the weights. Restore the "
+            "model's folder."
+        )
+    return [index.with_name(name) for name in sorted(set(named.values()))]
+
+
+def absent_weights(wanted: str, names: Iterable[str]) -> str:
+    """What is wrong if a component has no weight file `wanted`, but files of these `names`."""
+    names = sorted(names)
+    variants = _variants(names)
+    if variants and not _VARIANT.search(wanted):
+        return (
+            f"is missing; there are weights of the variant {' and '.join(variants)}. Set "
+            f"model.variant={variants[0]}"
+        )
+    if pickled := [name for name in names if name.endswith(_PICKLED)]:
+        return (
+            f"is missing; '{pickled[0]}' is pickled and is not read, because reading it can run "
+            "any code. Save the pipeline again with safe_serialization=True"
+        )
+    return "is missing"
+
+
+def _variants(names: Iterable[str]) -> list[str]:
+    """The variants of weight files, such as bf16."""
+    infixes = (_VARIANT.search(Path(name).name) for name in names if name.endswith(WEIGHTS))
+    return sorted({match[1] for match in infixes if match})
 
 
 def read_header(path: Path) -> Header:
@@ -133,6 +180,8 @@ def file_problems(
         if only is None or name in only:
             for path in _component_files(folder, name, library, variant):
                 if problem := file_problem(path):
+                    if not os.path.lexists(path) and path.suffix == WEIGHTS:
+                        problem = absent_weights(path.name, _names(path.parent))
                     found[path.relative_to(folder).as_posix()] = problem
     return found
 
@@ -141,7 +190,7 @@ def _component_files(folder: Path, name: str, library: str, variant: str | None)
     """Files of a component: those that must be there, and all others that are not weights."""
     part = folder / name
     there = sorted(part.iterdir()) if part.is_dir() else []
-    yield from (path for path in there if path.suffix in (".json", ".model", ".txt"))
+    yield from (path for path in there if is_small(path.name))
     for start, config in _CONFIGS.items():
         if name.startswith(start) and not os.path.lexists(part / config):
             yield part / config
@@ -151,21 +200,20 @@ def _component_files(folder: Path, name: str, library: str, variant: str | None)
         yield part / "tokenizer.json"
 
 
-def used_files(names: Iterable[str], variant: str) -> list[str]:
+def used_files(names: Iterable[str], variant: str | None) -> list[str]:
     """The names without the weight files of other variants than `variant`, which are not read.
 
     names: paths within the pipeline's folder. LoraqError if no component has the variant.
     """
     names = sorted(names)
-    weights = [name for name in names if name.endswith(".safetensors")]
-    of_variant = re.compile(rf"\.{re.escape(variant)}(?=[.-])")
-    chosen = {name for name in weights if of_variant.search(Path(name).name)}
-    if not chosen:
-        infixes = (_VARIANT.search(Path(name).name) for name in weights)
-        known = {match[1] for match in infixes if match}
+    weights = [name for name in names if name.endswith(WEIGHTS)]
+    of_variant = re.compile(rf"\.{re.escape(variant or '')}(?=[.-])")
+    chosen = {name for name in weights if variant and of_variant.search(Path(name).name)}
+    if variant and not chosen:
         raise LoraqError(
             f"model.variant={variant}: no weight file has this variant. Variants of this model: "
-            f"{', '.join(sorted(known)) or 'none'}. Set model.variant to one of them, or to null."
+            f"{', '.join(_variants(weights)) or 'none'}. Set model.variant to one of them, or to "
+            "null."
         )
     with_it = {Path(name).parent for name in chosen}
     return [

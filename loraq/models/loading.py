@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from loraq.config import ModelConfig
-from loraq.errors import LoraqError, unknown
+from loraq.errors import LoraqError
+from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.files import components, read_json
 from loraq.models.finite import check_pipeline
 from loraq.models.layers import find_family
 from loraq.models.networks import quiet_diffusers
 from loraq.models.source import resolve_folder
-
-RESERVED = {
-    "prompt": "prompts are set with data=…",
-    "num_inference_steps": "set model.steps",
-    "guidance_scale": "set model.guidance",
-    "height": "set model.height",
-    "width": "set model.width",
-    "max_sequence_length": "set model.max_sequence_length",
-    "generator": "every image has its own seed (generate.seed)",
-    "output_type": "images are saved as PNG",
-}
-"""Arguments of the pipeline's `__call__` that a run sets, with the setting to use instead."""
 
 
 def load_pipeline(
@@ -45,6 +33,8 @@ def load_pipeline(
     check_contents(model, components(folder).keys() - {*without})
     pipeline = getattr(quiet_diffusers(), table.PIPELINE)
     check_model_call(model)
+    if "text_encoder" not in without:
+        check_text(model)
     try:
         pipe = pipeline.from_pretrained(
             str(folder),
@@ -68,19 +58,6 @@ def load_pipeline(
     pipe.to(device)
     check_pipeline(pipe)
     return pipe
-
-
-def check_model_call(model: ModelConfig) -> None:
-    """LoraqError for an argument in `model.call` that is unknown, unused or set by the run."""
-    if not model.call:
-        return
-    pipeline = getattr(quiet_diffusers(), find_family(model.family).PIPELINE)
-    check_call(pipeline.__call__, model.call, RESERVED, "model.call")
-    if model.call.get("negative_prompt") and model.guidance <= 1:
-        raise LoraqError(
-            f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}; "
-            "it needs a guidance above 1. Raise it, or leave the negative prompt out."
-        )
 
 
 def check_size(model: ModelConfig) -> None:
@@ -120,27 +97,6 @@ def _unusable(file: Path, name: str) -> LoraqError:
         f"'{file}' has no usable '{name}', so it is not the file of this pipeline's "
         f"{file.parent.name}. Restore it."
     )
-
-
-def check_call(
-    function: Callable[..., Any], call: Mapping[str, Any], reserved: Mapping[str, str], key: str
-) -> None:
-    """LoraqError for an argument in `call` that `function` does not have, or that is reserved.
-
-    reserved: argument → what to do instead. key: where `call` was given, for the error.
-    """
-    known = [
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        and name not in ("self", *reserved)
-    ]
-    for name, value in call.items():
-        if name in reserved:
-            raise LoraqError(f"{key}.{name}={value!r}: {reserved[name]}. Leave it out of {key}.")
-        if known and name not in known:
-            owner = function.__qualname__.partition(".")[0]
-            raise LoraqError(f"{key}: {unknown(f'argument of {owner}', name, known)}")
 
 
 def meta_transformer(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> Any:

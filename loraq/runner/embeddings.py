@@ -9,7 +9,6 @@ so the images are bit-identical.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch.nn.functional import pad
 from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
+from loraq.models.call import text_arguments
 from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
 from loraq.utils.pieces import keep_piece, write_piece
@@ -52,15 +52,12 @@ def encode_batch(
     pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
 ) -> dict[str, Tensor]:
     """Embeddings and masks of the batch from one call of the pipeline's `encode_prompt`."""
-    accepted = inspect.signature(pipe.encode_prompt).parameters
-    options = {name: value for name, value in model.call.items() if name in accepted}
     with torch.inference_mode():
         found = pipe.encode_prompt(
             [prompt.prompt for prompt in prompts],
             do_classifier_free_guidance=model.guidance > 1.0,
             device=pipe.text_encoder.device,
-            max_sequence_length=model.max_sequence_length,
-            **options,
+            **text_arguments(pipe, model),
         )
     pairs = zip(NAMES, found, strict=True)
     return {name: tensor for name, tensor in pairs if tensor is not None}

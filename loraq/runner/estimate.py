@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraq.compose import load_rows
+from loraq.models.hub import planned_fetches
 from loraq.runner.forecast import forecast, stage_units
 from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.rows import Row, Stage
@@ -16,10 +17,20 @@ from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
 from loraq.utils.rates import CPU, gpu_rates
 
+_AFTER_FETCH = (
+    "Keys, time and disk space follow from these files. A run fetches them before anything else; "
+    "without --dry-run it does so now."
+)
+
 
 def dry_run(overrides: Sequence[str]) -> str:
-    """The plan of the rows that `overrides` compose, checked as a run would; makes nothing."""
+    """The plan of the rows that `overrides` compose, checked as a run would; makes nothing.
+
+    Of a hub model that is not in the cache, only what a run would fetch first.
+    """
     configs = load_rows(overrides)
+    if fetches := planned_fetches([config.model for config in configs]):
+        return "\n".join([*map(str, fetches), _AFTER_FETCH])
     store = Store(configs[0].output, read_only=True)
     rows = plan_rows(configs, store)
     check_rows(rows)

@@ -17,6 +17,7 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.metrics.registry import needs_real
 from loraq.models.pointwise import weight_matrix
+from loraq.models.source import model_commit
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.rate_distortion import mean_limits
@@ -192,6 +193,7 @@ def _portable(config: Config) -> dict[str, Any]:
     """The configuration without paths of this machine."""
     plain = to_plain(config)
     plain.pop("output")
+    plain["model"]["revision"] = model_commit(config.model)
     path = config.model.path
     if path is not None and not path.startswith("asset:"):
         plain["model"]["path"] = Path(path).name

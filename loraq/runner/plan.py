@@ -17,9 +17,10 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.weights import Weights
 from loraq.metrics.registry import check_metrics, find_metric, needs_real
+from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.layers import list_layers
-from loraq.models.loading import check_model_call, check_size, meta_transformer
+from loraq.models.loading import check_size, meta_transformer
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
 from loraq.runner.product_keys import make_row
@@ -86,6 +87,8 @@ def check_rows(rows: Sequence[Row]) -> None:
         for row in rows:
             if row.todo:
                 check_model_call(row.config.model)
+            if row.todo - {Stage.QUANTIZED, Stage.IMAGES, Stage.MEASURED, Stage.RECORD}:
+                check_text(row.config.model)
         _check_models(rows)
         for row in rows:
             if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:

@@ -16,6 +16,7 @@ from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.registry import metric_sources, needs_real
+from loraq.models.layers import find_family
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
@@ -28,6 +29,7 @@ from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
+DEFAULTS_VERSION = 1
 KERNELS_VERSION = 2
 BFLOAT16_VERSION = 1
 RECORD_VERSION = 1
@@ -62,12 +64,13 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
         "model": {
             name: value
             for name, value in to_plain(config.model, new_defaults=False).items()
-            if name not in ("name", "path", "hub_id", "domain")
+            if name not in ("name", "path", "hub_id", "domain", "revision")
         },
         "diffusers": importlib.metadata.version("diffusers"),
         "transformers": importlib.metadata.version("transformers"),
         "batch_size": config.generate.batch_size,
         **sampling,
+        **_text_defaults(config.model),
     }
     capture = {
         "version": INPUTS_VERSION,
@@ -119,6 +122,12 @@ def _compute_key(config: Config, device: str) -> list[Any]:
         return ["compute", config.compute, KERNELS_VERSION]
     use_bfloat16 = batch_invariance.use_bfloat16(device, config.model.dtype)
     return ["compute", "bfloat16 products", BFLOAT16_VERSION] if use_bfloat16 else []
+
+
+def _text_defaults(model: ModelConfig) -> dict[str, int]:
+    """A key part if the text depends on defaults of the pipeline's call; they were others once."""
+    unset = set(find_family(model.family).TEXT_DEFAULTS) - set(model.call)
+    return {"text_defaults": DEFAULTS_VERSION} if unset else {}
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

@@ -21,6 +21,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, repository: str, files: Mapping[str, bytes], kind: str) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.repository, self.files, self.kind = repository, dict(files), kind
+        self.refs = {"main": COMMIT}  # branch → commit; every commit has the same files
         self.cut: dict[str, Iterator[int]] = {}
         self.ranges: list[tuple[str, str]] = []  # (file, Range) of every download
         self.tokens: dict[str, str | None] = {}  # file → Authorization of its last download
@@ -43,23 +44,34 @@ class Answer(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
         prefix = "" if self.server.kind == "models" else f"/{self.server.kind}"
-        resolved = f"{prefix}/{self.server.repository}/resolve/{COMMIT}/"
-        if self.server.kind == "files":
-            resolved = "/"
-        if path.startswith(f"/api/{self.server.kind}/{self.server.repository}"):
-            listed = [{"rfilename": name} for name in self.server.files]
-            about: object = {"id": self.server.repository, "sha": COMMIT, "siblings": listed}
+        commits, api = self.server.refs, f"/api/{self.server.kind}/{self.server.repository}"
+        if path.startswith(api):
+            listed = [{"rfilename": n, "size": len(x)} for n, x in self.server.files.items()]
+            _, _, revision = path.partition("/revision/")
+            commit = commits.get(revision or "main", revision)
+            if commit not in commits.values():
+                return self.send(b"", {"X-Error-Code": "RevisionNotFound"}, body, status=404)
+            about: object = {"id": self.server.repository, "sha": commit, "siblings": listed}
+            if path == f"{api}/refs":
+                names = ("name", "ref", "targetCommit")
+                pairs = [(name, f"refs/heads/{name}", commit) for name, commit in commits.items()]
+                branches = [dict(zip(names, pair, strict=True)) for pair in pairs]
+                about = {"branches": branches, "tags": [], "converts": []}
             if "/tree/" in path:
                 about = [
                     {"type": "file", "path": name, "size": len(data), "oid": name}
                     for name, data in self.server.files.items()
                 ]
             return self.send(json.dumps(about).encode(), {"Content-Type": "application/json"}, body)
-        name = path.removeprefix(resolved)
-        if not path.startswith(resolved) or name not in self.server.files:
+        resolved = f"{prefix}/{self.server.repository}/resolve/"
+        commit, _, name = path.removeprefix(resolved).partition("/")
+        known = path.startswith(resolved) and commit in commits.values()
+        if self.server.kind == "files":  # not a hub
+            commit, name, known = COMMIT, path.removeprefix("/"), True
+        if not known or name not in self.server.files:
             return self.send(b"", {}, body, status=404)
         whole = self.server.files[name]
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag(whole)}"'}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag(whole)}"'}
         start, status = 0, 200
         wanted = self.headers.get("Range", "")
         if body:

@@ -33,7 +33,7 @@ from loraq.runner.session import TEXT, Session
 from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
 
-OF = ["model=pixart_sigma", "model.hub_id=null"]
+OF = ["model=pixart_sigma", *fullsize.FOLDER]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ TRANSFORMER = "PixArtTransformer2DModel"
 SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 AFTER_GELU = ("ff_down",)
+TEXT_DEFAULTS = ("clean_caption",)
 
 ROLES = (
     *ATTENTION_ROLES,

@@ -21,6 +21,7 @@ TRANSFORMER = "SanaTransformer2DModel"
 SIZE_MULTIPLE = 32  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 AFTER_GELU = ()  # conv_point reads a gated SiLU, which has no lower bound
+TEXT_DEFAULTS = ("complex_human_instruction",)
 
 ROLES = (
     *ATTENTION_ROLES,

@@ -1,0 +1,227 @@
+"""A model on the hub: its snapshot in the local cache, and what is fetched if files are missing.
+
+Small files are fetched first. What they describe must exist here (classes, tokenizer, scheduler),
+and the repository must hold the weights that the pipeline reads; only these are then downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraq.config import ModelConfig
+from loraq.errors import LoraqError, near_matches
+from loraq.models.call import check_model_call, check_text
+from loraq.models.files import (
+    SMALL,
+    WEIGHTS,
+    absent_weights,
+    components,
+    file_problem,
+    file_problems,
+    has_weights,
+    used_files,
+    weight_files,
+)
+from loraq.models.parts import check_parts
+from loraq.utils.assets import offline
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Weights of a hub model that are not in the cache: path → bytes (None: not stated).
+
+    folder: the snapshot that they complete, named by its commit.
+    """
+
+    hub_id: str
+    folder: Path
+    files: Mapping[str, int | None]
+
+    @property
+    def commit(self) -> str:
+        """The commit of the repository."""
+        return self.folder.name
+
+    def __str__(self) -> str:
+        total = sum(size or 0 for size in self.files.values())
+        lines = [
+            f"{self.hub_id} at {self.commit[:12]}: {len(self.files)} files to fetch, "
+            f"{total / 1e9:.2f} GB, into {self.folder}"
+        ]
+        width = max(map(len, self.files))
+        sizes = {n: "?" if s is None else f"{s / 1e6:.1f} MB" for n, s in self.files.items()}
+        return "\n".join([*lines, *(f"  {name:{width}}  {sizes[name]:>10}" for name in self.files)])
+
+
+def hub_folder(model: ModelConfig) -> Path:
+    """The snapshot of a hub model with all files that are read; missing ones are downloaded."""
+    folder, problems = _cached(model)
+    if folder is not None and not problems:
+        return folder
+    if (fetch := planned_fetch(model)) is not None:
+        from huggingface_hub import snapshot_download
+
+        log.info("%s", fetch)
+        with _reporting(model, fetch.folder, problems):
+            _snapshot(snapshot_download, model, fetch.commit, [*fetch.files])
+    folder, problems = _cached(model)
+    if folder is None or problems:
+        raise LoraqError(
+            f"model.hub_id={model.hub_id}: '{folder}' lacks files of the pipeline after the "
+            f"download: {listed_problems(problems)}\n  Delete damaged files and run again. Files "
+            "that the repository does not have cannot be read: use a local copy, model.path=FOLDER "
+            "model.hub_id=null, saved with safe_serialization=True."
+        )
+    return folder
+
+
+def planned_fetch(model: ModelConfig) -> Fetch | None:
+    """The weights that `hub_folder` would download; None if all files are in the cache.
+
+    Downloads the small files. LoraqError if they name something that does not exist here, if the
+    repository lacks weights, and for every fault of the network.
+    """
+    folder, problems = _cached(model)
+    if folder is not None and not problems:
+        return None
+    if offline():
+        raise LoraqError(
+            f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the environment is set "
+            f"to offline (HF_HUB_OFFLINE).\n{_remedy(model, folder, problems)}"
+        )
+    from huggingface_hub import HfApi, snapshot_download
+
+    check_model_call(model)
+    check_text(model)
+    commit = None if folder is None else folder.name  # of the snapshot to complete
+    with _reporting(model, folder, problems):
+        about = HfApi().model_info(
+            model.hub_id, revision=commit or model.revision, files_metadata=True, timeout=10
+        )
+        sizes = {entry.rfilename: entry.size for entry in about.siblings or ()}
+        small = [f"*{ending}" for ending in SMALL]
+        folder = _snapshot(snapshot_download, model, commit or model.revision, small)
+    check_parts(folder)
+    wanted = _weights(folder, model, sizes)
+    return Fetch(str(model.hub_id), folder, {n: sizes[n] for n in wanted}) if wanted else None
+
+
+def _snapshot(download: Any, model: ModelConfig, revision: str | None, names: list[str]) -> Path:
+    """Download files into the snapshot of `revision`, which becomes the cached one."""
+    return Path(download(model.hub_id, revision=revision, allow_patterns=names, etag_timeout=10))
+
+
+def _cached(model: ModelConfig) -> tuple[Path | None, dict[str, str]]:
+    """The snapshot of the revision in the local cache, and what is wrong with its files."""
+    from huggingface_hub import snapshot_download
+
+    try:  # an incomplete snapshot is found as well
+        found = snapshot_download(
+            model.hub_id,
+            revision=model.revision,
+            local_files_only=True,
+            allow_patterns="model_index.json",
+        )
+    except Exception:
+        return None, {}
+    return Path(found), file_problems(Path(found), model.variant)
+
+
+def _weights(folder: Path, model: ModelConfig, listed: Mapping[str, Any]) -> list[str]:
+    """The weight files that are read and not in the snapshot, chosen among the `listed` ones."""
+    used_files(listed, model.variant)  # that the repository has the variant
+    wanted = []
+    for name, (library, _) in components(folder).items():
+        names = [path.removeprefix(f"{name}/") for path in listed if path.startswith(f"{name}/")]
+        for path in weight_files(folder / name, library, model.variant, names):
+            if not has_weights(name) or file_problem(path) is None:
+                continue
+            if path.name not in names:
+                raise LoraqError(
+                    f"model.hub_id={model.hub_id} at {folder.name[:12]}: '{name}/{path.name}' "
+                    f"{absent_weights(path.name, names)}."
+                )
+            wanted.append(f"{name}/{path.name}")
+    return wanted
+
+
+@contextlib.contextmanager
+def _reporting(
+    model: ModelConfig, folder: Path | None, problems: Mapping[str, str]
+) -> Iterator[None]:
+    """LoraqError with the remedy for whatever the hub's client raises inside the block."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        yield
+    except RevisionNotFoundError:
+        raise LoraqError(_unknown_revision(model)) from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoraqError(
+            f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the download failed "
+            f"({reason[:160]}).\n{_remedy(model, folder, problems)}"
+        ) from None
+
+
+def _unknown_revision(model: ModelConfig) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        refs = HfApi().list_repo_refs(str(model.hub_id))
+        names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    except Exception:  # the list only helps
+        names = []
+    close = near_matches(str(model.revision), names) or names
+    known = f" It has {', '.join(close[:5])}." if close else ""
+    return (
+        f"model.revision={model.revision}: {model.hub_id} has no such commit, branch or tag."
+        f"{known} Set model.revision to one that it has, or to null for its main branch."
+    )
+
+
+def _state(folder: Path | None, problems: Mapping[str, str]) -> str:
+    if folder is None:
+        return "not in the local hub cache"
+    state = f"its snapshot '{folder}' is incomplete: {listed_problems(problems)}"
+    begun = sorted((folder.parents[1] / "blobs").glob("*.incomplete"))
+    if begun:
+        size = sum(path.stat().st_size for path in begun)
+        plural = "s" if len(begun) > 1 else ""
+        state += f"; {len(begun)} interrupted download{plural} ({size / 1e6:.1f} MB in blobs/)"
+    return state
+
+
+def _remedy(model: ModelConfig, folder: Path | None, problems: Mapping[str, str]) -> str:
+    """How to get the missing files: the command of the hub's client that names them."""
+    command = f"hf download {model.hub_id}"
+    if folder is None:
+        command += f" --revision {model.revision}" if model.revision else ""
+        weights = f"*.{model.variant}*{WEIGHTS}" if model.variant else f"*{WEIGHTS}"
+        patterns = [f"*{ending}" for ending in SMALL] + [weights]
+        command += "".join(f" --include '{pattern}'" for pattern in patterns)
+    else:
+        command += "".join(f" {name}" for name in problems) + f" --revision {folder.name}"
+    return (
+        "  Use a local copy: model.path=FOLDER model.hub_id=null; or download it to the hub cache "
+        f"on a machine with network access and copy the cache:\n  {command}"
+    )
+
+
+def listed_problems(problems: Mapping[str, str]) -> str:
+    """'unet/config.json is missing; vae/… is empty (5 more)'."""
+    shown = "; ".join(f"{name} {problem}" for name, problem in list(problems.items())[:3])
+    return shown + (f" ({len(problems) - 3} more)" if len(problems) > 3 else "")
+
+
+def planned_fetches(models: Sequence[ModelConfig]) -> list[Fetch]:
+    """What runs of these models would download first; each model once."""
+    unique = {repr(model): model for model in models if model.hub_id is not None}
+    return [fetch for model in unique.values() if (fetch := planned_fetch(model)) is not None]

@@ -1,0 +1,73 @@
+"""The parts of a pipeline without weights, loaded in the plan: tokenizer, scheduler, processors.
+
+They are small, and what keeps one from loading (a missing package, a class of another version of
+a library) is told before the weights are downloaded and before anything is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+from loraq.errors import LoraqError
+from loraq.models.files import components, has_weights, is_small, read_json
+from loraq.models.networks import network_class, quiet_transformers
+
+SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+"""Modules with which transformers reads a tokenizer's `*.model` → the packages that hold them."""
+
+
+def check_parts(folder: Path) -> None:
+    """LoraqError unless all classes in `model_index.json` exist and the parts without weights load.
+
+    Reads configuration files and vocabularies only.
+    """
+    for name, (library, class_name) in components(folder).items():
+        part = folder / name
+        if has_weights(name):
+            network_class(library, class_name, read_json(part / "config.json"))
+        else:
+            files = sorted(path for path in part.iterdir() if is_small(path.name))
+            state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+            _load(part, library, class_name, tuple(files), state)
+
+
+@functools.lru_cache(maxsize=64)
+def _load(
+    part: Path,
+    library: str,
+    class_name: str,
+    files: tuple[Path, ...],
+    state: tuple[tuple[int, int], ...],
+) -> None:
+    """Load one part; a success is cached.
+
+    state: sizes and modification times of the files, for the cache.
+    """
+    kind = network_class(library, class_name, {})
+    try:
+        with quiet_transformers():
+            kind.from_pretrained(part, local_files_only=True)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise LoraqError(
+            f"'{part}' does not load as {class_name} ({lines[0][:200]}). {_remedy(files)}"
+        ) from error
+
+
+def _remedy(files: tuple[Path, ...]) -> str:
+    names = {path.name for path in files}
+    vocabularies = [name for name in names if name.endswith(".model")]
+    if vocabularies and "tokenizer.json" not in names:
+        lacking = [name for module, name in SENTENCEPIECE.items() if not _installed(module)]
+        if lacking:
+            return f"Reading {vocabularies[0]} needs a package: pip install {' '.join(lacking)}"
+    return "Restore its files, or set model.path to a complete copy of the model."
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
