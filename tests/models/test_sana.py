@@ -34,7 +34,7 @@ def test_the_published_model_has_the_published_layers(skip, count, weights):
 def sana_overrides(sana_folder: Path, overrides: list[str]) -> list[str]:
     call = "{use_resolution_binning:false,clean_caption:false,complex_human_instruction:null}"
     return [
-        "model=sana_1_6b",
+        "model=tiny_sana",
         "model.hub_id=null",
         "model.dtype=float32",
         f"model.call={call}",

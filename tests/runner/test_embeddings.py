@@ -25,7 +25,7 @@ FAMILIES = {
     "pixart": ("tiny_folder", "tiny_pixart", "{use_resolution_binning:false,clean_caption:false}"),
     "sana": (
         "sana_folder",
-        "sana_1_6b",
+        "tiny_sana",
         "{use_resolution_binning:false,clean_caption:false,complex_human_instruction:[red cat]}",
     ),
 }
