@@ -22,6 +22,7 @@ from loraq.metrics.registry import check_metrics, compute, find_metric, metric_n
 from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run
 from loraq.utils import download
+from loraq.utils.assets import CHECKOUT
 from loraq.utils.download import CHUNK
 from tests.data.hub import Hub
 from tests.metrics.stand_in import Files, little_files, serving_weights, table_of
@@ -208,13 +209,18 @@ def test_a_metric_is_listed_with_the_weights_that_it_reads(metric, monkeypatch, 
     assert read == needed_weights([metric], "inception")
 
 
-def test_the_help_states_the_sizes_of_the_table(capsys):
+def test_help_and_pages_state_the_sizes_of_the_table(capsys):
     with pytest.raises(SystemExit):
         cli.main(["fetch", "--help"])
     shown = capsys.readouterr().out
     sizes = {weights.name: size_text(weights.size) for weights in PUBLISHED}
     total = size_text(sum(weights.size for weights in PUBLISHED))
-    assert f"({total})" in shown
+    pages = ("README.md", "docs/protocol.md", "conf/metrics/published.yaml")
+    for text in (shown, *((CHECKOUT / page).read_text(encoding="utf-8") for page in pages)):
+        assert total in text
+    table = (CHECKOUT / "docs/protocol.md").read_text(encoding="utf-8")
+    for weights in PUBLISHED:
+        assert f"{sizes[weights.name]} | `{weights.variable}=" in table
     assert (
         f"fid,image_reward  {sizes[INCEPTION.name]} and {sizes[IMAGE_REWARD.name]}; "
         f"clip_score: {sizes[CLIP.name]}" in shown
