@@ -25,6 +25,7 @@ from loraq.utils import download
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.download import CHUNK
 from tests.data.hub import Hub
+from tests.metrics.conftest import draw, write
 from tests.metrics.stand_in import Files, little_files, serving_weights, table_of
 from tests.metrics.with_table import use_table
 
@@ -178,10 +179,15 @@ def test_a_half_filled_cache_is_named_and_only_the_rest_is_brought(hub, monkeypa
     assert asked(hub) == [LARGE]
 
 
-def test_the_plan_says_what_is_missing_and_the_run_brings_it(hub, overrides, monkeypatch, capsys):
-    given = ["method=rtn", *overrides, "metrics.names=[psnr,image_reward]", "data.count=2"]
+def test_the_plan_says_what_is_missing_and_the_run_brings_it(
+    hub, files, overrides, tmp_path, monkeypatch
+):
+    write(tmp_path / "real", {f"t_{number}": draw(number) for number in range(4)})
+    own = [one for one in overrides if not one.startswith(("metrics.names", "data.real"))]
+    given = ["method=rtn", *own, "metrics=published", f"data.real={tmp_path / 'real'}"]
     planned = dry_run(given)
     assert f"ImageReward.pt, med_config.json ({size_text(IMAGE_REWARD.size)}) in" in planned
+    assert planned.count("'" + str(tmp_path / "home" / "loraq")) == len(PUBLISHED)
     assert "loraq fetch weights" in planned and not hub.ranges
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for start in (dry_run, run):
@@ -190,11 +196,13 @@ def test_the_plan_says_what_is_missing_and_the_run_brings_it(hub, overrides, mon
     assert not hub.ranges
     monkeypatch.delenv("HF_HUB_OFFLINE")
     done = run(given, progress=False)
-    assert asked(hub) == [LARGE, "med_config.json"]
+    assert asked(hub) == all_names(files)
     measured = re.findall(r"measured +(\w+)", planned)
     assert measured == re.findall(r"measured +(\w+)  cached", dry_run(given))
-    entry = done.records[-1].metrics["image_reward"]
-    assert entry["details"]["weights_sha256"] == IMAGE_REWARD.files[0].sha256
+    found = done.records[-1].metrics
+    assert set(found) >= {"psnr", "lpips", "ssim", "fid", "kid", "clip_score", "image_reward"}
+    assert not any("efflite0" in name or name == "alignment" for name in found)
+    assert found["image_reward"]["details"]["weights_sha256"] == IMAGE_REWARD.files[0].sha256
 
 
 @pytest.mark.parametrize("metric", metric_names())
