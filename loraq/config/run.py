@@ -108,7 +108,7 @@ class GenerateConfig(Checked):
 
 @dataclass(frozen=True, repr=False)
 class MetricsConfig(Checked):
-    """Metrics and their feature extractor; `workers`: processes that read images.
+    """Metrics and their feature extractor; `workers`: threads that read images, 0: by the machine.
 
     analyses: in addition to metrics, `limits` (rate–distortion bounds of the weights), `steps` (the
         transformer's output error by denoising step and role), `losses` (the loss of every solver

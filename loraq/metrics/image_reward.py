@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import IMAGE_REWARD
@@ -60,12 +62,15 @@ def compute(images: ImageSet, options: Options) -> MetricResult:
     tokenizer = reward.bert_tokenizer(str(vocabulary()))
     assert images.prompts is not None
     values: list[float] = []
+
+    def resize(pixels: np.ndarray) -> np.ndarray:
+        return reward.preprocess([Image.fromarray(pixels)], model.side)[0].numpy()
+
     with torch.inference_mode():
-        for batch in read_batches(images.paths, options.batch_size, options.workers):
+        for batch in read_batches(images.paths, options.batch_size, options.workers, resize):
             prompts = images.prompts[len(values) : len(values) + len(batch)]
             ids, mask = reward.tokenize(tokenizer, prompts)
-            pictures = [Image.fromarray(pixels) for pixels in batch]
-            inputs = (reward.preprocess(pictures, model.side), ids, mask)
+            inputs = (torch.from_numpy(np.stack(batch)), ids, mask)
             values += model(*(part.to(options.device) for part in inputs)).double().tolist()
     return MetricResult(NAME, DIRECTION, mean(values), values, details={"tokens": reward.TOKENS})
 

@@ -31,7 +31,8 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     values: list[float] = []
     identical = 0
     limit = 0.0
-    for own, other in paired_batches(images, reference, options):
+    for pair in paired_batches(images, reference, options):
+        own, other = (batch.to(options.device) for batch in pair)
         limit = cap(own[0].numel())
         psnr = peak_signal_noise_ratio(
             own.double() / 255,
@@ -40,10 +41,10 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
             dim=(1, 2, 3),
             reduction="none",
         )
-        same = (own == other).flatten(1).all(dim=1)
-        identical += int(same.sum())
+        same = (own == other).flatten(1).all(dim=1).tolist()
+        identical += sum(same)
         values += [
-            limit if equal else float(value) for value, equal in zip(psnr, same, strict=True)
+            limit if equal else value for value, equal in zip(psnr.tolist(), same, strict=True)
         ]
     details = {"data_range": [0.0, 1.0], "identical": identical, "cap": limit}
     return MetricResult(NAME, DIRECTION, mean(values), values, details=details)

@@ -28,7 +28,8 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     values: list[float] = []
-    for own, other in paired_batches(images, reference, options, SMALLEST):
+    for pair in paired_batches(images, reference, options, SMALLEST):
+        own, other = (batch.to(options.device) for batch in pair)
         ssim = structural_similarity_index_measure(
             own.float() / 255,
             other.float() / 255,

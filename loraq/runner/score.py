@@ -23,13 +23,13 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner.plan import check_measuring, check_rows, plan_rows
-from loraq.runner.product_keys import thread_count
+from loraq.runner.product_keys import find_device, thread_count
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
 from loraq.utils.manifest import check_product, read_manifest
-from loraq.utils.process import torch_threads
+from loraq.utils.process import own_gpu, torch_threads
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +108,14 @@ def score_images(
         target, packed = _generate_images(config, progress)
         own = ImageSet.of_folder(target, names)
     images = ImageSet.of_prompts(own.paths, prompts)
-    with torch_threads(thread_count(config)):
+    device = find_device(config)
+    with torch_threads(thread_count(config)), own_gpu(device):
         found = metrics.measure(
             settings.names,
             images,
             reference=reference,
             real=real,
-            device="cpu",
+            device=device,
             extractor=settings.extractor,
             bootstrap=settings.bootstrap,
             no_reference="needs reference images: --against FOLDER",
@@ -136,7 +137,7 @@ def _check_inputs(
     """
     workers, sampled = config.metrics.workers, (config.model.height, config.model.width)
     sizes = {sampled} if own is None else own.sizes(workers)
-    real = check_measuring(config, min(map(min, sizes)), "cpu")
+    real = check_measuring(config, min(map(min, sizes)), find_device(config))
     if reference is not None and len(sizes := sizes | reference.sizes(workers)) > 1:
         raise LoraqError(
             f"The images and their references have the sizes {sorted(sizes)} (height, width), and "

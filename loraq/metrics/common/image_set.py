@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Of the images in a folder, in lower or upper case."""
-PIXELS = 1 << 20
+PIXELS = {"cpu": 1 << 20}
 """Limit of pixels per batch of compared images; SSIM needs about 1 GB for as many."""
+PIXELS_ON_GPU = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +176,11 @@ def places_of(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     return [place[name] for name in wanted]
 
 
+def compared_batch(options: Options, area: int) -> int:
+    """How many images of `area` pixels are compared at once."""
+    return min(options.batch_size, max(1, PIXELS.get(options.device, PIXELS_ON_GPU) // area))
+
+
 def paired_batches(
     images: ImageSet, reference: ImageSet, options: Options, smallest: int = 1
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -190,7 +196,7 @@ def paired_batches(
             f"the same prompts in the same order; {detail}"
         )
     area = images.read(0)[..., 0].size
-    size = min(options.batch_size, max(1, PIXELS // area))
+    size = compared_batch(options, area)
     read = [part.batches(size, options.workers) for part in (images, reference)]
     pairs = zip(*read, strict=True)
     for place, (own, other) in enumerate(pairs):

@@ -1,13 +1,17 @@
-"""Read image files in order, in `metrics.workers` worker processes.
+"""Read image files in order, in `metrics.workers` threads ahead of what is computed from them.
 
-Workers only read and resize, so that results do not depend on their number. At most a few batches
-are in memory.
+The threads only read and resize, so that results do not depend on their number; decoding and
+resizing do not hold Python's lock. At most two batches are in memory, or one image per thread more.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,8 @@ from loraq.utils.hashing import cached_hash
 
 log = logging.getLogger(__name__)
 Transform = Callable[[np.ndarray], np.ndarray]
+MOST_THREADS = 8
+"""Of one process if `metrics.workers` is 0; a machine with many GPUs runs a process for each."""
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -73,38 +79,29 @@ def _missing(path: Path) -> LoraqError:
     return LoraqError(f"image {path} does not exist; run `loraq generate`")
 
 
-class ImageFiles:
-    """A torch dataset: reads image files and applies `transform`; errors are returned."""
-
-    def __init__(self, paths: Sequence[Path], transform: Transform | None) -> None:
-        self.paths, self.transform = tuple(paths), transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> np.ndarray | LoraqError:
-        try:
-            pixels = read_image(self.paths[place])
-            return pixels if self.transform is None else self.transform(pixels)
-        except LoraqError as error:  # raised by `read_batches`, without a worker's traceback
-            return error
-
-
 def read_batches(
     paths: Sequence[Path], size: int, workers: int, transform: Transform | None = None
 ) -> Iterator[list[np.ndarray]]:
-    """Lists of `size` images (uint8, or what `transform` returns) in the order of `paths`."""
-    from torch.utils.data import DataLoader
+    """Lists of `size` images (uint8, or what `transform` returns) in the order of `paths`.
 
-    loader = DataLoader(
-        ImageFiles(paths, transform),
-        batch_size=size,
-        num_workers=workers,
-        collate_fn=list,
-        multiprocessing_context="spawn" if workers else None,
-    )
-    for batch in loader:
-        for image in batch:
-            if isinstance(image, LoraqError):
-                raise image
-        yield batch
+    LoraqError for one that cannot be read, when its turn comes.
+    """
+
+    def read(path: Path) -> np.ndarray:
+        pixels = read_image(path)
+        return pixels if transform is None else transform(pixels)
+
+    threads = workers or min(MOST_THREADS, os.cpu_count() or 1)
+    left, batch = iter(paths), list[np.ndarray]()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+    try:
+        ahead = (pool.submit(read, path) for path in left)
+        waiting = deque(itertools.islice(ahead, size + threads))
+        while waiting:
+            batch.append(waiting.popleft().result())
+            waiting.extend(itertools.islice(ahead, 1))
+            if len(batch) == size or not waiting:
+                yield batch
+                batch = []
+    finally:
+        pool.shutdown(cancel_futures=True)

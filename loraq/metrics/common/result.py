@@ -44,7 +44,7 @@ class MetricResult:
 class Options:
     """The options of all metrics.
 
-    bootstrap: number of resamples of KID's interval; workers: number of processes that read images.
+    bootstrap: number of resamples of KID's interval; workers: number of threads that read images.
     """
 
     batch_size: int = 16
