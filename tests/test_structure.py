@@ -44,7 +44,8 @@ HEAVY = {
     "loraq/api.py",  # diffusers
     "loraq/cli.py",  # `--help` and `--version` are quick
     "loraq/run.py",  # the CPU's arithmetic is configured before torch is imported
-    "loraq/layers/backends.py",  # Triton is optional
+    "loraq/formats/operator.py",  # Triton is optional
+    "loraq/layers/backends.py",
     "loraq/models/families/pixart_sigma.py",  # configurations compose without torch
     "loraq/models/families/sana.py",
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch

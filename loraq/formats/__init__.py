@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.formats.table import FORMATS, Format, get_format
 
 if TYPE_CHECKING:
-    from loraq.formats.fake import fake_quantize
+    from loraq.formats.operator import fake_quantize
     from loraq.formats.quantization import (
         QuantizedTensor,
         dequantize,
@@ -38,5 +38,5 @@ def __getattr__(name: str) -> Any:
     """The names that need torch, imported at first use."""
     if name not in __all__:
         raise AttributeError(f"module 'loraq.formats' has no attribute '{name}'")
-    module = "fake" if name == "fake_quantize" else "quantization"
+    module = "operator" if name == "fake_quantize" else "quantization"
     return getattr(importlib.import_module(f"loraq.formats.{module}"), name)

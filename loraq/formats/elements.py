@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
-from loraq.utils.constants import kept
+from loraq.utils.constants import unless_traced
 
 if TYPE_CHECKING:
     import torch
@@ -174,15 +175,16 @@ class FloatElement:
 Element = IntegerElement | FloatElement
 
 
-@kept
+@cache
 def _table(element: Element, device: torch.device) -> Tensor:
     import torch
 
-    return torch.tensor(element.table(), dtype=torch.float32, device=device)
+    with torch.inference_mode(False):  # the table may later be used with autograd
+        return torch.tensor(element.table(), dtype=torch.float32, device=device)
 
 
 def _lookup(element: Element, codes: Tensor) -> Tensor:
     import torch
 
     flat = codes.reshape(-1).to(torch.int32)
-    return _table(element, codes.device).index_select(0, flat).view(codes.shape)
+    return unless_traced(_table)(element, codes.device).index_select(0, flat).view(codes.shape)

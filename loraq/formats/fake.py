@@ -1,7 +1,7 @@
-"""fake_quantize: bitwise equal to dequantize(quantize(x)), without codes; the hot path.
+"""fake_quantize by PyTorch's operations: bitwise equal to dequantize(quantize(x)), without codes.
 
 Rows are processed in chunks that fit in a CPU's cache, with in-place operations. No operation
-synchronises with a GPU.
+synchronises with a GPU. `operator.py` chooses between these operations and a kernel.
 """
 
 from __future__ import annotations
@@ -10,21 +10,15 @@ import torch
 from torch import Tensor
 
 from loraq.formats.blocks import block_length, row_chunks, stored_scales, to_blocks
-from loraq.formats.quantization import FLOAT_DTYPES, check_input
+from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.formats.scales import divisor, fake_quantize_scales, nvfp4_tensor_scale, scale_values
 from loraq.formats.table import Format
 
 MAGNITUDE_MASK = 0x7FFFFFFF
 
 
-def fake_quantize(x: Tensor, fmt: Format, dtype: torch.dtype = torch.float32) -> Tensor:
-    """dequantize(quantize(x)), bit for bit, converted to `dtype`; x [..., I] of any float dtype.
-
-    Detached from autograd. A block that contains NaN or Inf, or whose scale overflows, becomes NaN.
-    Unlike `quantize`, it does not raise for these: a check would synchronise with the GPU.
-    """
-    check_input(x)
-    x = x.detach()
+def by_operations(x: Tensor, fmt: Format, dtype: torch.dtype) -> Tensor:
+    """`fake_quantize` of a checked x, on any device."""
     if fmt.family == "float":
         return x.to(FLOAT_DTYPES[fmt.name]).to(dtype)
     if x.numel() == 0:

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from loraq.errors import LoraqError
 from loraq.formats import Format
-from loraq.layers.equation import QuantizedInput, matmul, multiply, quantize_input
+from loraq.layers.equation import (
+    QuantizedInput,
+    matmul,
+    multiply,
+    onednn_product,
+    quantize_input,
+)
 from loraq.layers.tensors import LayerTensors
 from loraq.utils import batch_invariance
 
@@ -78,7 +84,7 @@ class Emulated:
         self.weight_OI, self.left_OR = arguments.pop("weight_OI"), arguments.pop("left_OR")
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
         use_onednn = dtype == torch.float32 and _use_onednn(device.type)
-        self.product = batch_invariance.onednn_product if use_onednn else matmul
+        self.product = onednn_product if use_onednn else matmul
         self.input_arguments = arguments | {"product": self.product}
 
     def quantize(self, x: Tensor) -> QuantizedInput:

@@ -15,12 +15,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraq.formats import Format, fake_quantize
+from loraq.formats import Format
+from loraq.formats.operator import fake_quantize, fake_quantize_each
+from loraq.utils import batch_invariance
 
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """x·Wᵀ with PyTorch's matmul (`utils.batch_invariance` has a faster product for some CPUs)."""
     return x @ w.mT
+
+
+def onednn_product(x: Tensor, w: Tensor) -> Tensor:
+    """x·Wᵀ with oneDNN. Inductor compiles that operator for constant weights only, so not here."""
+    if torch.compiler.is_compiling():
+        return torch.ops.loraq.onednn_product(x, w)
+    return batch_invariance.onednn_product(x, w)
+
+
+@torch.library.custom_op("loraq::onednn_product", mutates_args=())
+def _onednn_operator(x: Tensor, w: Tensor) -> Tensor:
+    return batch_invariance.onednn_product(x, w)
+
+
+@_onednn_operator.register_fake
+def _(x: Tensor, w: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], w.shape[0])
 
 
 @dataclass(frozen=True)
@@ -65,14 +84,13 @@ def quantize_input(
     product: Callable[[Tensor, Tensor], Tensor] = matmul,
 ) -> QuantizedInput:
     """The part of the equation that layers with the same x̃, R and formats share."""
-    x = x.contiguous()  # SANA's attention passes transposed inputs, which are slow to quantise
-    main = fake_quantize(x, activation, dtype)
+    if x.device.type == "cpu":
+        x = x.contiguous()  # SANA's attention passes transposed inputs, slow to quantise on a CPU
     if right_RI is None or branch_activation is None:
-        return QuantizedInput(main, None)
-    branch_input = main
-    if branch_activation != activation:
-        branch_input = fake_quantize(x, branch_activation, dtype)
-    intermediate = product(branch_input, right_RI)
+        return QuantizedInput(fake_quantize(x, activation, dtype), None)
+    formats = dict.fromkeys((activation, branch_activation))
+    main, *others = fake_quantize_each(x, tuple(formats), dtype)
+    intermediate = product(others[0] if others else main, right_RI)
     if requantize_intermediate:
         intermediate = fake_quantize(intermediate, branch_activation, dtype)
     return QuantizedInput(main, intermediate)

@@ -6,13 +6,14 @@ Sylvester–Hadamard blocks, so x·Wᵀ is unchanged (QuaRot, arXiv 2404.00456, 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
 from loraq.errors import LoraqError
-from loraq.utils.constants import kept
+from loraq.utils.constants import unless_traced
 
 
 def largest_block(width: int, limit: int) -> int:
@@ -47,21 +48,26 @@ def hadamard_matrix(block: int) -> Tensor:
     return (h / math.sqrt(block)).float()
 
 
+@functools.lru_cache(maxsize=32)
+def _cached_matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`hadamard_matrix` on a device, cached because every layer needs it in every step."""
+    with torch.inference_mode(False):  # the cached tensor may later be used with autograd
+        return hadamard_matrix(block).to(device=device, dtype=dtype)
+
+
 @torch.compiler.assume_constant_result
-@kept
-def _kept_matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """`hadamard_matrix` on a device, kept because every layer needs it in every step."""
-    return hadamard_matrix(block).to(device=device, dtype=dtype)
+def _matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return unless_traced(_cached_matrix)(block, device, dtype)
 
 
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·D·H over the last axis, for any leading axes; keeps the dtype."""
-    h = _kept_matrix(block, x.device, x.dtype)
+    h = _matrix(block, x.device, x.dtype)
     blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
     return (blocks @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·H·D, the inverse of `rotate`."""
-    h = _kept_matrix(block, x.device, x.dtype)
+    h = _matrix(block, x.device, x.dtype)
     return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x)

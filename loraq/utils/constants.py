@@ -1,36 +1,25 @@
-"""Constant tensors that are built once and kept for the process."""
+"""Caches of constant tensors, and fake tensors."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVarTuple
+from functools import _lru_cache_wrapper
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Callable
 
-Key = TypeVarTuple("Key")
+Made = TypeVar("Made")
 
 
-def kept(build: Callable[[*Key], Tensor]) -> Callable[[*Key], Tensor]:
-    """`functools.cache` for a function that builds a constant tensor.
+def unless_traced(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
+    """A cached function that builds a tensor; while fake tensors are traced, without its cache.
 
-    Under fake tensors (torch.compile, torch.export, shape checks) the result is fake as well. It is
-    built anew and not kept, because later calls with real tensors cannot use it. Kept tensors are
-    no inference tensors, so that autograd can use them later.
+    Under torch.compile, torch.export and shape checks the built tensor is fake. Later calls with
+    real tensors could not use it, nor fake ones a tensor that is real.
     """
-    made: dict[tuple[*Key], Tensor] = {}
+    import torch
+    from torch._guards import detect_fake_mode
 
-    @functools.wraps(build)
-    def constant(*key: *Key) -> Tensor:
-        import torch
-        from torch._guards import detect_fake_mode
-
-        if torch.compiler.is_compiling() or detect_fake_mode() is not None:
-            return build(*key)
-        if key not in made:
-            with torch.inference_mode(False):
-                made[key] = build(*key)
-        return made[key]
-
-    return constant
+    if torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        return cached.__wrapped__
+    return cached

@@ -1,0 +1,106 @@
+"""fake_quantize as one operator of PyTorch, for compilers and GPUs.
+
+torch.compile does not look into it. Inductor would otherwise fold a rounding to 16 bits, such as
+that of an INT scale, with the conversion back to fp32, and so change the format. On a GPU one
+Triton kernel replaces the operations of `fake.py`, and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraq.formats.fake import by_operations
+from loraq.formats.quantization import check_input
+from loraq.formats.table import FORMATS, Format
+
+SWITCH = "LORAQ_FUSED"
+"""Environment variable; 0: a GPU computes formats by the operations of `fake.py` as well."""
+
+
+def fake_quantize(x: Tensor, fmt: Format, dtype: torch.dtype = torch.float32) -> Tensor:
+    """dequantize(quantize(x)), bit for bit, converted to `dtype`; x [..., I] of any float dtype.
+
+    Detached from autograd. A block that contains NaN or Inf, or whose scale overflows, becomes NaN.
+    Unlike `quantize`, it does not raise for these: a check would synchronise with the GPU.
+    """
+    return fake_quantize_each(x, (fmt,), dtype)[0]
+
+
+def fake_quantize_each(
+    x: Tensor, formats: Sequence[Format], dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """`fake_quantize` of x in one or two formats; a GPU reads x once for both."""
+    check_input(x)
+    x, compiling = x.detach(), torch.compiler.is_compiling()
+    made, written = [], []
+    for fmt in formats:
+        if compiling or (x.is_cuda and fmt.family != "float"):
+            made.append(torch.empty(x.shape, dtype=dtype, device=x.device))
+            written.append((fmt, made[-1]))
+        else:
+            made.append(by_operations(x, fmt, dtype))
+    if written:
+        fake_quantize_into(x, written)
+    return made
+
+
+def fake_quantize_into(x: Tensor, results: Sequence[tuple[Format, Tensor]]) -> None:
+    """Write x in one or two formats to tensors of its shape, whose last axis is contiguous."""
+    (first, out), (last, other) = results[0], results[-1]
+    second = other if len(results) > 1 else None
+    torch.ops.loraq.fake_quantize(x.detach(), _text(first), out, _text(last), second)
+
+
+@torch.library.custom_op("loraq::fake_quantize", mutates_args=("out", "second"))
+def _operator(
+    x: Tensor, first_format: str, out: Tensor, second_format: str, second: Tensor | None
+) -> None:
+    results = [(_parse(first_format), out)]
+    if second is not None:
+        results.append((_parse(second_format), second))
+    if not x.numel():
+        return
+    if x.is_cuda and _has_triton() and os.environ.get(SWITCH) != "0":
+        results = _launch(x, results)
+    for fmt, result in results:
+        result.copy_(by_operations(x, fmt, result.dtype))
+
+
+def _launch(x: Tensor, results: list[tuple[Format, Tensor]]) -> list[tuple[Format, Tensor]]:
+    """Write the results for which there is a kernel; the others."""
+    from loraq.formats.triton.fake import launch, supported
+
+    found = [supported(x, fmt, result.dtype) for fmt, result in results]
+    if any(found):
+        launch(x, [pair for pair, has in zip(results, found, strict=True) if has])
+    return [pair for pair, has in zip(results, found, strict=True) if not has]
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether the package triton, which is available on Linux only, can be imported."""
+    try:
+        import loraq.formats.triton.fake  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _text(fmt: Format) -> str:
+    """A format as text, because operators take no dataclasses."""
+    return f"{fmt.name} {fmt.block} {fmt.scale} {fmt.exponent} {fmt.clip} {fmt.tensor_scale}"
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> Format:
+    """The inverse of `_text`."""
+    name, block, *options = text.split()
+    known: tuple[Any, ...] = tuple(options)
+    length = None if block == "None" else int(block)
+    return Format(name, FORMATS[name].family, FORMATS[name].bits, length, *known)
