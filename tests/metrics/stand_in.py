@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from experiments.parity.clip import write_clip
 from experiments.parity.image_reward import pairs
 from experiments.parity.twins import golden_scores
-from loraq.metrics.common.published import CLIP, IMAGE_REWARD, INCEPTION, PUBLISHED
+from loraq.metrics.common.published import IMAGE_REWARD, INCEPTION, PUBLISHED
 from tests.data.hub import Hub, serving
 
 Files = dict[str, dict[str, bytes]]
@@ -29,12 +30,35 @@ Files = dict[str, dict[str, bytes]]
 def little_files(folder: Path) -> Files:
     """The files of every entry of the table, under their published names."""
     write_clip(folder)
+    write_as_published(folder)
     write_little_image_reward(folder)
     write_little_inception(folder / INCEPTION.files[0].name)
     made = {path.name: path.read_bytes() for path in folder.iterdir()}
-    named = {weights.name: [file.name for file in weights.files] for weights in PUBLISHED}
-    named[CLIP.name] = [name for name in named[CLIP.name] if name in made]
-    return {name: {file: made[file] for file in files} for name, files in named.items()}
+    return {w.name: {file.name: made[file.name] for file in w.files} for w in PUBLISHED}
+
+
+def write_as_published(folder: Path) -> None:
+    """Change a CLIP of today's transformers to what the published files of 2022 look like."""
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    images = json.loads((folder / "preprocessor_config.json").read_text())
+    side = images["size"]["shortest_edge"]
+    for name in ("do_convert_rgb", "do_rescale", "image_processor_type", "rescale_factor"):
+        images.pop(name)
+    images |= {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": side, "size": side}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    special = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
+    special["bos_token"] = "<|startoftext|>"
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | settings))
+    (folder / "processor_config.json").unlink(missing_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    for part in ("text_model", "vision_model"):  # tables that today's classes compute
+        length = len(weights[f"{part}.embeddings.position_embedding.weight"])
+        weights[f"{part}.embeddings.position_ids"] = torch.arange(length)[None]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
 def write_little_image_reward(folder: Path) -> None:
@@ -47,6 +71,7 @@ def write_little_image_reward(folder: Path) -> None:
     }
     drawn = pairs.weights(shapes, 0)
     state = {name: torch.from_numpy(values) for name, values in drawn.items()}
+    state["blip.text_encoder.embeddings.position_ids"] = torch.arange(512)[None]
     torch.save(state, folder / IMAGE_REWARD.files[0].name)
     size = {"hidden_size": 64, "intermediate_size": 256, "encoder_width": 64}
     more = {"num_attention_heads": 1, "num_hidden_layers": 1}
