@@ -53,20 +53,23 @@ def download_file(
 
     digest: its sha256, or git's sha1 of it (as a hub tells of small files), in hexadecimal digits.
     LoraqError if the contents differ; they are deleted. Errors of the network are raised after
-    `ATTEMPTS`, and what has arrived is kept for the next call.
+    `ATTEMPTS` in which nothing arrived; what has arrived is kept for the next call.
     """
     if target.is_file() and _matches(target, size, digest):
         return
     part = target.with_name(f"{target.name}.{digest[:12]}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    for attempt in range(ATTEMPTS):
+    failures = 0
+    while True:
+        arrived = _length(part)
         try:
             _resume(url, part, size, progress, headers or {})
             break
         except Exception as error:
-            if isinstance(error, OSError) or attempt == ATTEMPTS - 1:  # a full disk stays full
+            failures = 0 if _length(part) > arrived else failures + 1
+            if isinstance(error, OSError) or failures == ATTEMPTS:  # a full disk stays full
                 raise
-            time.sleep(0.2 * 2**attempt)
+            time.sleep(0.2 * 2**failures)
     if not _matches(part, size, digest):
         part.unlink()
         raise LoraqError(
@@ -81,7 +84,7 @@ def _resume(url: str, part: Path, size: int, progress: bool, headers: Mapping[st
     from huggingface_hub.utils import get_session
     from tqdm import tqdm
 
-    start = part.stat().st_size if part.is_file() else 0
+    start = _length(part)
     if start >= size:
         return
     asked = {**headers, "Accept-Encoding": "identity"}  # ranges count the bytes of the file
@@ -101,6 +104,10 @@ def _resume(url: str, part: Path, size: int, progress: bool, headers: Mapping[st
             for data in answer.iter_bytes(CHUNK):
                 stream.write(data)
                 bar.update(len(data))
+
+
+def _length(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
 
 
 def _matches(path: Path, size: int, digest: str) -> bool:

@@ -121,8 +121,8 @@ def test_metrics_find_them_without_variables_and_offline(
 def test_a_cut_download_goes_on_where_it_stopped(hub, files, monkeypatch):
     whole = files[IMAGE_REWARD.name][LARGE]
     path = next(name for name in hub.files if name.endswith(LARGE))
-    hub.cut[path] = itertools.chain([CHUNK * 4], itertools.repeat(0))
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    hub.cut[path] = itertools.chain([CHUNK] * 4, itertools.repeat(0))
+    monkeypatch.setattr(download, "ATTEMPTS", 2)  # with nothing new; four with a megabyte go on
     with pytest.raises(LoraqError, match=r"download of .*ImageReward(.|\n)*it resumes"):
         fetch(IMAGE_REWARD)
     assert not (IMAGE_REWARD.folder / LARGE).exists()

@@ -81,7 +81,7 @@ IMAGE_REWARD = Weights(
     "ImageReward",
     ("image_reward",),
     "LORAQ_IMAGE_REWARD",
-    "THUDM/ImageReward",
+    "zai-org/ImageReward",
     "5736be03b2652728fb87788c9797b0570450ab72",
     (
         PublishedFile(
