@@ -41,11 +41,15 @@ class Best:
         return f"Best(units={len(self.left)}, mean score={self.score_B.mean().item():.4g})"
 
     def offer(self, units: Tensor, score: Tensor, left: Tensor, right: Tensor) -> None:
-        """Keep the factors of the units (indices `units`) whose score improves."""
-        improved = score < self.score_B[units]
-        kept = units[improved]
-        self.left[kept], self.right[kept] = left[improved], right[improved]
-        self.score_B[kept] = score[improved]
+        """Keep the factors of the units (indices `units`) whose score improves.
+
+        Without a boolean index, for which the host would wait for a GPU.
+        """
+        before = self.score_B[units]
+        improved = score < before
+        self.score_B[units] = torch.where(improved, score, before)
+        for held, new in ((self.left, left), (self.right, right)):
+            held[units] = torch.where(improved[:, None, None], new, held[units])
 
 
 def find(problem: Problem, options: BranchConfig) -> Solution:
@@ -72,7 +76,7 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         best.offer(active, _score(part, main, error, *zeros, by_output), *zeros)
         del main  # limits peak memory
 
-    losses: list[float] = []
+    losses: list[Tensor] = []
     for _ in range(options.steps):
         before = best.score_B[active]
         if projection is not None:
@@ -87,17 +91,19 @@ def find(problem: Problem, options: BranchConfig) -> Solution:
         score = _score(part, main, rest.sub_(main), left, right, by_output)
         del product, rest
         best.offer(active, score, left, right)
-        losses.append(best.score_B.mean().item())
+        losses.append(best.score_B.mean())
         improving = score < before * (1 - (0.0 if by_output else options.tolerance))
-        if not improving.any():
+        kept = improving.nonzero()[:, 0]  # the round's one wait for a GPU, beside the SVD's
+        if not len(kept):
             break
-        if not improving.all():
-            active, target, main = active[improving], target[improving], main[improving]
+        if len(kept) < len(active):
+            active, target, main = active[kept], target[kept], main[kept]
             part = problem.subset(active)
-            projection = None if projection is None else projection[improving]
+            projection = None if projection is None else projection[kept]
         error = torch.sub(target, main, out=error if error.shape == target.shape else None)
         del main
-    return Solution(best.left, best.right, residual=True, losses=losses)
+    numbers = torch.stack(losses).tolist()  # read at once: the host waits once for a GPU
+    return Solution(best.left, best.right, residual=True, losses=numbers)
 
 
 def _score(

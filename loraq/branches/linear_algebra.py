@@ -142,7 +142,9 @@ def _ridge_solve(gram_BRR: Tensor, rhs_BRN: Tensor) -> Tensor:
     gram = gram_BRR.double()
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp_min(1e-30)
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + 1e-7 * mean * eye, rhs_BRN.double()).to(rhs_BRN.dtype)
+    # the ridge makes it solvable; without a check, the host need not wait for a GPU
+    solution_BRN, _ = torch.linalg.solve_ex(gram + 1e-7 * mean * eye, rhs_BRN.double())
+    return solution_BRN.to(rhs_BRN.dtype)
 
 
 def balance(left_BOR: Tensor, right_BRI: Tensor, split: float = 0.5) -> tuple[Tensor, Tensor]:

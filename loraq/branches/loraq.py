@@ -27,6 +27,7 @@ from loraq.branches.rotation import rotate_factors
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
 from loraq.errors import LoraqError
+from loraq.utils.late_flag import LateFlag
 
 SHARPNESS = 4.0
 """α of the soft rounding: slope 0.15 at a grid point, 2.1 at a rounding boundary."""
@@ -55,19 +56,32 @@ class _Progress:
 
     def __init__(self, problem: Problem, options: BranchConfig, left: Tensor, right: Tensor):
         self.best = Best(left, right)
-        self.losses: list[float] = []
+        self.losses: list[Tensor] = []
+        self.rounds = torch.zeros((), dtype=torch.int64, device=left.device)
+        self.done, self.stop = self.rounds > 0, LateFlag()
         self.tolerance, self.patience = options.tolerance, PATIENCE[options.solver]
         self.mark_B = self.best.score_B.clone()
         self.idle_B = torch.zeros_like(self.mark_B, dtype=torch.int64)
 
     def converged(self, loss_B: Tensor, left: Tensor, right: Tensor) -> bool:
-        """Record a round's relative errors (B,); True once every unit has converged."""
+        """Record a round's relative errors (B,); True once every unit has converged.
+
+        On a GPU, True comes a round late, and that round changes nothing.
+        """
+        self.rounds += ~self.done
+        self.losses.append(loss_B.mean())
+        loss_B = torch.where(self.done, torch.inf, loss_B)
         self.best.offer(torch.arange(len(loss_B), device=loss_B.device), loss_B, left, right)
-        self.losses.append(loss_B.mean().item())
         gained_B = self.best.score_B < self.mark_B * (1 - self.tolerance)
         self.mark_B = torch.where(gained_B, self.best.score_B, self.mark_B)
         self.idle_B = torch.where(gained_B, 0, self.idle_B + 1)
-        return bool((self.idle_B >= self.patience).all())
+        self.done = self.done | (self.idle_B >= self.patience).all()
+        return self.stop.read(self.done)
+
+    def solution(self, residual: bool) -> Solution:
+        """The best factors, with the losses of the rounds until convergence."""
+        losses = torch.stack(self.losses)[: int(self.rounds)].tolist()
+        return Solution(self.best.left, self.best.right, residual, losses)
 
 
 def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) -> Solution:
@@ -90,7 +104,7 @@ def _alternate(problem: Problem, options: BranchConfig, left: Tensor, right: Ten
         left = solve_left(problem.weighted(target), problem.weighted(rounded))
         right = solve_right(target, problem.round_branch(left))
         left, right = balance(left, right, options.split)
-    return Solution(progress.best.left, progress.best.right, shape, progress.losses)
+    return progress.solution(shape)
 
 
 def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) -> Solution:
@@ -120,7 +134,7 @@ def _adam(problem: Problem, options: BranchConfig, left: Tensor, right: Tensor) 
         error_B.sum().backward()
         optimizer.step()
         schedule.step()
-    return Solution(progress.best.left, progress.best.right, shape, progress.losses)
+    return progress.solution(shape)
 
 
 def _rms(factor: Tensor, fallback: Tensor) -> Tensor:

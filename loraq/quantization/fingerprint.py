@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import torch
 from torch import Tensor, nn
 
 from loraq.config import Recipe
@@ -18,17 +19,27 @@ BRANCH_VERSIONS = {("alternating", "output"): 2, ("alternating", "weight"): 4}
 """(branch.kind, branch.select) → a version for these branches alone; none if not listed."""
 
 
+LAYOUT = "2"
+"""The start of every fingerprint; increased when the same groups get other fingerprints."""
+PIECE = 16 << 20
+"""Bytes that are copied to the host at a time."""
+
+
 def group_fingerprint(
     group: Group, transformer: nn.Module, recipe: Recipe, activations: Activations
 ) -> str:
-    """sha256 of everything that determines a group's packed layers.
+    """Everything that determines a group's packed layers, as LAYOUT:settings:contents.
 
-    That is `fingerprint_text`, layer names, weights, biases, and the activations that were read.
+    Two sha256: of `fingerprint_text`, and of layer names, weights, biases, and the activations that
+    were read, as the bytes of their own dtypes.
     """
-    digest = hashlib.sha256(fingerprint_text(recipe, group.allocation).encode())
+    settings = hashlib.sha256(fingerprint_text(recipe, group.allocation).encode()).hexdigest()
+    digest = hashlib.sha256()
 
     def add(tensor: Tensor) -> None:
-        digest.update(tensor.float().contiguous().cpu().numpy().tobytes())
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        for piece in tensor.detach().contiguous().flatten().view(torch.uint8).split(PIECE):
+            digest.update(piece.cpu().numpy())
 
     for unit in group.units:
         for layer in unit.layers:
@@ -44,7 +55,12 @@ def group_fingerprint(
             if moment is not None:
                 add(moment.second_II)
                 add(moment.mean_I)
-    return digest.hexdigest()
+    return f"{LAYOUT}:{settings}:{digest.hexdigest()}"
+
+
+def same_settings(one: str, other: str) -> bool:
+    """Whether two fingerprints differ in layers, weights or activations at most."""
+    return one.rpartition(":")[0] == other.rpartition(":")[0]
 
 
 def fingerprint_text(recipe: Recipe, allocation: UnitAllocation) -> str:

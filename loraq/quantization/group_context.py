@@ -15,8 +15,8 @@ from torch import Tensor
 from loraq.branches.linear_algebra import root_and_inverse
 from loraq.branches.problem import OutputError, Problem
 from loraq.config import Recipe
-from loraq.formats import Format, fake_quantize, quantize
-from loraq.formats.blocks import block_length
+from loraq.formats import Format, fake_quantize
+from loraq.formats.blocks import block_length, stored_scales, to_blocks
 from loraq.formats.elements import IntegerElement
 from loraq.formats.scales import scale_values
 from loraq.layers.equation import quantized_linear
@@ -165,10 +165,10 @@ def _grid_spacing(fmt: Format) -> Callable[[Tensor], Tensor] | None:
     assert isinstance(element, IntegerElement)
 
     def spacing(w_BOI: Tensor) -> Tensor:
-        stored = quantize(w_BOI, fmt)
-        assert stored.scale is not None
-        scale = scale_values(stored.scale, fmt) * 2.0**-element.fraction_bits
         block = block_length(fmt, w_BOI.shape[-1])
+        blocks_BONK = to_blocks(w_BOI.float(), block)
+        stored_BON = stored_scales(blocks_BONK, blocks_BONK.abs().amax(-1), fmt, None)
+        scale = scale_values(stored_BON, fmt) * 2.0**-element.fraction_bits
         return scale.repeat_interleave(block, -1)[..., : w_BOI.shape[-1]]
 
     return spacing

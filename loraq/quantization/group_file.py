@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraq.errors import LoraqError
 from loraq.layers.serialization import deserialize_layers, serialize_layers
 from loraq.layers.tensors import LayerTensors
 from loraq.utils.files import replacing, sort_metadata
 from loraq.utils.hashing import file_hash
-from loraq.utils.pieces import keep_piece, write_checksum, write_piece
+from loraq.utils.pieces import keep_piece, remove_piece, write_checksum, write_piece
 from loraq.utils.plain import parse_json
 from loraq.utils.shape import check_shape
+
+if TYPE_CHECKING:
+    import torch
 
 LAYOUT = "1"
 
@@ -48,12 +51,24 @@ def group_files(names: Iterable[str]) -> list[str]:
     return [f"{name}{ending}" for name in names for ending in (".safetensors", ".seconds")]
 
 
+def remove_regrouped(folder: Path, names: Iterable[str]) -> None:
+    """Delete groups that an earlier run numbered beyond those of `names`, as its were smaller."""
+    made = set(names)
+    kinds = {name.rpartition(".")[0] for name in made}
+    for path in folder.glob("*.safetensors"):
+        if path.stem not in made and path.stem.rpartition(".")[0] in kinds:
+            remove_piece(path)
+            remove_piece(_seconds_file(path))
+
+
 def _seconds_file(path: Path) -> Path:
     return path.with_suffix(".seconds")
 
 
-def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
-    """The layers and `info` of a file that `save_group` wrote.
+def load_group(
+    path: Path, device: torch.device | str = "cpu"
+) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
+    """The layers, on `device`, and `info` of a file that `save_group` wrote.
 
     Raises LoraqError if the file is damaged or has another layout.
     """
@@ -62,7 +77,8 @@ def load_group(path: Path) -> tuple[dict[str, LayerTensors], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as stream:
             metadata = stream.metadata() or {}
-            tensors = {key: stream.get_tensor(key) for key in stream.keys()}  # noqa: SIM118 (not a mapping)
+            # `.to`: safetensors reads "cuda" as GPU 0, not as this process's
+            tensors = {key: stream.get_tensor(key).to(device) for key in stream.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None
     if metadata.get("layout") != LAYOUT:

@@ -15,11 +15,16 @@ from torch import Tensor
 
 from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models.layers import Layer
+from loraq.utils.memory import free_bytes
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Names of the formats whose bits an allocation can change."""
 MAX_GROUP_ELEMENTS = 5 << 20
 """Maximum weights per group, so that an alternation's iterates stay in the processor's cache."""
+GPU_GROUP_ELEMENTS = 32 << 20
+"""Maximum weights per group on a GPU: on few units, its kernels are shorter than their launches."""
+GPU_BYTES = 256
+"""Most bytes that solving takes per weight: float64 iterates, moments, calibration rows."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,23 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
     return [Unit(tuple(members)) for members in by_input.values()]
 
 
-def make_groups(units: Sequence[Unit], allocations: Mapping[str, UnitAllocation]) -> list[Group]:
-    """Batches of equal units with at most MAX_GROUP_ELEMENTS weights each.
+def group_elements(device: torch.device) -> int:
+    """Maximum weights per group on `device`; on a GPU, groups take at most half of its free memory.
+
+    GPU_GROUP_ELEMENTS on every GPU with 17 GB free, so that a later run makes the same groups.
+    """
+    if device.type == "cpu":
+        return MAX_GROUP_ELEMENTS
+    elements, free = GPU_GROUP_ELEMENTS, free_bytes(device.type)
+    while elements > MAX_GROUP_ELEMENTS and elements * GPU_BYTES > free / 2:
+        elements //= 2
+    return max(elements, MAX_GROUP_ELEMENTS)
+
+
+def make_groups(
+    units: Sequence[Unit], allocations: Mapping[str, UnitAllocation], elements: int
+) -> list[Group]:
+    """Batches of equal units with at most `elements` weights each (but at least one unit).
 
     Groups follow model order, so that layer kinds alternate and the progress bar's estimate is
     representative from the start.
@@ -120,7 +140,7 @@ def make_groups(units: Sequence[Unit], allocations: Mapping[str, UnitAllocation]
     uniform = len(set(allocations.values())) == 1
     groups = []
     for (roles, (o, i), given), members in by_kind.items():
-        size = max(1, MAX_GROUP_ELEMENTS // (o * i))
+        size = max(1, elements // (o * i))
         suffix = "" if uniform else f".r{given.rank}" + f"b{given.weight_bits or ''}".rstrip("b")
         for start in range(0, len(members), size):
             name = f"{'+'.join(roles)}.{o}x{i}{suffix}.{start // size:03d}"

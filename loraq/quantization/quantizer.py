@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from loraq.config import Recipe
@@ -20,15 +22,24 @@ from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
 from loraq.quantization.allocation.allocate import allocate_units
 from loraq.quantization.budget import choose_rank
-from loraq.quantization.fingerprint import group_fingerprint
-from loraq.quantization.group_file import keep_group, load_group, save_group
-from loraq.quantization.grouping import Group, Unit, UnitAllocation, make_groups, make_units
+from loraq.quantization.fingerprint import LAYOUT, group_fingerprint, same_settings
+from loraq.quantization.group_file import keep_group, load_group, remove_regrouped, save_group
+from loraq.quantization.grouping import (
+    Group,
+    Unit,
+    UnitAllocation,
+    group_elements,
+    make_groups,
+    make_units,
+)
 from loraq.quantization.made_from import weight_sample
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.solve import quantize_group
 from loraq.utils.files import ABANDONED, remove_temporaries
 from loraq.utils.lazy_mapping import LazyMapping
 from loraq.utils.memory import reused_heap
+
+log = logging.getLogger(__name__)
 
 
 def quantize_model(
@@ -62,6 +73,7 @@ def quantize_model(
         read = replace(read, moments=_known_moments(transformer, family))
     units = make_units(layers, recipe.branch.share_qkv)
     allocations = _allocations(units, transformer, recipe, read)
+    groups = make_groups(units, allocations, group_elements(_device(transformer)))
     done: dict[str, LayerTensors] = {}
     info: dict[str, Any] = {}
     bar = tqdm(
@@ -73,7 +85,7 @@ def quantize_model(
         disable=progress is None,
     )
     with bar, reused_heap() as trim:
-        for group in make_groups(units, allocations):
+        for group in groups:
             tensors, notes, resumed = _quantize_or_resume(
                 group, transformer, recipe, read, checkpoint_dir
             )
@@ -91,6 +103,8 @@ def quantize_model(
                 bar.refresh()
             else:
                 bar.update(group.weights)
+    if checkpoint_dir is not None:
+        remove_regrouped(checkpoint_dir, info)
     ordered = {layer.name: done[layer.name] for layer in layers}
     roles = {layer.name: layer.role for layer in layers}
     samples = {name: weight_sample(transformer.get_submodule(name)) for name in ordered}
@@ -109,7 +123,7 @@ def _quantize_or_resume(
     if checkpoint_dir is not None:
         path = checkpoint_dir / group.file
         fingerprint = group_fingerprint(group, transformer, recipe, read)
-        found = _load_finished(path, fingerprint)
+        found = _load_finished(path, group, fingerprint, _device(transformer))
         if found is not None:
             return *found, True
     started = time.perf_counter()
@@ -148,15 +162,29 @@ def _allocations(
 
 
 def _load_finished(
-    path: Path, fingerprint: str
+    path: Path, group: Group, fingerprint: str, device: torch.device
 ) -> tuple[dict[str, LayerTensors], dict[str, Any]] | None:
-    """A group that an earlier run saved; None if it is damaged, LoraqError if it is another's."""
+    """A group that an earlier run saved, on `device`; LoraqError if it is another's.
+
+    None if it is damaged, from an earlier version, or of other layers because the earlier run had
+    more or less memory.
+    """
     if not keep_group(path):
         return None
-    layers, notes = load_group(path)
-    if notes.get("fingerprint") != fingerprint:
-        raise LoraqError(
-            f"'{path}' contains layers of another recipe, model or calibration. Use a separate "
-            f"checkpoint_dir for each, or empty '{path.parent}'."
-        )
-    return layers, notes
+    layers, notes = load_group(path, device)
+    held = str(notes.get("fingerprint"))
+    if held == fingerprint:
+        return layers, notes
+    names = {layer.name for unit in group.units for layer in unit.layers}
+    regrouped = same_settings(held, fingerprint) and layers.keys() != names
+    if regrouped or held.partition(":")[0] != LAYOUT:
+        log.warning("'%s' was grouped by another version or device; it is made again.", path)
+        return None
+    raise LoraqError(
+        f"'{path}' contains layers of another recipe, model or calibration. Use a separate "
+        f"checkpoint_dir for each, or empty '{path.parent}'."
+    )
+
+
+def _device(transformer: nn.Module) -> torch.device:
+    return next(transformer.parameters()).device

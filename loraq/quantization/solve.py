@@ -36,8 +36,8 @@ def quantize_group(
     w_BOI = torch.stack([unit.stack(weights) for unit in group.units])
     x_BTI = None
     if activations.rows is not None:
-        rows = [activations.rows[unit.input_id].float() for unit in group.units]
-        x_BTI = torch.stack(rows).to(w_BOI)
+        rows = [activations.rows[unit.input_id].to(w_BOI.device) for unit in group.units]
+        x_BTI = torch.stack([x_TI.float() for x_TI in rows])
     moments = _moments_of(group, recipe, activations)
     if moments is None:
         recipe = recipe.without_moments()

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
-from loraq.quantization.branch_solution import solve_branch
 from loraq.quantization.group_context import GroupContext
 from loraq.transforms.hadamard import largest_block, random_signs
 from loraq.transforms.input_transform import InputTransform
@@ -56,24 +56,24 @@ def _search_smoothing(
     branch = context.recipe.branch
     start = "error" if branch.start == "zero" else branch.start
     one_svd = BranchConfig(kind="svd", objective=branch.objective, start=start)
-    if not context.rank:
-        one_svd = BranchConfig(kind="none")
+    b, o, i = w_BOI.shape
+    left, right = w_BOI.new_zeros(b, o, 0), w_BOI.new_zeros(b, 0, i)
     best_B = torch.full((w_BOI.shape[0],), torch.inf, device=w_BOI.device)
     best_smooth = torch.ones_like(w_BOI[:, :1])
     choice_B = torch.zeros_like(best_B, dtype=torch.int64)
     for number, (_, s_BI) in enumerate(grid(context.x_BTI, w_BOI)):
         candidate = replace(transform, smooth_I=s_BI[:, None])
         problem = context.problem(candidate.weight(w_BOI), candidate)
-        solution = solve_branch(problem, one_svd)
-        left, right = solution.left_BOR, solution.right_BRI
         target = problem.weight_BOI
-        if solution.residual:
-            target = target - problem.product(left, right)
+        if context.rank:
+            left, right = start_factors(problem, one_svd)
+            if branch.objective == "shape":
+                target = target - problem.product(left, right)
         error_B = problem.measured_error(problem.round_main(target), left, right)
         better_B = error_B < best_B
         best_B = torch.where(better_B, error_B, best_B)
         choice_B = torch.where(better_B, number, choice_B)
-        best_smooth[better_B] = s_BI[:, None][better_B]
+        best_smooth = torch.where(better_B[:, None, None], s_BI[:, None], best_smooth)
     exponents = [list(candidates()[n]) for n in choice_B.tolist()]
     chosen = {unit.name: e for unit, e in zip(context.group.units, exponents, strict=True)}
     return replace(transform, smooth_I=best_smooth), {"smoothing": chosen}

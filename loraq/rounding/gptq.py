@@ -21,6 +21,8 @@ on separate memory, so that the bits of a unit do not depend on the other units.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def _round_batch(
     units, rows, width = target_BOI.shape
     order_BI = _orders(second_BII, options.act_order)
     pairs = zip(second_BII, order_BI, strict=True)
-    factors = [upper_cholesky(second_II, order_I, options.damp) for second_II, order_I in pairs]
+    factors = upper_choleskys(pairs, options.damp)
     errors = [target_BOI.new_empty(width, rows, dtype=torch.float64) for _ in range(units)]
     scales = _Scales(target_BOI, fmt, known=options.act_order)
     length = options.block
@@ -173,8 +175,19 @@ class _Scales:
         return values_BON.permute(2, 0, 1).contiguous()
 
 
-def upper_cholesky(second_II: Tensor, order_I: Tensor, damp: float) -> Tensor:
-    """Upper R with R·Rᵀ = H (damped), axes in the given order, float64.
+def upper_choleskys(pairs: Iterable[tuple[Tensor, Tensor]], damp: float) -> list[Tensor]:
+    """`_upper_cholesky` of each (moments, order); LoraqError if one is not positive definite."""
+    found = [_upper_cholesky(second_II, order_I, damp) for second_II, order_I in pairs]
+    if torch.stack([failed for _, failed in found]).any():
+        raise LoraqError(
+            f"The inputs' second moment is not positive definite with damp={damp:g}. "
+            "Raise quant.rounding.damp (0.01 is common), or capture more calibration inputs."
+        )
+    return [upper_II for upper_II, _ in found]
+
+
+def _upper_cholesky(second_II: Tensor, order_I: Tensor, damp: float) -> tuple[Tensor, Tensor]:
+    """Upper R with R·Rᵀ = H (damped), axes in the given order, float64; nonzero if that fails.
 
     Rows and columns of dead inputs are zero except for the damping, so that they decouple.
     """
@@ -186,12 +199,7 @@ def upper_cholesky(second_II: Tensor, order_I: Tensor, damp: float) -> Tensor:
     h_II.diagonal().add_(torch.where(mean > 0, damp * mean, 1.0))
     failed = torch.empty((), dtype=torch.int32, device=h_II.device)
     torch.linalg.cholesky_ex(h_II, out=(h_II, failed))
-    if failed:
-        raise LoraqError(
-            f"The inputs' second moment is not positive definite with damp={damp:g}. "
-            "Raise quant.rounding.damp (0.01 is common), or capture more calibration inputs."
-        )
-    return h_II.flip(0, 1)
+    return h_II.flip(0, 1), failed
 
 
 def _inverse(upper_KK: Tensor) -> Tensor:

@@ -163,19 +163,20 @@ def _record_forwards(
 
 
 def load_inputs(session: Session, row: Row, stage: Stage) -> dict[str, Tensor]:
-    """Rows of the layers' inputs by input name; captured first if the product is missing."""
-    return _load_tensors(_product_folder(session, row, stage), row.device)
+    """Rows of the layers' inputs by input name, in the dtype in which they were captured.
 
-
-def _load_tensors(folder: Path, device: str) -> dict[str, Tensor]:
-    """All tensors of a product, memory-mapped on a CPU.
-
-    `.to` instead of `load_file(device=)`: safetensors reads "cuda" as GPU 0, not as this process's.
+    They are memory-mapped: what reads them moves one group's to a GPU. Captured first if the
+    product is missing.
     """
+    return _load_tensors(_product_folder(session, row, stage))
+
+
+def _load_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a product, memory-mapped."""
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))
-    return {name: x.to(device) for path in files for name, x in load_file(path).items()}
+    return {name: x for path in files for name, x in load_file(path).items()}
 
 
 def load_activations(session: Session, row: Row) -> Activations:
@@ -185,7 +186,7 @@ def load_activations(session: Session, row: Row) -> Activations:
     moments = sensitivity = None
     if recipe.needs_moments:
         folder = _product_folder(session, row, Stage.MOMENTS)
-        moments = moments_from_tensors(_load_tensors(folder, row.device))
+        moments = moments_from_tensors(_load_tensors(folder))
     if recipe.needs_sensitivity:
         sensitivity = json.loads(
             (_product_folder(session, row, Stage.SENSITIVITY) / SENSITIVITY).read_text()

@@ -38,7 +38,9 @@ def quantize_row(session: Session, row: Row) -> QuantizedModel:
     with session.store.lock(Stage.QUANTIZED, name):
         if session.store.finished(Stage.QUANTIZED, name):
             with session.timed("read packed layers"):
-                packed = read_packed(session.store.path(Stage.QUANTIZED, name), layers, recipe)
+                packed = read_packed(
+                    session.store.path(Stage.QUANTIZED, name), layers, recipe, row.device
+                )
             if packed is not None:
                 session.packed = name, packed
                 return packed
@@ -62,15 +64,18 @@ def quantize_row(session: Session, row: Row) -> QuantizedModel:
 
 
 def read_packed(
-    folder: Path, layers: Sequence[Layer], recipe: Recipe | None = None
+    folder: Path,
+    layers: Sequence[Layer],
+    recipe: Recipe | None = None,
+    device: str = "cpu",
 ) -> QuantizedModel | None:
-    """The packed layers of a finished product, whose checksums were verified before.
+    """The packed layers of a finished product, whose checksums were verified before, on `device`.
 
     None if one of `layers` is missing.
     """
     found, info = {}, {}
     for path in sorted(folder.glob("*.safetensors")):
-        tensors, info[path.stem] = load_group(path)
+        tensors, info[path.stem] = load_group(path, device)
         found.update(tensors)
     if any(layer.name not in found for layer in layers):
         return None

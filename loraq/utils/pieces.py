@@ -62,6 +62,12 @@ def keep_piece(path: Path) -> bool:
     return reason is None
 
 
+def remove_piece(path: Path) -> None:
+    """Delete a piece, if it exists, and its checksum."""
+    path.unlink(missing_ok=True)
+    _checksum_file(path).unlink(missing_ok=True)
+
+
 def _certified(path: Path) -> bool:
     """Whether the manifest of the piece's product lists it with these bytes.
 

@@ -65,7 +65,7 @@ RECIPES = {
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def forward(transformer) -> torch.Tensor:
+def forward(transformer, device: str = "cpu") -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
     width = transformer.config.caption_channels
     extra = {}
@@ -73,10 +73,10 @@ def forward(transformer) -> torch.Tensor:
         extra = {"added_cond_kwargs": {"resolution": None, "aspect_ratio": None}}
     with torch.no_grad():
         return transformer(
-            torch.randn(2, 4, 8, 8, generator=g),
-            encoder_hidden_states=torch.randn(2, 5, width, generator=g),
-            timestep=torch.tensor([10.0, 700.0]),
-            encoder_attention_mask=torch.ones(2, 5),
+            torch.randn(2, 4, 8, 8, generator=g).to(device),
+            encoder_hidden_states=torch.randn(2, 5, width, generator=g).to(device),
+            timestep=torch.tensor([10.0, 700.0], device=device),
+            encoder_attention_mask=torch.ones(2, 5, device=device),
             return_dict=False,
             **extra,
         )[0]

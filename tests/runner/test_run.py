@@ -76,7 +76,9 @@ def test_a_recipe_without_kernels_is_refused_before_anything_runs(overrides):
 
 def test_a_second_run_makes_and_loads_nothing(overrides, monkeypatch):
     read, load = [], stages.load_group
-    monkeypatch.setattr(stages, "load_group", lambda path: read.append(path) or load(path))
+    monkeypatch.setattr(
+        stages, "load_group", lambda path, *device: read.append(path) or load(path, *device)
+    )
     first = run(["method=rtn", *overrides], progress=False)
     assert sorted(read) == sorted(set(read)), "the images and the errors read the layers once"
     monkeypatch.setattr("loraq.runner.session.load_pipeline", None)

@@ -9,7 +9,8 @@ Values are computed on the CPU, so that results equal the CPU's bit for bit. Ker
 graphs, streams and `torch.compile` are not simulated.
 """
 
+from tests.simulated.counts import Counts
 from tests.simulated.device import SimulatedDevice, simulated_cuda
 from tests.simulated.tensors import MixedDevicesError, SimulatedTensor
 
-__all__ = ["MixedDevicesError", "SimulatedDevice", "SimulatedTensor", "simulated_cuda"]
+__all__ = ["Counts", "MixedDevicesError", "SimulatedDevice", "SimulatedTensor", "simulated_cuda"]

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._pytree import tree_map
 
+from loraq.models import plain_layers
 from tests.simulated.backward import run_backward
 from tests.simulated.counts import Counts, place
 from tests.simulated.tensors import CudaGenerator, Mode, SimulatedTensor
@@ -93,7 +94,7 @@ class Event:
         return True
 
     def synchronize(self) -> None:
-        self.device.wait("synchronize")
+        self.device.wait("event")  # not for the device, which may have work after the event
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds between two events."""
@@ -128,6 +129,7 @@ def simulated_cuda(**description: Any) -> Iterator[SimulatedDevice]:
             stack.enter_context(patch.object(torch.cuda, name, function))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
         stack.enter_context(patch.object(torch, "load", functools.partial(_load, torch.load)))
+        stack.enter_context(patch.object(plain_layers, "type", _plain_type, create=True))
         backward = functools.partial(run_backward, torch.autograd._engine_run_backward)
         stack.enter_context(patch.object(torch.autograd, "_engine_run_backward", backward))
         replacing = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -148,6 +150,11 @@ def _load(real: Any, file: Any, map_location: Any = None, **options: Any) -> Any
     return tree_map(lambda x: x.to("cuda") if isinstance(x, torch.Tensor) else x, found) if (
         there
     ) else found  # fmt: skip
+
+
+def _plain_type(x: Any) -> type:
+    """The class that the check of plain layers sees: a GPU's tensors have no class of their own."""
+    return torch.Tensor if isinstance(x, SimulatedTensor) else type(x)
 
 
 def _empty_caches() -> None:

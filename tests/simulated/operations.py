@@ -26,11 +26,13 @@ FLOAT64 = {
 class Operation:
     """What the simulation needs to know of an operator.
 
-    waits: whether the host reads a result; writes: (position, name, alias) of arguments.
+    view: whether it returns a view; waits: whether the host reads a result; writes: of arguments
+    (position, name, alias).
     """
 
     name: str
     composite: bool
+    view: bool
     waits: bool
     linear_algebra: bool
     writes: tuple[tuple[int, str, str], ...]
@@ -52,6 +54,7 @@ def operation(func: Any) -> Operation:
     return Operation(
         name=name.removeprefix("_"),
         composite=torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite),
+        view=any(x.alias_info and not x.alias_info.is_write for x in func._schema.returns),
         waits=name in DECOMPOSITIONS or (bool(reads) and func not in INDEXING),
         linear_algebra=name in FLOAT64,
         writes=tuple(

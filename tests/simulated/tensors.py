@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -124,7 +125,10 @@ class Mode(TorchDispatchMode):
         if found.linear_algebra and any(x.dtype == torch.float64 for x in held):
             self.counts.float64[found.name, place()] += 1
         made = func(*_to_host(args), **_to_host(kwargs))
-        return _returned(func, made, written, on_device)
+        # inference mode makes views of ordinary tensors ordinary, and all else inference tensors
+        ordinary = found.view and not any(x.is_inference() for x in held)
+        with torch.inference_mode(False) if ordinary else contextlib.nullcontext():
+            return _returned(func, made, written, on_device)
 
     def _copy(self, func: Any, args: Any, kwargs: dict[str, Any], on_device: bool) -> Any:
         """Copies are what may mix devices."""

@@ -140,6 +140,13 @@ def test_writes_and_views_keep_their_tensors(device):
         x.unsqueeze_(0)
 
 
+def test_inference_tensors(device):
+    x = torch.ones(2, 3, device="cuda")
+    with torch.inference_mode():
+        assert not x[None].is_inference() and (x + x[0]).is_inference()
+        assert (x + x)[None].add_(1).is_inference()
+
+
 def test_gradients_are_those_of_the_cpu(device):
     def gradient(x):
         x = x.detach().requires_grad_()
