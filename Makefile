@@ -14,7 +14,7 @@ INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-cluster test-report test-fuzz test-faults check format table1 ablations report tables docs cache clean distclean
+.PHONY: help install demo test test-notebooks test-cluster test-report test-gpu test-fuzz test-faults check format table1 ablations report tables docs cache clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,11 @@ test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## test the report in a headle
 
 test-faults: $(INSTALLED_DEV) ## kill, damage, race and starve real commands; writes experiments/faults/record.json (20 min on 2 cores)
 	$(BIN)/python -m tests.faults --output experiments/faults/record.json
+
+# DRY=1: every path with tiny models on a CPU; LIST=1: only name the items; MINUTES=4: less time
+MINUTES ?= 10
+test-gpu: $(INSTALLED_DEV) ## check and time a machine with a GPU; writes results/bench/gpu.json (10 min; DRY=1, LIST=1)
+	$(BIN)/python -m tests.gpu --minutes $(MINUTES) $(if $(LIST),--list) $(if $(DRY),--dry,--output results/bench/gpu.json)
 
 test-fuzz: $(INSTALLED_DEV) ## random input for readers of prompts, overrides, records, packed files (under 10 min)
 	$(BIN)/python -m pytest -m fuzz tests/fuzz --fuzz-record experiments/fuzz/record.json

@@ -37,10 +37,10 @@ def parts() -> list[Part]:
     from tests.gpu import right, speed, together
 
     return [
-        Part("right", 0.25, right.items),
+        Part("right", 0.3, right.items),
         Part("blocks", 0.2, speed.blocks),
         Part("quantising", 0.25, speed.quantising),
-        Part("loops", 0.25, speed.loops),
+        Part("loops", 0.2, speed.loops),
         Part("together", 0.05, together.items),
     ]
 

@@ -58,6 +58,10 @@ class Setting:
     def models(self) -> tuple[str, ...]:
         return tuple(CONFIGS)
 
+    def blocks(self, name: str) -> int:
+        """The model's number of blocks."""
+        return 2 if self.dry else int(CONFIGS[name]["num_layers"])
+
     def transformer(self, name: str, blocks: int | None = None) -> nn.Module:
         """The transformer with random weights on the device; `blocks` of them."""
         if self.dry:
@@ -70,9 +74,9 @@ class Setting:
         return nn.Module.to(transformer, self.device, self.dtype).eval().requires_grad_(False)
 
     def layers(self, name: str, transformer: nn.Module) -> list[Layer]:
-        """The layers to quantise; in a dry run three, since the interpreter takes a second each."""
+        """The layers to quantise; in a dry run one: the interpreter is slow."""
         found = list_layers(transformer, FAMILIES[name])
-        return found[-3:] if self.dry else found
+        return found[-1:] if self.dry else found
 
     def pipeline(self, name: str, transformer: nn.Module) -> Any:
         """The model's pipeline without text encoder; its decoder has random weights."""
@@ -89,7 +93,7 @@ class Setting:
         pipe = getattr(diffusers, kind)(
             tokenizer=None,
             text_encoder=None,
-            vae=vae.to(self.device, self.dtype).eval(),
+            vae=nn.Module.to(vae, self.device, self.dtype).eval(),
             transformer=transformer,
             scheduler=diffusers.DPMSolverMultistepScheduler(**options),
         )

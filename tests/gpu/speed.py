@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.bench.forward import MX, TORCHAO, quantize_with_torchao_
+from experiments.bench.forward import FAMILIES, MX, TORCHAO, quantize_with_torchao_
 from experiments.bench.timing import alternate
 from loraq import recipe
 from loraq.config import Recipe
@@ -23,7 +23,7 @@ from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import image_batch
-from loraq.utils.memory import peak
+from loraq.utils.memory import held_bytes, peak
 from tests.gpu.setting import Item, Row, Setting, synchronize
 
 RECIPES: dict[str, tuple[str, ...]] = {
@@ -31,18 +31,9 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "mxfp4, mxfp8 branch": ("lqer", *MX),
 }
 MODES = {"emulated": "emulate", "kernels": "triton"}
-CALIBRATED_BLOCKS = 2
-METHODS = {
-    "loraq_o2": None,
-    "loftq": None,
-    "loraq_best": None,
-    "rtn": None,
-    "lqer": None,
-    "loraq_o1": None,
-    "svdquant": CALIBRATED_BLOCKS,
-    "gptq": CALIBRATED_BLOCKS,
-}
-"""Method → blocks that are quantised; None: all."""
+METHODS = ("loraq_o2", "loftq", "loraq_best", "rtn", "lqer", "loraq_o1", "svdquant", "gptq")
+MODEL_SECONDS = 90
+"""A model is quantised as a whole if its first block predicts less; else that block is the row."""
 
 
 def blocks(setting: Setting) -> Iterator[Item]:
@@ -55,7 +46,7 @@ def blocks(setting: Setting) -> Iterator[Item]:
 
 @torch.inference_mode()
 def block(setting: Setting, model: str, images: int) -> Row:
-    """Seconds and peak bytes of a forward with one block: 16-bit, LoRaQ, and other libraries."""
+    """Seconds and memory above the weights of a forward of one block: 16-bit, LoRaQ, others."""
     ways: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
     for name, build in builders().items():
@@ -68,12 +59,14 @@ def block(setting: Setting, model: str, images: int) -> Row:
             failed[name] = first_line(error)
         else:
             ways[name] = call
+    if "16-bit" not in ways:
+        raise RuntimeError(f"the 16-bit block does not run: {failed['16-bit']}")
     found = alternate(ways, setting.repeats, setting.device)
-    peaks = {}
+    peaks, held = {}, held_bytes(setting.device.type)
     for name, call in ways.items():
         with peak(setting.device.type) as top:
             call()
-        peaks[name] = top.top
+        peaks[name] = top.top - held
     rows = {
         name: {"seconds": row["median_seconds"], "ratio": row["ratio"], "peak_bytes": peaks[name]}
         for name, row in found.items()
@@ -150,7 +143,7 @@ def loop(setting: Setting, model: str, way: str, images: int) -> Row:
     def images_of(steps: int) -> Any:
         return image_batch(pipe, replace(config, steps=steps), prompts, 0, embeddings=text)
 
-    images_of(2)  # compiles kernels
+    images_of(min(2, config.steps))  # compiles kernels
     synchronize(setting.device)
     with peak(setting.device.type) as top:
         begin = time.perf_counter()
@@ -165,16 +158,24 @@ def loop(setting: Setting, model: str, way: str, images: int) -> Row:
 
 
 def quantising(setting: Setting) -> Iterator[Item]:
-    """Every model by every method, on all blocks where the method takes seconds."""
-    for method, count in METHODS.items():
+    """Every model by every method."""
+    for method in METHODS:
         for model in setting.models:
-            call = functools.partial(quantise, setting, model, method, count)
+            call = functools.partial(quantise, setting, model, method)
             yield Item(f"quantise {model} by {method}", call)
 
 
+def quantise(setting: Setting, model: str, method: str) -> Row:
+    """Seconds for the whole model, or for one block of a method that takes minutes."""
+    row = quantise_blocks(setting, model, method, 1)
+    if setting.blocks(model) * row["seconds"] < MODEL_SECONDS:
+        row = quantise_blocks(setting, model, method, None)
+    return row
+
+
 @torch.no_grad()
-def quantise(setting: Setting, model: str, method: str, count: int | None) -> Row:
-    """Seconds to quantise `count` blocks, calibration's forwards apart; bytes; peak."""
+def quantise_blocks(setting: Setting, model: str, method: str, count: int | None) -> Row:
+    """Seconds to quantise `count` blocks (None: all) without the forwards of calibration; peak."""
     transformer = setting.transformer(model, blocks=count)
     layers, chosen = setting.layers(model, transformer), recipe(method)
     if setting.dry and chosen.branch.kind != "none":
@@ -183,12 +184,14 @@ def quantise(setting: Setting, model: str, method: str, count: int | None) -> Ro
     synchronize(setting.device)
     with peak(setting.device.type) as top:
         begin = time.perf_counter()
-        made = quantize_model(transformer, layers, chosen, read, progress=None)
+        made = quantize_model(
+            transformer, layers, chosen, read, progress=None, family=FAMILIES[model]
+        )
         synchronize(setting.device)
         seconds = time.perf_counter() - begin
-    whole = len(transformer.transformer_blocks)
+    blocks = setting.blocks(model) if count is None else count
     return {
-        **{"model": model, "method": method, "blocks": whole, "seconds": seconds},
+        **{"model": model, "method": method, "blocks": blocks, "seconds": seconds},
         **{"bits_per_weight": made.bits_per_weight, "peak_bytes": top.top},
     }
 

@@ -14,6 +14,7 @@ Kinds of blocks:
     seconds EXPERIMENT               seconds of calibration and quantisation of each row
     reported FILE                    results/reported/FILE.csv
     bench RECORD                     results/bench/RECORD.json
+    gpu PART                         a part of results/bench/gpu.json (`make test-gpu`)
     drawing packages                 the packages of loraq/ and their order
     way weight | prompt              the modules that one weight or one prompt passes
 
@@ -43,6 +44,7 @@ from loraq.results.committed import (
     rows_from_changed_code,
 )
 from loraq.results.pages import bench as bench_tables
+from loraq.results.pages import gpu as gpu_tables
 from loraq.results.pages import layout
 from loraq.results.pages import times as time_tables
 from loraq.results.tables.brief import brief_table
@@ -181,6 +183,7 @@ KINDS: dict[str, Callable[[str, Path], str]] = {
     "seconds": time_tables.seconds_block,
     "reported": reported_block,
     "bench": bench_block,
+    "gpu": gpu_tables.gpu_block,
     "drawing": layout.drawing_block,
     "way": layout.way_block,
 }
