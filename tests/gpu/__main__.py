@@ -73,6 +73,7 @@ class Check:
                     self.found[part.name]["skipped"].append(item.name)
                     self._say(f"skipped: {item.name} (the time of '{part.name}' is used up)")
                 self._save()
+            self._save()
 
     def _run_item(self, part: str, item: Item) -> None:
         from tests.gpu.setting import release

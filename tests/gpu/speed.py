@@ -66,7 +66,7 @@ def block(setting: Setting, model: str, images: int) -> Row:
     for name, call in ways.items():
         with peak(setting.device.type) as top:
             call()
-        peaks[name] = top.top - held
+        peaks[name] = max(0, top.top - held)
     rows = {
         name: {"seconds": row["median_seconds"], "ratio": row["ratio"], "peak_bytes": peaks[name]}
         for name, row in found.items()
@@ -179,7 +179,7 @@ def quantise_blocks(setting: Setting, model: str, method: str, count: int | None
     transformer = setting.transformer(model, blocks=count)
     layers, chosen = setting.layers(model, transformer), recipe(method)
     if setting.dry and chosen.branch.kind != "none":
-        chosen = replace(chosen, branch=replace(chosen.branch, rank=4, steps=2))
+        chosen = replace(chosen, branch=replace(chosen.branch, rank=4))
     read = captured(setting, transformer, layers) if chosen.needs_calibration else None
     synchronize(setting.device)
     with peak(setting.device.type) as top:
