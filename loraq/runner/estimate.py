@@ -7,6 +7,7 @@ Estimates use the manifests of earlier products of the same kind; without any, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from loraq.compose import load_rows
 from loraq.models.hub import planned_fetches
@@ -79,25 +80,63 @@ def describe_plan(rows: Sequence[Row], store: Store) -> str:
     return "\n".join(lines)
 
 
-def remaining_seconds(rows: Sequence[Row], store: Store) -> float:
-    """Estimated time in seconds of the stages that these rows still need."""
-    seconds, counted = 0.0, set()
-    for row in rows:
-        for stage in sorted(row.todo):
-            product = row.product(stage)
-            if product not in counted and not store.path(*product).is_dir():
-                counted.add(product)
-                seconds += _estimate(row, stage, store)[0]
-    return seconds
+class Remaining:
+    """Estimated time of the rows that are still to run; each product is looked at once.
+
+    A product counts in the first row that needs it. The sums are kept per kind, so that times
+    measured in this run count at once.
+    """
+
+    def __init__(self, rows: Sequence[Row], store: Store) -> None:
+        self._store = store
+        self._rows: list[list[_Work]] = []
+        self._left: dict[tuple[str, str], _Work] = {}
+        counted: set[tuple[str, str]] = set()
+        for row in rows:
+            first = {stage for stage in row.todo if row.product(stage) not in counted}
+            counted |= {row.product(stage) for stage in first}
+            self._rows.append([_work(row, stage, store) for stage in sorted(first)])
+            for work in self._rows[-1]:
+                self._add(work, 1)
+        self._started = 0
+
+    def seconds(self, number: int) -> float:
+        """Seconds of the rows from `number` on (0: all); rows are asked for in their order."""
+        for row in self._rows[self._started : number]:
+            for work in row:
+                self._add(work, -1)
+        self._started = max(self._started, number)
+        total = 0.0
+        for (stage, kind), work in self._left.items():
+            rate = self._store.rate(stage, kind)
+            total += work.modelled if rate is None else work.units * rate.seconds
+        return max(total, 0.0)
+
+    def _add(self, work: _Work, sign: int) -> None:
+        left = self._left.get(work.kind, _Work(work.kind, 0, 0.0))
+        units, modelled = left.units + sign * work.units, left.modelled + sign * work.modelled
+        self._left[work.kind] = _Work(work.kind, units, modelled)
+
+
+class _Work(NamedTuple):
+    """kind: folder and kind of products; modelled: seconds, 0 if the kind was measured before."""
+
+    kind: tuple[str, str]
+    units: int
+    modelled: float
+
+
+def _work(row: Row, stage: Stage, store: Store) -> _Work:
+    kind = stage.folder, row.kind(stage)
+    modelled = 0.0 if store.rate(*kind) else _estimate(row, stage, store)[0]
+    return _Work(kind, stage_units(row, stage), modelled)
 
 
 def _estimate(row: Row, stage: Stage, store: Store) -> tuple[float, float, str]:
     """(seconds, bytes, source): rates measured in earlier runs, otherwise the cost model's."""
-    measured = store.rates(stage.folder, row.kind(stage))
-    if measured:
-        count, units = len(measured), stage_units(row, stage)
-        seconds = sum(rate.seconds for rate in measured) / count
-        size = sum(rate.size for rate in measured) / count
-        return units * seconds, units * size, f"measured on {count} earlier"
+    measured, units = store.rate(stage.folder, row.kind(stage)), stage_units(row, stage)
+    if measured is not None:
+        source = f"measured on {measured.products} earlier"
+        return units * measured.seconds, units * measured.size, source
     rates = CPU if row.arithmetic is None else gpu_rates(row.arithmetic["name"])
     return *forecast(row, stage, rates), f"modelled for {rates.name}"

@@ -20,7 +20,7 @@ from loraq.errors import DiskFullError, LoraqError
 from loraq.metrics.common.fetch import fetch_weights
 from loraq.results.record import Record
 from loraq.runner.calibrate import calibrate_row
-from loraq.runner.estimate import remaining_seconds
+from loraq.runner.estimate import Remaining
 from loraq.runner.evaluate import load_record, measure_row
 from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
 from loraq.runner.publish import Outcome, publish_results, row_summary
@@ -46,9 +46,10 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     rows, session = _checked_rows(overrides, progress)
     finished: list[tuple[Row, Record]] = []
     failed: dict[str, BaseException] = {}
+    remaining = Remaining(rows if progress else [], session.store)
     for number, row in enumerate(rows, 1):
         if progress:
-            seconds = remaining_seconds(rows[number - 1 :], session.store)
+            seconds = remaining.seconds(number - 1)
             eta = f"about {duration(seconds)} left for all rows" if seconds else "cached"
             log.info("[%d/%d] %s  (%s)", number, len(rows), row.label, eta)
         try:

@@ -8,13 +8,13 @@ library, of a GPU its model, libraries and settings (`utils/gpu.py`). `rows.py` 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts
 from loraq.errors import LoraqError
+from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_real
 from loraq.models.layers import find_family
 from loraq.models.source import weights_hash
@@ -47,11 +47,12 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
     calibration, measuring = calibration_prompts(config.data, config.calibration, config.model)
     row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
 
+    installed = versions("torch", "diffusers", "transformers")
     host = {
         "threads": threads,
         "row_invariant": batch_invariance.row_invariant(threads) or "image by image",
     }
-    machine: dict[str, Any] = {"device": device, "torch": importlib.metadata.version("torch")}
+    machine: dict[str, Any] = {"device": device, "torch": installed["torch"]}
     if device == "cpu":
         machine["row_invariant"] = host["row_invariant"]
         sampling, measured_on = machine | {"threads": threads}, {}
@@ -66,8 +67,8 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
             for name, value in to_plain(config.model, new_defaults=False).items()
             if name not in ("name", "path", "hub_id", "domain", "revision")
         },
-        "diffusers": importlib.metadata.version("diffusers"),
-        "transformers": importlib.metadata.version("transformers"),
+        "diffusers": installed["diffusers"],
+        "transformers": installed["transformers"],
         "batch_size": config.generate.batch_size,
         **sampling,
         **_text_defaults(config.model),

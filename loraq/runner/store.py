@@ -32,11 +32,20 @@ UNFINISHED: dict[str, ProductState] = {"partial": "partial", "corrupted": "corru
 
 
 class Rate(NamedTuple):
-    """Seconds and bytes per unit (prompt, caption, …) of a finished product of a kind."""
+    """Mean seconds and bytes per unit (prompt, caption, …) of finished products."""
 
-    kind: str
+    products: int
     seconds: float
     size: float
+
+    def and_one(self, seconds: float, size: float) -> Rate:
+        """The mean with one more product."""
+        count = self.products + 1
+        return Rate(
+            count,
+            self.seconds + (seconds - self.seconds) / count,
+            self.size + (size - self.size) / count,
+        )
 
 
 class Store:
@@ -50,7 +59,7 @@ class Store:
         self.read_only = read_only
         self.locks = Locks(self.root)
         self.corrupted: set[tuple[str, str]] = set()
-        self._rates: dict[Path, Rate | None] = {}
+        self._rates: dict[str, dict[str, Rate]] = {}
 
     def __repr__(self) -> str:
         corrupted = f", {len(self.corrupted)} corrupted" if self.corrupted else ""
@@ -64,15 +73,25 @@ class Store:
         """The manifest of a product, None if it cannot be read; does not verify the files."""
         return read_manifest(self.path(stage, name))
 
-    def rates(self, stage: str, kind: str) -> list[Rate]:
-        """Rates of the finished products of a stage and kind; reads every manifest once."""
-        folder = self.root / stage
-        with contextlib.suppress(FileNotFoundError):
-            for path in folder.iterdir():
-                if path not in self._rates and "." not in path.name:
-                    self._rates[path] = _rate(path)
-        known = [rate for path, rate in self._rates.items() if path.parent == folder]
-        return [rate for rate in known if rate is not None and rate.kind == kind]
+    def rate(self, stage: str, kind: str) -> Rate | None:
+        """The mean rate of the finished products of a stage and kind; None if there are none.
+
+        Reads the manifests that are there at the first call, and those that this store writes.
+        """
+        if stage not in self._rates:
+            self._rates[stage] = {}
+            with contextlib.suppress(FileNotFoundError):
+                for path in (self.root / stage).iterdir():
+                    if "." not in path.name and (manifest := read_manifest(path)):
+                        self._add_rate(stage, manifest)
+        return self._rates[stage].get(kind)
+
+    def _add_rate(self, stage: str, manifest: dict[str, Any]) -> None:
+        info, known = manifest["info"], self._rates.get(stage)
+        if known is not None and (units := info.get("units")):
+            size = sum(entry["size"] for entry in manifest["files"].values())
+            mean = known.get(info["kind"], Rate(0, 0.0, 0.0))
+            known[info["kind"]] = mean.and_one(info["seconds"] / units, size / units)
 
     def finished(self, stage: str, name: str, pieces: Collection[str] = ()) -> bool:
         """Whether the product is complete; a corrupted one is reported and renamed.
@@ -193,6 +212,7 @@ class Store:
                 write_manifest(partial, manifest)
                 remove_checksums(partial)
                 os.replace(partial, final)
+                self._add_rate(stage, manifest)
         except OSError as error:
             raise disk_error(error, partial) from error
 
@@ -242,11 +262,3 @@ class Store:
                     yield folder, UNFINISHED[ending], size
                 elif (folder / MANIFEST).is_file():
                     yield folder, "finished", size
-
-
-def _rate(folder: Path) -> Rate | None:
-    manifest = read_manifest(folder)
-    if manifest is None or not manifest["info"].get("units"):
-        return None
-    info, size = manifest["info"], sum(entry["size"] for entry in manifest["files"].values())
-    return Rate(info["kind"], info["seconds"] / info["units"], size / info["units"])

@@ -168,11 +168,12 @@ def test_every_manifest_is_read_once_for_the_rates(tmp_path, monkeypatch):
     counted = lambda path: read.append(path.name) or read_manifest(path)  # noqa: E731
     monkeypatch.setattr("loraq.runner.store.read_manifest", counted)
     for _ in range(3):
-        assert sorted(store.rates("images", "images tiny")) == [
-            ("images tiny", 0.5, 2.0),
-            ("images tiny", 1.0, 2.0),
-        ]
-    assert store.rates("images", "images large") == [] == store.rates("moments", "images tiny")
+        assert store.rate("images", "images tiny") == (2, 0.75, 2.0)
+    assert store.rate("images", "images large") is None is store.rate("moments", "images tiny")
+    info = {"kind": "images tiny", "units": 4, "seconds": 12.0}
+    with store.write("images", "k12", info) as folder:
+        write_bytes(folder / "a.png", bytes(20))
+    assert store.rate("images", "images tiny") == (3, 1.5, 3.0)
     assert sorted(read) == ["k2", "k4"]
 
 
