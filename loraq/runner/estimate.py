@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from loraq.compose import load_rows
+from loraq.config import Config
 from loraq.models.hub import planned_fetches
 from loraq.runner.forecast import forecast, stage_units
-from loraq.runner.plan import check_domain, check_rows, plan_rows, weights_to_fetch
+from loraq.runner.plan import check_domain, check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
@@ -33,16 +34,16 @@ def dry_run(overrides: Sequence[str]) -> str:
     for config in configs:
         check_domain(config)
     if fetches := planned_fetches([config.model for config in configs]):
-        return "\n".join([*map(str, fetches), _AFTER_FETCH])
+        return "\n".join([*map(str, fetches), *_downloads(configs), _AFTER_FETCH])
     store = Store(configs[0].output, read_only=True)
     rows = plan_rows(configs, store)
     check_rows(rows)
-    return "\n".join([describe_plan(rows, store), *_downloads(rows)])
+    return "\n".join([describe_plan(rows, store), *_downloads(to_measure(rows))])
 
 
-def _downloads(rows: Sequence[Row]) -> list[str]:
+def _downloads(configs: Sequence[Config]) -> list[str]:
     """The weights of metrics that the run would download first, with the command that does."""
-    lines = [f"  {weights.describe_missing()}" for weights in weights_to_fetch(rows)]
+    lines = [f"  {weights.describe_missing()}" for weights in weights_to_fetch(configs)]
     if lines:
         lines.insert(0, "To download first, by this run or now by `loraq fetch weights`:")
     return lines

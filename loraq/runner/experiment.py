@@ -22,7 +22,7 @@ from loraq.results.record import Record
 from loraq.runner.calibrate import calibrate_row
 from loraq.runner.estimate import Remaining
 from loraq.runner.evaluate import load_record, measure_row
-from loraq.runner.plan import check_rows, plan_rows, weights_to_fetch
+from loraq.runner.plan import check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.publish import Outcome, publish_results, row_summary
 from loraq.runner.result_folder import result_folder
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
@@ -97,7 +97,7 @@ def _checked_rows(
     session = Session(Store(configs[0].output), progress)
     rows = plan_rows(configs, session.store, last)
     check_rows(rows)
-    if missing := weights_to_fetch(rows):
+    if missing := weights_to_fetch(to_measure(rows)):
         fetch_weights(missing, log.info, progress)
     return rows, session
 

@@ -6,7 +6,7 @@ Reads only configurations, files and manifests; loads no weights.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from loraq.config import Config
 from loraq.data import data_prompts
@@ -134,13 +134,15 @@ def check_measuring(config: Config, side: int, device: str) -> ImageSet | Featur
     return real
 
 
-def weights_to_fetch(rows: Sequence[Row]) -> list[Weights]:
-    """The published weights that measuring the rows needs and that are not downloaded yet."""
-    configs = [row.config.metrics for row in rows if Stage.MEASURED in row.todo]
-    found = [
-        weights for config in configs for weights in missing_weights(config.names, config.extractor)
-    ]
-    return list(dict.fromkeys(found))
+def weights_to_fetch(configs: Iterable[Config]) -> list[Weights]:
+    """The published weights that measuring needs and that are not downloaded yet."""
+    wanted = dict.fromkeys((c.metrics.names, c.metrics.extractor) for c in configs)
+    return list(dict.fromkeys(weights for one in wanted for weights in missing_weights(*one)))
+
+
+def to_measure(rows: Sequence[Row]) -> list[Config]:
+    """The configurations of the rows whose values are not measured yet."""
+    return [row.config for row in rows if Stage.MEASURED in row.todo]
 
 
 def check_domain(config: Config) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.metrics.common.published import IMAGE_REWARD
 from loraq.models import load_pipeline, resolve_folder, weights_hash
 from loraq.models.mapped import mapped_transformer
 from loraq.runner.estimate import dry_run
@@ -194,6 +195,19 @@ def test_the_plan_lists_what_a_run_fetches_and_fetches_none_of_it(serve, hub_ove
         (name, f"{size / 1e6:.1f}", "MB") for name, size in sizes.items()
     }
     assert "without --dry-run" in last
+
+
+def test_before_a_fetch_the_plan_names_the_metrics_weights_and_refuses_another_domain(
+    serve, hub_overrides, tmp_path, monkeypatch
+):
+    monkeypatch.delenv(IMAGE_REWARD.variable, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with serve(PIXART, False):
+        plan = dry_run([*hub_overrides, "metrics.names=[psnr,image_reward]"])
+        assert "ImageReward.pt, med_config.json (1.8 GB) in" in plan
+        assert "loraq fetch weights" in plan
+        with pytest.raises(LoraqError, match="mean nothing"):
+            dry_run([*hub_overrides, "model.domain=photographs", "data.domain=emoji"])
 
 
 def test_a_record_holds_the_commit_of_its_branch(serve, hub_overrides, monkeypatch):
