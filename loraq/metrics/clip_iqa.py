@@ -21,6 +21,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "images"
 PER_IMAGE = True
+ON_DEVICE = True
 ANCHORS = ("Good photo.", "Bad photo.")
 
 

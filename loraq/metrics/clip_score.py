@@ -26,6 +26,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
+ON_DEVICE = True
 VARIABLE = CLIP.variable
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")

@@ -34,6 +34,7 @@ VERSION = "2"
 DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
+ON_DEVICE = True
 VARIABLE = IMAGE_REWARD.variable
 FILES = ("ImageReward.pt", "med_config.json")
 

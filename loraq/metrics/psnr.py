@@ -19,6 +19,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
+ON_DEVICE = True
 
 
 def sources(options: Options) -> dict[str, Any]:

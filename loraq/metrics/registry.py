@@ -2,10 +2,10 @@
 
 A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better), NEEDS
 ("reference": the 16-bit model's images; "real": real images or their features; "prompts"; "images":
-nothing else),
-PER_IMAGE, `sources(options)`: what computes it, that is versions of packages and hashes of weights
-(LoraqError if they are missing or damaged; published weights may still be downloaded), and
-`compute(images, <what it needs>, options) -> MetricResult`.
+nothing else), PER_IMAGE, ON_DEVICE (the run's device computes all of it; without it, the host's
+threads are in the keys of a run on a GPU), `sources(options)`: what computes it, that is versions
+of packages and hashes of weights (LoraqError if they are missing or damaged; published weights may
+still be downloaded), and `compute(images, <what it needs>, options) -> MetricResult`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def find_metric(name: str) -> ModuleType:
 def needs_real(wanted: Sequence[str]) -> list[str]:
     """Those of the metrics that compare with real images."""
     return [name for name in wanted if find_metric(name).NEEDS == "real"]
+
+
+def needs_host(wanted: Sequence[str]) -> list[str]:
+    """Those of the metrics of which, on a GPU, the host computes a part."""
+    return [name for name in wanted if not getattr(find_metric(name), "ON_DEVICE", False)]
 
 
 def metric_sources(

@@ -15,7 +15,7 @@ from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts
 from loraq.errors import LoraqError
 from loraq.metrics.common.result import versions
-from loraq.metrics.registry import metric_sources, needs_real
+from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.layers import find_family
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
@@ -59,7 +59,8 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
     else:  # the host computes only metrics
         row = dataclasses.replace(row, arithmetic=arithmetic or gpu_arithmetic())
         machine["gpu"] = row.arithmetic
-        sampling, measured_on = machine, {"host": host}
+        sampling = machine
+        measured_on = {"host": host} if needs_host(config.metrics.names) else {}
     sampler = {
         "weights": model_hash,
         "model": {

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from loraq.compose import load_rows
-from loraq.runner.estimate import describe_plan
+from loraq.metrics.registry import needs_host
+from loraq.runner.estimate import describe_plan, dry_run
+from loraq.runner.experiment import run
 from loraq.runner.other_gpus import FOLDER, note_gpu
 from loraq.runner.plan import plan_rows
 from loraq.runner.product_keys import make_row
@@ -17,6 +19,7 @@ from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
+from tests.simulated import simulated_cuda
 
 A100 = SimpleNamespace(
     name="NVIDIA A100-SXM4-80GB", major=8, minor=0, multi_processor_count=108, total_memory=2**36
@@ -83,15 +86,25 @@ def test_a_process_has_the_keys_of_its_own_gpu(given, use, monkeypatch):
     assert keys(given) == alone
 
 
-def test_threads_and_matrix_library_of_the_host_count_for_metrics_alone(given, use, monkeypatch):
+def test_threads_and_matrix_library_of_the_host_count_for_its_metrics_alone(
+    given, use, monkeypatch
+):
     on_cpu = {threads: keys(given, "device=cpu", f"threads={threads}") for threads in (1, 2)}
     assert Stage.IMAGES in changed(on_cpu[1], on_cpu[2])
     use(H100)
-    one = keys(given, "threads=1")
-    assert changed(one, keys(given, "threads=2")) == ON_HOST
-    monkeypatch.setattr(batch_invariance, "row_invariant", lambda _threads=None: "another")
-    assert changed(one, keys(given, "threads=1")) == ON_HOST
+    by_gpu, also_by_host = "metrics.names=[psnr,ssim]", "metrics.names=[psnr,alignment]"
+    for metrics, by_host in ((by_gpu, set()), (also_by_host, ON_HOST)):
+        one = keys(given, "threads=1", metrics)
+        assert changed(one, keys(given, "threads=2", metrics)) == by_host
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_invariance, "row_invariant", lambda _threads=None: "another")
+            assert changed(one, keys(given, "threads=1", metrics)) == by_host
     assert Stage.IMAGES in changed(one, keys(given, "threads=1", "generate.batch_size=1"))
+
+
+def test_metrics_with_a_part_on_the_host_are_known():
+    assert needs_host(["psnr", "ssim", "lpips", "clip_score", "clip_iqa", "image_reward"]) == []
+    assert needs_host(["frechet", "psnr", "kid", "alignment"]) == ["frechet", "kid", "alignment"]
 
 
 def test_a_gpu_changes_no_key_of_the_cpu(given, use):
@@ -144,3 +157,17 @@ def test_the_plan_says_which_library_has_changed(given, overrides, use, monkeypa
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
     words = plan_rows(load_rows(given), store)[0].elsewhere[Stage.IMAGES]
     assert words == f"made by {H100.name} with cuDNN 90000, now 91000"
+
+
+def test_a_run_on_one_gpu_is_kept_for_it_and_told_to_another(given, monkeypatch):
+    """A whole run on a simulated GPU: complete with other threads, but not on another GPU."""
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    given = ["method=rtn", *given[1:]]
+    with simulated_cuda(name=H100.name):
+        machine = run(given, progress=False).records[-1].machine
+        assert machine["device"] == "cuda" and machine["gpu"]["name"] == H100.name
+        assert "to make" not in dry_run([*given, "threads=3"])
+    with simulated_cuda(name=A100.name, capability=(8, 0)):
+        lines = [line for line in dry_run(given).splitlines() if "to make" in line]
+    assert len(lines) == 9
+    assert all(line.endswith(f"; made by {H100.name}") for line in lines)
