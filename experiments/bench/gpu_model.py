@@ -52,9 +52,11 @@ class Gpu:
 GPUS = {
     "sm80": Gpu("A100 SXM", 108, 1.41, 312, 624, None, None, 2.04, 5120 / 108, 164, 16),
     "sm90": Gpu("H100 SXM", 132, 1.83, 989, 1979, None, None, 3.35, 5120 / 132, 228),
-    # B200's cache rate is not published; as on H100
+    # the cache rates of B200, RTX 4090 and MI355X are not published; as of H100 and MI300X
     "sm100": Gpu("B200", 148, 1.85, 2250, 4500, 4500, 9000, 8.0, 5120 / 132, 228),
+    "sm89": Gpu("RTX 4090", 128, 2.52, 165, 661, None, None, 1.01, 5120 / 132, 100),
     "gfx942": Gpu("MI300X", 304, 2.1, 1307, 2615, None, None, 5.3, 2048 / 38, 64),
+    "gfx950": Gpu("MI355X", 256, 2.4, 2500, 5000, 5000, 10000, 8.0, 2048 / 38, 160),
 }
 
 
@@ -68,7 +70,7 @@ def loop_rate(loop: Loop, gpu: Gpu) -> float:
         return gpu.multiplications(gpu.int8)
     if name.startswith("UTCO"):
         return gpu.multiplications(gpu.mxfp4 or gpu.bf16)
-    if name.startswith("UTCQ"):
+    if name.startswith(("UTCQ", "v_mfma_scale")):  # AMD's instruction does not name the formats
         return gpu.multiplications(gpu.mxfp8 or gpu.bf16)
     return gpu.multiplications(gpu.bf16)
 
@@ -158,3 +160,18 @@ def bf16_seconds(gpu: Gpu, tokens: int, outputs: int, width: int) -> float:
     products = 2 * tokens * outputs * width / (gpu.bf16 * 1e12)
     moved = 2 * (tokens * (width + outputs) + outputs * width)
     return max(products, moved / (gpu.memory * 1e12))
+
+
+def emulated_seconds(
+    gpu: Gpu, tokens: int, shape: tuple[int, int, int], formats: int, branch: bool
+) -> float:
+    """Emulation: 16-bit products at the peak, and passes over x̃ and y at the memory's rate.
+
+    formats: in how many x̃ is quantised, each one pass. The bias and the branch are added to y by
+    kernels of their own.
+    """
+    outputs, width, rank = shape
+    moved = tokens * width * 2 * (1 + formats) + tokens * outputs * 4
+    if branch:
+        moved += 2 * tokens * (width + 2 * rank) + tokens * outputs * 8
+    return bf16_seconds(gpu, tokens, outputs, width) + moved / (gpu.memory * 1e12)

@@ -2,10 +2,11 @@
 
 emulate   dequantised operands, products in x's dtype, on a CPU in float32; every device and format
 triton    kernels on the packed codes (`layers/triton/`); a layer without a kernel is an error
-auto      on a GPU, triton for every layer that has a kernel and emulation for the others; on a CPU,
-          emulation, with bfloat16 products if the model has that dtype and the processor has native
-          bfloat16 products: MX and NVFP4 operands are exact in it, integers with 16-bit scales lose
-          their last bits
+auto      on a GPU, triton for every layer that has a kernel which the cost table calls faster
+          (`layers/kernel_costs.py`), and emulation for the others; on a CPU, emulation, with
+          bfloat16 products if the model has that dtype and the processor has native bfloat16
+          products: MX and NVFP4 operands are exact in it, integers with 16-bit scales lose their
+          last bits
 """
 
 from __future__ import annotations
@@ -131,12 +132,14 @@ def make_compute(
     if mode == "emulate" or (mode == "auto" and device.type != "cuda"):
         return Emulated(tensors, dtype, device)
     try:  # the package triton is available on Linux only
-        from loraq.layers.triton import Unsupported, prepare
+        from loraq.layers.triton import Unsupported, is_faster, prepare
     except ImportError as error:
         if mode == "auto":
             return Emulated(tensors, dtype, device)
         raise _triton_missing(error) from None
     try:
+        if mode == "auto" and not is_faster(tensors, device):
+            return Emulated(tensors, dtype, device)
         return prepare(tensors, dtype, device)
     except Unsupported:
         if mode == "triton":

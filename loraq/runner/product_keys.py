@@ -14,6 +14,7 @@ from typing import Any
 from loraq.config import Config, ModelConfig, Recipe
 from loraq.data import Prompt, calibration_prompts, data_prompts
 from loraq.errors import LoraqError
+from loraq.layers.kernel_costs import read_costs
 from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.layers import find_family
@@ -120,8 +121,10 @@ def _compute_key(config: Config, device: str) -> list[Any]:
     """Key parts of images that kernels compute; empty for emulated ones."""
     if config.compute == "emulate":
         return []
-    if device != "cpu" or config.compute != "auto":
-        return ["compute", config.compute, KERNELS_VERSION]
+    if config.compute == "triton":
+        return ["compute", "triton", KERNELS_VERSION]
+    if device != "cpu":  # the table of costs chooses
+        return ["compute", "auto", KERNELS_VERSION, read_costs()]
     use_bfloat16 = batch_invariance.use_bfloat16(device, config.model.dtype)
     return ["compute", "bfloat16 products", BFLOAT16_VERSION] if use_bfloat16 else []
 

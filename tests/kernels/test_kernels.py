@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor, dequantize, fake_quantize, get_format, quantize
@@ -53,6 +55,38 @@ def test_the_layer_is_the_definition(recipe, shape):
     assert distance(computed(tensors, x), wanted) < bound
 
 
+VIEWS = {
+    "by columns": lambda x: x.mT.contiguous().mT,  # an SVD's factors
+    "one unit of a batch": lambda x: torch.stack([x + 1, x]).mT.contiguous().mT[1],
+    "expanded rows": lambda x: x[:1].expand_as(x),
+    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
+    "every other column": lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
+}
+INPUTS = VIEWS | {
+    "columns of a wider matrix": lambda x: torch.cat([x, x[:, :1], x], 1)[:, : x.shape[1]],
+    "another order of axes": lambda x: x.T.contiguous().T[:, None].movedim(1, 0),
+}
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    recipe=st.sampled_from([name for name in RECIPES if "bf16" not in name]),
+    view=st.sampled_from(sorted(INPUTS)),
+    rows=st.integers(1, 70),
+    width=st.integers(1, 300),
+    outputs=st.integers(1, 140),
+    rank=st.integers(0, 40),
+)
+def test_any_size_stride_and_alignment(recipe, view, rows, width, outputs, rank):
+    """Tails of every tile and step: the odd sizes leave rows and columns over."""
+    tensors, x, _ = case(recipe, (rows, width, outputs, rank))
+    x = INPUTS[view](x + (x == 0))  # without zeros, whose relative distance has no meaning
+    x = x if "fp16" not in recipe else x.half().float()
+    found, wanted = computed(tensors, x), tensors.forward(x)
+    assert found.shape == wanted.shape
+    assert distance(found, wanted) < (2e-5 if "fp16" in recipe else 5e-6)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_without_a_branch_and_with_leading_axes(bias):
     tensors = random_layer(RECIPES["int4, int8 branch"], rank=0, bias=bias)
@@ -67,15 +101,6 @@ def test_an_intermediate_that_stays_in_16_bits():
     x = random_input(9, 200).half().float()
     wanted = quantized_linear(x, bias_O=tensors.bias_O, **tensors.equation_arguments())
     assert distance(computed(tensors, x), wanted) < 1e-3  # h has fp16's last bit
-
-
-VIEWS = {
-    "by columns": lambda x: x.mT.contiguous().mT,  # an SVD's factors
-    "one unit of a batch": lambda x: torch.stack([x + 1, x]).mT.contiguous().mT[1],
-    "expanded rows": lambda x: x[:1].expand_as(x),
-    "offset": lambda x: torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x),
-    "every other column": lambda x: torch.stack([x, x + 1], -1).flatten(-2)[..., ::2],
-}
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -4,7 +4,7 @@ Imported by `loraq/layers/backends.py` only, at first use, because the package t
 available everywhere; imports formats, transforms and the modules of `layers`.
 """
 
-from loraq.layers.triton.layer import PreparedLayer, prepare
+from loraq.layers.triton.layer import PreparedLayer, is_faster, prepare
 from loraq.layers.triton.operands import Unsupported
 
-__all__ = ["PreparedLayer", "Unsupported", "prepare"]
+__all__ = ["PreparedLayer", "Unsupported", "is_faster", "prepare"]

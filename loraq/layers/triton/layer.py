@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loraq.formats import Format
 from loraq.formats.quantization import FLOAT_DTYPES
+from loraq.layers.kernel_costs import architecture, kernels_are_faster
 from loraq.layers.tensors import LayerTensors
 from loraq.layers.triton.activations import quantize_input
 from loraq.layers.triton.equation import down, linear
@@ -95,6 +96,12 @@ def prepare(tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> 
     bias = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
     weight = stored_operand(tensors.weight, main, device)
     return PreparedLayer(dtype, fmt, weight, main, bias, _branch(tensors, device))
+
+
+def is_faster(tensors: LayerTensors, device: torch.device) -> bool:
+    """Whether the kernels of a layer are faster than its emulation, by the table of costs."""
+    main = choose_product(tensors.activation, tensors.weight.format, device)
+    return kernels_are_faster(main.mode, architecture(device))
 
 
 def device_context(device: torch.device) -> AbstractContextManager[object]:

@@ -295,6 +295,55 @@ def _errors(found: Found) -> list[str]:
     return [*columns_table(columns, lines), "", f"Coverage of KID's interval: {kid}."]
 
 
+def _kernel_counts(found: Found) -> list[str]:
+    """Of the kernel with both products: a step's instructions, and modelled times as ranges."""
+
+    def linear(row: Found) -> Found:
+        kernels: list[Found] = row["kernels"]
+        return next(kernel for kernel in kernels if kernel["name"] == "linear")
+
+    def span(ratios: Iterable[float]) -> str:
+        values = sorted(ratios)
+        return f"{values[0]:.2f}–{values[-1]:.2f}" if values else "–"
+
+    def over_peak(row: Found, field: str = "linear_over_bf16") -> str:
+        return span(time[field] for time in row.get("times", {}).values())
+
+    def over_compiled(row: Found) -> str:
+        base = row["base"]["times"]
+        return span(
+            time["milliseconds"]["linear"] / base[shape]["milliseconds"]["linear"]
+            for shape, time in row["times"].items()
+        )
+
+    columns: Columns = {
+        "GPU": lambda row: row["gpu"],
+        "recipe": lambda row: row["recipe"],
+        "tensor instructions a step": lambda row: ", ".join(
+            f"{count} × `{name}`" for name, count in linear(row)["loops"][0]["tensor"].items()
+        ),
+        "all instructions": lambda row: str(linear(row)["loops"][0]["instructions"]),
+        "registers": lambda row: str(linear(row)["registers"]),
+        "spills, all kernels": lambda row: str(sum(one["spills"] for one in row["kernels"])),
+        "before": lambda row: over_peak(row["before"]),
+        "over bf16's peak": over_peak,
+        "over bf16, compiled alike": over_compiled,
+        "with quantising": lambda row: over_peak(row, "layer_over_bf16"),
+    }
+    rows = [
+        row
+        | {
+            "gpu": f"{found['gpus'][target]['name']} ({target})",
+            "recipe": recipe,
+            "base": recipes["bf16"],
+            "before": found["before"].get(target, {}).get(recipe, {}),
+        }
+        for target, recipes in found["now"].items()
+        for recipe, row in recipes.items()
+    ]
+    return columns_table(columns, rows, 3)
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
     "calibrated": _rows_table(CALIBRATED, "rows"),
@@ -303,6 +352,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "forward": _forward,
     "fullsize": _rows_table(FULLSIZE, "rows", text=2),
     "generation": _rows_table(GENERATION, "ways"),
+    "kernel_counts": _kernel_counts,
     "metrics": _rows_table(METRICS, "metrics"),
     "parity": _rows_table(PARITY, "rows", text=3),
     "quantise": _rows_table(QUANTISE, "methods"),

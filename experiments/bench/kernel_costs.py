@@ -1,0 +1,103 @@
+"""Write the table that `compute=auto` reads: layers by kernels and by emulation over 16-bit ones.
+
+    python -m experiments.bench.kernel_costs                                (modelled)
+    python -m experiments.bench.kernel_costs --measured results/bench/gpu.json --target sm90
+
+Modelled costs come from `results/bench/kernel_counts.json`: the layers of PixArt-Σ and SANA at
+batch 16, summed. Measured ones come from the blocks of `python -m tests.gpu`'s record at its
+largest batch, and replace the row of one architecture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from experiments.bench.gpu_model import GPUS, emulated_seconds
+from experiments.bench.kernel_counts import RANK, SHAPES
+from loraq.layers.kernel_costs import TABLE
+from loraq.utils.files import write_json
+
+COUNTS = Path("results/bench/kernel_counts.json")
+# mode of the main product → recipe that stands for it
+INT, MX, OTHER = "int4, int8 branch", "mxfp4, mxfp8 branch", "nvfp4, mxfp8 branch"
+BLOCK_SCALED = ("sm100", "gfx950")
+
+
+def mode_recipes(target: str) -> dict[str, str]:
+    """The recipe that stands for each mode of the main product."""
+    if target in BLOCK_SCALED:
+        return {"int": INT, "scaled": MX, "values": OTHER}
+    return {"int": INT, "values": MX}
+
+
+def modelled(counts: dict[str, Any]) -> dict[str, Any]:
+    """The table from modelled times."""
+    return {
+        target: {mode: _modelled(counts[target][r], target) for mode, r in recipes.items()}
+        for target in counts
+        if (recipes := mode_recipes(target))
+    }
+
+
+def _modelled(found: dict[str, Any], target: str) -> dict[str, float]:
+    base = kernels = emulation = 0.0
+    for model, (tokens, shapes) in SHAPES.items():
+        for outputs, width in shapes:
+            row = found["times"][f"{model} {width}→{outputs}"]
+            base += row["bf16_milliseconds"]
+            kernels += sum(row["milliseconds"].values())
+            shape = outputs, width, RANK
+            emulation += 1e3 * emulated_seconds(GPUS[target], tokens, shape, 2, branch=True)
+    return {"kernels": round(kernels / base, 2), "emulation": round(emulation / base, 2)}
+
+
+def measured(record: dict[str, Any], target: str) -> dict[str, dict[str, float]]:
+    """The row of one architecture from the blocks that its check timed."""
+    rows = [row["ways"] for row in _largest(record["parts"]["blocks"]["rows"])]
+    found: dict[str, dict[str, float]] = {}
+    for mode, recipe in mode_recipes(target).items():
+        main = recipe.partition(",")[0]  # whatever the branch
+        ratios = {
+            way: [
+                row["ratio"]
+                for ways in rows
+                for name, row in ways.items()
+                if name.startswith(main) and name.endswith(word)
+            ]
+            for way, word in (("kernels", "kernels"), ("emulation", "emulated"))
+        }
+        if all(ratios.values()):
+            found[mode] = {way: round(mean(values), 2) for way, values in ratios.items()}
+    return found
+
+
+def _largest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks of the largest batch that were timed."""
+    timed = [row for row in rows if "ways" in row]
+    return [row for row in timed if row["images"] == max(other["images"] for other in timed)]
+
+
+def main() -> None:
+    """Write the table, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--measured", type=Path, metavar="RECORD")
+    parser.add_argument("--target", help="the architecture of the measured GPU, such as sm90")
+    options = parser.parse_args()
+    if options.measured:
+        table = json.loads(TABLE.read_text(encoding="utf-8"))
+        record = json.loads(options.measured.read_text(encoding="utf-8"))
+        table["costs"].setdefault(options.target, {}).update(measured(record, options.target))
+        table["origins"][options.target] = f"measured: {options.measured}"
+    else:
+        costs = modelled(json.loads(COUNTS.read_text(encoding="utf-8"))["now"])
+        table = {"origins": dict.fromkeys(costs, f"modelled: {COUNTS}"), "costs": costs}
+    write_json(TABLE, table)
+    print(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()
