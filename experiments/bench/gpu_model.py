@@ -150,7 +150,8 @@ def resident(kernel: Kernel, gpu: Gpu, amd: bool) -> int:
     """Programs that a multiprocessor holds at once."""
     registers = -(-kernel.registers // 8) * 8
     if amd:  # 512 registers per lane, on four units
-        return min(512 // registers * 4 // kernel.warps, gpu.shared * 1024 // kernel.shared_bytes)
+        by_shared = gpu.shared * 1024 // max(kernel.shared_bytes, 1)
+        return min(512 // registers * 4 // kernel.warps, by_shared)
     by_registers = 65536 // (registers * kernel.warps * 32)
     return min(by_registers, gpu.shared * 1024 // (kernel.shared_bytes + 1024))
 

@@ -4,8 +4,8 @@
     python -m experiments.bench.kernel_counts --targets sm90 --recipes "int4, int8 branch"
 
 Expected time: 10 minutes on 2 cores for everything; no GPU is needed. `gpu_model.py` states the
-model. A record that exists is updated, entry by entry; `--before COMMIT` marks the numbers of an
-older checkout, which they are then measured in.
+model. A record that exists is updated, entry by entry. `--before COMMIT` marks numbers of older
+kernels, which this file and its two neighbours count when copied to a checkout of them.
 """
 
 from __future__ import annotations
