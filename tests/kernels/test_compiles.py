@@ -17,7 +17,7 @@ import pytest
 INT4, MXFP4 = "int4, int8 branch", "mxfp4, mxfp8 branch"
 # of `linear`: tensor instructions and all instructions of a step of the main product
 BOUNDS = {
-    ("sm80", INT4): ({"IMMA.16832.S8": 32}, 345),
+    ("sm80", INT4): ({"IMMA.16832.S8": 32}, 370),
     ("sm80", MXFP4): ({"HMMA.16816.F32": 64}, 160),
     ("sm90", INT4): ({"IGMMA.64x128x32.S8": 2}, 300),
     ("sm90", MXFP4): ({"HGMMA.64x256x16.F32": 4}, 140),
