@@ -28,7 +28,7 @@ def check_parts(folder: Path) -> None:
         if has_weights(name):
             network_class(library, class_name, read_json(part / "config.json"))
         else:
-            files = sorted(path for path in part.iterdir() if is_small(path.name))
+            files = sorted(path for path in part.glob("*") if is_small(path.name))
             state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
             _load(part, library, class_name, tuple(files), state)
 

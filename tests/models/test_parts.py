@@ -107,3 +107,11 @@ def test_a_part_that_does_not_load_is_named_in_the_plan(
     change(folder / file, **values)
     with pytest.raises(LoraqError, match=words):
         dry_run([*overrides, "method=rtn", f"model.path={folder}"])
+
+
+def test_a_part_without_a_folder_is_named(tiny_folder, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_folder, folder)
+    shutil.rmtree(folder / "scheduler")
+    with pytest.raises(LoraqError, match="scheduler' does not load as DPMSolver"):
+        check_parts(folder)
