@@ -54,31 +54,37 @@ def fake_quantize_into(x: Tensor, results: Sequence[tuple[Format, Tensor]]) -> N
     """Write x in one or two formats to tensors of its shape, whose last axis is contiguous."""
     (first, out), (last, other) = results[0], results[-1]
     second = other if len(results) > 1 else None
-    torch.ops.loraq.fake_quantize(x.detach(), _text(first), out, _text(last), second)
+    torch.ops.loraq.fake_quantize(x.detach(), format_text(first), out, format_text(last), second)
 
 
 @torch.library.custom_op("loraq::fake_quantize", mutates_args=("out", "second"))
 def _operator(
     x: Tensor, first_format: str, out: Tensor, second_format: str, second: Tensor | None
 ) -> None:
-    results = [(_parse(first_format), out)]
+    results = [(parse_format(first_format), out)]
     if second is not None:
-        results.append((_parse(second_format), second))
+        results.append((parse_format(second_format), second))
     if not x.numel():
         return
-    if x.is_cuda and _has_triton() and os.environ.get(SWITCH) != "0":
-        results = _launch(x, results)
-    for fmt, result in results:
+    for fmt, result in launch_supported(x, results):
         result.copy_(by_operations(x, fmt, result.dtype))
 
 
-def _launch(x: Tensor, results: list[tuple[Format, Tensor]]) -> list[tuple[Format, Tensor]]:
-    """Write the results for which there is a kernel; the others."""
-    from loraq.formats.triton.fake import launch, supported
+def launch_supported(
+    x: Tensor, results: Sequence[tuple[Format, Tensor]], **before: Any
+) -> list[tuple[Format, Tensor]]:
+    """Write by the kernel what it supports; the others are returned.
 
-    found = [supported(x, fmt, result.dtype) for fmt, result in results]
+    before: fields of `Before` (`triton/fake.py`), what happens to x before.
+    """
+    if not (x.is_cuda and _has_triton()) or os.environ.get(SWITCH) == "0":
+        return list(results)
+    from loraq.formats.triton.fake import Before, launch, supported
+
+    first = Before(**before)
+    found = [supported(x, fmt, result.dtype, first) for fmt, result in results]
     if any(found):
-        launch(x, [pair for pair, has in zip(results, found, strict=True) if has])
+        launch(x, [pair for pair, has in zip(results, found, strict=True) if has], first)
     return [pair for pair, has in zip(results, found, strict=True) if not has]
 
 
@@ -92,13 +98,13 @@ def _has_triton() -> bool:
     return True
 
 
-def _text(fmt: Format) -> str:
+def format_text(fmt: Format) -> str:
     """A format as text, because operators take no dataclasses."""
     return f"{fmt.name} {fmt.block} {fmt.scale} {fmt.exponent} {fmt.clip} {fmt.tensor_scale}"
 
 
 @lru_cache(maxsize=256)
-def _parse(text: str) -> Format:
+def parse_format(text: str) -> Format:
     """The inverse of `_text`."""
     name, block, *options = text.split()
     known: tuple[Any, ...] = tuple(options)

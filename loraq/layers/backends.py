@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from loraq.errors import LoraqError
 from loraq.formats import Format
@@ -26,11 +27,16 @@ from loraq.layers.equation import (
     onednn_product,
     quantize_input,
 )
+from loraq.layers.stacked import quantize_stacked, stack
 from loraq.layers.tensors import LayerTensors
+from loraq.transforms.input_transform import InputTransform
 from loraq.utils import batch_invariance
 
 ComputeMode = Literal["emulate", "auto", "triton"]
 COMPUTE_MODES: tuple[ComputeMode, ...] = get_args(ComputeMode)
+
+
+IDENTITY = InputTransform()
 
 
 class Compute(Protocol):
@@ -66,7 +72,8 @@ class Emulated:
 
     operands: their dtype. Default on a CPU: float32 for a model of any dtype, because bfloat16
         products are slower on processors without native support (experiments/bench/forward.py).
-    x̃ is computed in float32 on a CPU, otherwise in `dtype`.
+    x̃ is computed in float32 on a CPU, otherwise in `dtype`. 16-bit operands on a GPU are multiplied
+    stacked (`stacked.py`).
     """
 
     def __init__(
@@ -83,17 +90,27 @@ class Emulated:
             for name, value in tensors.equation_arguments().items()
         }
         self.weight_OI, self.left_OR = arguments.pop("weight_OI"), arguments.pop("left_OR")
+        self.stacked = device.type == "cuda" and dtype.itemsize == 2
+        if self.stacked:
+            self.weight_OI, self.left_OR = stack(self.weight_OI, self.left_OR), None
         self.bias_O = None if tensors.bias_O is None else tensors.bias_O.to(device, dtype)
         use_onednn = dtype == torch.float32 and _use_onednn(device.type)
         self.product = onednn_product if use_onednn else matmul
-        self.input_arguments = arguments | {"product": self.product}
+        self.input_arguments = arguments
 
-    def quantize(self, x: Tensor) -> QuantizedInput:
-        """Qa(x̃) and the branch's intermediate."""
-        return quantize_input(x, self.operands, **self.input_arguments)
+    def quantize(self, x: Tensor, transform: InputTransform = IDENTITY) -> QuantizedInput:
+        """Qa(x̃) and the branch's intermediate, from x̃ or from x and its transform."""
+        if self.stacked:
+            x = x if transform.identity else x.to(self.dtype)
+            return quantize_stacked(x, transform, self.operands, **self.input_arguments)
+        if not transform.identity:
+            x = transform.input(x.to(self.dtype))
+        return quantize_input(x, self.operands, **self.input_arguments, product=self.product)
 
     def multiply(self, quantized: QuantizedInput) -> Tensor:
         """y [..., O]."""
+        if self.stacked:
+            return linear(quantized.main, self.weight_OI, self.bias_O)
         return multiply(quantized, self.weight_OI, self.left_OR, self.bias_O, self.product)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from loraq.errors import LoraqError, unknown
 from loraq.formats import QuantizedTensor
-from loraq.layers.backends import COMPUTE_MODES, Compute, ComputeMode, make_compute
+from loraq.layers.backends import COMPUTE_MODES, Compute, ComputeMode, Emulated, make_compute
 from loraq.layers.shared_input import SharedInput, apply_keeping_dtype
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.transforms.input_transform import InputTransform
@@ -96,6 +96,8 @@ class QuantizedLinear(nn.Module):
 
         def quantize() -> Any:
             channels_last = x.movedim(1, -1) if self.convolution else x
+            if isinstance(compute, Emulated):
+                return compute.quantize(channels_last, transform)
             if not transform.identity:
                 channels_last = transform.input(channels_last.to(compute.dtype))
             return compute.quantize(channels_last)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, stored_shapes
-from loraq.layers.backends import Compute, Emulated
+from loraq.layers.backends import IDENTITY, Compute, Emulated
 from loraq.layers.equation import QuantizedInput
 from loraq.layers.linear import QuantizedLinear
 from loraq.layers.shared_input import share_inputs
@@ -86,7 +86,9 @@ def step_work(
 class _FusedQuantizer(Emulated):
     """Emulation whose quantisers are one kernel each; a copy has their traffic."""
 
-    def quantize(self, x: Tensor) -> QuantizedInput:
+    def quantize(self, x: Tensor, transform: InputTransform = IDENTITY) -> QuantizedInput:
+        if not transform.identity:
+            x = transform.input(x.to(self.dtype))
         main, arguments = x.clone(), self.input_arguments
         right_RI, activation = arguments["right_RI"], arguments["branch_activation"]
         if right_RI is None:

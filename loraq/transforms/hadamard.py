@@ -56,18 +56,19 @@ def _cached_matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tens
 
 
 @torch.compiler.assume_constant_result
-def _matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The kept `hadamard_matrix` on a device; a constant under torch.compile."""
     return unless_traced(_cached_matrix)(block, device, dtype)
 
 
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·D·H over the last axis, for any leading axes; keeps the dtype."""
-    h = _matrix(block, x.device, x.dtype)
+    h = matrix(block, x.device, x.dtype)
     blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
     return (blocks @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·H·D, the inverse of `rotate`."""
-    h = _matrix(block, x.device, x.dtype)
+    h = matrix(block, x.device, x.dtype)
     return (x.unflatten(-1, (-1, block)) @ h).flatten(-2) * signs_I.to(x)

@@ -9,7 +9,9 @@ from loraq.formats import FORMATS, get_format
 from loraq.formats.fake import by_operations
 from loraq.formats.operator import fake_quantize_each, fake_quantize_into
 from loraq.formats.triton import fake
-from loraq.formats.triton.fake import MAX_BLOCK, launch, supported
+from loraq.formats.triton.fake import MAX_BLOCK, Before, launch, supported
+from loraq.transforms import InputTransform
+from loraq.transforms.hadamard import hadamard_matrix
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RULES = ("floor", "ceil", "even", "rceil")
@@ -108,6 +110,37 @@ def test_strides_are_read_without_a_copy(case, name):
     assert_same(x, fmt, torch.float32)
 
 
+TRANSFORMS = {
+    "rotation": (0.0, False, 64),
+    "shift and smoothing": (0.171875, True, 0),
+    "all": (0.171875, True, 16),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", TRANSFORMS)
+def test_a_transform_before(case, dtype):
+    """Powers of two, so that the order of the rotation's sums does not matter."""
+    shift, smoothed, block = TRANSFORMS[case]
+    g = torch.Generator().manual_seed(3)
+    x = (torch.randint(-20, 21, (5, 192), generator=g) / 8).to(dtype)
+    smooth = torch.rand(192, generator=g) + 0.5
+    if block:
+        smooth = torch.exp2(torch.randint(-2, 3, (192,), generator=g))
+    signs = (torch.randint(0, 2, (192,), generator=g) * 2 - 1).to(torch.int8)
+    transform = InputTransform(
+        smooth.to(dtype) if smoothed else None, signs if block else None, block, shift
+    )
+    rotation = hadamard_matrix(block).to(DEVICE, dtype) if block else None
+    moved = transform.to(DEVICE, dtype)
+    before = Before(shift, moved.smooth_I, moved.signs_I, rotation)
+    for fmt in (get_format("int4"), get_format("nvfp4", tensor_scale="token")):
+        out = torch.empty(x.shape, dtype=dtype, device=DEVICE)
+        assert supported(x.to(DEVICE), fmt, dtype, before)
+        launch(x.to(DEVICE), [(fmt, out)], before)
+        check(out, by_operations(transform.input(x), fmt, dtype), fmt.label)
+
+
 PAIRS = {
     "one tile": ("int4", "int8", {}),
     "other blocks": ("nvfp4", "mxfp8_e4m3", {}),
@@ -149,6 +182,14 @@ def test_what_has_no_kernel():
     ):  # fmt: skip
         assert not supported(x, fmt, torch.float32)
     assert not supported(x.double(), get_format("int4"), torch.float32)
+    rotated = Before(signs_I=torch.ones(64), rotation=torch.eye(64))
+    assert supported(x, get_format("int4"), torch.float32, rotated)
+    for fmt, before in (
+        (get_format("int4", 48), rotated),  # its tiles have gaps
+        (get_format("int4"), Before(rotation=torch.eye(8))),
+        (get_format("nvfp4"), rotated),  # the scale of x is not that of the rotated x
+    ):
+        assert not supported(x, fmt, torch.float32, before)
     wide = torch.zeros(1, MAX_BLOCK + 1)
     assert not supported(wide, get_format("int4", "channel"), torch.float32)
     assert supported(wide, get_format("int4"), torch.float32)

@@ -1,0 +1,98 @@
+"""The equation with 16-bit operands on a GPU: two to four launches and one product for y.
+
+    y = [Qa(x̃) | Qba(Qba(x̃)·Rᵀ)] · [Wq | L]ᵀ + bias̃
+
+One kernel transforms and quantises x: it reads x once, and writes Qa(x̃) next to the columns for the
+branch's intermediate. One product then sums the main layer, the branch and the bias in fp32, and y
+is written once. `equation.py` is the definition; sums differ in the last bits of 16-bit numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loraq.formats import Format
+from loraq.formats.operator import (
+    fake_quantize_into,
+    format_text,
+    launch_supported,
+    parse_format,
+)
+from loraq.layers.equation import QuantizedInput
+from loraq.transforms.hadamard import matrix
+from loraq.transforms.input_transform import InputTransform
+
+
+def stack(weight_OI: Tensor, left_OR: Tensor | None) -> Tensor:
+    """[Wq | L] (O, I + R)."""
+    return weight_OI if left_OR is None else torch.cat([weight_OI, left_OR], 1)
+
+
+def quantize_stacked(
+    x: Tensor,
+    transform: InputTransform,
+    dtype: torch.dtype,
+    activation: Format,
+    right_RI: Tensor | None = None,
+    branch_activation: Format | None = None,
+    requantize_intermediate: bool = True,
+) -> QuantizedInput:
+    """[Qa(x̃) | Qba(Qba(x̃)·Rᵀ)] of x [..., I], as `main` [..., I + R] without an intermediate."""
+    width, rank = x.shape[-1], 0 if right_RI is None else right_RI.shape[0]
+    stacked = torch.empty(*x.shape[:-1], width + rank, dtype=dtype, device=x.device)
+    main, h = stacked.split([width, rank], -1)
+    if right_RI is None or branch_activation is None:
+        _write(x, transform, [(activation, main)])
+        return QuantizedInput(stacked, None)
+    branch_input, results = main, [(activation, main)]
+    if branch_activation != activation:
+        branch_input = torch.empty(x.shape, dtype=dtype, device=x.device)
+        results.append((branch_activation, branch_input))
+    _write(x, transform, results)
+    intermediate = branch_input @ right_RI.mT
+    if requantize_intermediate:
+        fake_quantize_into(intermediate, [(branch_activation, h)])
+    else:
+        h.copy_(intermediate)
+    return QuantizedInput(stacked, None)
+
+
+def _write(x: Tensor, transform: InputTransform, results: list[tuple[Format, Tensor]]) -> None:
+    (first, out), (last, other) = results[0], results[-1]
+    torch.ops.loraq.quantize_transformed(
+        x.detach(),
+        transform.shift,
+        transform.smooth_I,
+        transform.signs_I,
+        transform.block,
+        format_text(first),
+        out,
+        format_text(last),
+        other if len(results) > 1 else None,
+    )
+
+
+@torch.library.custom_op("loraq::quantize_transformed", mutates_args=("out", "second"))
+def _operator(
+    x: Tensor,
+    shift: float,
+    smooth: Tensor | None,
+    signs: Tensor | None,
+    block: int,
+    first_format: str,
+    out: Tensor,
+    second_format: str,
+    second: Tensor | None,
+) -> None:
+    results = [(parse_format(first_format), out)]
+    if second is not None:
+        results.append((parse_format(second_format), second))
+    if not x.numel():
+        return
+    rotation = None if signs is None else matrix(block, x.device, x.dtype)
+    left = launch_supported(
+        x, results, shift=shift, smooth_I=smooth, signs_I=signs, rotation=rotation
+    )
+    if left:
+        fake_quantize_into(InputTransform(smooth, signs, block, shift).input(x), left)
