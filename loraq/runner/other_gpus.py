@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from loraq.runner.product_keys import make_row
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.files import write_json
+from loraq.utils.gpu import gpu_names
 from loraq.utils.hashing import key
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,17 @@ def _elsewhere(row: Row, known: Mapping[str, dict[str, Any]], store: Store) -> d
 
 
 def report_other_gpus(rows: Sequence[Row]) -> None:
-    """One warning for each other GPU, with the products that it has made."""
+    """One warning for each other GPU, with the products that it has made.
+
+    Another one if the processes of this run are on GPUs of different models.
+    """
+    several = os.environ.get("LOCAL_WORLD_SIZE", "1") != "1"
+    if several and any(row.arithmetic for row in rows) and len(names := gpu_names()) > 1:
+        log.warning(
+            "this machine has GPUs of different models (%s). They share no products: each model "
+            "makes all that are missing. Choose GPUs of one model (CUDA_VISIBLE_DEVICES).",
+            ", ".join(names),
+        )
     products: dict[str, list[str]] = {}
     for row in rows:
         for stage, words in row.elsewhere.items():

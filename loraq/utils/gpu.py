@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loraq.errors import LoraqError
+
 SETTINGS = {
     "matmul.allow_tf32": False,
     "matmul.allow_fp16_reduced_precision_reduction": False,
@@ -42,8 +44,28 @@ DRIVERS = Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"
 
 
 def gpu_index() -> int:
-    """The index of this process's GPU: LOCAL_RANK, which torchrun and accelerate launch set."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """The index of this process's GPU: LOCAL_RANK, which torchrun and accelerate launch set.
+
+    LoraqError if there are fewer GPUs.
+    """
+    import torch
+
+    index, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if index >= count:
+        raise LoraqError(
+            f"LOCAL_RANK={index}: this process would use GPU {index}, and PyTorch finds {count}, "
+            f"numbered from 0. Start one process for each GPU (torchrun --nproc-per-node={count}); "
+            "if every process sees only a GPU of its own, unset LOCAL_RANK."
+        )
+    return index
+
+
+def gpu_names() -> list[str]:
+    """The different models among the GPUs that PyTorch finds."""
+    import torch
+
+    found = (torch.cuda.get_device_properties(n).name for n in range(torch.cuda.device_count()))
+    return list(dict.fromkeys(found))
 
 
 def gpu_arithmetic() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from loraq.compose import load_rows
+from loraq.errors import LoraqError
 from loraq.metrics.registry import needs_host
 from loraq.runner.estimate import describe_plan, dry_run
 from loraq.runner.experiment import run
@@ -84,6 +85,20 @@ def test_a_process_has_the_keys_of_its_own_gpu(given, use, monkeypatch):
     assert changed(keys(given), alone) == set(alone)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert keys(given) == alone
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(LoraqError, match=r"PyTorch finds 2.*torchrun --nproc-per-node=2"):
+        keys(given)
+
+
+def test_gpus_of_different_models_in_one_run_are_told(given, overrides, use, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("loraq"), "propagate", True)
+    store = Store(overrides[-1].removeprefix("output="))
+    use(H100, A100)
+    plan_rows(load_rows(given), store)
+    assert "different models" not in caplog.text
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    plan_rows(load_rows(given), store)
+    assert f"GPUs of different models ({H100.name}, {A100.name})" in caplog.text
 
 
 def test_threads_and_matrix_library_of_the_host_count_for_its_metrics_alone(
