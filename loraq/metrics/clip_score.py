@@ -27,6 +27,7 @@ DIRECTION: Final = "higher"
 NEEDS: Final = "prompts"
 PER_IMAGE = True
 ON_DEVICE = True
+COUNTED = ("cut",)
 VARIABLE = CLIP.variable
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "preprocessor_config.json", "tokenizer_config.json")

@@ -20,6 +20,7 @@ DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
 ON_DEVICE = True
+COUNTED = ("identical",)
 
 
 def sources(options: Options) -> dict[str, Any]:

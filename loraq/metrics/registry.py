@@ -5,7 +5,9 @@ A metric module defines NAME, VERSION, DIRECTION ("higher" or "lower" is better)
 nothing else), PER_IMAGE, ON_DEVICE (the run's device computes all of it; without it, the host's
 threads are in the keys of a run on a GPU), `sources(options)`: what computes it, that is versions
 of packages and hashes of weights (LoraqError if they are missing or damaged; published weights may
-still be downloaded), and `compute(images, <what it needs>, options) -> MetricResult`.
+still be downloaded), and `compute(images, <what it needs>, options) -> MetricResult`. COUNTED may
+name details that are counts, which add up over parts of the images; EXTRACTOR the extractor of the
+features from which the values of all images are computed at once.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, get_args
 
 import numpy as np
 
+from loraq.config.run import ExtractorChoice
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
-from loraq.metrics.common.features import choose_extractor
+from loraq.metrics.common.features import ExtractorName, choose_extractor
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import check_reachable
 from loraq.metrics.common.result import Direction, MetricResult, Need, Options
@@ -104,6 +107,20 @@ def check_metrics(
             )
 
 
+def distribution_extractors(
+    wanted: Sequence[str], need: Need, real: Any, extractor: ExtractorChoice
+) -> list[ExtractorName]:
+    """The extractors of the features in which metrics of distributions compare with `need`."""
+    options = Options(extractor=extractor)
+    metrics = [metric for metric in map(find_metric, wanted) if need == metric.NEEDS]
+    found = [
+        choose_extractor(_resolved(metric, real, options).extractor)
+        for metric in metrics
+        if not metric.PER_IMAGE
+    ]
+    return list(dict.fromkeys(found))
+
+
 def _resolved(metric: ModuleType, real: Any, options: Options) -> Options:
     """The options with the feature extractor that `auto` means, for a metric that uses it."""
     if metric.NEEDS != "real":
@@ -149,11 +166,13 @@ def measure(
     reference: ImageSet | None = None,
     real: Any = None,
     no_reference: str = "this row makes the images that the others are compared with",
+    known: Mapping[str, MetricResult] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """The record's entries of all metrics: value, interval, n; also per part, seen and held out.
 
     no_reference: with `reference=None`, the reason why metrics that need one have no value.
+    known: results that are there already, by the metric's name.
     """
     entries: dict[str, dict[str, Any]] = {}
     for name in wanted:
@@ -167,7 +186,7 @@ def measure(
         def run(part: ImageSet, name: str = name) -> MetricResult:
             return compute(name, part, reference, real, **options)
 
-        result = run(images)
+        result = (known or {}).get(name) or run(images)
         entry = summary.metric_entry(result, images, run)
         entries[result.name] = {**entry, "version": metric.VERSION}
     return entries

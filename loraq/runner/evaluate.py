@@ -13,9 +13,11 @@ from typing import Any
 from loraq import metrics
 from loraq.config import Config
 from loraq.errors import LoraqError
+from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import warn_one_colour
-from loraq.metrics.registry import needs_real
+from loraq.metrics.common.result import MetricResult
+from loraq.metrics.registry import distribution_extractors, needs_real
 from loraq.models.pointwise import weight_matrix
 from loraq.models.source import model_commit
 from loraq.quantization.layer_errors import layer_errors
@@ -28,6 +30,7 @@ from loraq.runner.calibrate import load_inputs, measuring_forwards
 from loraq.runner.product_keys import make_row
 from loraq.runner.real_images import real_images, with_features
 from loraq.runner.rows import ACTIVATIONS, REFERENCE, Row, Stage
+from loraq.runner.scores import score_images
 from loraq.runner.session import Session
 from loraq.runner.stages import quantize_row
 from loraq.runner.store import Store
@@ -44,7 +47,12 @@ def measure_row(session: Session, row: Row) -> Record:
     """The row's record: measured values with names, timings and origin; made if it is missing."""
     name = row.keys[Stage.RECORD]
     info = {"kind": row.kind(Stage.RECORD), "units": 1}
-    with session.store.lock(Stage.RECORD, name):
+    store = session.store
+    if not any(store.finished(*row.product(stage)) for stage in (Stage.RECORD, Stage.MEASURED)):
+        _check_unchanged(row)
+        with session.timed("metrics"):
+            _scores(session, row)  # without a lock on the whole: processes share the images
+    with store.lock(Stage.RECORD, name):
         if session.store.finished(Stage.RECORD, name):
             return load_record(session.store, row)
         found = _measured(session, row)
@@ -71,7 +79,6 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
     path = session.store.path(Stage.MEASURED, name) / MEASURED_FILE
     with session.store.lock(Stage.MEASURED, name):
         if not session.store.finished(Stage.MEASURED, name):
-            _check_unchanged(row)
             model = None if row.recipe is None else quantize_row(session, row)
             layers, budget = _errors(session, row, model)
             analyses = {} if model is None else _analyses(session, row, model)
@@ -98,23 +105,72 @@ def _check_unchanged(row: Row) -> None:
 
 def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     with session.timed("metrics"):
-        images, config, real = image_set(session.store, row), row.config, None
-        if needs_real(config.metrics.names):
-            real = with_features(real_images(config), session.store, row)
+        images, reference, real, known = _scores(session, row)
+        settings = row.config.metrics
         entries = metrics.measure(
-            config.metrics.names,
+            settings.names,
             images,
-            reference=None if row.recipe is None else reference_set(session.store, row),
-            real=real,
-            device=row.device,
-            extractor=config.metrics.extractor,
-            bootstrap=config.metrics.bootstrap,
-            workers=config.metrics.workers,
+            reference,
+            real,
+            known=known,
+            bootstrap=settings.bootstrap,
+            **_options(row),
         )
-        blank = images.one_colour(config.metrics.workers)
+        blank = images.one_colour(settings.workers)
     warn_one_colour(blank, len(images), f"images of row '{row.name}'")
     found = {"hash": images.hash, "names": list(images.names), "seen": list(images.seen or ())}
     return found | ({"one_colour": blank} if blank else {}), entries
+
+
+def _options(row: Row) -> dict[str, Any]:
+    """What the metrics of single images and of features read of the settings."""
+    settings = row.config.metrics
+    return {
+        "device": row.device,
+        "extractor": settings.extractor,
+        "workers": settings.workers,
+    }
+
+
+def _scores(
+    session: Session, row: Row
+) -> tuple[ImageSet, ImageSet | None, ImageSet | FeatureSet | None, dict[str, MetricResult]]:
+    """The row's images, those of the 16-bit model, real images, and the values of single images.
+
+    All sets have the features that the metrics compare. Processes share what is missing.
+    """
+    store, names, options = session.store, row.config.metrics.names, _options(row)
+    images, real = image_set(store, row), None
+    reference = None if row.recipe is None else reference_set(store, row)
+    if needs_real(names):
+        real = real_images(row.config)
+    compared = {
+        need: distribution_extractors(names, need, real, options["extractor"])
+        for need in ("real", "reference")
+    }
+    if isinstance(real, ImageSet):
+        with_features(real, compared["real"], store, row)
+    if reference is not None:
+        with_features(reference, compared["reference"], store, row)
+    else:
+        compared["reference"] = []
+    single, read = [], [*compared["real"], *compared["reference"]]
+    for metric in map(metrics.find_metric, names):
+        if hasattr(metric, "EXTRACTOR"):  # computed from the features of all images
+            read.append(metric.EXTRACTOR)
+        elif metric.PER_IMAGE and not (reference is None and metric.NEEDS == "reference"):
+            single.append(metric.NAME)
+    known = score_images(
+        store,
+        ("scores", row.keys[Stage.MEASURED]),
+        images,
+        reference,
+        single,
+        list(dict.fromkeys(read)),
+        options,
+        session.bar("metrics"),
+    )
+    return images, reference, real, known
 
 
 def load_record(store: Store, row: Row) -> Record:

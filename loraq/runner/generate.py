@@ -19,9 +19,10 @@ from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner import overflow
+from loraq.runner.parts import Claim, Part, make_parts, unfinished
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
-from loraq.utils.pieces import keep_piece, piece_damage, write_piece
+from loraq.utils.pieces import write_piece
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +101,6 @@ def batch_images(
     return images
 
 
-Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
-"""(batch, wait) → whether this process may make the batch (`Locks.part`)."""
-
-
 def generate_images(
     pipe: DiffusionPipeline,
     model: ModelConfig,
@@ -128,37 +125,24 @@ def generate_images(
     with contextlib.suppress(FileNotFoundError):  # another process has finished the product
         (folder / BATCHES).mkdir(exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
-    todo, finished = [], 0
-    for number, batch in enumerate(batches(prompts, settings.batch_size)):
-        done_file = folder / batch_file(number)
-        if not any(map(piece_damage, _batch_files(folder, done_file, batch))):
-            finished += len(batch)
-        else:
-            todo.append((done_file, batch))
+    cut = batches(prompts, settings.batch_size)
+    todo = unfinished([_part(folder, number, batch) for number, batch in enumerate(cut)])
     bar = tqdm(
         total=len(prompts),
-        initial=finished,
+        initial=len(prompts) - sum(len(cut[part.number]) for part in todo),
         desc=progress,
         unit="image",
         disable=progress is None,
     )
     with bar, reused_heap() as trim:
-        for wait in (False, True):  # unclaimed batches first, then those of other processes
-            busy = []
-            for done_file, batch in todo:
-                with claim(done_file.stem, wait) as mine:
-                    made = mine and all(map(keep_piece, _batch_files(folder, done_file, batch)))
-                    if not folder.is_dir():  # another process has finished the product
-                        return [image_path(folder, prompt) for prompt in prompts]
-                    if not mine:
-                        busy.append((done_file, batch))
-                        continue
-                    if not made:
-                        text = None if embeddings is None else embeddings(int(done_file.stem))
-                        _generate_batch(pipe, model, batch, settings, folder, done_file, text)
-                        trim()
-                    bar.update(len(batch))
-            todo = busy
+
+        def make(part: Part) -> None:
+            text = None if embeddings is None else embeddings(part.number)
+            batch, done_file = cut[part.number], part.files[0]
+            _generate_batch(pipe, model, batch, settings, folder, done_file, text)
+            trim()
+
+        make_parts(folder, todo, claim, make, lambda part: bar.update(len(cut[part.number])))
     return [image_path(folder, prompt) for prompt in prompts]
 
 
@@ -203,9 +187,10 @@ def encode_png(image: Image) -> bytes:
     return stream.getvalue()
 
 
-def _batch_files(folder: Path, done_file: Path, batch: Sequence[Prompt]) -> list[Path]:
-    """The files of a finished batch; `done_file` is written last."""
-    return [done_file, *(image_path(folder, prompt) for prompt in batch)]
+def _part(folder: Path, number: int, batch: Sequence[Prompt]) -> Part:
+    """A batch of images; its first file is written last."""
+    done_file = folder / batch_file(number)
+    return Part(number, done_file.stem, [done_file, *(image_path(folder, p) for p in batch)])
 
 
 def batch_file(number: int) -> str:

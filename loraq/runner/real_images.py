@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 from loraq.config import Config
 from loraq.data import data_prompts, prompts_path, real_image_paths
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import (
+    ExtractorName,
     FeatureSet,
-    choose_extractor,
     extractor_sources,
-    features_of,
     load_features,
-    save_features,
 )
 from loraq.metrics.common.image_set import ImageSet
-from loraq.metrics.common.result import Options
-from loraq.metrics.registry import needs_real
 from loraq.runner.rows import Row
+from loraq.runner.scores import score_images
 from loraq.runner.store import Store
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import check_sha256sums, key
 
-VERSION = 1
-FILE = "features.safetensors"
+VERSION = 2
 
 
 def real_images(config: Config) -> ImageSet | FeatureSet:
@@ -48,22 +44,12 @@ def real_images(config: Config) -> ImageSet | FeatureSet:
     return load_features(path, [prompt.name for prompt in all_prompts])
 
 
-def with_features(real: ImageSet | FeatureSet, store: Store, row: Row) -> ImageSet | FeatureSet:
-    """`real` with the features that the row's metrics read, extracted once for all rows."""
-    config, device = row.config, row.device
-    if not isinstance(real, ImageSet):
-        return real
-    if not needs_real(config.metrics.names):
-        return real
-    extractor = choose_extractor(config.metrics.extractor, real)
-    computed_by = device if row.arithmetic is None else row.arithmetic
-    name = key("features", VERSION, real.hash, extractor_sources(extractor), computed_by)
-    info: dict[str, Any] = {"kind": f"features/{extractor}", "units": len(real)}
-    with store.lock("features", name):
-        if not store.finished("features", name):
-            options = Options(device=device, workers=config.metrics.workers)
-            made = features_of(real, extractor, options)
-            with store.write("features", name, info, [FILE]) as folder:
-                save_features(made, folder / FILE)
-        real.features[extractor] = load_features(store.path("features", name) / FILE)
-    return real
+def with_features(
+    images: ImageSet, extractors: Sequence[ExtractorName], store: Store, row: Row
+) -> None:
+    """Set the features of an image set of many rows (real or 16-bit), extracted once for all."""
+    computed_by = row.device if row.arithmetic is None else row.arithmetic
+    options = {"device": row.device, "workers": row.config.metrics.workers}
+    for extractor in extractors:
+        name = key("features", VERSION, images.hash, extractor_sources(extractor), computed_by)
+        score_images(store, ("features", name), images, None, (), (extractor,), options)

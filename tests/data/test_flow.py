@@ -24,7 +24,7 @@ def test_mjhqs_layout_goes_from_its_folder_to_the_table(overrides, tmp_path):
     names = row.images["names"]
     assert len(names) == 6 and names == sorted(names) == reference.images["names"]
     assert row.metrics["fd_efflite0"]["value"] > 0 and row.metrics["psnr"]["n"] == 6
-    kept = list((tmp_path / "outputs" / "features").glob("*/features.safetensors"))
+    kept = list((tmp_path / "outputs" / "features").glob("*/manifest.json"))
     assert len(kept) == 1  # for both rows
     again = run(asked, progress=False)
     assert [r.created for r in again.records] == [r.created for r in outcome.records]
