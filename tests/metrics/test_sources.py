@@ -104,7 +104,9 @@ def test_an_upgrade_of_a_metrics_package_measures_again(metric, keys, weights, m
             "loraq.metrics.common.result.package_version",
             lambda name, upgraded=package: (name == upgraded) * "9." + package_version(name),
         )
-        assert changed(first, keys(metric)) == MEASURES, package
+        found = changed(first, keys(metric))
+        images = package in ("torch", "transformers")  # which make them too
+        assert found > MEASURES if images else found == MEASURES, package
     monkeypatch.undo()
 
 

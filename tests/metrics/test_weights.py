@@ -21,6 +21,7 @@ from loraq.metrics.common.weights import Weights, size_text
 from loraq.metrics.registry import check_metrics, compute, find_metric, metric_names, metric_sources
 from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run
+from loraq.runner.score import score_images
 from loraq.utils import download
 from loraq.utils.assets import CHECKOUT
 from loraq.utils.download import CHUNK
@@ -203,6 +204,14 @@ def test_the_plan_says_what_is_missing_and_the_run_brings_it(
     assert set(found) >= {"psnr", "lpips", "ssim", "fid", "kid", "clip_score", "image_reward"}
     assert not any("efflite0" in name or name == "alignment" for name in found)
     assert found["image_reward"]["details"]["weights_sha256"] == IMAGE_REWARD.files[0].sha256
+
+
+def test_scoring_a_folder_brings_them_too(hub, captions, tmp_path):
+    write(tmp_path / "images", {f"t_{number}": draw(number) for number in range(2)})
+    given = [f"data.captions={captions}", "data.count=2", "metrics.names=[image_reward]"]
+    scores = score_images(tmp_path / "images", given, None, progress=False)
+    assert scores.metrics["image_reward"]["n"] == 2
+    assert asked(hub) == [LARGE, "med_config.json"]
 
 
 @pytest.mark.parametrize("metric", metric_names())
