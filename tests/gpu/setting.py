@@ -33,13 +33,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the parts run: on a GPU at full size, or, if `dry`, on a CPU with tiny models."""
+    """What the parts run: on a GPU at full size, or, if `dry`, on a CPU with tiny models.
+
+    simulated: tiny models on the simulated CUDA device (`tests/simulated`), which has no kernels.
+    """
 
     dry: bool
+    simulated: bool = False
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cpu" if self.dry else "cuda")
+        return torch.device("cpu" if self.dry and not self.simulated else "cuda")
 
     @property
     def dtype(self) -> torch.dtype:

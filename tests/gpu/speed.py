@@ -26,9 +26,12 @@ from loraq.runner.generate import image_batch
 from loraq.utils.memory import held_bytes, peak
 from tests.gpu.setting import Item, Row, Setting, synchronize
 
+NVFP4 = ("format@quant.weight=nvfp4", "format@quant.activation=nvfp4")
+NVFP4 += ("quant.activation.tensor_scale=token",)
 RECIPES: dict[str, tuple[str, ...]] = {
     "int4, W4A8 branch": ("lqer", "format@quant.branch_weight=int4"),
     "mxfp4, mxfp8 branch": ("lqer", *MX),
+    "nvfp4, mxfp8 branch": ("lqer", *MX, *NVFP4),
 }
 MODES = {"emulated": "emulate", "kernels": "triton"}
 METHODS = ("loraq_o2", "loftq", "loraq_best", "rtn", "lqer", "loraq_o1", "svdquant", "gptq")

@@ -14,8 +14,9 @@ from loraq.errors import LoraqError
 from loraq.results.pages import gpu
 from loraq.utils.assets import CHECKOUT
 from tests.gpu import __main__ as check
-from tests.gpu import speed
+from tests.gpu import right, speed
 from tests.gpu.setting import Item, Setting
+from tests.simulated import simulated_cuda
 
 KEPT = {
     "right": ("kernel: int4, W4A8 branch, odd shape", "quantiser: int4", "again: kernel.*"),
@@ -59,6 +60,20 @@ def test_a_short_dry_run_fills_the_record_and_the_tables(tmp_path, monkeypatch):
         lines = gpu.gpu_block(part, tmp_path).splitlines()
         assert len([line for line in lines if line.startswith("|")]) >= 2 + len(KEPT[part])
     assert set(gpu.PARTS) == {part.name for part in check.parts()}
+
+
+def test_nothing_mixes_devices_or_stays_on_the_host(monkeypatch):
+    """The parts on the simulated CUDA device, which has no Triton: what runs without kernels."""
+    every = speed.builders()
+    few = ("16-bit", "nvfp4, mxfp8 branch, emulated")
+    monkeypatch.setattr(speed, "builders", lambda: {name: every[name] for name in few})
+    setting = Setting(dry=True, simulated=True)
+    with simulated_cuda() as device:
+        assert right.quantizer(setting, "int4")["holds"]
+        assert not speed.block(setting, "pixart_sigma", 1)["failed"]
+        assert speed.quantise(setting, "sana_1_6b", "svdquant")["blocks"] == 2
+        assert speed.loop(setting, "sana_1_6b", few[1], 2)["images"] == 2
+    assert device.waits  # the synchronisations of the measurement at least
 
 
 def run_items(calls, minutes, output=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 
 from tests.gpu.setting import Item, Row, Setting
+from tests.little import little_pixart
+from tests.settings import small_run
 
 
 def items(setting: Setting) -> Iterator[Item]:
@@ -23,22 +26,28 @@ def items(setting: Setting) -> Iterator[Item]:
 
 
 def two_processes(setting: Setting) -> Row:
-    """The embedded model's images by one process and by two at once have the same bytes."""
+    """A small model's images by one process and by two at once have the same bytes."""
     cards = 1 if setting.dry else torch.cuda.device_count()
     with tempfile.TemporaryDirectory() as place:
-        alone, shared = Path(place) / "alone", Path(place) / "shared"
-        _run(setting, alone, 1, cards)
-        _run(setting, shared, 2, cards)
-        one, two = _images(alone), _images(shared)
-    return {"gpus": min(2, cards), "images": len(one), "holds": bool(one) and one == two}
+        model, captions = Path(place) / "model", Path(place) / "captions.json"
+        little_pixart().save_pretrained(model)
+        rows = [{"name": f"p{n}", "prompt": f"a red cat {n}", "seen": False} for n in range(8)]
+        parts = ("calibration", "development", "test")
+        captions.write_text(json.dumps(dict.fromkeys(parts, rows)))
+        found = []
+        for processes in (1, 2):
+            output = Path(place) / f"by_{processes}"
+            settings = small_run(model, captions, output)
+            settings += [f"device={setting.device.type}", "data.count=8", "generate.batch_size=1"]
+            _generate(settings, processes, cards)
+            found.append(_images(output))
+    holds = bool(found[0]) and found[0] == found[1]
+    return {"gpus": min(2, cards), "images": len(found[0]), "holds": holds}
 
 
-def _run(setting: Setting, output: Path, processes: int, cards: int) -> None:
+def _generate(settings: list[str], processes: int, cards: int) -> None:
     """Run `loraq generate` in so many processes at once; RuntimeError if one fails."""
-    command = [sys.executable, "-m", "loraq", "generate", "method=rtn", "model=tiny_pixart"]
-    count, steps = (2, 1) if setting.dry else (32, 16)
-    command += [f"data.count={count}", "generate.batch_size=1", f"model.steps={steps}", "--quiet"]
-    command += [f"device={setting.device.type}", f"output={output}", "tracking=disabled"]
+    command = [sys.executable, "-m", "loraq", "generate", "method=rtn", *settings, "--quiet"]
     started = []
     for number in range(processes):
         environment = os.environ | {"LOCAL_RANK": str(number % cards)}
