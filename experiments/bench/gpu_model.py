@@ -25,7 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from experiments.bench.compiled import Kernel, Loop
-from loraq.layers.triton.numbers import ElementConstants
+from loraq.formats.triton.numbers import ElementConstants
 
 
 @dataclass(frozen=True)

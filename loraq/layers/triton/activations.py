@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.layers.triton.numbers import decode, quantize_blocks, scale_value
+from loraq.formats.triton.numbers import decode, quantize_blocks, scale_value
 
 
 @triton.jit

@@ -24,7 +24,7 @@ from loraq.formats import Format, QuantizedTensor, dequantize
 from loraq.formats.packing import unpack
 from loraq.formats.quantization import FLOAT_DTYPES
 from loraq.formats.scales import nvfp4_tensor_scale
-from loraq.layers.triton.numbers import ElementConstants, element_constants
+from loraq.formats.triton.numbers import ElementConstants, element_constants
 from loraq.layers.triton.products import FULL_AXIS as FULL_AXIS_CONSTANT
 
 FULL_AXIS: int = FULL_AXIS_CONSTANT.value
