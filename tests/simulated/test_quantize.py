@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraq.branches.loraq import PATIENCE
 from loraq.compose import load_rows
 from loraq.config import BranchConfig, FormatConfig, Recipe, RoundingConfig, TransformConfig
 from loraq.errors import LoraqError
@@ -262,3 +263,15 @@ def test_a_fingerprint_copies_bytes_of_the_models_type(monkeypatch):
         assert hashed(model) == half
         copies = {k: n for k, n in device.waits.items() if k[0] == "copy to the host"}
         assert sum(copies.values()) == 64 * 32 * 2 // (1 << 10) + 1, "the weight, and the bias"
+
+
+@pytest.mark.parametrize("solver", ["alternation", "adam"])
+def test_a_solver_that_converges_ends_with_the_cpus_losses(solver):
+    """The device learns of it a round later, which must change nothing."""
+    patience = PATIENCE[solver]
+    branch = replace(O2.branch, solver=solver, tolerance=0.9, steps=2 * patience)
+    here = made_on("cpu", replace(O2, branch=branch), Counts(), ONE)
+    made = same_on_both(replace(O2, branch=branch), ONE)
+    losses = [notes["losses"] for notes in made.model.info.values()]
+    assert losses == [notes["losses"] for notes in here.model.info.values()]
+    assert [len(rounds) for rounds in losses] == [patience + 1]
