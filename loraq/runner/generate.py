@@ -7,6 +7,7 @@ so its initial latents depend only on (name, seed).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import time
@@ -136,11 +137,13 @@ def generate_images(
     )
     with bar, reused_heap() as trim:
 
-        def make(part: Part) -> None:
+        def make(part: Part) -> Callable[[], None]:
             text = None if embeddings is None else embeddings(part.number)
-            batch, done_file = cut[part.number], part.files[0]
-            _generate_batch(pipe, model, batch, settings, folder, done_file, text)
+            batch, started = cut[part.number], time.perf_counter()
+            made = _generate_batch(pipe, model, batch, settings.seed, text)
             trim()
+            seconds = time.perf_counter() - started
+            return functools.partial(_write_batch, part, batch, made, seconds)
 
         make_parts(folder, todo, claim, make, lambda part: bar.update(len(cut[part.number])))
     return [image_path(folder, prompt) for prompt in prompts]
@@ -150,13 +153,10 @@ def _generate_batch(
     pipe: DiffusionPipeline,
     model: ModelConfig,
     batch: Sequence[Prompt],
-    settings: GenerateConfig,
-    folder: Path,
-    done_file: Path,
+    seed: int,
     embeddings: Mapping[str, torch.Tensor] | None,
-) -> None:
-    started = time.perf_counter()
-    images = batch_images(pipe, model, batch, settings.seed, embeddings)
+) -> list[Image]:
+    images = batch_images(pipe, model, batch, seed, embeddings)
     if len(images) != len(batch):
         raise LoraqError(
             f"The pipeline made {len(images)} images for {len(batch)} prompts instead of one "
@@ -168,10 +168,18 @@ def _generate_batch(
         if all(low == high for low, high in image.getextrema())
     ]
     warn_one_colour(blank, len(batch), "images of the batch")
+    return images
+
+
+def _write_batch(
+    part: Part, batch: Sequence[Prompt], images: Sequence[Image], seconds: float
+) -> None:
+    """Encode and write a batch; seconds: that it took to generate."""
+    done_file, *paths = part.files
     hashes = {}
-    for prompt, image in zip(batch, images, strict=True):
-        hashes[prompt.name] = write_piece(image_path(folder, prompt), encode_png(image))
-    done = {"images": hashes, "seconds": time.perf_counter() - started}
+    for prompt, path, image in zip(batch, paths, images, strict=True):
+        hashes[prompt.name] = write_piece(path, encode_png(image))
+    done = {"images": hashes, "seconds": seconds}
     write_piece(done_file, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
 
 

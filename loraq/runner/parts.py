@@ -7,7 +7,9 @@ same bytes. `Store.share` gives the folder, and finishes the product when all pa
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,25 +36,49 @@ def make_parts(
     folder: Path,
     parts: Sequence[Part],
     claim: Claim,
-    make: Callable[[Part], None],
+    make: Callable[[Part], Callable[[], object]],
     done: Callable[[Part], None] = lambda _part: None,
 ) -> None:
     """Make the unfinished parts, unclaimed ones first; on return all are finished, by any process.
 
-    make: writes a part's files (`write_piece`). done: called for every part that is finished.
+    make: computes a part, and returns what writes its files (`write_piece`): a thread does, while
+    the next part is computed. A part is claimed until it is written. done: called for every part
+    that is finished.
     """
-    todo = list(parts)
-    for wait in (False, True):
-        busy = []
-        for part in todo:
-            with claim(part.name, wait) as mine:
-                made = mine and all(map(keep_piece, part.files))
-                if not folder.is_dir():  # another process has finished the product
-                    return
-                if not mine:
-                    busy.append(part)
-                    continue
-                if not made:
-                    make(part)
+    writing: deque[tuple[Part, Future[object], contextlib.ExitStack]] = deque()
+
+    def settle(left: int = 0) -> None:
+        """Wait until at most `left` parts are not written; raises the error of one that failed."""
+        while len(writing) > left:
+            part, written, claimed = writing.popleft()
+            with claimed:
+                written.result()
                 done(part)
-        todo = busy
+
+    todo = list(parts)
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer:
+        try:
+            for wait in (False, True):
+                busy = []
+                for part in todo:
+                    if wait:
+                        settle()  # nobody waits for a process that itself waits
+                    with contextlib.ExitStack() as claimed:
+                        mine = claimed.enter_context(claim(part.name, wait))
+                        made = mine and all(map(keep_piece, part.files))
+                        if not folder.is_dir():  # another process has finished the product
+                            return settle()
+                        if not mine:
+                            busy.append(part)
+                        elif made:
+                            done(part)
+                        else:
+                            written = writer.submit(make(part))
+                            writing.append((part, written, claimed.pop_all()))
+                            settle(1)
+                settle()
+                todo = busy
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is told
+                settle()
+            raise

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,12 @@ def score_images(
         if folder is not None:
             bar = tqdm(total=len(images), desc=progress, unit="image", disable=progress is None)
 
-            def make(part: Part) -> None:
+            def make(part: Part) -> Callable[[], object]:
                 places = ranges[part.number]
                 some = images.subset(places)
                 other = None if reference is None else reference.subset(places)
                 data = _measured(some, other, names, extractors, options)
-                write_piece(part.files[0], data)
+                return functools.partial(write_piece, part.files[0], data)
 
             parts = [Part(n, file[:5], [folder / file]) for n, file in enumerate(files)]
             todo = unfinished(parts)
