@@ -161,18 +161,3 @@ def bf16_seconds(gpu: Gpu, tokens: int, outputs: int, width: int) -> float:
     products = 2 * tokens * outputs * width / (gpu.bf16 * 1e12)
     moved = 2 * (tokens * (width + outputs) + outputs * width)
     return max(products, moved / (gpu.memory * 1e12))
-
-
-def emulated_seconds(
-    gpu: Gpu, tokens: int, shape: tuple[int, int, int], formats: int, branch: bool
-) -> float:
-    """Emulation: 16-bit products at the peak, and passes over x̃ and y at the memory's rate.
-
-    formats: in how many x̃ is quantised, each one pass. The bias and the branch are added to y by
-    kernels of their own.
-    """
-    outputs, width, rank = shape
-    moved = tokens * width * 2 * (1 + formats) + tokens * outputs * 4
-    if branch:
-        moved += 2 * tokens * (width + 2 * rank) + tokens * outputs * 8
-    return bf16_seconds(gpu, tokens, outputs, width) + moved / (gpu.memory * 1e12)

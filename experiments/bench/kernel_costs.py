@@ -4,8 +4,9 @@
     python -m experiments.bench.kernel_costs --measured results/bench/gpu.json --target sm90
 
 Modelled costs come from `results/bench/kernel_counts.json`: the layers of PixArt-Σ and SANA at
-batch 16, summed. Measured ones come from the blocks of `python -m tests.gpu`'s record at its
-largest batch, and replace the row of one architecture.
+batch 16, summed, over a 16-bit product compiled alike. Emulation also quantises x̃ in one launch and
+computes h in a second; its product of weight and L is a 16-bit one. Measured costs come from the
+blocks of `python -m tests.gpu`'s record at its largest batch, and replace an architecture's row.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from experiments.bench.gpu_model import GPUS, emulated_seconds
 from experiments.bench.kernel_counts import RANK, SHAPES
 from loraq.layers.kernel_costs import TABLE
 from loraq.utils.files import write_json
@@ -37,21 +37,23 @@ def mode_recipes(target: str) -> dict[str, str]:
 def modelled(counts: dict[str, Any]) -> dict[str, Any]:
     """The table from modelled times."""
     return {
-        target: {mode: _modelled(counts[target][r], target) for mode, r in recipes.items()}
-        for target in counts
-        if (recipes := mode_recipes(target))
+        target: {
+            mode: _modelled(found[recipe]["times"], found["bf16"]["times"])
+            for mode, recipe in mode_recipes(target).items()
+        }
+        for target, found in counts.items()
     }
 
 
-def _modelled(found: dict[str, Any], target: str) -> dict[str, float]:
+def _modelled(times: dict[str, Any], bf16: dict[str, Any]) -> dict[str, float]:
     base = kernels = emulation = 0.0
-    for model, (tokens, shapes) in SHAPES.items():
+    for model, (_, shapes) in SHAPES.items():
         for outputs, width in shapes:
-            row = found["times"][f"{model} {width}→{outputs}"]
-            base += row["bf16_milliseconds"]
-            kernels += sum(row["milliseconds"].values())
-            shape = outputs, width, RANK
-            emulation += 1e3 * emulated_seconds(GPUS[target], tokens, shape, 2, branch=True)
+            name = f"{model} {width}→{outputs}"
+            parts, product = times[name]["milliseconds"], bf16[name]["milliseconds"]["linear"]
+            base += product
+            kernels += sum(parts.values())
+            emulation += parts["quantize_input"] + parts["down"] + product * (1 + RANK / width)
     return {"kernels": round(kernels / base, 2), "emulation": round(emulation / base, 2)}
 
 

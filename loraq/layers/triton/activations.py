@@ -5,7 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from loraq.formats.triton.numbers import decode, quantize_blocks, scale_value
+from loraq.formats.triton.numbers import (
+    absmax,
+    block_scale,
+    in_units,
+    quantize_blocks,
+    round_element,
+    scale_value,
+)
 
 
 @triton.jit
@@ -56,13 +63,16 @@ def quantize_tile(
     """
     blocks: tl.constexpr = C // BLOCK
     block_tensor_scale = tl.broadcast_to(tensor_scale[:, None], (R, blocks))
-    codes, stored = quantize_blocks(tl.reshape(x, (R, blocks, BLOCK)), block_tensor_scale, E)
+    x = tl.reshape(x, (R, blocks, BLOCK))
     if codes_ptr.dtype.element_ty.is_floating():
-        values = tl.reshape(decode(codes, E) * scale_value(stored, E)[:, :, None], (R, C))
+        stored, scale = block_scale(absmax(x, 2), block_tensor_scale, E)
+        values = round_element(in_units(x, scale, E), E) * scale_value(stored, E)[:, :, None]
+        values = tl.reshape(values, (R, C))
         at = first + tl.arange(0, C)
         mask = inside[:, None] & (at < count)[None, :]
         tl.store(codes_ptr + rows[:, None] * stride + at[None, :], values, mask)
     else:
+        codes, stored = quantize_blocks(x, block_tensor_scale, E)
         codes = tl.reshape(codes, (R, C))
         store_codes(codes, codes_ptr, rows, inside, first, count, stride, E.bits, R, C)
         at = first // BLOCK + tl.arange(0, blocks)
