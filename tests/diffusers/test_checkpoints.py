@@ -283,11 +283,19 @@ def test_revert_removes_the_quantization_config(pipe, tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
 
 
-@pytest.fixture
-def saved(pipe, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def saved_once(tiny_folder, tmp_path_factory) -> Path:
+    pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
     quantised(pipe, "loraq_o2", RANK)
-    pipe.transformer.save_pretrained(tmp_path / "net")
-    return tmp_path / "net"
+    folder = tmp_path_factory.mktemp("saved") / "net"
+    pipe.transformer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(saved_once, tmp_path / "net")
 
 
 def edit(folder: Path, change) -> None:
