@@ -15,7 +15,6 @@ from torch import Tensor
 
 from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models.layers import Layer
-from loraq.utils.memory import free_bytes
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Names of the formats whose bits an allocation can change."""
@@ -114,14 +113,16 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
 
 
 def group_elements(device: torch.device) -> int:
-    """Maximum weights per group on `device`; on a GPU, groups take at most half of its free memory.
+    """Maximum weights per group on `device`; on a GPU, groups take at most a quarter of its memory.
 
-    GPU_GROUP_ELEMENTS on every GPU with 17 GB free, so that a later run makes the same groups.
+    The card's memory decides, not what is free: products of one GPU model have one key, and the
+    size of a batch changes the last bits of iterated methods.
     """
     if device.type == "cpu":
         return MAX_GROUP_ELEMENTS
-    elements, free = GPU_GROUP_ELEMENTS, free_bytes(device.type)
-    while elements > MAX_GROUP_ELEMENTS and elements * GPU_BYTES > free / 2:
+    memory = torch.cuda.get_device_properties(device).total_memory
+    elements = GPU_GROUP_ELEMENTS
+    while elements > MAX_GROUP_ELEMENTS and elements * GPU_BYTES > memory / 4:
         elements //= 2
     return max(elements, MAX_GROUP_ELEMENTS)
 

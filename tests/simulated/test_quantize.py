@@ -205,9 +205,10 @@ def test_groups_on_a_gpu_are_larger_and_give_the_same_codes(monkeypatch):
             assert torch.equal(tensors.weight.codes, codes.cpu())
 
 
-@pytest.mark.parametrize("free,units", [(70 << 30, 32 << 20), (12 << 30, 16 << 20), (1, 5 << 20)])
-def test_groups_fit_into_the_gpus_free_memory(free, units):
-    with simulated_cuda(free=free):
+@pytest.mark.parametrize("memory,units", [(80, 32 << 20), (24, 16 << 20), (1, 5 << 20)])
+def test_the_size_of_groups_follows_from_the_gpus_model(memory, units):
+    """Not from its free memory: what one GPU model makes has one key."""
+    with simulated_cuda(memory=memory << 30, free=1):
         assert grouping.group_elements(torch.device("cuda")) == units
     assert grouping.group_elements(torch.device("cpu")) == 5 << 20
 
