@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from loraq.config import Recipe
 from loraq.formats import Format, QuantizedTensor, stored_shapes
@@ -22,6 +23,7 @@ from loraq.layers.backends import IDENTITY, Compute, Emulated
 from loraq.layers.equation import QuantizedInput
 from loraq.layers.linear import QuantizedLinear
 from loraq.layers.shared_input import share_inputs
+from loraq.layers.stacked import stack
 from loraq.layers.tensors import LayerTensors
 from loraq.models.example_inputs import example_inputs
 from loraq.models.layers import Layer, list_layers
@@ -63,8 +65,8 @@ def step_work(
 ) -> Step:
     """One forward of a transformer with `blocks` blocks, quantised by `recipe` and emulated.
 
-    build: number of blocks → the transformer on the meta device. fused: quantisers that read and
-    write an activation once each, instead of PyTorch's operations one after the other.
+    build: number of blocks → the transformer on the meta device. fused: as on a GPU, where one
+    kernel transforms and quantises, instead of PyTorch's operations one after the other.
     """
     counted = []
     for count in range(1, min(blocks, 2) + 1):
@@ -84,20 +86,26 @@ def step_work(
 
 
 class _FusedQuantizer(Emulated):
-    """Emulation whose quantisers are one kernel each; a copy has their traffic."""
+    """The traffic of `layers/stacked.py` on a GPU: each quantiser one kernel, one product for y."""
+
+    def __init__(self, tensors: LayerTensors, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(tensors, dtype, device)
+        self.weight_OI, self.left_OR = stack(self.weight_OI, self.left_OR), None
 
     def quantize(self, x: Tensor, transform: InputTransform = IDENTITY) -> QuantizedInput:
-        if not transform.identity:
-            x = transform.input(x.to(self.dtype))
-        main, arguments = x.clone(), self.input_arguments
-        right_RI, activation = arguments["right_RI"], arguments["branch_activation"]
-        if right_RI is None:
-            return QuantizedInput(main, None)
-        branch = main if activation == arguments["activation"] else x.clone()
-        intermediate = self.product(branch, right_RI)
-        return QuantizedInput(
-            main, intermediate.clone() if arguments["requantize_intermediate"] else intermediate
-        )
+        arguments, formats = self.input_arguments, {self.input_arguments["activation"]}
+        stacked = x.new_empty(*x.shape[:-1], self.weight_OI.shape[1])
+        right_RI = arguments["right_RI"]
+        if right_RI is not None:
+            formats.add(arguments["branch_activation"])
+        # a copy reads x once and writes it once for each format
+        copies = x.expand(len(formats), *x.shape).clone()
+        if right_RI is not None:
+            (copies[-1] @ right_RI.mT).clone()
+        return QuantizedInput(stacked, None)
+
+    def multiply(self, quantized: QuantizedInput) -> Tensor:
+        return linear(quantized.main, self.weight_OI, self.bias_O)
 
 
 class _FusedLinear(QuantizedLinear):
