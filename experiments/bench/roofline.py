@@ -7,8 +7,9 @@ tensors (`loraq/utils/work.py`), in the published configurations, 16 images at 1
 guidance. Every kernel takes the longest of its launch, its arithmetic and its traffic, at the rates
 of `loraq/utils/rates.py`, and kernels follow each other without a gap. Not modelled: caches, tails,
 overlap, the host, quantisers other than those of the way. "Fused" is the emulation as it runs on a
-GPU (`loraq/layers/stacked.py`): one kernel transforms and quantises. The phases of `table1` on one H100 are those that `--dry-run` states
-(`loraq/runner/forecast.py`), for the published repositories without their weights.
+GPU (`loraq/layers/stacked.py`): one kernel transforms and quantises. The phases of `table1` on one
+H100 are those that `--dry-run` states (`loraq/runner/forecast.py`), for the published repositories
+without their weights.
 
 Expected time: two minutes on one core. Outcome: results/bench/roofline.json, docs/gpu.md.
 """
