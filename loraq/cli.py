@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loraq import __version__
 from loraq.config.hydra_options import check_cfg_option, refuse_options
-from loraq.errors import LoraqError
+from loraq.errors import LoraqError, unknown
 from loraq.utils import batch_invariance
 from loraq.utils.failures import reporting_errors
 from loraq.utils.files import check_writable
@@ -252,7 +252,10 @@ def fetch(options: argparse.Namespace) -> None:
         fetch_weights(only or PUBLISHED, print, progress=not options.quiet)
         return
     from loraq.data.fetch import describe_prompt_set, fetch_prompt_set
+    from loraq.data.sets import SETS
 
+    if options.set not in SETS:
+        raise unknown("set to fetch", options.set, [*SETS, "weights"])
     if options.folder is None or options.only:
         raise LoraqError(
             f"fetch {options.set} needs a target folder, and --only is for weights: "

@@ -29,6 +29,7 @@ from loraq.models.files import (
 )
 from loraq.models.parts import check_parts
 from loraq.utils.assets import offline
+from loraq.utils.download import check_space
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +46,36 @@ class Fetch:
     files: Mapping[str, int | None]
 
     @property
+    def size(self) -> int:
+        """Bytes of all files, as far as they are stated."""
+        return sum(size or 0 for size in self.files.values())
+
+    @property
     def commit(self) -> str:
         """The commit of the repository."""
         return self.folder.name
 
     def __str__(self) -> str:
-        total = sum(size or 0 for size in self.files.values())
         lines = [
             f"{self.hub_id} at {self.commit[:12]}: {len(self.files)} files to fetch, "
-            f"{total / 1e9:.2f} GB, into {self.folder}"
+            f"{self.size / 1e9:.2f} GB, into {self.folder}"
         ]
         width = max(map(len, self.files))
         sizes = {n: "?" if s is None else f"{s / 1e6:.1f} MB" for n, s in self.files.items()}
         return "\n".join([*lines, *(f"  {name:{width}}  {sizes[name]:>10}" for name in self.files)])
 
 
+def in_cache(model: ModelConfig) -> bool:
+    """Whether all files of a hub model are here, so that nothing is downloaded."""
+    folder, problems = _cached(model)
+    return folder is not None and not problems
+
+
 def hub_folder(model: ModelConfig) -> Path:
-    """The snapshot of a hub model with all files that are read; missing ones are downloaded."""
+    """The snapshot of a hub model with all files that are read; missing ones are downloaded.
+
+    DiskFullError without room for them.
+    """
     folder, problems = _cached(model)
     if folder is not None and not problems:
         return folder
@@ -69,6 +83,8 @@ def hub_folder(model: ModelConfig) -> Path:
         from huggingface_hub import snapshot_download
 
         log.info("%s", fetch)
+        begun = sum(_begun(fetch.folder))  # by other processes of this run, perhaps
+        check_space(fetch.folder, fetch.size - begun, f"model.hub_id={model.hub_id}")
         with _reporting(model, fetch.folder, problems):
             _snapshot(snapshot_download, model, fetch.commit, [*fetch.files])
     folder, problems = _cached(model)
@@ -157,17 +173,24 @@ def _reporting(
     model: ModelConfig, folder: Path | None, problems: Mapping[str, str]
 ) -> Iterator[None]:
     """LoraqError with the remedy for whatever the hub's client raises inside the block."""
-    from huggingface_hub.errors import RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except RevisionNotFoundError:
         raise LoraqError(_unknown_revision(model)) from None
+    except RepositoryNotFoundError:
+        raise LoraqError(
+            f"model.hub_id={model.hub_id}: the hub has no such repository, or it is private or "
+            "gated. Set model.hub_id to OWNER/NAME as on its page; or get access there, and log "
+            "in: hf auth login (or HF_TOKEN=TOKEN)."
+        ) from None
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoraqError(
             f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the download failed "
-            f"({reason[:160]}).\n{_remedy(model, folder, problems)}"
+            f"({reason[:160]}). Run the same command again: finished files are kept.\n"
+            f"{_remedy(model, folder, problems)}"
         ) from None
 
 
@@ -191,12 +214,21 @@ def _state(folder: Path | None, problems: Mapping[str, str]) -> str:
     if folder is None:
         return "not in the local hub cache"
     state = f"its snapshot '{folder}' is incomplete: {listed_problems(problems)}"
-    begun = sorted((folder.parents[1] / "blobs").glob("*.incomplete"))
-    if begun:
-        size = sum(path.stat().st_size for path in begun)
+    if begun := _begun(folder):
         plural = "s" if len(begun) > 1 else ""
-        state += f"; {len(begun)} interrupted download{plural} ({size / 1e6:.1f} MB in blobs/)"
+        state += (
+            f"; {len(begun)} interrupted download{plural} ({sum(begun) / 1e6:.1f} MB in blobs/)"
+        )
     return state
+
+
+def _begun(snapshot: Path) -> list[int]:
+    """Bytes of each download of a repository that was begun, or is under way."""
+    found = []
+    for path in (snapshot.parents[1] / "blobs").glob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+            found.append(path.stat().st_size)
+    return found
 
 
 def _remedy(model: ModelConfig, folder: Path | None, problems: Mapping[str, str]) -> str:

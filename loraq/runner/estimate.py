@@ -13,7 +13,7 @@ from loraq.compose import load_rows
 from loraq.config import Config
 from loraq.models.hub import planned_fetches
 from loraq.runner.forecast import forecast, stage_units
-from loraq.runner.plan import check_domain, check_rows, plan_rows, to_measure, weights_to_fetch
+from loraq.runner.plan import check_inputs, check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
 from loraq.utils.console import duration
@@ -31,8 +31,7 @@ def dry_run(overrides: Sequence[str]) -> str:
     Of a hub model that is not in the cache, only what a run would fetch first.
     """
     configs = load_rows(overrides)
-    for config in configs:
-        check_domain(config)
+    check_inputs(configs)
     if fetches := planned_fetches([config.model for config in configs]):
         return "\n".join([*map(str, fetches), *_downloads(configs), _AFTER_FETCH])
     store = Store(configs[0].output, read_only=True)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from loraq.config import Config
-from loraq.data import data_prompts
+from loraq.data import calibration_prompts, data_prompts
 from loraq.errors import LoraqError
 from loraq.layers.backends import check_compute
 from loraq.metrics.common.features import FeatureSet
@@ -19,11 +19,12 @@ from loraq.metrics.common.weights import Weights
 from loraq.metrics.registry import check_metrics, find_metric, needs_real
 from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
+from loraq.models.hub import in_cache
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_size, meta_transformer
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
-from loraq.runner.product_keys import make_row
+from loraq.runner.product_keys import find_device, make_row
 from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
@@ -36,10 +37,10 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
     """The rows with their keys and missing stages (`Row.todo`), up to stage `last`.
 
     Verifies the checksums of all existing products. The store reports a corrupted product and
-    renames it; it is planned again. LoraqError for metrics that mean nothing (`check_domain`).
+    renames it; it is planned again. LoraqError before a model is downloaded in vain.
     """
-    for config in configs if last is Stage.RECORD else ():
-        check_domain(config)  # before a model is downloaded
+    if last is Stage.RECORD:
+        check_inputs(configs)
     batch_invariance.configure_cpu_math()
     rows = [make_row(config) for config in configs]
     state: dict[tuple[str, str], bool] = {}
@@ -58,6 +59,18 @@ def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECOR
     if not store.read_only:
         report_other_gpus(planned)
     return planned
+
+
+def check_inputs(configs: Sequence[Config]) -> None:
+    """LoraqError for a domain, prompts or metrics for which a model would be downloaded in vain."""
+    for config in configs:
+        check_domain(config)
+    for config in configs:
+        if config.model.hub_id is not None and not in_cache(config.model):
+            if config.calibration.text != "random":  # read from the model's tokenizer
+                calibration_prompts(config.data, config.calibration, config.model)
+            side = min(config.model.height, config.model.width)
+            check_measuring(config, side, find_device(config))
 
 
 def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
@@ -157,7 +170,8 @@ def check_domain(config: Config) -> None:
             f"Model '{model.name}' makes {wanted}, and data.captions={data.captions} are prompts "
             f"and images of {data.domain}: measured against each other they mean nothing. Add "
             "data=mjhq data.captions=FOLDER (`loraq fetch mjhq FOLDER` downloads it), or data=file "
-            "data.captions=FILE for your own prompts."
+            "data.captions=FILE for a list of your own. If the captions are of another domain than "
+            "that, set data.domain=null."
         )
     others = [
         name

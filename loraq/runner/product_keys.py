@@ -43,9 +43,9 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
     arithmetic: of another GPU (`gpu_arithmetic`), for the keys that its products have.
     """
     device, threads = find_device(config), thread_count(config)
-    model_hash = weights_hash(config.model)
-    prompts = data_prompts(config.data)
+    prompts = data_prompts(config.data)  # before a model is downloaded
     calibration, measuring = calibration_prompts(config.data, config.calibration, config.model)
+    model_hash = weights_hash(config.model)
     row = Row(config, model_hash, device, threads, prompts, calibration, measuring)
 
     installed = versions("torch", "diffusers", "transformers")

@@ -1,4 +1,4 @@
-"""Terminal output: the handler of the `loraq` logger, and durations.
+"""Terminal output: the handler of the `loraq` logger, durations and sizes.
 
 Modules log to `logging.getLogger(__name__)`. Commands and `run` show these messages as plain lines
 on stderr. To change this, configure the logger before the call:
@@ -40,3 +40,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def size_text(size: float) -> str:
+    """`1.7 GB`, `96 MB` or `5 kB`."""
+    for unit, text in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {text}" if size < 10 * unit else f"{size / unit:.0f} {text}"
+    return f"{size / 1e3:.0f} kB"

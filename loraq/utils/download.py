@@ -9,16 +9,31 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loraq.errors import LoraqError
+from loraq.errors import DiskFullError, LoraqError
+from loraq.utils.console import size_text
 from loraq.utils.disk_errors import disk_error
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
+
+
+def check_space(folder: Path, size: int, what: str) -> None:
+    """DiskFullError unless the disk of `folder`, in the hub's cache, has `size` bytes free.
+
+    what: needs them, for the error. The folder may not exist yet.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < size:
+        raise DiskFullError(
+            f"{what}: '{folder}' has room for {size_text(free)}, and {size_text(size)} are needed. "
+            "Free some space, or set HF_HOME=FOLDER to a folder on another disk."
+        )
 
 
 @contextlib.contextmanager

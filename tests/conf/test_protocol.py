@@ -13,6 +13,7 @@ from loraq.models.layers import list_layers, recipe_for
 from loraq.quantization.budget import planned_branch_bits
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import experiment
+from loraq.runner.plan import check_domain
 from tests.quantization.toy import Toy, toy_layers
 
 PROTOCOL = ["experiment=protocol", "data.captions=MJHQ", "calibration.captions=QDIFF"]
@@ -86,6 +87,13 @@ def test_photographs_are_not_measured_against_emoji(command, tmp_path, monkeypat
             [*asked, "data=file", "data.captions=my.txt", "metrics.names=[psnr,alignment]"],
             progress=False,
         )
+
+
+def test_captions_of_ones_own_may_be_of_any_domain():
+    own = ["method=rtn", "model=pixart_sigma", "data.captions=my.json"]
+    with pytest.raises(LoraqError, match=r"my.json are.*of emoji.*set data.domain=null"):
+        check_domain(load_rows(own)[-1])
+    check_domain(load_rows([*own, "data.domain=null"])[-1])
 
 
 def test_calibration_captions_of_a_set_need_its_folder():

@@ -23,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.repository, self.files, self.kind = repository, dict(files), kind
         self.refs = {"main": COMMIT}  # branch → commit; every commit has the same files
         self.cut: dict[str, Iterator[int]] = {}
+        self.stated: dict[str, int] = {}  # file → bytes that the list of files says
         self.ranges: list[tuple[str, str]] = []  # (file, Range) of every download
         self.tokens: dict[str, str | None] = {}  # file → Authorization of its last download
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -46,7 +47,8 @@ class Answer(BaseHTTPRequestHandler):
         prefix = "" if self.server.kind == "models" else f"/{self.server.kind}"
         commits, api = self.server.refs, f"/api/{self.server.kind}/{self.server.repository}"
         if path.startswith(api):
-            listed = [{"rfilename": n, "size": len(x)} for n, x in self.server.files.items()]
+            files = {n: len(x) for n, x in self.server.files.items()} | self.server.stated
+            listed = [{"rfilename": name, "size": size} for name, size in files.items()]
             _, _, revision = path.partition("/revision/")
             commit = commits.get(revision or "main", revision)
             if commit not in commits.values():
@@ -63,6 +65,8 @@ class Answer(BaseHTTPRequestHandler):
                     for name, data in self.server.files.items()
                 ]
             return self.send(json.dumps(about).encode(), {"Content-Type": "application/json"}, body)
+        if path.startswith(f"/api/{self.server.kind}/"):
+            return self.send(b"", {"X-Error-Code": "RepoNotFound"}, body, status=404)
         resolved = f"{prefix}/{self.server.repository}/resolve/"
         commit, _, name = path.removeprefix(resolved).partition("/")
         known = path.startswith(resolved) and commit in commits.values()

@@ -157,6 +157,13 @@ def test_help_names_every_set_that_can_be_fetched(capsys):
     assert set(re.findall(r"\w+", named)) - {"or"} == there | {"weights"}
 
 
+def test_a_misspelt_set_is_named_with_near_matches(capsys):
+    for name, meant in (("weight", "weights"), ("mjqh", "mjhq")):
+        with pytest.raises(SystemExit):
+            cli.main(["fetch", name])
+        assert f"Did you mean '{meant}'" in capsys.readouterr().err
+
+
 def test_a_file_of_known_checksum_needs_no_hub(tmp_path, monkeypatch):
     """As the SVDQuant reference's calibration captions: from its repository, nothing else taken."""
     text = "".join(

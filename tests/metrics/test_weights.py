@@ -17,13 +17,14 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.fetch import fetch_weights
 from loraq.metrics.common.published import CLIP, IMAGE_REWARD, INCEPTION, PUBLISHED, needed_weights
 from loraq.metrics.common.result import Options
-from loraq.metrics.common.weights import Weights, size_text
+from loraq.metrics.common.weights import Weights
 from loraq.metrics.registry import check_metrics, compute, find_metric, metric_names, metric_sources
 from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run
 from loraq.runner.score import score_images
 from loraq.utils import download
 from loraq.utils.assets import CHECKOUT
+from loraq.utils.console import size_text
 from loraq.utils.download import CHUNK
 from tests.data.hub import Hub
 from tests.metrics.conftest import draw, write

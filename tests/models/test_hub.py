@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from loraq.compose import load_rows
-from loraq.errors import LoraqError
+from loraq.errors import DiskFullError, LoraqError
 from loraq.metrics.common.published import IMAGE_REWARD
 from loraq.models import load_pipeline, resolve_folder, weights_hash
 from loraq.models.mapped import mapped_transformer
 from loraq.runner.estimate import dry_run
-from loraq.runner.experiment import run
+from loraq.runner.experiment import run, run_until
 from loraq.runner.product_keys import make_row
+from loraq.runner.rows import Stage
 from tests.data.hub import COMMIT, Hub, serving
 from tests.little import little_config
 from tests.models.published import (
@@ -125,13 +126,22 @@ def test_a_full_copy_of_the_repository_has_the_hash_of_what_was_fetched(serve, t
         (PICKLED, {}, "'pytorch_model.bin' is pickled.*safe_serialization=True"),
         (sana("bf16"), {"call": {"clean_captions": True}}, "Did you mean 'clean_caption'"),
         (sana("bf16"), {"revision": "mian"}, "revision=mian: .*no such commit.*It has main"),
+        (sana("bf16"), {"hub_id": "owner/lost"}, "hub_id=owner/lost: .*no such repository.*log in"),
     ],
-    ids=["variants alone", "another variant", "pickled", "call", "revision"],
+    ids=["variants alone", "another variant", "pickled", "call", "revision", "repository"],
 )
 def test_what_cannot_be_read_is_refused_before_weights_are_fetched(layout, settings, words, serve):
     with serve(layout) as hub:
         with pytest.raises(LoraqError, match=f"(?s){words}"):
             weights_hash(model_of(**settings))
+        assert not weights_of(hub)
+
+
+def test_a_model_for_which_the_disk_has_no_room_is_not_begun(serve):
+    with serve(sana("bf16")) as hub:
+        hub.stated = {f"{NETWORK}.bf16.safetensors": 10**18}
+        with pytest.raises(DiskFullError, match=r"1000000000 GB are needed.*set HF_HOME=FOLDER"):
+            resolve_folder(model_of(variant="bf16"))
         assert not weights_of(hub)
 
 
@@ -208,6 +218,30 @@ def test_before_a_fetch_the_plan_names_the_metrics_weights_and_refuses_another_d
         assert "loraq fetch weights" in plan
         with pytest.raises(LoraqError, match="mean nothing"):
             dry_run([*hub_overrides, "model.domain=photographs", "data.domain=emoji"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["data=mjhq", "data.captions=null"], "data.set=mjhq needs data.captions"),
+        (["calibration.prompts=1000"], "need 1002 prompts that the run does not generate"),
+        (["metrics.names=[psnr,kid]"], "kid need real images"),
+    ],
+    ids=["prompts", "calibration", "real images"],
+)
+def test_what_a_run_lacks_is_told_before_its_model_is_downloaded(
+    wrong, words, serve, hub_overrides
+):
+    """It was told after 22 GB."""
+    given = [*hub_overrides, *wrong]
+    with serve(PIXART, False) as hub:
+        for start in (dry_run, run):
+            with pytest.raises(LoraqError, match=words):
+                start(given)
+        if "metrics" not in wrong[0]:
+            with pytest.raises(LoraqError, match=words):
+                run_until(Stage.QUANTIZED, given, False, print)
+        assert not hub.ranges
 
 
 def test_a_record_holds_the_commit_of_its_branch(serve, hub_overrides, monkeypatch):

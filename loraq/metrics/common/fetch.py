@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 
-from loraq.errors import DiskFullError, LoraqError
-from loraq.metrics.common.weights import (
-    PublishedFile,
-    Weights,
-    is_published,
-    size_text,
-)
+from loraq.errors import LoraqError
+from loraq.metrics.common.weights import PublishedFile, Weights, is_published
 from loraq.utils.assets import cache_folder, offline
-from loraq.utils.download import download_file, reporting_download_errors
+from loraq.utils.console import size_text
+from loraq.utils.download import check_space, download_file, reporting_download_errors
 from loraq.utils.output_folder import folder_lock
 
 
@@ -31,7 +26,12 @@ def fetch_weights(
         state = f"{size_text(size)} to download" if size else "complete and verified"
         show(f"{weights.name:22} {size_text(weights.size):>7}  {state}  ({weights.source})")
     if total := sum(file.size for files in lacking.values() for file in files):
-        _check_possible(total)
+        if offline():
+            raise LoraqError(
+                "fetch weights: the environment is set to offline (HF_HUB_OFFLINE). Unset it, or "
+                f"copy the folder '{cache_folder()}' from another machine."
+            )
+        check_space(cache_folder(), total, "fetch weights")
         for weights in wanted:
             with folder_lock(weights.folder):  # a process that waited finds what the other fetched
                 for file in _lacking(weights):
@@ -45,22 +45,6 @@ def fetch_weights(
 def _lacking(weights: Weights) -> list[PublishedFile]:
     paths = [(weights.folder / file.name, file) for file in weights.files]
     return [file for path, file in paths if not (path.is_file() and is_published(path, file))]
-
-
-def _check_possible(total: int) -> None:
-    """LoraqError without network access or room for `total` bytes."""
-    folder = cache_folder()
-    if offline():
-        raise LoraqError(
-            "fetch weights: the environment is set to offline (HF_HUB_OFFLINE). Unset it, or copy "
-            f"the folder '{folder}' from another machine."
-        )
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if (free := shutil.disk_usage(existing).free) < total:
-        raise DiskFullError(
-            f"fetch weights: '{folder}' has room for {size_text(free)}, and {size_text(total)} are "
-            "needed. Free some space, or set HF_HOME=FOLDER to a folder on another disk."
-        )
 
 
 def _download(weights: Weights, file: PublishedFile, progress: bool) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from loraq.errors import LoraqError
 from loraq.utils.assets import cache_folder
+from loraq.utils.console import size_text
 from loraq.utils.hashing import cached_hash, check_sha256sums
 
 
@@ -124,11 +125,3 @@ class Weights:
 def is_published(path: Path, file: PublishedFile) -> bool:
     """Whether `path` has the file's contents; its hash is cached until it changes."""
     return path.stat().st_size == file.size and cached_hash(path) == file.sha256
-
-
-def size_text(size: float) -> str:
-    """`1.7 GB`, `96 MB` or `5 kB`."""
-    for unit, text in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {text}" if size < 10 * unit else f"{size / unit:.0f} {text}"
-    return f"{size / 1e3:.0f} kB"
