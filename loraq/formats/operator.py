@@ -75,14 +75,19 @@ def launch_supported(
 ) -> list[tuple[Format, Tensor]]:
     """Write by the kernel what it supports; the others are returned.
 
+    At its first use of a format on a GPU, the kernel is compared with the definition.
     before: fields of `Before` (`triton/fake.py`), what happens to x before.
     """
     if not (x.is_cuda and _has_triton()) or os.environ.get(SWITCH) == "0":
         return list(results)
     from loraq.formats.triton.fake import Before, launch, supported
+    from loraq.formats.triton.probe import agrees
 
     first = Before(**before)
-    found = [supported(x, fmt, result.dtype, first) for fmt, result in results]
+    found = [
+        supported(x, fmt, result.dtype, first) and agrees(fmt, x.dtype, result.dtype, x.device)
+        for fmt, result in results
+    ]
     if any(found):
         launch(x, [pair for pair, has in zip(results, found, strict=True) if has], first)
     return [pair for pair, has in zip(results, found, strict=True) if not has]

@@ -142,7 +142,8 @@ def make_compute(
 ) -> Compute:
     """The back end of a layer for inputs of `dtype` on `device`.
 
-    Raises LoraqError for mode=triton without a GPU, the package triton or a kernel for the layer.
+    Raises LoraqError for mode=triton without a GPU, the package triton or a kernel for the layer,
+    and if the kernels compute something else than the emulation (`triton/probe.py`).
     """
     if mode == "auto" and _use_bfloat16(device.type, dtype):
         return Emulated(tensors, dtype, device, operands=torch.bfloat16)
@@ -150,6 +151,7 @@ def make_compute(
         return Emulated(tensors, dtype, device)
     try:  # the package triton is available on Linux only
         from loraq.layers.triton import Unsupported, is_faster, prepare
+        from loraq.layers.triton.probe import check_agreement
     except ImportError as error:
         if mode == "auto":
             return Emulated(tensors, dtype, device)
@@ -157,7 +159,9 @@ def make_compute(
     try:
         if mode == "auto" and not is_faster(tensors, device):
             return Emulated(tensors, dtype, device)
-        return prepare(tensors, dtype, device)
+        layer = prepare(tensors, dtype, device)
+        check_agreement(layer, tensors, dtype, device)
+        return layer
     except Unsupported:
         if mode == "triton":
             raise

@@ -8,7 +8,7 @@ import torch
 from loraq.formats import FORMATS, get_format
 from loraq.formats.fake import by_operations
 from loraq.formats.operator import fake_quantize_each, fake_quantize_into
-from loraq.formats.triton import fake
+from loraq.formats.triton import fake, probe
 from loraq.formats.triton.fake import MAX_BLOCK, Before, launch, supported
 from loraq.transforms import InputTransform
 from loraq.transforms.hadamard import hadamard_matrix
@@ -198,3 +198,13 @@ def test_what_has_no_kernel():
 def test_a_row_that_exceeds_a_tile_takes_its_scale_from_a_pass_before(monkeypatch):
     monkeypatch.setattr(fake, "MAX_BLOCK", 64)
     assert_same(sample(6, 200), get_format("nvfp4", tensor_scale="token"), torch.float32)
+
+
+def test_a_kernel_with_other_values_than_the_definition_is_not_used(monkeypatch, caplog):
+    kind = get_format("int4"), torch.float16, torch.bfloat16, DEVICE
+    assert probe.agrees(*kind)
+    probe.agrees.cache_clear()
+    monkeypatch.setattr(probe, "launch", lambda x, results: results[0][1].copy_(x))
+    assert not probe.agrees(*kind)
+    assert "values differ" in caplog.text and "please report" in caplog.text
+    probe.agrees.cache_clear()
