@@ -12,6 +12,7 @@ auto      on a GPU, triton for every layer that has a kernel which the cost tabl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -160,7 +161,8 @@ def make_compute(
         if mode == "auto" and not is_faster(tensors, device):
             return Emulated(tensors, dtype, device)
         layer = prepare(tensors, dtype, device)
-        check_agreement(layer, tensors, dtype, device)
+        emulated = partial(Emulated, tensors, dtype, device)
+        check_agreement(layer, emulated, tensors, dtype, device)
         return layer
     except Unsupported:
         if mode == "triton":

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
-from loraq.layers.backends import Compute, Emulated
 from loraq.layers.tensors import LayerTensors
 from loraq.layers.triton.operands import Unsupported
 from loraq.layers.triton.support import Equation
+
+if TYPE_CHECKING:
+    from loraq.layers.backends import Compute
 
 log = logging.getLogger(__name__)
 TOKENS = 64
@@ -20,7 +23,11 @@ _agreeing: set[tuple[Equation, torch.dtype, torch.device]] = set()
 
 
 def check_agreement(
-    layer: Compute, tensors: LayerTensors, dtype: torch.dtype, device: torch.device
+    layer: Compute,
+    emulation: Callable[[], Compute],
+    tensors: LayerTensors,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Raise Unsupported, after a warning, if kernels compute something else than the emulation.
 
@@ -31,7 +38,7 @@ def check_agreement(
         return
     g = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, tensors.weight.shape[-1], generator=g).to(device, dtype)
-    emulated = Emulated(tensors, dtype, device)
+    emulated = emulation()
     wanted = emulated.multiply(emulated.quantize(x)).float()
     try:
         found = layer.multiply(layer.quantize(x)).float()
