@@ -44,7 +44,7 @@ docs: $(INSTALLED_DOCS) ## build the documentation as HTML: build/docs/docs/inde
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
 
 test: $(INSTALLED_DEV) ## run the whole test suite in two processes (under 10 min on 2 cores)
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute and time the notebooks (about 2 min on 2 cores)
 	$(BIN)/python -m notebooks.execute

@@ -2,7 +2,7 @@
 
     python -m experiments.bench.calibrated pixart_sigma|sana_1_6b [--blocks 1 3]
                                            [--methods gptq smoothquant …] [--prompts 1] [--steps 20]
-                                           [--output FILE.json]
+                                           [--size PIXELS] [--output FILE.json]
 
 For each number of blocks, writes a synthetic snapshot (`make_fullsize`). For each method, runs the
 command `loraq quantize` on it in a separate process with an empty cache: it encodes the calibration
@@ -66,14 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD")
     parser.add_argument("--prompts", type=int, default=1, help="calibration captions")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="default: the model's")
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
-    for name in ("prompts", "steps"):
-        if (value := getattr(options, name)) < 1:
+    for name in ("prompts", "steps", "size"):
+        if (value := getattr(options, name)) is not None and value < 1:
             raise LoraqError(f"--{name} {value} is below the limit 1. Set 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
     bare = bare_torch()
     shared = {name: getattr(options, name) for name in ("prompts", "steps")}
+    if options.size is not None:
+        settings += [f"model.height={options.size}", f"model.width={options.size}"]
+        shared["size"] = options.size
     rows = SavedRows(options.output, options.model, ("method", "blocks"), _sort_key, shared)
     for blocks in options.blocks:
         with tempfile.TemporaryDirectory() as folder:

@@ -27,11 +27,6 @@ def first_cells(text: str, heading: str) -> list[str]:
     return [row.split("|")[1].strip().strip("`") for row in rows]
 
 
-def test_numbers_in_the_pages_are_those_of_the_records():
-    stale = refresh.refresh_all(check=True)
-    assert not stale, f"rewrite with `python -m loraq.readme`: {stale}"
-
-
 LINK = re.compile(r"(?:\]\(|<img src=\")([^)\"\s]+)[)\"]")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
