@@ -7,17 +7,19 @@ Triton kernel replaces the operations of `fake.py`, and gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from loraq.errors import LoraqError
 from loraq.formats.fake import by_operations
 from loraq.formats.quantization import check_input
-from loraq.formats.table import FORMATS, Format
+from loraq.formats.table import FORMATS, Format, get_format
 
 SWITCH = "LORAQ_FUSED"
 """Environment variable; 0: a GPU computes formats by the operations of `fake.py` as well."""
@@ -48,6 +50,12 @@ def fake_quantize_each(
     if written:
         fake_quantize_into(x, written)
     return made
+
+
+def check_kernel(device: str) -> None:
+    """LoraqError if quantising on this device needs a kernel that cannot be compiled here."""
+    x = torch.zeros(1, 32, dtype=torch.bfloat16, device=device)
+    fake_quantize(x, get_format("int4"), torch.bfloat16)
 
 
 def fake_quantize_into(x: Tensor, results: Sequence[tuple[Format, Tensor]]) -> None:
@@ -89,8 +97,24 @@ def launch_supported(
         for fmt, result in results
     ]
     if any(found):
-        launch(x, [pair for pair, has in zip(results, found, strict=True) if has], first)
+        with _explained():
+            launch(x, [pair for pair, has in zip(results, found, strict=True) if has], first)
     return [pair for pair, has in zip(results, found, strict=True) if not has]
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """LoraqError for a kernel that cannot be compiled here: Triton needs a C compiler."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise LoraqError(
+            f"Triton cannot compile or launch the kernel that quantises on a GPU ({error}). "
+            "Install a C compiler and the headers of Python (apt install gcc python3-dev), or set "
+            f"{SWITCH}=0 in the environment: PyTorch's operations then quantise, but slower."
+        ) from error
 
 
 @cache
@@ -110,7 +134,7 @@ def format_text(fmt: Format) -> str:
 
 @lru_cache(maxsize=256)
 def parse_format(text: str) -> Format:
-    """The inverse of `_text`."""
+    """The inverse of `format_text`."""
     name, block, *options = text.split()
     known: tuple[Any, ...] = tuple(options)
     length = None if block == "None" else int(block)

@@ -115,12 +115,18 @@ class QuantizedLinear(nn.Module):
 
     def _prepare(self, x: Tensor) -> tuple[InputTransform, Compute]:
         """Transform and back end for x's dtype and device, cached for the last kind of input."""
-        kind = (x.dtype, x.device)
+        self._fill_cache(x.dtype, x.device)
+        assert self._cache is not None
+        return self._cache[1:]
+
+    @torch.compiler.assume_constant_result
+    def _fill_cache(self, *kind: *InputKind) -> bool:
+        """Outside of the graph under torch.compile: Inductor dequantises short blocks wrongly."""
         if self._cache is None or self._cache[0] != kind:
             compute = make_compute(self.compute, self.tensors, *kind)
-            transform = self.tensors.transform.to(x.device, compute.dtype)
+            transform = self.tensors.transform.to(kind[1], compute.dtype)
             self._cache = kind, transform, compute
-        return self._cache[1:]
+        return True
 
     def extra_repr(self) -> str:
         """Shapes, formats and rank, as shown in the repr of a model."""

@@ -20,7 +20,7 @@ from loraq.formats.operator import (
     parse_format,
 )
 from loraq.layers.equation import QuantizedInput
-from loraq.transforms.hadamard import matrix
+from loraq.transforms.hadamard import matrix, rotate_by
 from loraq.transforms.input_transform import InputTransform
 
 
@@ -60,12 +60,15 @@ def quantize_stacked(
 
 def _write(x: Tensor, transform: InputTransform, results: list[tuple[Format, Tensor]]) -> None:
     (first, out), (last, other) = results[0], results[-1]
+    signs_I, rotation = transform.signs_I, None
+    if signs_I is not None:  # an argument: CUDA graphs reuse memory that an operator keeps
+        rotation = matrix(transform.block, x.device, x.dtype)
     torch.ops.loraq.quantize_transformed(
         x.detach(),
         transform.shift,
         transform.smooth_I,
-        transform.signs_I,
-        transform.block,
+        signs_I,
+        rotation,
         format_text(first),
         out,
         format_text(last),
@@ -79,7 +82,7 @@ def _operator(
     shift: float,
     smooth: Tensor | None,
     signs: Tensor | None,
-    block: int,
+    rotation: Tensor | None,
     first_format: str,
     out: Tensor,
     second_format: str,
@@ -90,9 +93,11 @@ def _operator(
         results.append((parse_format(second_format), second))
     if not x.numel():
         return
-    rotation = None if signs is None else matrix(block, x.device, x.dtype)
     left = launch_supported(
         x, results, shift=shift, smooth_I=smooth, signs_I=signs, rotation=rotation
     )
     if left:
-        fake_quantize_into(InputTransform(smooth, signs, block, shift).input(x), left)
+        x = InputTransform(smooth, shift=shift).input(x)
+        if signs is not None and rotation is not None:
+            x = rotate_by(x, signs, rotation)
+        fake_quantize_into(x, left)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraq.config import AllocationConfig, BranchConfig, Recipe
 from loraq.models.layers import Layer
+from loraq.utils.gpu import memory_at_least
 
 INTEGER = re.compile(r"^((?:mx)?int)\d+$")
 """Names of the formats whose bits an allocation can change."""
@@ -115,16 +116,13 @@ def make_units(layers: Sequence[Layer], share_qkv: bool) -> list[Unit]:
 def group_elements(device: torch.device) -> int:
     """Maximum weights per group on `device`; on a GPU, groups take at most a quarter of its memory.
 
-    The card's memory decides, not what is free: products of one GPU model have one key, and the
-    size of a batch changes the last bits of iterated methods.
+    The card's memory decides, as in keys (`memory_at_least`), not what is free: the size of a batch
+    changes the last bits of iterated methods.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
         return MAX_GROUP_ELEMENTS
-    memory = torch.cuda.get_device_properties(device).total_memory
-    elements = GPU_GROUP_ELEMENTS
-    while elements > MAX_GROUP_ELEMENTS and elements * GPU_BYTES > memory / 4:
-        elements //= 2
-    return max(elements, MAX_GROUP_ELEMENTS)
+    fitting = memory_at_least(device) // (4 * GPU_BYTES)
+    return max(MAX_GROUP_ELEMENTS, min(fitting, GPU_GROUP_ELEMENTS))
 
 
 def make_groups(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from loraq.config import Config
 from loraq.data import calibration_prompts, data_prompts
 from loraq.errors import LoraqError
+from loraq.formats.operator import check_kernel
 from loraq.layers.backends import check_compute
 from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
@@ -107,6 +108,9 @@ def check_rows(rows: Sequence[Row]) -> None:
             if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:
                 check_size(row.config.model)
         _check_metrics(rows)
+        quantizing = {Stage.QUANTIZED, Stage.IMAGES, Stage.MEASURED}
+        for device in {row.device for row in rows if row.recipe and row.todo & quantizing}:
+            check_kernel(device)
         _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
 
 

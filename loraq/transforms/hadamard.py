@@ -63,9 +63,12 @@ def matrix(block: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def rotate(x: Tensor, signs_I: Tensor, block: int) -> Tensor:
     """x·D·H over the last axis, for any leading axes; keeps the dtype."""
-    h = matrix(block, x.device, x.dtype)
-    blocks = (x * signs_I.to(x)).unflatten(-1, (-1, block))
-    return (blocks @ h).flatten(-2)
+    return rotate_by(x, signs_I, matrix(block, x.device, x.dtype))
+
+
+def rotate_by(x: Tensor, signs_I: Tensor, h: Tensor) -> Tensor:
+    """`rotate` with a given block of H, in x's type."""
+    return ((x * signs_I.to(x)).unflatten(-1, (-1, len(h))) @ h).flatten(-2)
 
 
 def rotate_back(x: Tensor, signs_I: Tensor, block: int) -> Tensor:

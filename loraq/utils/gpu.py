@@ -8,14 +8,16 @@ all of `gpu_arithmetic`. The settings are the same in every run (`fixed_arithmet
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraq.errors import LoraqError
+
+if TYPE_CHECKING:
+    import torch
 
 SETTINGS = {
     "matmul.allow_tf32": False,
@@ -37,6 +39,7 @@ VARIABLES = (
     "TORCH_BLAS_PREFER_CUBLASLT",
     "TORCH_BLAS_PREFER_HIPBLASLT",
     "PYTORCH_TUNABLEOP_ENABLED",
+    "LORAQ_FUSED",
 )
 """Environment variables that choose other kernels; those that are set belong to the arithmetic."""
 
@@ -71,8 +74,8 @@ def gpu_names() -> list[str]:
 def gpu_arithmetic() -> dict[str, Any]:
     """All that decides the values which this process's GPU computes, as plain data.
 
-    Model and number of processors (parts of a GPU differ from all of it), architecture, libraries,
-    settings. Neither driver nor memory.
+    Model and number of processors (parts of a GPU differ from all of it), architecture, the power
+    of two of memory that decides the size of groups, libraries, settings. Not the driver.
     """
     import torch
 
@@ -82,9 +85,21 @@ def gpu_arithmetic() -> dict[str, Any]:
         "name": gpu.name,
         "processors": gpu.multi_processor_count,
         "architecture": f"{gpu.major}.{gpu.minor}",
+        "memory_at_least": f"{memory_at_least(gpu_index()) >> 20} MiB",
         "libraries": _libraries(),
         "settings": SETTINGS | chosen,
     }
+
+
+def memory_at_least(device: torch.device | int) -> int:
+    """The largest power of two of bytes in a GPU's memory: its firmware's share does not move it.
+
+    GPUs of one name may have memories of different sizes (GeForce RTX 4060 Ti: 8 and 16 GB).
+    """
+    import torch
+
+    memory: int = torch.cuda.get_device_properties(device).total_memory
+    return 1 << (memory.bit_length() - 1)
 
 
 def describe_gpu() -> dict[str, Any]:
@@ -108,8 +123,10 @@ def _libraries() -> dict[str, str]:
         "ROCm" if hip else "CUDA": hip or torch.version.cuda,
         "MIOpen" if hip else "cuDNN": torch.backends.cudnn.version(),
     }
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        found["Triton"] = importlib.metadata.version("triton")
+    with contextlib.suppress(ImportError):  # its distribution has another name for ROCm
+        import triton
+
+        found["Triton"] = triton.__version__
     return {name: str(version) for name, version in found.items()}
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class LateFlag:
     """On a GPU, `read` returns the flag of the round before, while this round is still computed.
 
-    So the GPU always has a round of work, and the loop runs for one round more than it needs. On a
-    CPU, `read` returns the flag itself.
+    So the GPU always has a round of work, and the loop runs for one round more than it needs.
+    Elsewhere, `read` returns the flag itself.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class LateFlag:
         """Whether to stop after this round; flag: a boolean on the device."""
         import torch
 
-        if flag.device.type == "cpu":
+        if flag.device.type != "cuda":
             return bool(flag)
         late, copied = self._pending, torch.cuda.Event()
         self._pending = flag.to("cpu", non_blocking=True), copied
-        copied.record()
+        copied.record(torch.cuda.current_stream(flag.device))  # not that of the current GPU
         if late is None:
             return False
         late[1].synchronize()

@@ -8,7 +8,7 @@ import torch
 from loraq.formats import fake_quantize, get_format
 from loraq.layers import QuantizedLinear
 from loraq.layers.stacked import quantize_stacked
-from loraq.transforms import InputTransform
+from loraq.transforms import InputTransform, hadamard
 from tests.kernels.layers import random_layer
 
 CASES = {
@@ -46,8 +46,11 @@ def results():
 
     x = torch.randn(6, 200, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        plain = computed(x)
+        hadamard._cached_matrix.cache_clear()
         compiled = torch.compile(computed, fullgraph=True, backend="inductor")(x)
+        kept = hadamard._cached_matrix.cache_info().currsize
+        assert not kept, "a graph of CUDA would reuse memory that an operator keeps"
+        plain = computed(x)
     return dict(zip(ALL, zip(plain, compiled, strict=True), strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +11,19 @@ import torch
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.formats import operator
+from loraq.formats.operator import SWITCH
 from loraq.metrics.registry import needs_host
 from loraq.runner.estimate import describe_plan, dry_run
 from loraq.runner.experiment import run
 from loraq.runner.other_gpus import FOLDER, note_gpu
-from loraq.runner.plan import plan_rows
+from loraq.runner.plan import check_rows, plan_rows
 from loraq.runner.product_keys import make_row
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
+from loraq.utils.gpu import VARIABLES
 from tests.simulated import simulated_cuda
 
 A100 = SimpleNamespace(
@@ -186,3 +190,47 @@ def test_a_run_on_one_gpu_is_kept_for_it_and_told_to_another(given, monkeypatch)
         lines = [line for line in dry_run(given).splitlines() if "to make" in line]
     assert len(lines) == 9
     assert all(line.endswith(f"; made by {H100.name}") for line in lines)
+
+
+def test_keys_hold_what_decides_groups_and_the_sums_of_a_rotation(given, use, monkeypatch):
+    """Boards of one name with 8 and 16 GB solve other batches; LORAQ_FUSED=0 rotates elsewhere."""
+    boards = [SimpleNamespace(**{**vars(H100), "total_memory": gb << 30}) for gb in (15, 7, 79, 65)]
+    found = []
+    for board in boards:
+        use(board)
+        found.append(keys(given))
+    assert changed(found[0], found[1]) == changed(found[1], found[2]) == set(found[0])
+    assert found[2] == found[3], "as the memory of one model varies with its firmware"
+    assert SWITCH in VARIABLES
+    monkeypatch.setenv(SWITCH, "0")
+    assert changed(keys(given), found[3]) == set(found[3])
+
+
+def test_keys_hold_the_triton_that_computes_whatever_its_distribution(given, use, monkeypatch):
+    """PyTorch for ROCm, and its nightly builds, bring Triton in a distribution of another name."""
+    use(H100)
+    before = keys(given)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="99.0"))
+    assert changed(keys(given), before) == set(before)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_told_before_anything_runs(given, monkeypatch):
+    """As on a system without a C compiler, which Triton needs at the first launch."""
+    pytest.importorskip("triton")
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr("loraq.formats.triton.fake.supported", lambda *_: True)
+    monkeypatch.setattr("loraq.formats.triton.fake.launch", fails)
+    # the simulation runs operators on the host
+    monkeypatch.setattr(operator, "fake_quantize_into", operator.launch_supported)
+    with simulated_cuda():
+        rows = plan_rows(load_rows(given), Store(given[-1].removeprefix("output=")))
+        with pytest.raises(
+            LoraqError, match=r"C compiler\.\).*apt install gcc python3-dev.*LORAQ_FUSED=0"
+        ):
+            check_rows(rows)
+        monkeypatch.undo()
+        monkeypatch.setenv(SWITCH, "0")
+        check_rows(rows)

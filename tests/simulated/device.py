@@ -28,12 +28,13 @@ class SimulatedDevice(Counts):
     """The device that `torch.cuda` describes, and counts of what was done with it.
 
     capability: (major, minor); count: of devices, all equal, though tensors are on the first only;
-    memory, free: bytes.
+    current: the index of the current one; memory, free: bytes.
     """
 
     name: str = "NVIDIA H100 80GB HBM3"
     capability: tuple[int, int] = (9, 0)
     count: int = 1
+    current: int = 0
     memory: int = 80 * GIB
     free: int = 70 * GIB
     multiprocessors: int = 132
@@ -61,7 +62,8 @@ class SimulatedDevice(Counts):
             "_lazy_init": lambda: None,
             "is_available": lambda: True,
             "device_count": lambda: self.count,
-            "current_device": lambda: 0,
+            "current_device": lambda: self.current,
+            "current_stream": lambda device: SimpleNamespace(device=torch.device(device)),
             "set_device": lambda device: None,
             "synchronize": lambda device=None: self.wait("synchronize"),
             "empty_cache": lambda: None,
@@ -85,16 +87,18 @@ class Event:
     """A `torch.cuda.Event`; the device is always done."""
 
     def __init__(self, device: SimulatedDevice, *_: Any, **__: Any) -> None:
-        self.device, self.time = device, 0.0
+        self.device, self.time, self.index = device, 0.0, 0
 
     def record(self, stream: Any = None) -> None:
         self.time = time.perf_counter()
+        self.index = self.device.current if stream is None else stream.device.index
 
     def query(self) -> bool:
         return True
 
     def synchronize(self) -> None:
-        self.device.wait("event")  # not for the device, which may have work after the event
+        # not for the device, which may have work after the event
+        self.device.wait("event" if self.index == 0 else f"event of cuda:{self.index}")
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds between two events."""

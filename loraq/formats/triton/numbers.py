@@ -6,6 +6,7 @@ compile time. Values are fp32 in element units.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import triton
@@ -33,6 +34,7 @@ class ElementConstants(NamedTuple):
     maximum_exponent: int
 
 
+@cache
 def element_constants(fmt: Format) -> ElementConstants:
     """The constants of a block format."""
     element = fmt.element
