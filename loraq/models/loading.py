@@ -99,24 +99,32 @@ def _unusable(file: Path, name: str) -> LoraqError:
     )
 
 
-def meta_transformer(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> Any:
+def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
     """The transformer on the meta device, without weights, to list and count its layers.
 
-    buffers: allocate the buffers, such as position tables, which no file contains. blocks: instead
-    of the model's own number.
+    buffers: allocate the buffers, such as position tables, which no file contains. LoraqError if
+    the model is quantised already.
     """
-    from accelerate import init_empty_weights
-
-    table = find_family(model.family)
     config = resolve_folder(model) / "transformer" / "config.json"
-    values = read_json(config)
-    if packed := values.get("quantization_config"):
+    if packed := read_json(config).get("quantization_config"):
         raise LoraqError(
             f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Set "
             "model.path to the 16-bit model, or evaluate this one with: loraq score FOLDER."
         )
+    return architecture(model, buffers)
+
+
+def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> Any:
+    """The transformer's class on the meta device, with 16-bit layers whatever its files hold.
+
+    buffers: as in `meta_transformer`. blocks: instead of the model's own number.
+    """
+    from accelerate import init_empty_weights
+
+    values = read_json(resolve_folder(model) / "transformer" / "config.json")
+    values.pop("quantization_config", None)
     if blocks is not None:
         values["num_layers"] = blocks
-    diffusers = quiet_diffusers()
+    table, diffusers = find_family(model.family), quiet_diffusers()
     with init_empty_weights(include_buffers=not buffers):
         return getattr(diffusers, table.TRANSFORMER).from_config(values)

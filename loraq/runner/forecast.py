@@ -18,7 +18,7 @@ from torch import nn
 from loraq.config import ModelConfig, Recipe
 from loraq.models.files import components, read_header, read_json, weight_files
 from loraq.models.layers import Layer, list_layers
-from loraq.models.loading import latent_scale, meta_transformer
+from loraq.models.loading import architecture, latent_scale
 from loraq.models.networks import quiet_diffusers
 from loraq.models.source import resolve_folder
 from loraq.quantization.grouping import make_units
@@ -136,7 +136,7 @@ def _step_work(asked: _Question) -> Work:
 
 
 def _build(model: ModelConfig, blocks: int) -> nn.Module:
-    transformer: nn.Module = meta_transformer(model, blocks=blocks)
+    transformer: nn.Module = architecture(model, blocks=blocks)
     return transformer
 
 
@@ -162,7 +162,7 @@ def _layers(model: ModelConfig, skip: Sequence[str] | None = None) -> list[Layer
 
 @functools.lru_cache(maxsize=2)
 def _transformer(asked: _Question) -> nn.Module:
-    transformer: nn.Module = meta_transformer(asked.model)
+    transformer: nn.Module = architecture(asked.model)
     return transformer
 
 

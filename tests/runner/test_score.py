@@ -52,6 +52,12 @@ def test_a_saved_pipeline_scores_as_the_run_that_quantised_it(packed, overrides,
     assert f"{one.name} does not match its sha256" in capsys.readouterr().err
 
 
+def test_a_saved_pipeline_may_be_the_model_of_a_run(packed, overrides):
+    """Of its own images alone. The cost model refused it, as what quantises does."""
+    folder, _ = packed
+    run(["method=reference", *overrides[1:], f"model.path={folder}"])
+
+
 def _images(output, wanted):
     """The folder of the images of a record."""
     found = (folder for folder in (output / "images").iterdir() if folder.is_dir())
