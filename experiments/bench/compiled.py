@@ -24,7 +24,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from loraq.formats import Format, quantize
 from loraq.layers.tensors import LayerTensors
-from loraq.layers.triton import layer as launching
+from loraq.layers.triton import launches as launching
 from loraq.layers.triton import operands, prepare, support
 
 TARGETS = {

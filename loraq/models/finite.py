@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraq.errors import LoraqError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -19,8 +21,7 @@ def check_finite(module: nn.Module, owner: str) -> None:
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
             raise _without_values(f"{owner}.{name}")
-    for name, tensor in module.state_dict().items():
-        require_finite(f"{owner}.{name}", tensor)
+    require_finite({f"{owner}.{name}": held for name, held in module.state_dict().items()})
 
 
 def check_pipeline(pipe: Any) -> None:
@@ -32,23 +33,37 @@ def check_pipeline(pipe: Any) -> None:
             check_finite(component, name)
 
 
-def require_finite(name: str, tensor: Tensor) -> None:
-    """LoraqError if the tensor `name` has NaN or infinite values, or none (meta device)."""
+def require_finite(tensors: Mapping[str, Tensor]) -> None:
+    """LoraqError for the first tensor with NaN or infinite values, or none (meta device), by name.
+
+    A device computes one sum per tensor, and the host waits once for all of them.
+    """
     import torch
 
-    if tensor.is_meta:
-        raise _without_values(name)
-    if not tensor.is_floating_point() or tensor.element_size() < 2:  # codes and scales
-        return
-    # one pass without a copy: a sum is finite only if every term is, but it may overflow
-    total = tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-    if total.isfinite() or (bad := int((~tensor.isfinite()).sum())) == 0:
-        return
-    narrow = " If they are finite in the files, they exceed float16: use bfloat16 or float32."
-    raise LoraqError(
-        f"'{name}': {bad} of {tensor.numel()} values are NaN or infinite in {tensor.dtype}. "
-        "Restore the model's weights." + (narrow if tensor.dtype == torch.float16 else "")
-    )
+    flags: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise _without_values(name)
+        if tensor.is_floating_point() and tensor.element_size() > 1:  # no codes and scales
+            # one pass without a copy: a sum is finite only if every term is, but it may overflow
+            total = tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+            flags.setdefault(tensor.device, {})[name] = total.isfinite()
+    unsure = {
+        name
+        for held in flags.values()
+        for name, finite in zip(held, torch.stack([*held.values()]).tolist(), strict=True)
+        if not finite
+    }
+    for name in filter(unsure.__contains__, tensors):
+        dtype, count = tensors[name].dtype, tensors[name].numel()
+        if bad := int((~tensors[name].isfinite()).sum()):
+            narrow = (
+                " If they are finite in the files, they exceed float16: use bfloat16 or float32."
+            )
+            raise LoraqError(
+                f"'{name}': {bad} of {count} values are NaN or infinite in {dtype}. Restore the "
+                "model's weights." + (narrow if dtype == torch.float16 else "")
+            )
 
 
 def _without_values(name: str) -> LoraqError:

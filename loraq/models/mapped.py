@@ -32,8 +32,8 @@ def mapped_transformer(model: ModelConfig) -> Any:
     kept = {}
     for name, tensor in _stored_tensors(model):
         kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
-        if name not in names:  # weights are checked when they are quantised
-            require_finite(f"transformer.{name}", kept[name])
+    # weights are checked when they are quantised
+    require_finite({f"transformer.{name}": kept[name] for name in kept if name not in names})
     transformer.load_state_dict(kept, strict=False, assign=True)  # they were compared above
     for name in names:
         module = transformer.get_submodule(name.rpartition(".")[0])

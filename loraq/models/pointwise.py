@@ -20,9 +20,8 @@ def finite_weight(transformer: nn.Module, name: str) -> Tensor:
     """`weight_matrix` of the layer `name`; LoraqError if its weight or bias is not finite."""
     module = transformer.get_submodule(name)
     weight_OI, bias_O = weight_matrix(module), getattr(module, "bias", None)
-    require_finite(f"{name}.weight", weight_OI)
-    if bias_O is not None:
-        require_finite(f"{name}.bias", bias_O)
+    parts = {f"{name}.weight": weight_OI, f"{name}.bias": bias_O}
+    require_finite({part: held for part, held in parts.items() if held is not None})
     return weight_OI
 
 

@@ -20,6 +20,9 @@ from loraq.models.layers import Layer
 from loraq.models.moments import Moment
 from loraq.models.pointwise import channels_last
 
+WAITING_BYTES = 64 << 20
+"""Of rows on the device that wait for the end of the forward to be copied to the host."""
+
 
 class _Capture:
     """Context manager: a forward pre-hook on one layer of each distinct input."""
@@ -27,7 +30,7 @@ class _Capture:
     def __init__(
         self, transformer: nn.Module, layers: Sequence[Layer], scratch: Path | None = None
     ) -> None:
-        self._scratch = scratch
+        self._scratch, self._transformer = scratch, transformer
         names = {layer.shares_input: layer.name for layer in reversed(layers)}
         self._modules = {
             input_id: transformer.get_submodule(name) for input_id, name in sorted(names.items())
@@ -38,6 +41,7 @@ class _Capture:
         for number, (input_id, module) in enumerate(self._modules.items()):
             module_hook = self._hook(number, input_id)
             self._handles.append(module.register_forward_pre_hook(module_hook))
+        self._handles.append(self._transformer.register_forward_hook(lambda *_: self._finish()))
         return self
 
     def __exit__(
@@ -60,6 +64,9 @@ class _Capture:
 
     def _read(self, number: int, input_id: str, x_TI: Tensor) -> None:
         raise NotImplementedError
+
+    def _finish(self) -> None:
+        """Called after every forward of the transformer."""
 
     def _allocate(self, number: int, *shape: int, dtype: torch.dtype) -> Tensor:
         """An uninitialised CPU tensor, in memory or in a mapped file of the scratch folder."""
@@ -96,6 +103,7 @@ class InputCapture(_Capture):
         self._forwards, self._seed = forwards, seed
         self._kept: dict[str, Tensor] = {}
         self._drawn: dict[str, list[int]] = {name: [] for name in self._modules}
+        self._waiting: list[tuple[int, str, int, Tensor]] = []
 
     def _read(self, number: int, input_id: str, x_TI: Tensor) -> None:
         drawn = self._drawn[input_id]
@@ -103,25 +111,49 @@ class InputCapture(_Capture):
             (self._seed * 1_000_003 + number * 10_007 + len(drawn)) % (1 << 62)
         )
         rows = torch.randperm(x_TI.shape[0], generator=generator)[: self._rows_per_forward]
-        x_TI = x_TI[rows.to(x_TI.device)].cpu()
-        kept, start = self._kept.get(input_id), sum(drawn)
+        self._waiting.append((number, input_id, len(drawn), x_TI[rows.to(x_TI.device)]))
+        drawn.append(len(rows))
+        if sum(x_TI.nbytes for *_, x_TI in self._waiting) > WAITING_BYTES:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Bring the rows that were drawn to the host, which waits once for those of a type."""
+        waiting, self._waiting = self._waiting, []
+        alike: dict[object, list[Tensor]] = {}
+        for *_, x_TI in waiting:
+            alike.setdefault((x_TI.device, x_TI.dtype), []).append(x_TI)
+        copied = {kind: iter(_to_host(held)) for kind, held in alike.items()}
+        for number, input_id, forward, x_TI in waiting:
+            self._keep(number, input_id, forward, next(copied[x_TI.device, x_TI.dtype]))
+
+    def _keep(self, number: int, input_id: str, forward: int, x_TI: Tensor) -> None:
+        kept, start = self._kept.get(input_id), sum(self._drawn[input_id][:forward])
         dtype = torch.float16 if kept is None else kept.dtype
         if dtype == torch.float16 and not _fits_float16(x_TI):
             dtype = x_TI.dtype
-        full = len(drawn) % self._forwards == 0  # at first, and after more forwards than expected
+        full = forward % self._forwards == 0  # at first, and after more forwards than expected
         if kept is None or full or dtype != kept.dtype:
-            periods = len(drawn) // self._forwards + 1
+            periods = forward // self._forwards + 1
             capacity = self._rows_per_forward * self._forwards * periods
             buffer = self._allocate(number, capacity, x_TI.shape[1], dtype=dtype)
             if kept is not None:
                 buffer[:start] = kept[:start]
             self._kept[input_id] = kept = buffer
-        kept[start : start + len(rows)] = x_TI
-        drawn.append(len(rows))
+        kept[start : start + len(x_TI)] = x_TI
 
     def inputs(self) -> dict[str, Tensor]:
         """input id → (rows, in), in the order of the forward passes; NaN and Inf as they are."""
+        self._finish()
         return {name: kept[: sum(self._drawn[name])] for name, kept in self._kept.items()}
+
+
+def _to_host(parts: list[Tensor]) -> list[Tensor]:
+    """Tensors of one device and type on the CPU, by one copy."""
+    if parts[0].device.type == "cpu":
+        return parts
+    copied = torch.cat([part.flatten() for part in parts]).cpu()
+    flat = copied.split([part.numel() for part in parts])
+    return [one.view(part.shape) for one, part in zip(flat, parts, strict=True)]
 
 
 def _fits_float16(x: Tensor) -> bool:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from loraq.config import ModelConfig, Recipe
+from loraq.metrics import find_metric
+from loraq.metrics.common.reading import MOST_THREADS
 from loraq.models.files import components, read_header, read_json, weight_files
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import architecture, latent_scale
@@ -36,7 +38,8 @@ SOLVER_LAUNCHES = 2e4
 """Launches to solve one unit of layers on a GPU, in up to a hundred rounds."""
 IMAGE_SECONDS, MEGAPIXEL_SECONDS = 0.1, 1.5
 """All metrics of an image on two cores: networks that resize it, and those that do not."""
-GPU_METRICS = 0.1  # of these seconds, with a GPU
+READ_SECONDS = 0.05
+"""To decode a megapixel in one thread; with a GPU, the metrics wait for their images."""
 PNG_BYTES = 1.5  # per pixel
 
 
@@ -193,11 +196,24 @@ def _solver_seconds(model: ModelConfig, recipe: Recipe, rates: Rates) -> float:
 
 
 def _measuring_seconds(row: Row, rates: Rates, step: float) -> float:
-    """The metrics of all images, and the errors of steps and layers of a quantised row."""
-    model = row.config.model
-    each = IMAGE_SECONDS + MEGAPIXEL_SECONDS * model.height * model.width / 1e6
-    seconds = len(row.prompts) * each * (1 if rates is CPU else GPU_METRICS)
+    """The metrics of all images, the errors of layers and, if they are asked for, of steps."""
+    model, settings = row.config.model, row.config.metrics
+    megapixels = model.height * model.width / 1e6
+    if rates is CPU:
+        each = IMAGE_SECONDS + MEGAPIXEL_SECONDS * megapixels
+    else:
+        needs = [find_metric(name).NEEDS for name in settings.names]
+        read = len(needs) + needs.count("reference")  # these read two images
+        each = read * READ_SECONDS * megapixels / (settings.workers or MOST_THREADS)
+    seconds = len(row.prompts) * each
     if row.recipe is not None:
-        images = min(row.config.generate.batch_size, len(row.measuring))
-        seconds += images * model.steps * (step + _step_seconds(row, rates, row.recipe))
+        layers = _layers(model, row.recipe.skip)
+        weights = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        # two outputs of every layer on the captured rows
+        seconds += 4 * weights * row.config.calibration.rows_per_layer / rates.flops
+        if "steps" in settings.analyses:
+            passes = 1 + len({layer.role for layer in layers})  # to record, and for each role
+            images = min(row.config.generate.batch_size, len(row.measuring))
+            each = passes * step + _step_seconds(row, rates, row.recipe)
+            seconds += images * model.steps * each
     return seconds

@@ -43,21 +43,14 @@ class Forward:
     def __repr__(self) -> str:
         return f"Forward(step={self.step}, output={tuple(self.output.shape)})"
 
-    def squared_error(self, transformer: nn.Module) -> tuple[float, float]:
-        """(‖f̂ − f‖², ‖f‖²) of this forward, summed in float64."""
+    def squared_error(self, transformer: nn.Module) -> Tensor:
+        """[‖f̂ − f‖², ‖f‖²] of this forward, summed in float64, on the transformer's device."""
         tensors = chain(transformer.parameters(), transformer.buffers())  # one may be empty
         device = next(tensors).device
         args, kwargs = _mapped((self.args, self.kwargs), lambda tensor: tensor.to(device))
         output = _sample(transformer(*args, **kwargs))[:, : self.output.shape[1]].double()
         reference = self.output.to(device).double()
-        error, norm = (x.square().sum().item() for x in (output - reference, reference))
-        if not (math.isfinite(error) and norm > 0):
-            raise LoraqError(
-                f"The transformer's output at step {self.step} has the error {error} and the norm "
-                f"{norm}, which give no relative error. The quantised layers or the 16-bit model "
-                "make values that are not finite: use a wider model.dtype, or another recipe."
-            )
-        return error, norm
+        return torch.stack([x.square().sum() for x in (output - reference, reference)])
 
 
 def record_forwards(
@@ -128,11 +121,27 @@ def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
 def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[float]:
     """‖f̂ − f‖ / ‖f‖ of each recorded step in ascending order, pooled over the batches."""
     sums: dict[int, list[float]] = {}
-    for forward in _check_recorded(forwards):
+    errors = _squared_errors(transformer, _check_recorded(forwards))
+    for forward, pair in zip(forwards, errors, strict=True):
         entry = sums.setdefault(forward.step, [0.0, 0.0])
-        for place, value in enumerate(forward.squared_error(transformer)):
+        for place, value in enumerate(pair):
             entry[place] += value
     return [math.sqrt(sums[step][0] / sums[step][1]) for step in sorted(sums)]
+
+
+def _squared_errors(
+    transformer: nn.Module, forwards: Sequence[Forward]
+) -> list[tuple[float, float]]:
+    """(‖f̂ − f‖², ‖f‖²) of each forward; the host waits once for all of them."""
+    found = torch.stack([forward.squared_error(transformer) for forward in forwards]).tolist()
+    for forward, (error, norm) in zip(forwards, found, strict=True):
+        if not (math.isfinite(error) and norm > 0):
+            raise LoraqError(
+                f"The transformer's output at step {forward.step} has the error {error} and the "
+                f"norm {norm}, which give no relative error. The quantised layers or the 16-bit "
+                "model make values that are not finite: use a wider model.dtype, or another recipe."
+            )
+    return [(error, norm) for error, norm in found]
 
 
 def errors_by_role(
@@ -193,24 +202,26 @@ def measure_sensitivity(
         quantized = quantize_model(transformer, unit.layers, plain, progress=None)
         originals = {name: transformer.get_submodule(name) for name in quantized.layers}
         with quantized.applied(transformer):
-            layer_sums, handles = [0.0, 0.0], []
+            weight = weight_matrix(next(iter(originals.values())))
+            sums, handles = weight.new_zeros(2, dtype=torch.float64), []
             try:
                 for name, original in originals.items():
-                    hook = _error_sum(original, layer_sums)
+                    hook = _error_sum(original, sums)
                     replacement = transformer.get_submodule(name)
                     handles.append(replacement.register_forward_hook(hook))
-                pairs = [forward.squared_error(transformer) for forward in forwards]
+                pairs = _squared_errors(transformer, forwards)
             finally:
                 for handle in handles:
                     handle.remove()
         error, norm = (sum(column) for column in zip(*pairs, strict=True))
-        layer_error = layer_sums[0] / layer_sums[1] if layer_sums[0] else 0.0
+        wrong, whole = sums.tolist()
+        layer_error = wrong / whole if wrong else 0.0
         found[unit.name] = error / norm / layer_error if layer_error else 0.0
     return found
 
 
-def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
-    """A forward hook of a quantised layer that adds (‖Ŷ − Y‖², ‖Y‖²) on its input to `sums`."""
+def _error_sum(original: nn.Module, sums: Tensor) -> Callable[..., None]:
+    """A forward hook of a quantised layer that adds [‖Ŷ − Y‖², ‖Y‖²] on its input to `sums`."""
     weight, bias = weight_matrix(original).float(), original.bias
 
     def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -218,8 +229,7 @@ def _error_sum(original: nn.Module, sums: list[float]) -> Callable[..., None]:
         error = (
             channels_last(original, output).float() - y - (0.0 if bias is None else bias.float())
         )
-        sums[0] += error.square().sum(dtype=torch.float64).item()
-        sums[1] += y.square().sum(dtype=torch.float64).item()
+        sums.add_(torch.stack([part.square().sum(dtype=torch.float64) for part in (error, y)]))
 
     return add
 

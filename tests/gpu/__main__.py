@@ -101,14 +101,18 @@ class Check:
     def _say(self, text: str) -> None:
         print(f"[{self._spent():4.0f} s] {text}", flush=True)
 
+    def record(self) -> dict[str, Any]:
+        """What was found so far, and where."""
+        settings = {"dry": self.setting.dry, "target": self.setting.target}
+        settings["seconds"] = self._spent()
+        return {"settings": settings, "parts": self.found, **self.origin}
+
     def _save(self) -> None:
         from loraq.utils.files import write_json
         from loraq.utils.plain import to_plain
 
         if self.output is not None:
-            settings = {"dry": self.setting.dry, "seconds": self._spent()}
-            found = {"settings": settings, "parts": self.found, **self.origin}
-            write_json(self.output, to_plain(found, where="record"))
+            write_json(self.output, to_plain(self.record(), where="record"))
 
 
 def _holds(row: dict[str, Any]) -> bool:
@@ -152,9 +156,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with own_gpu(setting.device.type):
         check = Check(setting, options.minutes, options.output)
         check.run(chosen)
+    print(_next_steps(check))
     for line in check.failed():
         print(f"DOES NOT HOLD  {line}")
     return 1 if check.failed() else 0
+
+
+def _next_steps(check: Check) -> str:
+    """What the blocks say about `compute=auto`, and the commands that use the record."""
+    from experiments.bench.kernel_costs import measured
+
+    lines, found = [], check.record()
+    if "blocks" in check.found:
+        lines += [f"On {check.setting.target}, blocks by the mode of their main product take"]
+        lines += [
+            f"  {mode}: {row['kernels']} of a 16-bit one by kernels, {row['emulation']} emulated"
+            for mode, row in measured(found).items()
+        ]
+    if check.output is not None:
+        lines += ["Next, with the record in a clone: make tables, and the costs of compute=auto by"]
+        lines += [f"  python -m experiments.bench.kernel_costs --measured {check.output}"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

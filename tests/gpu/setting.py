@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from experiments.bench.hub_layout import VAES
 from experiments.bench.make_fullsize import CONFIGS, build_transformer
 from loraq.compose import load_rows
 from loraq.config import ModelConfig
+from loraq.layers.kernel_costs import architecture
 from loraq.models.example_inputs import example_inputs
 from loraq.models.layers import Layer, list_layers
 from loraq.models.networks import quiet_diffusers
@@ -46,6 +49,11 @@ class Setting:
         return torch.device("cpu" if self.dry and not self.simulated else "cuda")
 
     @property
+    def target(self) -> str:
+        """The instruction set of the GPU, such as sm90."""
+        return "cpu" if self.device.type == "cpu" else architecture(self.device)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Triton's interpreter rounds bfloat16 differently."""
         return torch.float32 if self.dry else torch.bfloat16
@@ -69,7 +77,7 @@ class Setting:
     def transformer(self, name: str, blocks: int | None = None) -> nn.Module:
         """The transformer with random weights on the device; `blocks` of them."""
         if self.dry:
-            transformer: nn.Module = self._little(name).transformer
+            transformer: nn.Module = copy.deepcopy(little(name).transformer)
         else:
             with torch.device(self.device):
                 transformer = build_transformer(name, blocks)
@@ -86,7 +94,7 @@ class Setting:
         """The model's pipeline without text encoder; its decoder has random weights."""
         diffusers = quiet_diffusers()
         if self.dry:
-            vae = self._little(name).vae
+            vae = copy.deepcopy(little(name).vae)
         else:
             kind = {"pixart_sigma": "AutoencoderKL", "sana_1_6b": "AutoencoderDC"}[name]
             with torch.device(self.device):
@@ -133,10 +141,13 @@ class Setting:
             found[f"{kind}prompt_attention_mask"] = seen
         return found
 
-    def _little(self, name: str) -> Any:
-        from tests.little import little_pixart, little_sana
 
-        return {"pixart_sigma": little_pixart, "sana_1_6b": little_sana}[name]()
+@functools.cache
+def little(name: str) -> Any:
+    """The tiny pipeline that stands for a model in a dry run."""
+    from tests.little import little_pixart, little_sana
+
+    return {"pixart_sigma": little_pixart, "sana_1_6b": little_sana}[name]()
 
 
 @torch.no_grad()
@@ -157,7 +168,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Give free memory back, so that the next item's peak is its own."""
-    gc.collect()
+    """Give a GPU's free memory back, so that the next item's peak is its own."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from experiments.bench import kernel_costs
 from loraq.errors import LoraqError
 from loraq.results.pages import gpu
 from loraq.utils.assets import CHECKOUT
@@ -52,6 +53,7 @@ def test_a_short_dry_run_fills_the_record_and_the_tables(tmp_path, monkeypatch):
         assert not found["parts"][part]["skipped"]
     (block,) = found["parts"]["blocks"]["rows"]
     assert set(block["ways"]) == set(few) and not block["failed"]
+    assert kernel_costs.measured(found)["int"].keys() == {"kernels", "emulation"}
     with pytest.raises(LoraqError, match="dry run"):
         gpu.gpu_block("blocks", tmp_path)
     found["settings"]["dry"] = False

@@ -27,7 +27,7 @@ def items(setting: Setting) -> Iterator[Item]:
 
 def two_processes(setting: Setting) -> Row:
     """A small model's images by one process and by two at once have the same bytes."""
-    cards = 1 if setting.dry else torch.cuda.device_count()
+    cards, count = (1, 2) if setting.dry else (torch.cuda.device_count(), 8)
     with tempfile.TemporaryDirectory() as place:
         model, captions = Path(place) / "model", Path(place) / "captions.json"
         little_pixart().save_pretrained(model)
@@ -38,7 +38,11 @@ def two_processes(setting: Setting) -> Row:
         for processes in (1, 2):
             output = Path(place) / f"by_{processes}"
             settings = small_run(model, captions, output)
-            settings += [f"device={setting.device.type}", "data.count=8", "generate.batch_size=1"]
+            settings += [
+                f"device={setting.device.type}",
+                f"data.count={count}",
+                "generate.batch_size=1",
+            ]
             _generate(settings, processes, cards)
             found.append(_images(output))
     holds = bool(found[0]) and found[0] == found[1]
@@ -56,10 +60,15 @@ def _generate(settings: list[str], processes: int, cards: int) -> None:
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
             )
         )
-    for process in started:
-        text, _ = process.communicate(timeout=240)
-        if process.returncode:
-            raise RuntimeError(text.decode(errors="replace").strip()[-500:])
+    try:
+        for process in started:
+            text, _ = process.communicate(timeout=240)
+            if process.returncode:
+                raise RuntimeError(text.decode(errors="replace").strip()[-500:])
+    finally:
+        for process in started:
+            process.kill()  # after a failure, those that still run
+            process.wait()
 
 
 def _images(output: Path) -> dict[str, str]:

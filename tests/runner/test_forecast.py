@@ -87,3 +87,14 @@ def test_every_stage_has_a_forecast_on_every_device(overrides):
         for stage in Stage:
             seconds, size = forecast(replace(row, device=device), stage, rates)
             assert 0 <= seconds < 3600 and 0 <= size < 1e9
+
+
+def test_measuring_takes_a_step_of_every_role_only_if_steps_are_analysed(layout):
+    """With a GPU, the metrics themselves take what eight threads need to read 1,664 images."""
+    (*_, plain) = hub_rows("pixart_sigma", layout, "method=rtn")
+    (*_, steps) = hub_rows("pixart_sigma", layout, "method=rtn", "metrics.analyses=[steps]")
+    assert len(plain.prompts) == 128 and len(plain.config.metrics.names) == 9
+    seconds = [forecast(row, Stage.MEASURED, H100)[0] for row in (plain, steps)]
+    assert seconds[0] == pytest.approx(128 * 13 * 0.05 * 1.024**2 / 8, rel=0.01)
+    images = 16 * 8 * image_seconds(plain, H100)  # eight roles
+    assert 0.7 * images < seconds[1] - seconds[0] < 1.5 * images

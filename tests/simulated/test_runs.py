@@ -9,7 +9,6 @@ from diffusers import DiffusionPipeline, PixArtSigmaPipeline, PixArtTransformer2
 import loraq
 from loraq.models.example_inputs import example_inputs
 from loraq.runner.experiment import run
-from loraq.utils import batch_invariance
 from tests.diffusers.test_checkpoints import forward
 from tests.settings import small_run
 from tests.simulated import simulated_cuda
@@ -34,12 +33,6 @@ RUNS = {
     "pixart, allocated": ("tiny_folder", ["method=loraq_best", *ALLOCATED]),
     "sana": ("sana_folder", ["model=tiny_sana", "method=loraq_random", *RANK]),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_matrix_library(monkeypatch):
-    """The CPU's products with the library that the device uses here; others differ in last bits."""
-    monkeypatch.setattr(batch_invariance, "use_onednn", lambda device: False)
 
 
 @pytest.mark.parametrize("name", RUNS)
