@@ -61,6 +61,11 @@ def remove_regrouped(folder: Path, names: Iterable[str]) -> None:
             remove_piece(_seconds_file(path))
 
 
+def seconds_of_groups(folder: Path, names: Iterable[str]) -> float:
+    """Seconds that the groups with these names took, summed over all processes and attempts."""
+    return sum(float((folder / f"{name}.seconds").read_text(encoding="utf-8")) for name in names)
+
+
 def _seconds_file(path: Path) -> Path:
     return path.with_suffix(".seconds")
 

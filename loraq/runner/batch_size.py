@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,9 +69,9 @@ def fit_batch_size(overrides: Sequence[str], progress: bool = True) -> BatchSize
         packed = None if row.recipe is None else quantize_row(session, row)
         prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
         with tempfile.TemporaryDirectory() as folder:
-            embeddings.write_embeddings(
-                session.text_pipe(row), model, prompts, max(TRIALS), Path(folder), list
-            )
+            encode = functools.partial(embeddings.encode_prompts, session.text_pipe(row), model)
+            embeddings.write_embeddings(encode, prompts, max(TRIALS), Path(folder))
+            del encode  # and with it the text encoder
             text = embeddings.read_embeddings(Path(folder), 0, row.device)
         pipe, peaks = session.pipe(row, text=False), {}
         with applied(packed, pipe.transformer, row.config.compute):

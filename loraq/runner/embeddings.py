@@ -9,8 +9,9 @@ so the images are bit-identical.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ from loraq.errors import LoraqError
 from loraq.models.call import text_arguments
 from loraq.runner import generate as generation
 from loraq.utils import batch_invariance
-from loraq.utils.pieces import keep_piece, write_piece
+from loraq.utils.parts import Claim, Part, alone, make_parts
+from loraq.utils.pieces import write_piece
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -64,21 +66,33 @@ def encode_batch(
 
 
 def write_embeddings(
-    pipe: DiffusionPipeline,
-    model: ModelConfig,
+    encode: Callable[[Sequence[Prompt]], dict[str, Tensor]],
     prompts: Sequence[Prompt],
     size: int,
     folder: Path,
-    bar: Callable[[list[Sequence[Prompt]]], Iterable[Sequence[Prompt]]],
+    progress: str | None = None,
+    claim: Claim = alone,
 ) -> None:
     """Write one file per batch of `size` prompts; files that match their checksum are kept.
 
-    bar: wraps the list of batches, to show progress.
+    encode: `encode_prompts` of a pipeline. progress: label of the bar; None: no bar. claim: lets
+    several processes share the batches; on return all are finished, by any process.
     """
-    for number, batch in enumerate(bar(generation.batches(prompts, size))):
-        path = folder / batch_file(number)
-        if not keep_piece(path):
-            write_piece(path, _to_safetensors(encode_prompts(pipe, model, batch)))
+    from tqdm import tqdm
+
+    cut = generation.batches(prompts, size)
+    paths = [folder / name for name in embedding_files(prompts, size)]
+    bar = tqdm(
+        total=len(prompts), desc=progress, unit="prompt", disable=progress is None, leave=False
+    )
+
+    def make(part: Part) -> Callable[[], object]:
+        data = _to_safetensors(encode(cut[part.number]))
+        return functools.partial(write_piece, part.files[0], data)
+
+    parts = [Part(number, path.stem, [path]) for number, path in enumerate(paths)]
+    with bar:
+        make_parts(folder, parts, claim, make, lambda part: bar.update(len(cut[part.number])))
 
 
 def embedding_files(prompts: Sequence[Prompt], size: int) -> list[str]:

@@ -20,9 +20,9 @@ from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner import overflow
-from loraq.runner.parts import Claim, Part, make_parts, unfinished
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
+from loraq.utils.parts import Claim, Part, alone, make_parts, unfinished
 from loraq.utils.pieces import write_piece
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def generate_images(
     settings: GenerateConfig,
     folder: Path,
     progress: str | None = "images",
-    claim: Claim = lambda _batch, _wait: contextlib.nullcontext(True),
+    claim: Claim = alone,
     embeddings: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
 ) -> list[Path]:
     """Write the images as NAME.png into the existing `folder`; paths in the order of the prompts.

@@ -27,8 +27,8 @@ from loraq.metrics.common.features import (
 )
 from loraq.metrics.common.image_set import ImageSet, compared_batch
 from loraq.metrics.common.result import MetricResult, Options, mean
-from loraq.runner.parts import Part, make_parts, unfinished
 from loraq.runner.store import Store
+from loraq.utils.parts import Part, make_parts, unfinished
 from loraq.utils.pieces import write_piece
 
 SMALLEST_PART = 64

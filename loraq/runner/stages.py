@@ -1,66 +1,95 @@
 """The stages after calibration: quantise, encode the prompts, generate. `experiment.py` runs them.
 
-Every stage locks its product, checks again whether it is finished, and writes it to a temporary
-folder that is renamed at the end.
+Processes that need the same product share its parts: groups of layers, batches of prompts, batches
+of images. The first process that finds all parts finished, by any, renames the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from loraq.config import Recipe
+from loraq.data import Prompt
 from loraq.layers.backends import ComputeMode
 from loraq.models.layers import Layer
-from loraq.quantization.group_file import group_files, load_group
+from loraq.quantization.group_file import group_files, load_group, seconds_of_groups
 from loraq.quantization.model import QuantizedModel
-from loraq.quantization.quantizer import quantize_model
+from loraq.quantization.quantizer import quantize_groups
 from loraq.runner import embeddings
 from loraq.runner import generate as generation
 from loraq.runner.calibrate import load_activations
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
+from loraq.utils.parts import Claim
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def quantize_row(session: Session, row: Row) -> QuantizedModel:
     """The row's packed layers: read if they are finished, otherwise made group by group.
 
-    Layers that were read stay in the session until those of another row are read.
+    They stay in the session until those of another row are read.
     """
-    assert row.recipe is not None
-    name, recipe = row.keys[Stage.QUANTIZED], row.recipe
+    name = row.keys[Stage.QUANTIZED]
     if session.packed is not None and session.packed[0] == name:
         return session.packed[1]
+    while (packed := _read_row(session, row)) is None:
+        _quantize_groups(session, row)
+    session.packed = name, packed
+    return packed
+
+
+def _read_row(session: Session, row: Row) -> QuantizedModel | None:
+    """The row's packed layers, None if the product is missing or damaged."""
+    assert row.recipe is not None
+    product = Stage.QUANTIZED, row.keys[Stage.QUANTIZED]
     layers = session.layers(row, row.recipe.skip)
-    with session.store.lock(Stage.QUANTIZED, name):
-        if session.store.finished(Stage.QUANTIZED, name):
-            with session.timed("read packed layers"):
-                packed = read_packed(
-                    session.store.path(Stage.QUANTIZED, name), layers, recipe, row.device
-                )
-            if packed is not None:
-                session.packed = name, packed
-                return packed
-            session.store.set_aside(Stage.QUANTIZED, name, "groups of layers are missing")
-        statistics = load_activations(session, row)
-        info: dict[str, Any] = {"kind": row.kind(Stage.QUANTIZED), "units": 1}
-        pieces: list[str] = []
-        with (
-            session.timed("quantise"),
-            session.store.write(Stage.QUANTIZED, name, info, pieces, resume=True) as folder,
-        ):
-            bar, family = session.bar("quantise"), row.config.model.family
-            transformer = session.transformer(row)
-            release = session.release(row)
-            model = quantize_model(
-                transformer, layers, recipe, statistics, folder, bar, family, release
-            )
-            info["seconds"] = sum(group.get("seconds", 0.0) for group in model.info.values())
-            pieces += group_files(model.info)
-            return model
+    with session.store.lock(*product):
+        if not session.store.finished(*product):
+            return None
+        with session.timed("read packed layers"):
+            folder = session.store.path(*product)
+            packed = read_packed(folder, layers, row.recipe, row.device)
+        if packed is None:
+            session.store.set_aside(*product, "groups of layers are missing")
+    return packed
+
+
+def _quantize_groups(session: Session, row: Row) -> None:
+    """Make the row's packed layers; processes that need the same layers share the groups."""
+    assert row.recipe is not None
+    product = Stage.QUANTIZED, row.keys[Stage.QUANTIZED]
+    layers, statistics = session.layers(row, row.recipe.skip), load_activations(session, row)
+    info: dict[str, Any] = {"kind": row.kind(Stage.QUANTIZED), "units": 1}
+    pieces: list[str] = []
+    with session.timed("quantise"), session.store.share(*product, info, pieces) as folder:
+        if folder is None:
+            return
+        names = quantize_groups(
+            session.transformer(row),
+            layers,
+            row.recipe,
+            folder,
+            statistics,
+            session.bar("quantise"),
+            row.config.model.family,
+            session.release(row),
+            _claim(session, *product),
+        )
+        pieces += group_files(names)
+        with contextlib.suppress(FileNotFoundError):  # another process has finished the product
+            info["seconds"] = seconds_of_groups(folder, names)
+
+
+def _claim(session: Session, stage: str, name: str) -> Claim:
+    return functools.partial(session.store.locks.part, stage, name)
 
 
 def read_packed(
@@ -84,23 +113,31 @@ def read_packed(
 
 
 def embed_row(session: Session, row: Row) -> Path:
-    """The folder with the embeddings of the row's prompts; they are made if missing."""
-    name = row.keys[Stage.EMBEDDINGS]
+    """The folder with the embeddings of the row's prompts; they are made if missing.
+
+    Processes that need the same embeddings share the batches; one that makes none does not load the
+    text encoder.
+    """
+    product = Stage.EMBEDDINGS, row.keys[Stage.EMBEDDINGS]
     info: dict[str, Any] = {"kind": row.kind(Stage.EMBEDDINGS), "units": len(row.prompts)}
-    pieces = row.pieces(Stage.EMBEDDINGS)
-    with session.store.lock(Stage.EMBEDDINGS, name):
-        if not session.store.finished(Stage.EMBEDDINGS, name, pieces):
-            pipe, bar = (
-                session.text_pipe(row),
-                functools.partial(session.each, text="text", unit="batch"),
-            )
-            with (
-                session.timed("text encoder"),
-                session.store.write(Stage.EMBEDDINGS, name, info, pieces, resume=True) as folder,
-            ):
-                size = row.config.generate.batch_size
-                embeddings.write_embeddings(pipe, row.config.model, row.prompts, size, folder, bar)
-    return session.store.path(Stage.EMBEDDINGS, name)
+    text_pipe = functools.cache(functools.partial(session.text_pipe, row))
+    rates = []  # seconds per prompt, of the batches that this process makes
+
+    def encode(batch: Sequence[Prompt]) -> dict[str, Tensor]:
+        pipe, started = text_pipe(), time.perf_counter()
+        with session.timed("text encoder"):
+            found = embeddings.encode_prompts(pipe, row.config.model, batch)
+        rates.append((time.perf_counter() - started) / len(batch))
+        return found
+
+    with session.store.share(*product, info, row.pieces(Stage.EMBEDDINGS)) as folder:
+        if folder is not None:
+            size, bar = row.config.generate.batch_size, session.bar("text")
+            claim = _claim(session, *product)
+            embeddings.write_embeddings(encode, row.prompts, size, folder, bar, claim)
+            if rates:
+                info["seconds"] = fmean(rates) * len(row.prompts)
+    return session.store.path(*product)
 
 
 def generate_row(session: Session, row: Row) -> None:
@@ -113,7 +150,6 @@ def generate_row(session: Session, row: Row) -> None:
         if folder is None:
             return
         with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
-            claim = functools.partial(session.store.locks.part, Stage.IMAGES, name)
             generation.generate_images(
                 pipe,
                 row.config.model,
@@ -121,7 +157,7 @@ def generate_row(session: Session, row: Row) -> None:
                 row.config.generate,
                 folder,
                 session.bar("images"),
-                claim,
+                _claim(session, Stage.IMAGES, name),
                 lambda number: embeddings.read_embeddings(text, number, row.device),
             )
         with contextlib.suppress(FileNotFoundError):  # another process has finished the product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,15 +47,15 @@ def together(monkeypatch):
     monkeypatch.setattr(batch_invariance, "batch_limit", lambda images, _device: images)
 
 
-def each(batches):
-    return batches
+def encoder(pipe, model):
+    return functools.partial(embeddings.encode_prompts, pipe, model)
 
 
 @pytest.mark.parametrize("guidance", [4.5, 1.0])
 def test_images_equal_those_of_the_pipeline_that_encodes_prompts(model, tmp_path, guidance):
     model = replace(model, guidance=guidance)
     pipe = load_pipeline(model)
-    write_embeddings(pipe, model, PROMPTS, 2, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 2, tmp_path)
     for number, batch in enumerate((PROMPTS[:2], PROMPTS[2:])):
         text = read_embeddings(tmp_path, number, "cpu")
         wanted = image_batch(pipe, model, batch, 0, "pt")
@@ -68,7 +69,7 @@ def test_images_equal_those_of_the_pipeline_that_encodes_prompts(model, tmp_path
 def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
     model = replace(model, call={**model.call, "negative_prompt": "green dog"})
     pipe = load_pipeline(model)
-    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 3, tmp_path)
     wanted = image_batch(pipe, model, PROMPTS, 0, "pt")
     assert torch.equal(
         image_batch(pipe, model, PROMPTS, 0, "pt", read_embeddings(tmp_path, 0, "cpu")),
@@ -79,7 +80,7 @@ def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
 def test_masked_tokens_are_not_stored(model, tmp_path):
     pipe = load_pipeline(model, without=session.IMAGE)
     assert pipe.transformer is None and pipe.vae is None
-    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 3, tmp_path)
     made, held = (
         embeddings.encode_prompts(pipe, model, PROMPTS),
         read_embeddings(tmp_path, 0, "cpu"),
@@ -103,14 +104,14 @@ def test_an_all_zero_mask_keeps_every_token(model, tmp_path, monkeypatch):
         for n, t in embeddings.encode_prompts(pipe, model, PROMPTS).items()
     }
     monkeypatch.setattr(embeddings, "encode_prompts", lambda *_: blind)
-    write_embeddings(pipe, model, PROMPTS, 3, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 3, tmp_path)
     held = read_embeddings(tmp_path, 0, "cpu")
     assert all(torch.equal(held[name], tensor) for name, tensor in blind.items())
 
 
 def test_finished_batches_are_kept_and_damaged_ones_remade(model, tmp_path, monkeypatch, capsys):
     pipe = load_pipeline(model, without=session.IMAGE)
-    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 1, tmp_path)
     show_messages()
     files = sorted(tmp_path.glob("*.safetensors"))
     before = [file.read_bytes() for file in files]
@@ -120,10 +121,10 @@ def test_finished_batches_are_kept_and_damaged_ones_remade(model, tmp_path, monk
     files[1].unlink()
     made, original = [], embeddings.encode_prompts
     monkeypatch.setattr(embeddings, "encode_prompts", lambda *a: made.append(a[2]) or original(*a))
-    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 1, tmp_path)
     assert made == [PROMPTS[:1], PROMPTS[1:2]]
     flip_bit(files[2], -9)
-    write_embeddings(pipe, model, PROMPTS, 1, tmp_path, each)
+    write_embeddings(encoder(pipe, model), PROMPTS, 1, tmp_path)
     assert made[2:] == [PROMPTS[2:]]
     assert [file.read_bytes() for file in files] == before
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Equal and overlapping commands at the same time all end well; images are made once."""
+"""Equal and overlapping commands at the same time all end well; they share what they make."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loraq.config import GenerateConfig
 from loraq.data import Prompt
+from loraq.quantization.quantizer import quantize_model
 from loraq.results.experiment_folder import rewrite_tables
 from loraq.runner import generate as generation
 from loraq.runner import publish
@@ -23,31 +24,67 @@ from loraq.utils.files import TEMPORARY, write_bytes, write_json
 from loraq.utils.hashing import file_hash
 from loraq.utils.output_folder import folder_lock
 from loraq.utils.pieces import write_piece
+from tests.quantization.test_quantize import RTN
+from tests.quantization.toy import Toy, toy_layers
 
 WORKER = """
-import sys, loraq.runner.generate as g
+import os, sys, time
+from pathlib import Path
+import loraq.quantization.group_work as groups
+import loraq.runner.embeddings as text
+import loraq.runner.generate as images
 from loraq.run import run
-made = g.image_batch
-def counted(pipe, model, batch, *rest, **more):
-    if more.get("output_type") != "latent":
-        with open(sys.argv[1], "a") as log:
-            log.write(" ".join(p.name for p in batch) + "\\n")
-    return made(pipe, model, batch, *rest, **more)
-g.image_batch = counted
+
+log = Path(sys.argv[1])
+
+def wait_for_the_other(kind):
+    (log / f"{kind}.{os.getpid()}").touch()
+    for _ in range(2400):
+        if len(list(log.glob(f"{kind}.*"))) == 2:
+            return
+        time.sleep(0.05)
+    sys.exit(f"the other process makes no {kind}")
+
+def noted(module, name, kind, names):
+    made, made_here = getattr(module, name), []
+    def make(*given, **more):
+        if more.get("output_type") != "latent":
+            with open(log / kind, "a") as stream:
+                stream.write(names(*given) + "\\n")
+            if not made_here:
+                wait_for_the_other(kind)
+            made_here.append(kind)
+        return made(*given, **more)
+    setattr(module, name, make)
+
+def batch(pipe, model, prompts, *_):
+    return " ".join(p.name for p in prompts)
+
+noted(images, "image_batch", "images", batch)
+noted(text, "encode_prompts", "embeddings", batch)
+noted(groups, "quantize_group", "quantised", lambda group, *_: group.name)
 print(run(sys.argv[2:], progress=False).text)
 """
 
 
-def images(output: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(output)): p.read_bytes() for p in output.glob("images/*/*.png")}
+KINDS = ("images", "embeddings", "quantised")
 
 
-def test_two_processes_make_every_batch_once(overrides, tmp_path):
-    """The same command with RANK 0 and 1, as torchrun starts it."""
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+def made_in(output: Path) -> dict[str, bytes]:
+    """All images, packed layers and embeddings."""
+    paths = [*output.glob("images/*/*.png"), *output.glob("*[ds]/*/*.safetensors")]
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+
+
+def test_two_processes_share_and_make_every_part_once(overrides, tmp_path):
+    """The same command with RANK 0 and 1, as torchrun starts it.
+
+    Neither goes on with its first part of a kind before the other makes one, too.
+    """
+    alone, shared, log = tmp_path / "alone", tmp_path / "shared", tmp_path / "log"
     settings = ["method=rtn", *overrides[:-1], "data.count=8", "generate.batch_size=1"]
     run([*settings, f"output={alone}"], progress=False)
-    log = tmp_path / "log"
+    log.mkdir()
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(log), *settings, f"output={shared}"],
@@ -60,10 +97,61 @@ def test_two_processes_make_every_batch_once(overrides, tmp_path):
     printed = [worker.communicate()[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert "psnr" in printed[0].lower() and not printed[1].strip()
-    assert images(shared) == images(alone)
-    batches = log.read_text().split()
+    made = made_in(shared)
+    assert made == made_in(alone)
+    batches, text, groups = ((log / kind).read_text().split() for kind in KINDS)
     assert len(batches) == 2 * 8 and {batches.count(name) for name in batches} == {2}
-    assert not list(shared.glob("images/*.*.lock"))
+    assert len(text) == len(set(text)) == 8
+    files = sorted(Path(path).stem for path in made if path.startswith("quantised/"))
+    assert sorted(groups) == files and len(files) > 2
+    assert not list(shared.glob("*/*.*.lock"))
+
+
+DIES = """
+import os, sys, time
+from pathlib import Path
+import loraq.quantization.group_work as groups
+from loraq.quantization.group_file import group_files
+from loraq.quantization.quantizer import quantize_groups
+from loraq.runner.store import Store
+from tests.quantization.test_quantize import RTN
+from tests.quantization.toy import Toy, toy_layers
+
+root, dead, made, quantize_group = Path(sys.argv[1]), Path(sys.argv[2]), [], groups.quantize_group
+
+def make(group, *given):
+    made.append(group.name)
+    if dies and len(made) == 2:
+        dead.write_text(group.name)
+        os._exit(9)
+    while not dies and not dead.exists():
+        time.sleep(0.01)
+    return quantize_group(group, *given)
+
+groups.quantize_group = make
+dies, store, pieces = os.fork() > 0, Store(root), []
+with store.share("quantised", "k", {}, pieces) as folder:
+    def claim(part, wait):
+        return store.locks.part("quantised", "k", part, wait)
+    names = quantize_groups(Toy(), toy_layers(), RTN, folder, progress=None, claim=claim)
+    pieces += group_files(names)
+print(*made)
+"""
+
+
+def test_the_groups_of_a_process_that_dies_are_made_by_another(tmp_path):
+    """One process dies in its second group, while the other makes its first."""
+    alone, dead = tmp_path / "alone", tmp_path / "dead"
+    quantize_model(Toy(), toy_layers(), RTN, None, alone, progress=None)
+    with subprocess.Popen(
+        [sys.executable, "-c", DIES, str(tmp_path), str(dead)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        made = process.stdout.read().split()  # ends when both have ended
+    assert process.returncode == 9 and dead.read_text() in made and len(made) == 3
+    product = tmp_path / "quantised" / "k"
+    found = {path.name: path.read_bytes() for path in product.glob("*.safetensors")}
+    assert found == {path.name: path.read_bytes() for path in alone.glob("*.safetensors")}
+    assert len(found) == 4 and not list(tmp_path.glob("*/*.lock"))
 
 
 def test_a_lock_file_that_is_deleted_never_has_two_holders(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
 """Allocate rank and bits to each unit within one memory budget.
 
 `allocate.py` states the problem, `prediction.py` predicts each option's error, `solver.py` solves
-it. Imported by `quantizer.py`; imports budget, grouping, formats and config.
+it. Imported by `group_work.py`; imports budget, grouping, formats and config.
 """

@@ -19,12 +19,22 @@ Claim = Callable[[str, bool], contextlib.AbstractContextManager[bool]]
 """(part, wait) → whether this process may make the part (`Locks.part`)."""
 
 
+def alone(_part: str, _wait: bool) -> contextlib.AbstractContextManager[bool]:
+    """The claim of a process that shares its parts with no other."""
+    return contextlib.nullcontext(True)
+
+
 class Part(NamedTuple):
     """A part of a product: number, name for the claim, and files, the one written last first."""
 
     number: int
     name: str
     files: Sequence[Path]
+
+
+def intact(part: Part) -> bool:
+    """Whether the part's files are there; a damaged one is reported and deleted."""
+    return all(map(keep_piece, part.files))
 
 
 def unfinished(parts: Sequence[Part]) -> list[Part]:
@@ -36,14 +46,15 @@ def make_parts(
     folder: Path,
     parts: Sequence[Part],
     claim: Claim,
-    make: Callable[[Part], Callable[[], object]],
+    make: Callable[[Part], Callable[[], object] | None],
     done: Callable[[Part], None] = lambda _part: None,
+    keep: Callable[[Part], bool] = intact,
 ) -> None:
     """Make the unfinished parts, unclaimed ones first; on return all are finished, by any process.
 
     make: computes a part, and returns what writes its files (`write_piece`): a thread does, while
-    the next part is computed. A part is claimed until it is written. done: called for every part
-    that is finished.
+    the next part is computed; None if they are written. A part is claimed until it is written.
+    done: called for every part that is finished. keep: whether a claimed part is finished already.
     """
     writing: deque[tuple[Part, Future[object], contextlib.ExitStack]] = deque()
 
@@ -65,16 +76,15 @@ def make_parts(
                         settle()  # nobody waits for a process that itself waits
                     with contextlib.ExitStack() as claimed:
                         mine = claimed.enter_context(claim(part.name, wait))
-                        made = mine and all(map(keep_piece, part.files))
+                        made = mine and keep(part)
                         if not folder.is_dir():  # another process has finished the product
                             return settle()
                         if not mine:
                             busy.append(part)
-                        elif made:
+                        elif made or (write := make(part)) is None:
                             done(part)
                         else:
-                            written = writer.submit(make(part))
-                            writing.append((part, written, claimed.pop_all()))
+                            writing.append((part, writer.submit(write), claimed.pop_all()))
                             settle(1)
                 settle()
                 todo = busy

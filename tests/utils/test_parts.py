@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from loraq.errors import DiskFullError
-from loraq.runner.parts import Part, make_parts, unfinished
+from loraq.utils.parts import Part, make_parts, unfinished
 from loraq.utils.pieces import write_piece
 
 
