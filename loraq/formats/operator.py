@@ -89,16 +89,16 @@ def launch_supported(
     if not (x.is_cuda and _has_triton()) or os.environ.get(SWITCH) == "0":
         return list(results)
     from loraq.formats.triton.fake import Before, launch, supported
-    from loraq.formats.triton.probe import agrees
+    from loraq.formats.triton.probe import check_agreement
 
     first = Before(**before)
-    found = [
-        supported(x, fmt, result.dtype, first) and agrees(fmt, x.dtype, result.dtype, x.device)
-        for fmt, result in results
-    ]
-    if any(found):
+    found = [supported(x, fmt, result.dtype, first) for fmt, result in results]
+    chosen = [pair for pair, has in zip(results, found, strict=True) if has]
+    if chosen:
         with _explained():
-            launch(x, [pair for pair, has in zip(results, found, strict=True) if has], first)
+            for fmt, result in chosen:
+                check_agreement(fmt, x.dtype, result.dtype, x.device)
+            launch(x, chosen, first)
     return [pair for pair, has in zip(results, found, strict=True) if not has]
 
 
@@ -107,7 +107,7 @@ def _explained() -> Iterator[None]:
     """LoraqError for a kernel that cannot be compiled here: Triton needs a C compiler."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (LoraqError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise LoraqError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from loraq.errors import LoraqError
 from loraq.formats import FORMATS, get_format
 from loraq.formats.fake import by_operations
 from loraq.formats.operator import fake_quantize_each, fake_quantize_into
@@ -200,11 +201,10 @@ def test_a_row_that_exceeds_a_tile_takes_its_scale_from_a_pass_before(monkeypatc
     assert_same(sample(6, 200), get_format("nvfp4", tensor_scale="token"), torch.float32)
 
 
-def test_a_kernel_with_other_values_than_the_definition_is_not_used(monkeypatch, caplog):
+def test_a_kernel_with_other_values_than_the_definition_is_refused(monkeypatch):
     kind = get_format("int4"), torch.float16, torch.bfloat16, DEVICE
-    assert probe.agrees(*kind)
-    probe.agrees.cache_clear()
+    probe.check_agreement(*kind)
+    probe.check_agreement.cache_clear()
     monkeypatch.setattr(probe, "launch", lambda x, results: results[0][1].copy_(x))
-    assert not probe.agrees(*kind)
-    assert "values differ" in caplog.text and "please report" in caplog.text
-    probe.agrees.cache_clear()
+    with pytest.raises(LoraqError, match=r"of 32768 values .*LORAQ_FUSED=0"):
+        probe.check_agreement(*kind)

@@ -223,7 +223,7 @@ def test_a_kernel_that_cannot_be_compiled_is_told_before_anything_runs(given, mo
 
     monkeypatch.setattr("loraq.formats.triton.fake.supported", lambda *_: True)
     monkeypatch.setattr("loraq.formats.triton.fake.launch", fails)
-    monkeypatch.setattr("loraq.formats.triton.probe.agrees", lambda *_: True)
+    monkeypatch.setattr("loraq.formats.triton.probe.check_agreement", lambda *_: None)
     # the simulation runs operators on the host
     monkeypatch.setattr(operator, "fake_quantize_into", operator.launch_supported)
     with simulated_cuda():
