@@ -6,6 +6,7 @@ Reads only configurations, files and manifests; loads no weights.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Sequence
 
 from loraq.config import Config
@@ -32,6 +33,8 @@ from loraq.runner.store import Store
 from loraq.utils import batch_invariance
 from loraq.utils.process import own_gpu
 from loraq.utils.user_module import is_user_file, load_user_module
+
+log = logging.getLogger(__name__)
 
 
 def plan_rows(configs: Sequence[Config], store: Store, last: Stage = Stage.RECORD) -> list[Row]:
@@ -111,7 +114,9 @@ def check_rows(rows: Sequence[Row]) -> None:
         quantizing = {Stage.QUANTIZED, Stage.IMAGES, Stage.MEASURED}
         for device in {row.device for row in rows if row.recipe and row.todo & quantizing}:
             check_kernel(device)
-        _check_layers([row for row in rows if Stage.QUANTIZED in row.todo])
+        quantized = [row for row in rows if Stage.QUANTIZED in row.todo]
+        report_calibration([row.config for row in quantized])
+        _check_layers(quantized)
 
 
 def _check_metrics(rows: Sequence[Row]) -> None:
@@ -189,6 +194,22 @@ def check_domain(config: Config) -> None:
             f"metrics.names: the network of {', '.join(others)} was trained on {trained}, and "
             f"model '{model.name}' makes {wanted}. Set metrics.names=[{kept}]."
         )
+
+
+def report_calibration(configs: Iterable[Config]) -> None:
+    """A warning if a calibrated method reads captions of another domain than the model's."""
+    for config in configs:
+        model, data, recipe = config.model, config.data, config.quant
+        reads = recipe and (recipe.needs_rows or recipe.needs_moments)
+        of_data = config.calibration.captions is None and config.calibration.text == "captions"
+        if reads and of_data and model.domain and data.domain not in (None, model.domain):
+            log.warning(
+                "method=%s calibrates on captions of %s (data.captions=%s), and model '%s' makes "
+                "%s. Choose others with data= and data.captions=, or with calibration.set= and "
+                "calibration.captions=.",
+                *(config.method, data.domain, data.captions, model.name, model.domain),
+            )
+            return
 
 
 def _check_models(rows: Sequence[Row]) -> None:

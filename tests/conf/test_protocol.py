@@ -13,7 +13,7 @@ from loraq.models.layers import list_layers, recipe_for
 from loraq.quantization.budget import planned_branch_bits
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import experiment
-from loraq.runner.plan import check_domain
+from loraq.runner.plan import check_domain, report_calibration
 from tests.quantization.toy import Toy, toy_layers
 
 PROTOCOL = ["experiment=protocol", "data.captions=MJHQ", "calibration.captions=QDIFF"]
@@ -94,6 +94,21 @@ def test_captions_of_ones_own_may_be_of_any_domain():
     with pytest.raises(LoraqError, match=r"my.json are.*of emoji.*set data.domain=null"):
         check_domain(load_rows(own)[-1])
     check_domain(load_rows([*own, "data.domain=null"])[-1])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warns"),
+    [
+        (["method=svdquant"], True),
+        (["method=loraq_o2"], False),  # reads no captions
+        (["method=svdquant", "calibration.text=random"], False),
+        (["method=svdquant", "data=file", "data.captions=my.txt"], False),
+        (["method=svdquant", "model=tiny_pixart"], False),
+    ],
+)
+def test_calibrating_on_captions_of_another_domain_is_said(overrides, warns, caplog):
+    report_calibration(load_rows(["model=pixart_sigma", *overrides]))
+    assert ("calibrates on captions of emoji" in caplog.text) == warns
 
 
 def test_calibration_captions_of_a_set_need_its_folder():
