@@ -114,7 +114,8 @@ class _Question:
         if recipe is not None:
             branch, unbranched = recipe.branch, recipe.branch.kind == "none"
             text += f" {recipe.formats()} {recipe.transform} {recipe.skip} {unbranched}"
-            text += f" {recipe.requantize_intermediate} {branch.rank} {branch.budget}"
+            text += f" {recipe.requantize_intermediate} {branch.share_qkv}"
+            text += f" {branch.rank} {branch.budget} {branch.budget_rank}"
         return cls(text, model, recipe, images)
 
 

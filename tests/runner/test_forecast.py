@@ -98,3 +98,17 @@ def test_measuring_takes_a_step_of_every_role_only_if_steps_are_analysed(layout)
     assert seconds[0] == pytest.approx(128 * 13 * 0.05 * 1.024**2 / 8, rel=0.01)
     images = 16 * 8 * image_seconds(plain, H100)  # eight roles
     assert 0.7 * images < seconds[1] - seconds[0] < 1.5 * images
+
+
+def test_every_setting_that_decides_the_rank_decides_the_time(layout):
+    """Results are cached by the settings that a forward depends on."""
+
+    def seconds(*overrides: str) -> float:
+        (*_, row) = hub_rows("pixart_sigma", layout, "method=loraq_o2", *overrides)
+        return image_seconds(row, H100)
+
+    by_memory = [
+        seconds("quant.branch.budget=null", f"quant.branch.budget_rank={r}") for r in (8, 64)
+    ]
+    assert by_memory[0] < by_memory[1]
+    assert seconds("quant.branch.share_qkv=true") != seconds("quant.branch.share_qkv=false")
