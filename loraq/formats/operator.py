@@ -60,18 +60,14 @@ def check_kernel(device: str) -> None:
 
 def fake_quantize_into(x: Tensor, results: Sequence[tuple[Format, Tensor]]) -> None:
     """Write x in one or two formats to tensors of its shape, whose last axis is contiguous."""
-    (first, out), (last, other) = results[0], results[-1]
-    second = other if len(results) > 1 else None
-    torch.ops.loraq.fake_quantize(x.detach(), format_text(first), out, format_text(last), second)
+    torch.ops.loraq.fake_quantize(x.detach(), *as_arguments(results))
 
 
 @torch.library.custom_op("loraq::fake_quantize", mutates_args=("out", "second"))
 def _operator(
     x: Tensor, first_format: str, out: Tensor, second_format: str, second: Tensor | None
 ) -> None:
-    results = [(parse_format(first_format), out)]
-    if second is not None:
-        results.append((parse_format(second_format), second))
+    results = from_arguments(first_format, out, second_format, second)
     if not x.numel():
         return
     for fmt, result in launch_supported(x, results):
@@ -127,14 +123,28 @@ def _has_triton() -> bool:
     return True
 
 
-def format_text(fmt: Format) -> str:
-    """A format as text, because operators take no dataclasses."""
+def as_arguments(
+    results: Sequence[tuple[Format, Tensor]],
+) -> tuple[str, Tensor, str, Tensor | None]:
+    """One or two formats with their tensors as an operator takes them: it takes no dataclasses."""
+    (first, out), (last, other) = results[0], results[-1]
+    return _format_text(first), out, _format_text(last), other if len(results) > 1 else None
+
+
+def from_arguments(
+    first_format: str, out: Tensor, second_format: str, second: Tensor | None
+) -> list[tuple[Format, Tensor]]:
+    """The inverse of `as_arguments`."""
+    results = [(_parse_format(first_format), out)]
+    return results if second is None else [*results, (_parse_format(second_format), second)]
+
+
+def _format_text(fmt: Format) -> str:
     return f"{fmt.name} {fmt.block} {fmt.scale} {fmt.exponent} {fmt.clip} {fmt.tensor_scale}"
 
 
 @lru_cache(maxsize=256)
-def parse_format(text: str) -> Format:
-    """The inverse of `format_text`."""
+def _parse_format(text: str) -> Format:
     name, block, *options = text.split()
     known: tuple[Any, ...] = tuple(options)
     length = None if block == "None" else int(block)

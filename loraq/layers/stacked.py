@@ -14,10 +14,10 @@ from torch import Tensor
 
 from loraq.formats import Format
 from loraq.formats.operator import (
+    as_arguments,
     fake_quantize_into,
-    format_text,
+    from_arguments,
     launch_supported,
-    parse_format,
 )
 from loraq.layers.equation import QuantizedInput
 from loraq.transforms.hadamard import matrix, rotate_by
@@ -59,7 +59,6 @@ def quantize_stacked(
 
 
 def _write(x: Tensor, transform: InputTransform, results: list[tuple[Format, Tensor]]) -> None:
-    (first, out), (last, other) = results[0], results[-1]
     signs_I, rotation = transform.signs_I, None
     if signs_I is not None:  # an argument: CUDA graphs reuse memory that an operator keeps
         rotation = matrix(transform.block, x.device, x.dtype)
@@ -69,10 +68,7 @@ def _write(x: Tensor, transform: InputTransform, results: list[tuple[Format, Ten
         transform.smooth_I,
         signs_I,
         rotation,
-        format_text(first),
-        out,
-        format_text(last),
-        other if len(results) > 1 else None,
+        *as_arguments(results),
     )
 
 
@@ -88,9 +84,7 @@ def _operator(
     second_format: str,
     second: Tensor | None,
 ) -> None:
-    results = [(parse_format(first_format), out)]
-    if second is not None:
-        results.append((parse_format(second_format), second))
+    results = from_arguments(first_format, out, second_format, second)
     if not x.numel():
         return
     left = launch_supported(
