@@ -23,6 +23,7 @@ from loraq.models.files import (
     has_weights,
     read_header,
     read_json,
+    sizes_and_times,
     weight_files,
 )
 from loraq.models.hub import listed_problems
@@ -98,9 +99,8 @@ def check_network(part: Path, library: str, class_name: str, variant: str | None
     files = tuple(weight_files(part, library, variant))
     if problems := {path.name: problem for path in files if (problem := file_problem(path))}:
         raise LoraqError(f"'{part}' is incomplete: {listed_problems(problems)}. {_REMEDY}")
-    state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
     config = (part / "config.json").read_text()
-    _check_tensors(part, library, class_name, config, files, state)
+    _check_tensors(part, library, class_name, config, files, sizes_and_times(files))
 
 
 @functools.lru_cache(maxsize=64)
@@ -114,7 +114,7 @@ def _check_tensors(
 ) -> None:
     """`check_network`; a success is cached.
 
-    state: sizes and modification times of the files, for the cache.
+    state: `sizes_and_times` of the files, for the cache.
     """
     values = json.loads(config)
     network = network_class(library, class_name, values)

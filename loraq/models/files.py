@@ -151,6 +151,11 @@ def read_header(path: Path) -> Header:
         ) from None
 
 
+def sizes_and_times(files: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Bytes and modification times of files, for caches of what was found in them."""
+    return tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
 def file_problem(path: Path) -> str | None:
     """What is wrong with a file as such, for an error ("'PATH' is missing"); None if nothing."""
     if not path.is_file():

@@ -30,6 +30,7 @@ from loraq.models.files import (
 from loraq.models.parts import check_parts
 from loraq.utils.assets import offline
 from loraq.utils.download import check_space
+from loraq.utils.texts import first_line
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def _reporting(
             "in: hf auth login (or HF_TOKEN=TOKEN)."
         ) from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise LoraqError(
             f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the download failed "
             f"({reason[:160]}). Run the same command again: finished files are kept.\n"

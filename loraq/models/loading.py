@@ -16,6 +16,7 @@ from loraq.models.finite import check_pipeline
 from loraq.models.layers import find_family
 from loraq.models.networks import quiet_diffusers
 from loraq.models.source import resolve_folder
+from loraq.utils.texts import first_line
 
 
 def load_pipeline(
@@ -47,7 +48,7 @@ def load_pipeline(
             **given,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise LoraqError(
             f"'{folder}' does not load as {table.PIPELINE}: {reason[:300]}\n"
             "  Restore the folder, or set model.path to a complete one."

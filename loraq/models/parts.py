@@ -11,8 +11,9 @@ import importlib.util
 from pathlib import Path
 
 from loraq.errors import LoraqError
-from loraq.models.files import components, has_weights, is_small, read_json
+from loraq.models.files import components, has_weights, is_small, read_json, sizes_and_times
 from loraq.models.networks import network_class, quiet_transformers
+from loraq.utils.texts import first_line
 
 SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
 """Modules with which transformers reads a tokenizer's `*.model` → the packages that hold them."""
@@ -29,8 +30,7 @@ def check_parts(folder: Path) -> None:
             network_class(library, class_name, read_json(part / "config.json"))
         else:
             files = sorted(path for path in part.glob("*") if is_small(path.name))
-            state = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-            _load(part, library, class_name, tuple(files), state)
+            _load(part, library, class_name, tuple(files), sizes_and_times(files))
 
 
 @functools.lru_cache(maxsize=64)
@@ -43,16 +43,15 @@ def _load(
 ) -> None:
     """Load one part; a success is cached.
 
-    state: sizes and modification times of the files, for the cache.
+    state: `sizes_and_times` of the files, for the cache.
     """
     kind = network_class(library, class_name, {})
     try:
         with quiet_transformers():
             kind.from_pretrained(part, local_files_only=True)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise LoraqError(
-            f"'{part}' does not load as {class_name} ({lines[0][:200]}). {_remedy(files)}"
+            f"'{part}' does not load as {class_name} ({first_line(error)[:200]}). {_remedy(files)}"
         ) from error
 
 

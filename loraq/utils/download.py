@@ -18,6 +18,7 @@ from typing import Any
 from loraq.errors import DiskFullError, LoraqError
 from loraq.utils.console import size_text
 from loraq.utils.disk_errors import disk_error
+from loraq.utils.texts import first_line
 
 CHUNK = 1 << 20
 ATTEMPTS = 5
@@ -49,7 +50,7 @@ def reporting_download_errors(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # huggingface_hub also raises the errors of its HTTP client
         if isinstance(error, OSError) and (told := disk_error(error, folder)) is not error:
             raise told from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise LoraqError(
             f"fetch: the download of {what} failed ({reason[:160]}). Run the same command again: "
             f"it resumes; without network access, copy the folder '{folder}' from another machine."

@@ -1,4 +1,4 @@
-"""Lists of texts that a caller gives in Python."""
+"""Texts: lists that a caller gives in Python, and what an error says."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def list_of_texts(values: Iterable[str], name: str) -> list[str]:
         if not isinstance(value, str):
             raise LoraqError(f"{name}[{place}]={value!r} is not text. Pass a list of texts.")
     return listed
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; without one, the name of its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

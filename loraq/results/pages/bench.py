@@ -39,7 +39,8 @@ Columns = dict[str, Callable[[Any], str]]
 """Column title → function from a row to the text of its cell."""
 
 
-def _yes(holds: bool) -> str:
+def yes_no(holds: bool) -> str:
+    """A claim as a cell of a table; bold where it does not hold."""
     return "yes" if holds else "**no**"
 
 
@@ -105,7 +106,7 @@ ROUND_TRIP: Columns = {
     "main": lambda row: row["main"],
     "branch bits": lambda row: str(row["branch_bits"]),
     "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
-    "same bits": lambda row: _yes(row["identical"]),
+    "same bits": lambda row: yes_no(row["identical"]),
     "bytes over budget": lambda row: (
         f"{100 * (row['stored_bytes'] / row['stated_bytes'] - 1):+.2f} %"
     ),
@@ -139,7 +140,7 @@ SWEEP: Columns = {
     "before the first job, s": lambda row: f"{row['before_seconds']:.1f}",
     "after the last job, s": lambda row: f"{row['after_seconds']:.1f}",
     "overhead": lambda row: f"{100 * row['overhead']:.1f} %",
-    "same records": lambda row: _yes(row["same_records"]),
+    "same records": lambda row: yes_no(row["same_records"]),
 }
 
 FULLSIZE: Columns = {
@@ -240,8 +241,8 @@ RESUME: Columns = {
         f"{row['rest_seconds'] + sum(kill['seconds'] for kill in row['kills']):.0f}"
     ),
     "seconds, uninterrupted": lambda row: f"{row['whole_seconds']:.0f}",
-    "finished files kept": lambda row: _yes(row["kept"]),
-    "same bytes": lambda row: _yes(row["identical"]),
+    "finished files kept": lambda row: yes_no(row["kept"]),
+    "same bytes": lambda row: yes_no(row["identical"]),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError, unknown
-from loraq.results.pages.bench import Columns, Found, columns_table
+from loraq.results.pages.bench import Columns, Found, columns_table, yes_no
 from loraq.utils.machine import machine_text
 
 RECORD = Path("results") / "bench" / "gpu.json"
@@ -93,7 +93,7 @@ QUANTISING: Columns = {
 TOGETHER: Columns = {
     "GPUs": lambda row: str(row["gpus"]),
     "images": lambda row: str(row["images"]),
-    "same images as one process": lambda row: "yes" if row["holds"] else "**no**",
+    "same images as one process": lambda row: yes_no(row["holds"]),
 }
 
 PARTS: dict[str, Callable[[list[Any]], list[str]]] = {

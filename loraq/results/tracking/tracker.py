@@ -23,6 +23,7 @@ from loraq.results.tracking.contents import TrackedImage
 from loraq.utils.files import check_room, write_text
 from loraq.utils.hashing import key
 from loraq.utils.output_folder import file_lock
+from loraq.utils.texts import first_line
 
 Mode = Literal["offline", "online", "disabled"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -163,7 +164,7 @@ class Tracker:
                 log = self.folder / "wandb" / "offline-run-*"
                 warnings.warn(
                     f"W&B does not answer ({type(error).__name__}: "
-                    f"{str(error).strip().splitlines()[0]}); this run and all later ones "
+                    f"{first_line(error)}); this run and all later ones "
                     f"are written offline. Send them with: wandb sync {log}",
                     stacklevel=4,
                 )
