@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from loraq import metrics
 from loraq.config import Config
@@ -47,15 +47,15 @@ def measure_row(session: Session, row: Row) -> Record:
     """The row's record: measured values with names, timings and origin; made if it is missing."""
     name = row.keys[Stage.RECORD]
     info = {"kind": row.kind(Stage.RECORD), "units": 1}
-    store = session.store
+    store, scores = session.store, None
     if not any(store.finished(*row.product(stage)) for stage in (Stage.RECORD, Stage.MEASURED)):
         _check_unchanged(row)
         with session.timed("metrics"):
-            _scores(session, row)  # without a lock on the whole: processes share the images
+            scores = _scores(session, row)  # without a lock on the whole: processes share it
     with store.lock(Stage.RECORD, name):
         if session.store.finished(Stage.RECORD, name):
             return load_record(session.store, row)
-        found = _measured(session, row)
+        found = _measured(session, row, scores)
         made = Record(
             key=name,
             experiment=row.config.experiment,
@@ -72,8 +72,11 @@ def measure_row(session: Session, row: Row) -> Record:
         return load_record(session.store, row)
 
 
-def _measured(session: Session, row: Row) -> dict[str, Any]:
-    """budget, layers, images, metrics and analyses: from the store, measured if missing."""
+def _measured(session: Session, row: Row, scores: Scores | None) -> dict[str, Any]:
+    """budget, layers, images, metrics and analyses: from the store, measured if missing.
+
+    scores: of this row, if they were read already.
+    """
     name = row.keys[Stage.MEASURED]
     info = {"kind": row.kind(Stage.MEASURED), "units": 1}
     path = session.store.path(Stage.MEASURED, name) / MEASURED_FILE
@@ -82,7 +85,8 @@ def _measured(session: Session, row: Row) -> dict[str, Any]:
             model = None if row.recipe is None else quantize_row(session, row)
             layers, budget = _errors(session, row, model)
             analyses = {} if model is None else _analyses(session, row, model)
-            images, metrics = _metrics(session, row)
+            with session.timed("metrics"):
+                images, metrics = _metrics(row, scores or _scores(session, row))
             found = {"layers": layers, "budget": budget, "images": images, "metrics": metrics}
             found["analyses"] = analyses
             text = json.dumps(
@@ -103,20 +107,18 @@ def _check_unchanged(row: Row) -> None:
         )
 
 
-def _metrics(session: Session, row: Row) -> tuple[dict[str, Any], dict[str, Any]]:
-    with session.timed("metrics"):
-        images, reference, real, known = _scores(session, row)
-        settings = row.config.metrics
-        entries = metrics.measure(
-            settings.names,
-            images,
-            reference,
-            real,
-            known=known,
-            bootstrap=settings.bootstrap,
-            **_options(row),
-        )
-        blank = images.one_colour(settings.workers)
+def _metrics(row: Row, scores: Scores) -> tuple[dict[str, Any], dict[str, Any]]:
+    settings, images = row.config.metrics, scores.images
+    entries = metrics.measure(
+        settings.names,
+        images,
+        scores.reference,
+        scores.real,
+        known=scores.known,
+        bootstrap=settings.bootstrap,
+        **_options(row),
+    )
+    blank = images.one_colour(settings.workers)
     warn_one_colour(blank, len(images), f"images of row '{row.name}'")
     found = {"hash": images.hash, "names": list(images.names), "seen": list(images.seen or ())}
     return found | ({"one_colour": blank} if blank else {}), entries
@@ -132,13 +134,20 @@ def _options(row: Row) -> dict[str, Any]:
     }
 
 
-def _scores(
-    session: Session, row: Row
-) -> tuple[ImageSet, ImageSet | None, ImageSet | FeatureSet | None, dict[str, MetricResult]]:
+class Scores(NamedTuple):
     """The row's images, those of the 16-bit model, real images, and the values of single images.
 
-    All sets have the features that the metrics compare. Processes share what is missing.
+    All sets have the features that the metrics compare.
     """
+
+    images: ImageSet
+    reference: ImageSet | None
+    real: ImageSet | FeatureSet | None
+    known: dict[str, MetricResult]
+
+
+def _scores(session: Session, row: Row) -> Scores:
+    """The row's sets and values; processes share what is missing."""
     store, names, options = session.store, row.config.metrics.names, _options(row)
     images, real = image_set(store, row), None
     reference = None if row.recipe is None else reference_set(store, row)
@@ -170,7 +179,7 @@ def _scores(
         options,
         session.bar("metrics"),
     )
-    return images, reference, real, known
+    return Scores(images, reference, real, known)
 
 
 def load_record(store: Store, row: Row) -> Record:
