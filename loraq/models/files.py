@@ -205,12 +205,15 @@ def _component_files(folder: Path, name: str, library: str, variant: str | None)
         yield part / "tokenizer.json"
 
 
-def used_files(names: Iterable[str], variant: str | None) -> list[str]:
-    """The names without the weight files of other variants than `variant`, which are not read.
+def used_files(names: Iterable[str], parts: Collection[str], variant: str | None) -> list[str]:
+    """The names without weights that are not read: other variants, files outside of components.
 
-    names: paths within the pipeline's folder. LoraqError if no component has the variant.
+    names: paths within the pipeline's folder. parts: its components. Repositories often hold the
+    network again as one file for other programs. LoraqError if no component has the variant.
     """
-    names = sorted(names)
+    names = sorted(
+        name for name in names if not name.endswith(WEIGHTS) or name.partition("/")[0] in parts
+    )
     weights = [name for name in names if name.endswith(WEIGHTS)]
     of_variant = re.compile(rf"\.{re.escape(variant or '')}(?=[.-])")
     chosen = {name for name in weights if variant and of_variant.search(Path(name).name)}

@@ -153,9 +153,10 @@ def _cached(model: ModelConfig) -> tuple[Path | None, dict[str, str]]:
 
 def _weights(folder: Path, model: ModelConfig, listed: Mapping[str, Any]) -> list[str]:
     """The weight files that are read and not in the snapshot, chosen among the `listed` ones."""
-    used_files(listed, model.variant)  # that the repository has the variant
+    parts = components(folder)
+    used_files(listed, parts, model.variant)  # that the repository has the variant
     wanted = []
-    for name, (library, _) in components(folder).items():
+    for name, (library, _) in parts.items():
         names = [path.removeprefix(f"{name}/") for path in listed if path.startswith(f"{name}/")]
         for path in weight_files(folder / name, library, model.variant, names):
             if not has_weights(name) or file_problem(path) is None:

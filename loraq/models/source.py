@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, near_matches
-from loraq.models.files import SMALL, WEIGHTS, used_files
+from loraq.models.files import SMALL, WEIGHTS, components, used_files
 from loraq.models.hub import hub_folder
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import CHECKSUMS, cached_hash, read_sha256sums
@@ -52,19 +52,19 @@ def model_commit(model: ModelConfig) -> str | None:
 def weights_hash(model: ModelConfig) -> str:
     """sha256 over all weight and config files of the pipeline, in order of their paths.
 
-    Weights of variants other than `model.variant` are not read and are left out. LoraqError for a
-    file that does not match the folder's `SHA256SUMS`, if there is one.
+    Weights of variants other than `model.variant` and those outside of components are not read and
+    are left out. LoraqError for a file that does not match the folder's `SHA256SUMS`, if there is
+    one.
     """
     folder = resolve_folder(model)
-    endings = (WEIGHTS, *SMALL)
-    files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
+    files = _model_files(folder)
     if not any(path.suffix == WEIGHTS for path in files):
         raise LoraqError(
             f"'{folder}' has no .safetensors file. Pickled weights are not read; save the "
             "pipeline again with safe_serialization=True."
         )
     names = (path.relative_to(folder).as_posix() for path in files)
-    files = [folder / name for name in used_files(names, model.variant)]
+    files = [folder / name for name in used_files(names, components(folder), model.variant)]
     expected = read_sha256sums(folder)
     total = hashlib.sha256()
     with ThreadPoolExecutor(READERS) as pool:  # hashing lets other threads run
@@ -78,3 +78,11 @@ def weights_hash(model: ModelConfig) -> str:
             )
         total.update(f"{name} {digest}\n".encode())
     return total.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """All files of weights and configurations, also those of a component that is a link."""
+    found: list[Path] = []
+    for entry in folder.iterdir():  # `rglob` does not enter links to folders
+        found += [entry] if entry.is_file() else entry.rglob("*")
+    return sorted(path for path in found if path.suffix in (WEIGHTS, *SMALL) and path.is_file())

@@ -243,8 +243,10 @@ def test_files_of_other_variants_are_left_out():
         "transformer/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.bf16.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
+        "whole_model.fp16.safetensors",
     ]
-    assert used_files(names, "fp16") == [names[i] for i in (0, 2, 3, 4, 8)]
+    parts = ("text_encoder", "transformer", "vae")
+    assert used_files(names, parts, "fp16") == [names[i] for i in (0, 2, 3, 4, 8)]
 
 
 @pytest.fixture
