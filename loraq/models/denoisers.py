@@ -1,0 +1,73 @@
+"""The networks of a pipeline that are quantised: its transformer, or two experts (Wan 2.2).
+
+    denoiser_of(pipe)      the transformer itself, or `Experts` over all of them
+    parts(denoiser)        {"": transformer}, or {"transformer": …, "transformer_2": …}
+
+Layers of experts have the name of their component in front: "transformer_2.blocks.0.attn1.to_q".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraq.errors import LoraqError
+
+_DENOISER = re.compile(r"(.+_)?transformer(_.+)?")
+
+
+class Experts(nn.ModuleDict):
+    """The transformers of a pipeline that has several; each forward runs one of them."""
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{name}: {type(net).__name__}" for name, net in self.items())
+        return f"Experts({kinds})"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first expert."""
+        return next(self.parameters()).dtype
+
+
+def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:
+    """The names among a pipeline's components that are denoisers, `transformer` first."""
+    return tuple(sorted(filter(_DENOISER.fullmatch, components), key=lambda n: (len(n), n)))
+
+
+def denoiser_of(pipe: Any) -> nn.Module:
+    """The transformer of a loaded pipeline, or `Experts` of several; LoraqError without one."""
+    held = {name: getattr(pipe, name, None) for name in denoiser_names(pipe.components)}
+    return gathered({name: net for name, net in held.items() if isinstance(net, nn.Module)}, pipe)
+
+
+def gathered(denoisers: Mapping[str, nn.Module], owner: Any) -> nn.Module:
+    """One transformer as it is, several as `Experts`; LoraqError for none, naming `owner`'s class.
+
+    denoisers: by the names of their components.
+    """
+    if not denoisers:
+        raise LoraqError(
+            f"{type(owner).__name__} has no transformer. LoRaQ quantises diffusion transformers: "
+            "load a pipeline that has one, with all of its components."
+        )
+    return next(iter(denoisers.values())) if len(denoisers) == 1 else Experts(dict(denoisers))
+
+
+def parts(denoiser: nn.Module) -> dict[str, nn.Module]:
+    """The transformers by the prefix of their layers' names, without the dot; "" for one alone."""
+    return dict(denoiser.items()) if isinstance(denoiser, Experts) else {"": denoiser}
+
+
+def joined(part: str, name: str) -> str:
+    """The name of a layer of a part: ("transformer_2", "blocks.0") → "transformer_2.blocks.0"."""
+    return f"{part}.{name}" if part else name
+
+
+def of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The entries of one part, by their names inside it."""
+    start = f"{part}." if part else ""
+    return {name.removeprefix(start): v for name, v in values.items() if name.startswith(start)}
