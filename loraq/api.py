@@ -13,6 +13,7 @@ from loraq.compose import recipe
 from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.models.call import check_call
+from loraq.models.denoisers import dtype_of
 from loraq.models.finite import check_finite, check_pipeline
 from loraq.models.layers import Layer, family_of, list_layers, recipe_for
 from loraq.quantization.activations import Activations
@@ -59,7 +60,7 @@ def quantize(
     _check_arguments(pipe, recipe, listed, call, rows_per_layer, batch_size)
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
     family = family_of(transformer, family)
-    chosen = recipe_for(chosen, family, next(transformer.parameters()).dtype)
+    chosen = recipe_for(chosen, family, dtype_of(transformer))
     layers = list_layers(transformer, family, chosen.skip)
     if chosen.needs_calibration and not listed:
         raise LoraqError(

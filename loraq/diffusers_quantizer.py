@@ -21,6 +21,7 @@ from torch import nn
 from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
+from loraq.models.denoisers import dtype_of
 from loraq.models.finite import check_finite
 from loraq.models.layers import family_of, list_layers, recipe_for
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
@@ -92,7 +93,7 @@ class LoRaQQuantizer(PackedQuantizer):
             return super()._process_model_after_weight_loading(model, **kwargs)
         check_finite(model, type(model).__name__)
         family = family_of(model)
-        chosen = recipe_for(self._recipe, family, next(model.parameters()).dtype)
+        chosen = recipe_for(self._recipe, family, dtype_of(model))
         layers = list_layers(model, family, chosen.skip)
         bar = "quantise" if logging.is_progress_bar_enabled() else None
         quantized = quantize_model(model, layers, chosen, progress=bar, family=family)

@@ -30,7 +30,13 @@ class Experts(nn.ModuleDict):
     @property
     def dtype(self) -> torch.dtype:
         """That of the first expert."""
-        return next(self.parameters()).dtype
+        return dtype_of(next(iter(self.values())))
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type that a network computes in; some classes keep single tensors in float32 (Wan)."""
+    stated = getattr(network, "dtype", None)
+    return stated if isinstance(stated, torch.dtype) else next(network.parameters()).dtype
 
 
 def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ class PackedQuantizer(DiffusersQuantizer):
     """diffusers' quantizer for packed layers: loading, saving, `dequantize`."""
 
     quantization_config: PackedConfig
+    use_keep_in_fp32_modules = True  # as without a quantizer: norms, embeddings of some classes
 
     def __init__(self, quantization_config: PackedConfig, **kwargs: Any) -> None:
         kwargs["pre_quantized"] = quantization_config.layers is not None
