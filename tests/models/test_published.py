@@ -11,8 +11,9 @@ from tests import published
 
 @pytest.mark.parametrize("name", published.names())
 def test_the_denoisers_have_the_published_number_of_parameters(name):
+    """With stored buffers, as in a checkpoint's size: SD3.5's table of positions is large."""
     denoisers = published.denoisers(name).values()
-    count = sum(p.numel() for denoiser in denoisers for p in denoiser.parameters())
+    count = sum(t.numel() for denoiser in denoisers for t in denoiser.state_dict().values())
     assert count == pytest.approx(published.source(name)["denoiser_parameters"], rel=0.05)
 
 
