@@ -31,25 +31,29 @@ def trained_vae(where: torch.device) -> torch.nn.Module:
 
 def untrained() -> DiffusionPipeline:
     """Return the pipeline before any training, the lower bound of the evaluation."""
-    _, by_name = split.load()
-    tokenizer = text.tokenizer([i.caption for i in by_name.values()])
     networks = model.networks()
-    made = (
-        part(SETTINGS) for part in (networks.encoder, networks.autoencoder, networks.transformer)
+    return assembled(
+        networks.encoder(SETTINGS), networks.autoencoder(SETTINGS), networks.transformer(SETTINGS)
     )
-    return model.pipeline(tokenizer, *made)
 
 
 def trained(checkpoint: Path) -> DiffusionPipeline:
     """Return the pipeline with the averaged weights of a training checkpoint."""
-    pipe = untrained()
     saved = runtime.load_checkpoint(checkpoint, torch.device("cpu"))
     if saved is None:
         raise FileNotFoundError(f"{checkpoint}: train the transformer first")
-    pipe.text_encoder.load_state_dict(saved["average"]["text"])
-    pipe.transformer.load_state_dict(saved["average"]["transformer"])
-    pipe.vae = trained_vae(torch.device("cpu"))
-    return pipe
+    networks = model.networks()
+    encoder, transformer = networks.encoder(SETTINGS), networks.transformer(SETTINGS)
+    encoder.load_state_dict(saved["average"]["text"])
+    transformer.load_state_dict(saved["average"]["transformer"])
+    return assembled(encoder, trained_vae(torch.device("cpu")), transformer)
+
+
+def assembled(*networks: torch.nn.Module) -> DiffusionPipeline:
+    """Return the pipeline over a text encoder, an autoencoder and a transformer."""
+    _, by_name = split.load()
+    tokenizer = text.tokenizer([i.caption for i in by_name.values()])
+    return model.pipeline(tokenizer, *networks)
 
 
 def export(pipe: DiffusionPipeline, folder: Path) -> int:

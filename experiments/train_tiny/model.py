@@ -6,44 +6,32 @@ import importlib
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DiffusionPipeline
 from transformers import PreTrainedTokenizerFast
 
 from .settings import SETTINGS, Settings
 
 
 def networks(settings: Settings = SETTINGS) -> Any:
-    """Return the module of the model's networks: `pixart` or `sana`, with the same functions."""
+    """Return the module of the model's networks, `pixart`, `sana` or `flux`, with the same
+    functions."""
     return importlib.import_module(f"{__package__}.{settings.name.removeprefix('tiny_')}")
-
-
-def scheduler() -> DPMSolverMultistepScheduler:
-    """Return the second-order DPM solver over flow sigmas (x_t = (1 - t) x_0 + t noise, prediction
-    noise - x_0)."""
-    return DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        flow_shift=1.0,
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        final_sigmas_type="zero",
-    )
 
 
 def pipeline(
     tokenizer: PreTrainedTokenizerFast,
-    text_encoder: torch.nn.Module,
+    text: torch.nn.Module,
     vae: torch.nn.Module,
     net: torch.nn.Module,
     settings: Settings = SETTINGS,
 ) -> DiffusionPipeline:
     """Return the unmodified pipeline over the four parts."""
-    pipe = networks(settings).PIPELINE(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+    recipe = networks(settings)
+    pipe = recipe.PIPELINE(
+        **recipe.components(tokenizer, text),
         vae=vae,
         transformer=net,
-        scheduler=scheduler(),
+        scheduler=recipe.scheduler(),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -64,16 +52,16 @@ def sample(
     side = pixels // settings.stride
     shape = (1, settings.latent_channels, side, side)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    latents = torch.cat(noise).to(pipe.transformer.device, pipe.transformer.dtype)
+    recipe = networks(settings)
+    latents = recipe.pack(torch.cat(noise)).to(pipe.transformer.device, pipe.transformer.dtype)
     out = pipe(
         prompts,
         height=pixels,
         width=pixels,
         latents=latents,
         num_inference_steps=steps,
-        guidance_scale=guidance,
         max_sequence_length=settings.text_length,
         output_type="pt",
-        **networks(settings).CALL,
+        **recipe.arguments(guidance, len(prompts)),
     ).images
     return out * 2 - 1

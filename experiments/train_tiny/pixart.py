@@ -8,12 +8,21 @@ import torch
 from diffusers import AutoencoderKL, PixArtSigmaPipeline, PixArtTransformer2DModel
 from transformers import T5Config, T5EncoderModel
 
+from .common import components as components
+from .common import conditions as conditions
+from .common import pack as pack
+from .common import scheduler as scheduler
 from .initial import start_block, start_ends
 from .settings import Settings
 
 PIPELINE = PixArtSigmaPipeline
 CENTRED = True  # latents have zero mean
 CALL: dict[str, Any] = {"use_resolution_binning": False, "clean_caption": False}
+
+
+def arguments(guidance: float, count: int) -> dict[str, Any]:
+    """Return the call's arguments for a number of prompts."""
+    return {"guidance_scale": guidance, **CALL}
 
 
 def encoder(settings: Settings) -> T5EncoderModel:

@@ -1,6 +1,6 @@
 """Retrain an embedded text-to-image model and all related assets, with one command.
 
-Command:   python -m experiments.train_tiny.run [--model tiny_sana]  (resumes after an interruption)
+Command:   python -m experiments.train_tiny.run [--model NAME]  (resumes after an interruption)
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
 Time:      2 to 2.5 hours on 2 cores (fp32): autoencoder 15 to 25 minutes, transformer 90 to 110;
            on an H100 (bf16) minutes, an estimate, not measured

@@ -8,6 +8,10 @@ import torch
 from diffusers import AutoencoderDC, SanaPipeline, SanaTransformer2DModel
 from transformers import Gemma2Config, Gemma2Model
 
+from .common import components as components
+from .common import conditions as conditions
+from .common import pack as pack
+from .common import scheduler as scheduler
 from .initial import start_block, start_ends, start_small
 from .settings import Settings
 
@@ -19,6 +23,11 @@ CALL: dict[str, Any] = {
     "complex_human_instruction": None,
 }
 LINEAR_HEAD = 32  # SANA's linear attention has heads of 32 channels at every size
+
+
+def arguments(guidance: float, count: int) -> dict[str, Any]:
+    """Return the call's arguments for a number of prompts."""
+    return {"guidance_scale": guidance, **CALL}
 
 
 def encoder(settings: Settings) -> Gemma2Model:

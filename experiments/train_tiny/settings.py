@@ -27,11 +27,13 @@ class Settings:
     width: int = 384
     heads: int = 6
     blocks: int = 6
+    single_blocks: int = 0  # FLUX only
+    pooled_width: int = 0  # FLUX only: CLIP's width
     stride: int = 8
     vae_channels: tuple[int, ...] = (16, 32, 64, 96)
     latent_channels: int = 4
-    vae_steps: int = 2490
-    vae_rate: float = 2e-3
+    vae_steps: int = 3000
+    vae_rate: float = 1e-3
     caption_dropout: float = 0.1
     inference_steps: int = 16
     guidance: float = 3.0
@@ -50,8 +52,16 @@ MODELS = {
         stride=16,
         vae_channels=(16, 32, 64, 64, 128),
         latent_channels=16,
-        vae_steps=3000,
-        vae_rate=1e-3,
+    ),
+    # FLUX.1 has 19 double- and 38 single-stream blocks; a double-stream block costs 36 width²,
+    # a single-stream one 15, modulation included.
+    "tiny_flux": Settings(
+        name="tiny_flux",
+        blocks=1,
+        single_blocks=4,
+        text_width=192,
+        pooled_width=128,
+        latent_channels=16,
     ),
 }
 # The model to train, from an environment variable, so that all stages and workers agree.

@@ -58,15 +58,15 @@ class Pair(torch.nn.Module):
         self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Return the predicted flow of latents [n, c, s, s] at times t [n] in (0, 1)."""
-        hidden = self.text(input_ids=ids, attention_mask=mask).last_hidden_state
-        return self.networks.flow(self.transformer, x, t, hidden, mask)
+        conditions = self.networks.conditions(self.text, ids, mask)
+        return self.networks.flow(self.transformer, x, t, *conditions)
 
 
 def parameter_groups(pair: Pair, decay: float) -> list[dict]:
     """Return AdamW groups: matrices decay; biases, norms, tables and embeddings do not."""
     matrices, rest = [], []
     for name, parameter in pair.named_parameters():
-        special = ("table", "shared", "relative", "embed_tokens", "conv_depth")
+        special = ("table", "shared", "relative", "embed_tokens", "_embedding", "conv_depth")
         plain = parameter.ndim < 2 or any(word in name for word in special)
         (rest if plain else matrices).append(parameter)
     return [{"params": matrices, "weight_decay": decay}, {"params": rest, "weight_decay": 0.0}]
