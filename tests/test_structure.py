@@ -46,6 +46,7 @@ HEAVY = {
     "loraq/run.py",  # the CPU's arithmetic is configured before torch is imported
     "loraq/formats/operator.py",  # Triton is optional
     "loraq/layers/backends.py",
+    "loraq/models/layers.py",
     "loraq/models/families/pixart_sigma.py",  # configurations compose without torch
     "loraq/models/families/sana.py",
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch

@@ -95,4 +95,4 @@ def text_arguments(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
 
 
 def _pipeline(model: ModelConfig) -> Any:
-    return getattr(quiet_diffusers(), find_family(model.family).PIPELINE)
+    return getattr(quiet_diffusers(), find_family(model.family).PIPELINES[0])

@@ -43,11 +43,11 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
     """
     folder = resolve_folder(model)
     table, named = find_family(model.family), read_json(folder / "model_index.json")
-    if named.get("_class_name") != table.PIPELINE:
+    if named.get("_class_name") != table.PIPELINES[0]:
         raise LoraqError(
             f"'{folder}' is a {named.get('_class_name')}; family '{model.family}' loads "
-            f"{table.PIPELINE}. Set model.family to the model's family, or model.path to another "
-            "folder."
+            f"{table.PIPELINES[0]}. Set model.family to the model's family, or model.path to "
+            "another folder."
         )
     listed = components(folder)
     for name in ("text_encoder", "transformer", "vae"):
@@ -61,14 +61,14 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
     if only is None:
         check_parts(folder)
         _check_widths(folder)
-    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINE).__init__)
+    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINES[0]).__init__)
     for name, (library, class_name) in listed.items():
         if has_weights(name) and name in wanted and (only is None or name in only):
             config = read_json(folder / name / "config.json")
             if not issubclass(network_class(library, class_name, config), wanted[name]):
                 raise LoraqError(
                     f"'{folder}/model_index.json' names {class_name} as {name}; a "
-                    f"{table.PIPELINE} has {wanted[name].__name__}. Restore that file, or set "
+                    f"{table.PIPELINES[0]} has {wanted[name].__name__}. Restore that file, or set "
                     "model.path to a model of this family."
                 )
             check_network(folder / name, library, class_name, model.variant)

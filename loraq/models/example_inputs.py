@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import torch
 from torch import nn
 
-TOKENS = 2
+from loraq.models.discovery.arguments import TOKENS, InputShape, arguments
+from loraq.models.discovery.structure import structure_of
+from loraq.models.layers import family_of, find_family
 
 
 def example_inputs(
-    transformer: nn.Module, images: int = 1, side: int | None = None, tokens: int = TOKENS
+    transformer: nn.Module,
+    images: int = 1,
+    side: int | None = None,
+    tokens: int = TOKENS,
+    family: str | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of `transformer.forward`, by default the smallest: 2×2 patches, two tokens.
 
-    side: of the square latents. Read from the signature and the configuration of a diffusers
-    transformer; all values are 1.
+    side: of the square latents. family: None: that of the transformer's class. All values are 1.
     """
-    config: Any = transformer.config
-    parameter = next(transformer.parameters())
-    like = {"device": parameter.device, "dtype": getattr(transformer, "dtype", parameter.dtype)}
-    side = side or 2 * config.patch_size
-    found = {
-        "hidden_states": torch.ones(images, config.in_channels, side, side, **like),
-        "encoder_hidden_states": torch.ones(images, tokens, config.caption_channels, **like),
-        "timestep": torch.ones(images, device=parameter.device),
-        "added_cond_kwargs": {
-            "resolution": torch.ones(images, 2, **like),
-            "aspect_ratio": torch.ones(images, 1, **like),
-        },
-    }
-    taken = inspect.signature(transformer.forward).parameters
-    return {name: value for name, value in found.items() if name in taken}
+    found = find_family(family_of(transformer, family))
+    shape = InputShape(images, side, tokens)
+    if found.example_inputs is not None:
+        return dict(found.example_inputs(transformer, images=images, side=side, tokens=tokens))
+    return arguments(transformer, shape, structure_of(transformer, found).layout)

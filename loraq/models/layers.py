@@ -1,23 +1,37 @@
-"""The layers of a transformer and their roles, by the table of its model family."""
+"""The layers of a denoiser to quantise, and their roles."""
 
 from __future__ import annotations
 
 import fnmatch
-import importlib
-import pkgutil
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from types import ModuleType
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraq.config import Recipe
-from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
-from loraq.models import families
+from loraq.errors import LoraqError, did_you_mean, near_matches
+from loraq.models.family import (
+    GENERIC,
+    Family,
+    family_for,
+    family_names,
+    find_family,
+    recipe_for,
+)
 from loraq.models.plain_layers import check_layers, check_transformer
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
+
+    from loraq.models.discovery.structure import Found
+
+__all__ = [
+    "Family",
+    "Layer",
+    "family_names",
+    "family_of",
+    "find_family",
+    "list_layers",
+    "recipe_for",
+]
 
 
 @dataclass(frozen=True)
@@ -35,82 +49,98 @@ class Layer:
     after_gelu: bool = False
 
 
-def family_names() -> list[str]:
-    """The names of the model families: the modules of `loraq/models/families/`."""
-    return sorted(module.name for module in pkgutil.iter_modules(families.__path__))
+def family_of(denoiser: nn.Module, given: str | None = None) -> str:
+    """The model family of a transformer, or of experts, by its class: `given`, or `generic`.
 
-
-def find_family(name: str) -> ModuleType:
-    """The module of a model family; LoraqError with near matches for an unknown name."""
-    if name not in family_names():
-        raise unknown("model family", name, family_names())
-    return importlib.import_module(f"{families.__name__}.{name}")
-
-
-def recipe_for(recipe: Recipe, family_name: str, dtype: str | torch.dtype) -> Recipe:
-    """The recipe with what it leaves to the model: the skipped layers, the type in 16 bits."""
-    recipe = recipe.for_model(str(dtype).removeprefix("torch."))
-    if recipe.skip is not None:
-        return recipe
-    return replace(recipe, skip=tuple(find_family(family_name).DEFAULT_SKIP))
-
-
-def family_of(transformer: torch.nn.Module, given: str | None = None) -> str:
-    """The model family of a transformer by its class; `given` for a class of no family.
-
-    LoraqError for an unknown class without `given`, and if `given` is not the family of the class.
+    LoraqError if `given` is the family of other classes.
     """
-    check_transformer(transformer)
-    classes = {find_family(name).TRANSFORMER: name for name in family_names()}
-    name = type(transformer).__name__
-    bases = (base.__name__ for base in type(transformer).__mro__)
-    own = next((classes[base] for base in bases if base in classes), None)
-    if given is not None:
-        find_family(given)
-    if own is None and given is None:
+    from loraq.models.denoisers import parts
+
+    check_transformer(denoiser)
+    network = next(iter(parts(denoiser).values()))
+    bases = [base.__name__ for base in type(network).__mro__]
+    own = next((name for base in bases if (name := family_for(base)) != GENERIC), GENERIC)
+    if given is None:
+        return own
+    of_others = {*find_family(given).TRANSFORMERS}.isdisjoint(bases)
+    if own != GENERIC and find_family(given).TRANSFORMERS and of_others:
         raise LoraqError(
-            f"No model family has the transformer {name}. Known: {', '.join(classes)}. Pass "
-            "family=…, or add a file to loraq/models/families/ (CONTRIBUTING.md)."
+            f"family={given}: {type(network).__name__} is the transformer of family '{own}'. "
+            "Leave family= out."
         )
-    if own is not None and given not in (None, own):
-        raise LoraqError(
-            f"family={given}: {name} is the transformer of family '{own}'. Leave family= out."
-        )
-    return own or str(given)
+    return given
 
 
 def list_layers(
-    transformer: torch.nn.Module, family_name: str, skip: Sequence[str] | None = None
+    denoiser: nn.Module, family_name: str, skip: Sequence[str] | None = None
 ) -> list[Layer]:
     """The layers to quantise, in model order.
 
-    skip: roles or globs on layer names (None: the family's list). LoraqError for an entry that
-        matches no layer, if no layer remains, and for a layer that is not a plain linear layer or
-        1×1 convolution (`plain_layers.py`).
+    denoiser: a transformer, or `Experts`, whose layers' names begin with their component.
+    skip: roles or globs on layer names (None: the family's list, or the rule of
+        `discovery/structure.py`). LoraqError for an entry that matches no layer, if no layer
+        remains, and for a layer that is not a plain linear layer or 1×1 convolution
+        (`plain_layers.py`).
     """
-    check_transformer(transformer)
-    table = find_family(family_name)
-    layers = []
-    for name, module in transformer.named_modules(remove_duplicate=False):
-        for pattern, role, group in table.ROLES:
-            if re.fullmatch(pattern, name):
-                if not hasattr(module, "weight"):
-                    raise LoraqError(
-                        f"'{name}' is quantised already ({type(module).__name__}). Restore the "
-                        "16-bit layers with `.revert(transformer)`, or load the 16-bit model."
-                    )
-                out_features, in_features = module.weight.shape[:2]
-                shape = (int(out_features), int(in_features))
-                after_gelu = role in table.AFTER_GELU
-                layers.append(Layer(name, role, shape, f"{_block(name)}.{group}", after_gelu))
-    if not layers:
+    check_transformer(denoiser)
+    family = find_family(family_name)
+    listed = list(_candidates(denoiser, family))
+    if not listed:
         raise LoraqError(
-            f"No layer of {type(transformer).__name__} matches the roles of family "
-            f"'{family_name}'. Set model.family to one of {', '.join(family_names())}."
+            f"{type(denoiser).__name__} has no repeated blocks with linear layers, so nothing of "
+            "it can be quantised. Use a diffusion transformer."
         )
-    _check_blocks(layers)
+    skip = family.DEFAULT_SKIP if skip is None else skip
+    layers = [layer for layer, _ in listed]
+    if skip is None:
+        kept = [layer for layer, found in listed if not found.reason]
+    else:
+        dropped = _matching(layers, skip)
+        kept = [layer for layer in layers if layer.name not in dropped]
+    if not kept:
+        raise LoraqError("quant.skip leaves no layer to quantise. Remove an entry from it.")
+    check_layers(denoiser, [layer.name for layer in kept])
+    return kept
+
+
+def _candidates(denoiser: nn.Module, family: Family) -> Iterator[tuple[Layer, Found]]:
+    """The layers of the denoiser that can be quantised, with what was found of each.
+
+    LoraqError for one that is missing or quantised already.
+    """
+    from loraq.models.denoisers import joined, parts
+    from loraq.models.discovery.structure import structure_of
+
+    for part, network in parts(denoiser).items():
+        modules = dict(network.named_modules(remove_duplicate=False))
+        for found in structure_of(network, family).layers:
+            if not found.quantizable:
+                continue
+            name = joined(part, found.name)
+            if found.name not in modules:
+                raise LoraqError(
+                    f"Block '{found.block}' has no layer with the role {found.role}, which its "
+                    "configuration gives it. Load the complete 16-bit model without wrappers."
+                )
+            weight = getattr(modules[found.name], "weight", None)
+            if weight is None:
+                kind = type(modules[found.name]).__name__
+                raise LoraqError(
+                    f"'{name}' is quantised already ({kind}). Restore the 16-bit layers with "
+                    "`.revert(transformer)`, or load the 16-bit model."
+                )
+            out_features, in_features = weight.shape[:2]
+            shape = (int(out_features), int(in_features))
+            yield (
+                Layer(name, found.role, shape, joined(part, found.input_id), found.after_gelu),
+                found,
+            )
+
+
+def _matching(layers: Sequence[Layer], skip: Sequence[str]) -> set[str]:
+    """Names of the layers that a skip list names; LoraqError for an entry that names none."""
     dropped: set[str] = set()
-    for pattern in table.DEFAULT_SKIP if skip is None else skip:
+    for pattern in skip:
         matched = {
             layer.name
             for layer in layers
@@ -125,28 +155,4 @@ def list_layers(
                 f"\n  Roles: {', '.join(roles)}; or a glob on names such as '{names[0]}'."
             )
         dropped |= matched
-    kept = [layer for layer in layers if layer.name not in dropped]
-    if not kept:
-        raise LoraqError("quant.skip leaves no layer to quantise. Remove an entry from it.")
-    check_layers(transformer, [layer.name for layer in kept])
-    return kept
-
-
-def _block(name: str) -> str:
-    """The block of a layer: 'transformer_blocks.3'."""
-    return ".".join(name.split(".")[:2])
-
-
-def _check_blocks(layers: Sequence[Layer]) -> None:
-    """LoraqError if a block lacks a layer that other blocks have: a wrapper may hide it."""
-    roles = {layer.role: None for layer in layers}
-    blocks: dict[str, set[str]] = {}
-    for layer in layers:
-        blocks.setdefault(_block(layer.name), set()).add(layer.role)
-    for block, found in blocks.items():
-        missing = [role for role in roles if role not in found]
-        if missing:
-            raise LoraqError(
-                f"Block '{block}' has no layer with the role {', '.join(missing)}, which other "
-                "blocks have. Load the complete 16-bit model without wrappers."
-            )
+    return dropped

@@ -32,7 +32,7 @@ def load_pipeline(
 
     folder, table = resolve_folder(model), find_family(model.family)
     check_contents(model, components(folder).keys() - {*without})
-    pipeline = getattr(quiet_diffusers(), table.PIPELINE)
+    pipeline = getattr(quiet_diffusers(), table.PIPELINES[0])
     check_model_call(model)
     if "text_encoder" not in without:
         check_text(model)
@@ -50,7 +50,7 @@ def load_pipeline(
     except Exception as error:
         reason = first_line(error)
         raise LoraqError(
-            f"'{folder}' does not load as {table.PIPELINE}: {reason[:300]}\n"
+            f"'{folder}' does not load as {table.PIPELINES[0]}: {reason[:300]}\n"
             "  Restore the folder, or set model.path to a complete one."
         ) from error
     pipe.set_progress_bar_config(disable=True)
@@ -128,4 +128,4 @@ def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None =
         values["num_layers"] = blocks
     table, diffusers = find_family(model.family), quiet_diffusers()
     with init_empty_weights(include_buffers=not buffers):
-        return getattr(diffusers, table.TRANSFORMER).from_config(values)
+        return getattr(diffusers, table.TRANSFORMERS[0]).from_config(values)

@@ -128,7 +128,7 @@ class GroupWork:
 def _known_moments(transformer: nn.Module, family_name: str | None) -> Mapping[str, Moment]:
     """Moments of the layer inputs that the weights determine, by input id."""
     table = None if family_name is None else family_table(family_name)
-    if table is None or not hasattr(table, "known_inputs"):
+    if table is None or table.known_inputs is None:
         raise LoraqError(
             f"quant.statistics=weights: family '{family_name}' does not derive input moments from "
             "its weights. Use statistics=activations, which reads calibration activations, or pass "

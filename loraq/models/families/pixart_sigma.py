@@ -9,26 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraq.models.roles import ATTENTION_ROLES
-
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from loraq.models.moments import Moment
 
-PIPELINE = "PixArtSigmaPipeline"
-TRANSFORMER = "PixArtTransformer2DModel"
+PIPELINES = ("PixArtSigmaPipeline",)
+TRANSFORMERS = ("PixArtTransformer2DModel",)
 SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
-AFTER_GELU = ("ff_down",)
 TEXT_DEFAULTS = ("clean_caption",)
-
-ROLES = (
-    *ATTENTION_ROLES,
-    (r"transformer_blocks\.\d+\.ff\.net\.0\.proj", "ff_up", "ff.up"),
-    (r"transformer_blocks\.\d+\.ff\.net\.2", "ff_down", "ff.down"),
-)
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:

@@ -9,25 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraq.models.roles import ATTENTION_ROLES
-
 if TYPE_CHECKING:
     from torch import nn
 
     from loraq.models.moments import Moment
 
-PIPELINE = "SanaPipeline"
-TRANSFORMER = "SanaTransformer2DModel"
+PIPELINES = ("SanaPipeline",)
+TRANSFORMERS = ("SanaTransformer2DModel",)
 SIZE_MULTIPLE = 32  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
-AFTER_GELU = ()  # conv_point reads a gated SiLU, which has no lower bound
 TEXT_DEFAULTS = ("complex_human_instruction",)
-
-ROLES = (
-    *ATTENTION_ROLES,
-    (r"transformer_blocks\.\d+\.ff\.conv_inverted", "ff_up", "ff.up"),
-    (r"transformer_blocks\.\d+\.ff\.conv_point", "ff_down", "ff.down"),
-)
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:

@@ -1,0 +1,113 @@
+"""One forward of a network without weights: what its layers read, and which of them it calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from loraq.models.discovery.arguments import InputShape, arguments, layouts
+from loraq.models.discovery.skeleton import build_skeleton
+from loraq.models.family import Family
+
+_UNCHANGED = {
+    "dropout", "reshape", "view", "flatten", "unflatten", "contiguous", "to", "type", "float",
+    "transpose", "permute", "movedim", "squeeze", "unsqueeze",
+}  # fmt: skip
+"""Operations whose output has the values of their first argument."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer: the tensor that it read, how many rows, and whether from a GELU."""
+
+    tensor: int
+    rows: int
+    after_gelu: bool
+
+
+@dataclass
+class Trace:
+    """The calls of every layer, in order. `failure`: why there are none.
+
+    layout: of the latents (`arguments.py`).
+    """
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    layout: str = "image"
+    attention_flops: int = 0
+    failure: str = ""
+
+    def input_of(self, name: str) -> tuple[int, ...] | None:
+        """What the layer reads, equal for layers that read the same; None if it is not called."""
+        calls = self.calls.get(name)
+        return None if calls is None else tuple(call.tensor for call in calls)
+
+
+def trace(kind: Any, config: dict[str, Any], family: Family, shape: InputShape) -> Trace:
+    """The trace of one forward of the class `kind` with `config`; of its failure if it fails.
+
+    Tries the plausible layouts of the latents, and the arguments of the family if it gives them.
+    """
+    watched, failures = _Watched(), []
+    try:
+        network = build_skeleton(kind, config, watched.note)
+    except Exception as error:  # whatever a class does with settings that are not its own
+        return Trace(failure=_first_line(error))
+    given = family.example_inputs
+    for layout in layouts(network) if given is None else [""]:
+        watched.trace = Trace(layout=layout)
+        try:
+            with torch.no_grad(), watched:
+                if given is None:
+                    network(**arguments(network, shape, layout))
+                else:
+                    sizes = {"images": shape.images, "side": shape.side, "tokens": shape.tokens}
+                    network(**given(network, **sizes))
+            return watched.trace
+        except Exception as error:
+            failures.append(_first_line(error))
+    return Trace(failure=failures[0])
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}"
+
+
+class _Watched(TorchFunctionMode):
+    """Notes what the layers read, follows outputs of GELU, and skips products of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self.gelus: set[int] = set()
+        self.alive: list[Tensor] = []  # so that no two tensors have one id
+
+    def note(self, name: str, module: nn.Module, x: Tensor) -> None:
+        self.alive.append(x)
+        channels = x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1]
+        call = Call(id(x), x.numel() // channels, id(x) in self.gelus)
+        self.trace.calls.setdefault(name, []).append(call)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            q, k, v = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
+            heads = q.shape[:-2].numel()
+            self.trace.attention_flops += (
+                2 * heads * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+            )
+            return q.new_zeros(*q.shape[:-1], v.shape[-1])
+        found = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        follows = name == "gelu" or (name in _UNCHANGED and args and id(args[0]) in self.gelus)
+        if follows:
+            self.alive += [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
+            self.gelus |= {id(leaf) for leaf in tree_leaves(found)}
+        return found
