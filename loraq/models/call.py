@@ -77,6 +77,18 @@ def check_text(model: ModelConfig) -> None:
         )
 
 
+def embedding_names(model: ModelConfig) -> tuple[str, ...]:
+    """What `encode_prompt` returns and `__call__` takes, in order; () if the text is recorded."""
+    return find_family(model.family).EMBEDDINGS
+
+
+def encoded_settings(model: ModelConfig) -> dict[str, Any]:
+    """Steps, height and width, as far as the pipeline's `encode_prompt` takes them."""
+    found = {"num_inference_steps": model.steps, "height": model.height, "width": model.width}
+    encoding = inspect.signature(_pipeline(model).encode_prompt).parameters
+    return {name: value for name, value in found.items() if name in encoding}
+
+
 def text_arguments(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
     """The arguments with which the pipeline's call would encode prompts.
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
@@ -68,17 +65,15 @@ def fit_batch_size(overrides: Sequence[str], progress: bool = True) -> BatchSize
     with session.using(row):
         packed = None if row.recipe is None else quantize_row(session, row)
         prompts = [row.prompts[place % len(row.prompts)] for place in range(max(TRIALS))]
-        with tempfile.TemporaryDirectory() as folder:
-            encode = functools.partial(embeddings.encode_prompts, session.text_pipe(row), model)
-            embeddings.write_embeddings(encode, prompts, max(TRIALS), Path(folder))
-            del encode  # and with it the text encoder
-            text = embeddings.read_embeddings(Path(folder), 0, row.device)
+        encoder, text = session.text_pipe(row), {}
+        for size in TRIALS:
+            text[size] = embeddings.encode_batch(encoder, model, prompts[:size])
+        del encoder
         pipe, peaks = session.pipe(row, text=False), {}
         with applied(packed, pipe.transformer, row.config.compute):
             before, free = held_bytes(row.device), free_bytes(row.device)
             for size in TRIALS:
-                part = {name: tensor[:size] for name, tensor in text.items()}
                 with peak(row.device) as found:
-                    image_batch(pipe, model, prompts[:size], 0, embeddings=part)
+                    image_batch(pipe, model, prompts[:size], 0, embeddings=text[size])
                 peaks[size] = found.top - before
     return BatchSizeFit(peaks, free, largest_batch(peaks, free, len(row.prompts)))

@@ -28,10 +28,11 @@ from loraq.quantization.calibration import (
 )
 from loraq.quantization.grouping import make_units
 from loraq.runner import generate as generation
-from loraq.runner.embeddings import encode_batch
+from loraq.runner.embeddings import encode_batch, read_text, to_bytes
 from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
+from loraq.runner.text import Text
 from loraq.runner.trajectories import Forward, measure_sensitivity, record_forwards
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.files import replacing, write_json
@@ -66,27 +67,25 @@ def calibrate_row(session: Session, row: Row, stage: Stage) -> None:
 @contextlib.contextmanager
 def _pipe_and_embeddings(
     session: Session, row: Row, prompts: Sequence[Prompt], scratch: Path
-) -> Iterator[tuple[DiffusionPipeline, Callable[[int], dict[str, Tensor]]]]:
+) -> Iterator[tuple[DiffusionPipeline, Callable[[int], Text]]]:
     """The pipeline without its text encoder, and a function: batch number → its embeddings.
 
     All prompts are encoded first, so that text encoder and transformer are never in memory
     together. The embeddings are memory-mapped files in `scratch`, a new folder; the caller
     removes it.
     """
-    from safetensors.torch import load_file, save_file
-
     batches = generation.batches(prompts, row.config.generate.batch_size)
     text, files = session.text_pipe(row), []
     scratch.mkdir(parents=True)
     with session.timed("text encoder"):
         for number, batch in enumerate(session.each(batches, text="text", unit="batch")):
             files.append(scratch / f"{number:05d}.safetensors")
-            with replacing(files[-1]) as temporary:
-                save_file(encode_batch(text, row.config.model, batch), temporary)
+            found = encode_batch(text, row.config.model, batch)
+            files[-1].write_bytes(to_bytes(found, whole=True))
     del text
 
-    def embeddings(number: int) -> dict[str, Tensor]:
-        return {name: x.to(row.device) for name, x in load_file(files[number]).items()}
+    def embeddings(number: int) -> Text:
+        return read_text(files[number], row.device)
 
     pipe = session.pipe(row, text=False)
     with session.timed("model forward"):

@@ -2,9 +2,10 @@
 
     outputs/embeddings/<key>/00000.safetensors    one batch of prompts, as the pipeline returns it
 
-All rows of an experiment read these files, so the text encoder runs once per prompt. Tokens after
-the last unmasked one are not stored and are read as zeros: their attention weight is exactly zero,
-so the images are bit-identical.
+All rows of an experiment read these files, so the text encoder runs once per prompt. A family with
+`EMBEDDINGS` keeps these arguments of the pipeline's call; tokens after the last unmasked one are
+not stored and are read as zeros: their attention weight is exactly zero, so the images are
+bit-identical. Every other pipeline's text is recorded (`recording.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch.nn.functional import pad
 from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.models.call import text_arguments
+from loraq.models.call import embedding_names, text_arguments
 from loraq.runner import generate as generation
+from loraq.runner.recording import RECORDED, Recording, record
+from loraq.runner.text import Text
 from loraq.utils import batch_invariance
 from loraq.utils.parts import Claim, Part, alone, make_parts
 from loraq.utils.pieces import write_piece
@@ -31,29 +34,38 @@ from loraq.utils.pieces import write_piece
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-NAMES = (
-    "prompt_embeds",
-    "prompt_attention_mask",
-    "negative_prompt_embeds",
-    "negative_prompt_attention_mask",
-)
-"""What `encode_prompt` of every supported pipeline returns and `__call__` accepts, in order."""
 _LENGTH = "length"
 
 
-def encode_prompts(
-    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
-) -> dict[str, Tensor]:
-    """Embeddings [n, tokens, width] and masks [n, tokens] of prompts, independent of the batch."""
-    batch_limit = batch_invariance.batch_limit(len(prompts), pipe.text_encoder.device.type)
-    parts = [encode_batch(pipe, model, part) for part in generation.batches(prompts, batch_limit)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+def encode_prompts(pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]) -> Text:
+    """The text of prompts, independent of the batch: named embeddings [n, …], or a recording."""
+    size = batch_invariance.batch_limit(len(prompts), pipe.device.type)
+    return _encode(pipe, model, generation.batches(prompts, size))
 
 
-def encode_batch(
-    pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]
+def encode_batch(pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[Prompt]) -> Text:
+    """The text of the batch from one call of the pipeline's `encode_prompt`."""
+    return _encode(pipe, model, [prompts])
+
+
+def _encode(
+    pipe: DiffusionPipeline, model: ModelConfig, groups: Sequence[Sequence[Prompt]]
+) -> Text:
+    names = embedding_names(model)
+    if names:
+        parts = [_named(pipe, model, names, prompts) for prompts in groups]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def call(number: int) -> object:
+        return generation.call_pipeline(pipe, model, groups[number], 0, "latent")
+
+    return record(pipe, [len(prompts) for prompts in groups], call)
+
+
+def _named(
+    pipe: DiffusionPipeline, model: ModelConfig, names: Sequence[str], prompts: Sequence[Prompt]
 ) -> dict[str, Tensor]:
-    """Embeddings and masks of the batch from one call of the pipeline's `encode_prompt`."""
+    """What the pipeline's `encode_prompt` returns, by its names."""
     with torch.inference_mode():
         found = pipe.encode_prompt(
             [prompt.prompt for prompt in prompts],
@@ -61,12 +73,11 @@ def encode_batch(
             device=pipe.text_encoder.device,
             **text_arguments(pipe, model),
         )
-    pairs = zip(NAMES, found, strict=True)
-    return {name: tensor for name, tensor in pairs if tensor is not None}
+    return {name: tensor for name, tensor in zip(names, found, strict=True) if tensor is not None}
 
 
 def write_embeddings(
-    encode: Callable[[Sequence[Prompt]], dict[str, Tensor]],
+    encode: Callable[[Sequence[Prompt]], Text],
     prompts: Sequence[Prompt],
     size: int,
     folder: Path,
@@ -87,7 +98,7 @@ def write_embeddings(
     )
 
     def make(part: Part) -> Callable[[], object]:
-        data = _to_safetensors(encode(cut[part.number]))
+        data = to_bytes(encode(cut[part.number]))
         return functools.partial(write_piece, part.files[0], data)
 
     parts = [Part(number, path.stem, [path]) for number, path in enumerate(paths)]
@@ -105,19 +116,26 @@ def batch_file(number: int) -> str:
     return f"{number:05d}.safetensors"
 
 
-def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]:
-    """Embeddings of batch `number` from `encode_prompts`; masked tokens may be zeros.
+def read_embeddings(folder: Path, number: int, device: str) -> Text:
+    """The text of batch `number` from `encode_prompts`; masked tokens may be zeros.
 
     Raises LoraqError if the file is damaged (and an earlier version finished it all the same).
     """
+    return read_text(folder / batch_file(number), device)
+
+
+def read_text(path: Path, device: str) -> Text:
+    """The text in a file of `to_bytes`; LoraqError if it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    path = folder / batch_file(number)
     try:
         with safe_open(path, framework="pt") as stream:
-            lengths = json.loads(stream.metadata()[_LENGTH])
+            metadata = stream.metadata()
             held = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        if RECORDED in metadata:
+            return Recording.read(metadata[RECORDED], held)
+        lengths = json.loads(metadata[_LENGTH])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise LoraqError(f"'{path}' is damaged ({error}); delete it and run again.") from None
     for name, tensor in held.items():
         missing = lengths[name] - tensor.shape[1]
@@ -125,18 +143,17 @@ def read_embeddings(folder: Path, number: int, device: str) -> dict[str, Tensor]
     return held
 
 
-def _to_safetensors(tensors: dict[str, Tensor]) -> bytes:
-    """A safetensors file of the tokens up to the last one unmasked in any prompt of the batch."""
+def to_bytes(text: Text, whole: bool = False) -> bytes:
+    """A safetensors file; of named embeddings the tokens that some prompt shows, unless `whole`."""
     from safetensors.torch import save
 
+    if isinstance(text, Recording):
+        return text.to_bytes()
     kept = {}
-    for name in NAMES[::2]:
-        if name not in tensors:
-            continue
-        masked = f"{name.removesuffix('_embeds')}_attention_mask"
-        shown = tensors[masked] > 0
+    for name in text:
+        masked = f"{name.removesuffix('_attention_mask').removesuffix('_embeds')}_attention_mask"
+        shown = text[masked] > 0
         last = int(shown.any(0).nonzero().max()) + 1 if shown.any(1).all() else shown.shape[1]
-        for part in (name, masked):
-            kept[part] = tensors[part][:, :last].contiguous().cpu()
-    lengths = {name: tensors[name].shape[1] for name in kept}
+        kept[name] = text[name][:, : None if whole else last].contiguous().cpu()
+    lengths = {name: text[name].shape[1] for name in kept}
     return save(kept, metadata={_LENGTH: json.dumps(lengths)})

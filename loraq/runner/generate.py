@@ -20,6 +20,7 @@ from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.runner import overflow
+from loraq.runner.text import Text, answered, text_part
 from loraq.utils import batch_invariance
 from loraq.utils.memory import reused_heap
 from loraq.utils.parts import Claim, Part, alone, make_parts, unfinished
@@ -48,23 +49,42 @@ def image_batch(
     prompts: Sequence[Prompt],
     seed: int,
     output_type: OutputType = "pil",
-    embeddings: Mapping[str, torch.Tensor] | None = None,
+    embeddings: Text | None = None,
 ) -> Any:
     """The images of one batch from one call of the pipeline, in its `output_type`.
 
     LoraqError if the latents or the decoded images are not finite.
 
-    embeddings: of the prompts (`embeddings.encode_prompts`); without them the pipeline encodes.
+    embeddings: of the prompts (`embeddings.encode_batch`); without them the pipeline encodes.
     """
+
+    def run() -> Any:
+        return call_pipeline(pipe, model, prompts, seed, output_type, embeddings).images
+
+    with overflow.finite_images(pipe) as finite:
+        images = run()
+    if output_type == "latent":
+        finite.append(overflow.finite_rows(images))
+    overflow.check_finite(pipe, model, prompts, finite, run)
+    return images
+
+
+def call_pipeline(
+    pipe: DiffusionPipeline,
+    model: ModelConfig,
+    prompts: Sequence[Prompt],
+    seed: int,
+    output_type: OutputType,
+    embeddings: Text | None = None,
+) -> Any:
+    """The output of one call of the pipeline; `embeddings` as in `image_batch`."""
     import torch
 
     text: Mapping[str, Any] = {"prompt": [prompt.prompt for prompt in prompts]}
-    if embeddings is not None:
+    if isinstance(embeddings, Mapping):
         text = {"prompt": None, "negative_prompt": None, **embeddings}
     options = {name: value for name, value in model.call.items() if name not in text}
-
-    @torch.inference_mode()
-    def run() -> Any:
+    with torch.inference_mode(), answered(pipe, embeddings):
         return pipe(
             **text,
             num_inference_steps=model.steps,
@@ -75,14 +95,7 @@ def image_batch(
             generator=generators(prompts, seed),
             output_type=output_type,
             **options,
-        ).images
-
-    with overflow.finite_images(pipe) as finite:
-        images = run()
-    if output_type == "latent":
-        finite.append(overflow.finite_rows(images))
-    overflow.check_finite(pipe, model, prompts, finite, run)
-    return images
+        )
 
 
 def batch_images(
@@ -90,15 +103,15 @@ def batch_images(
     model: ModelConfig,
     prompts: Sequence[Prompt],
     seed: int,
-    embeddings: Mapping[str, torch.Tensor] | None = None,
+    embeddings: Text | None = None,
 ) -> list[Image]:
     """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
     size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
     images: list[Image] = []
     for start in range(0, len(prompts), size):
-        part = slice(start, start + size)
-        text = embeddings and {name: rows[part] for name, rows in embeddings.items()}
-        images += image_batch(pipe, model, prompts[part], seed, embeddings=text)
+        part = prompts[start : start + size]
+        text = embeddings and text_part(embeddings, start, len(part))
+        images += image_batch(pipe, model, part, seed, embeddings=text)
     return images
 
 
@@ -110,7 +123,7 @@ def generate_images(
     folder: Path,
     progress: str | None = "images",
     claim: Claim = alone,
-    embeddings: Callable[[int], Mapping[str, torch.Tensor]] | None = None,
+    embeddings: Callable[[int], Text] | None = None,
 ) -> list[Path]:
     """Write the images as NAME.png into the existing `folder`; paths in the order of the prompts.
 
@@ -154,7 +167,7 @@ def _generate_batch(
     model: ModelConfig,
     batch: Sequence[Prompt],
     seed: int,
-    embeddings: Mapping[str, torch.Tensor] | None,
+    embeddings: Text | None,
 ) -> list[Image]:
     images = batch_images(pipe, model, batch, seed, embeddings)
     if len(images) != len(batch):

@@ -17,6 +17,7 @@ from loraq.errors import LoraqError
 from loraq.layers.kernel_costs import read_costs
 from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_host, needs_real
+from loraq.models.call import embedding_names, encoded_settings
 from loraq.models.layers import find_family
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
@@ -30,6 +31,7 @@ from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
 EMBEDDINGS_VERSION = 1
+RECORDING_VERSION = 1
 DEFAULTS_VERSION = 1
 KERNELS_VERSION = 2
 BFLOAT16_VERSION = 1
@@ -136,13 +138,20 @@ def _text_defaults(model: ModelConfig) -> dict[str, int]:
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:
-    """Independent of steps and image size; guidance counts only as on or off."""
+    """Independent of steps and image size, unless a recorded `encode_prompt` takes them.
+
+    The guidance counts only as on or off for embeddings with names; what else a pipeline decides by
+    it, a recorded call does not say.
+    """
     settings = {
         **{name: value for name, value in sampler.items() if name != "model"},
         **{"dtype": model.dtype, "length": model.max_sequence_length, "call": model.call},
-        "negative": model.guidance > 1.0,
     }
-    return key("embeddings", EMBEDDINGS_VERSION, settings, prompts)
+    if embedding_names(model):
+        settings["negative"] = model.guidance > 1.0
+        return key("embeddings", EMBEDDINGS_VERSION, settings, prompts)
+    settings |= {"guidance": model.guidance, "encoded": encoded_settings(model)}
+    return key("recorded text", RECORDING_VERSION, settings, prompts)
 
 
 def _calibration_keys(

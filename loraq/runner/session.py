@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loraq.models.call import embedding_names
+from loraq.models.hollow import hollow_parts
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
@@ -60,12 +62,18 @@ class Session:
         return loaded[1]
 
     def text_pipe(self, row: Row) -> DiffusionPipeline:
-        """The row's pipeline without transformer and VAE; not kept unless loaded completely."""
+        """The row's pipeline to encode prompts; not kept unless loaded completely.
+
+        It has no transformer and VAE, or hollow ones if its own call is to be recorded.
+        """
         loaded = self._loaded
         if loaded is not None and loaded[0] == _identity(row) and loaded[1].text_encoder:
             return loaded[1]
+        model = row.config.model
         with self.timed("load the model"):
-            return self._load(row, IMAGE)
+            if embedding_names(model):
+                return self._load(row, IMAGE)
+            return load_pipeline(model, row.device, **hollow_parts(model, row.device))
 
     def _load(self, row: Row, without: Sequence[str]) -> DiffusionPipeline:
         """Load the pipeline; on a CPU, the transformer is memory-mapped if its dtype allows it."""

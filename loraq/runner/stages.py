@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraq.config import Recipe
 from loraq.data import Prompt
@@ -26,10 +26,8 @@ from loraq.runner import generate as generation
 from loraq.runner.calibrate import load_activations
 from loraq.runner.rows import Row, Stage
 from loraq.runner.session import Session
+from loraq.runner.text import Text
 from loraq.utils.parts import Claim
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def quantize_row(session: Session, row: Row) -> QuantizedModel:
@@ -123,7 +121,7 @@ def embed_row(session: Session, row: Row) -> Path:
     text_pipe = functools.cache(functools.partial(session.text_pipe, row))
     rates = []  # seconds per prompt, of the batches that this process makes
 
-    def encode(batch: Sequence[Prompt]) -> dict[str, Tensor]:
+    def encode(batch: Sequence[Prompt]) -> Text:
         pipe, started = text_pipe(), time.perf_counter()
         with session.timed("text encoder"):
             found = embeddings.encode_prompts(pipe, row.config.model, batch)

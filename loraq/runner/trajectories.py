@@ -9,7 +9,7 @@ step does not contain the accumulated errors of earlier steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from loraq.quantization.grouping import Unit
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import batches, image_batch
+from loraq.runner.text import Text
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -60,7 +61,7 @@ def record_forwards(
     seed: int,
     batch_size: int,
     every: int = 1,
-    embeddings: Callable[[int], Mapping[str, Tensor]] | None = None,
+    embeddings: Callable[[int], Text] | None = None,
 ) -> list[Forward]:
     """Run the 16-bit pipeline as generation does (up to the latents) and record its forwards.
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from loraq.models.families import MASKED_EMBEDDINGS
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -20,6 +22,7 @@ TRANSFORMERS = ("PixArtTransformer2DModel",)
 SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 TEXT_DEFAULTS = ("clean_caption",)
+EMBEDDINGS = MASKED_EMBEDDINGS
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:

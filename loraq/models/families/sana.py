@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from loraq.models.families import MASKED_EMBEDDINGS
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -19,6 +21,7 @@ TRANSFORMERS = ("SanaTransformer2DModel",)
 SIZE_MULTIPLE = 32  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 TEXT_DEFAULTS = ("complex_human_instruction",)
+EMBEDDINGS = MASKED_EMBEDDINGS
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:

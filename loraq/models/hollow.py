@@ -1,0 +1,49 @@
+"""Networks of a pipeline that are not run: they have their configuration, and no tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraq.config import ModelConfig
+from loraq.models.denoisers import denoiser_names
+from loraq.models.files import components, read_json
+from loraq.models.networks import network_class
+from loraq.models.source import resolve_folder
+
+if TYPE_CHECKING:
+    import torch
+
+
+DECODERS = ("vae", "vocoder")
+"""Parts of the names of components that make images, videos or sound of latents."""
+
+
+def hollow_parts(model: ModelConfig, device: str) -> dict[str, Any]:
+    """Denoisers and decoders of the pipeline for a call that ends before they run, by name."""
+    import torch
+
+    folder = resolve_folder(model)
+    listed = components(folder)
+    names = {*denoiser_names(listed), *(n for n in listed if any(word in n for word in DECODERS))}
+    place, dtype = torch.device(device), getattr(torch, model.dtype)
+    return {name: _hollow(folder / name, *listed[name], place, dtype) for name in names}
+
+
+def _hollow(part: Path, library: str, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A network of diffusers from its `config.json`, without any tensor.
+
+    A pipeline reads its settings and, as of a loaded one, its device and dtype.
+    """
+    from accelerate import init_empty_weights
+
+    values = read_json(part / "config.json")
+    kind: Any = network_class(library, name, values)
+    own = {"device": property(lambda _: device), "dtype": property(lambda _: dtype)}
+    empty: Any = type(kind.__name__, (kind,), own)
+    with init_empty_weights(include_buffers=True):
+        made = empty.from_config({k: v for k, v in values.items() if k != "quantization_config"})
+    for module in made.modules():
+        module._parameters.clear()
+        module._buffers.clear()
+    return made.eval()
