@@ -33,8 +33,8 @@ def made(pipe: Any, name: str, prompts: list[str], **settings: Any) -> Any:
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
     call = {"num_inference_steps": own.STEPS, **own.CALL, **settings}
     pipe.set_progress_bar_config(disable=True)
-    with torch.inference_mode():
-        found = pipe(prompt=prompts, generator=generators, output_type=output, **call)
+    with torch.inference_mode():  # Z-Image changes the list of prompts
+        found = pipe(prompt=[*prompts], generator=generators, output_type=output, **call)
     return found[0]
 
 
