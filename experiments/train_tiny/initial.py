@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 BRANCH, OUTPUT, TIME = 0.01, 0.002, 0.005  # standard deviations
+LOG_VARIANCE = -6.0
 
 
 def start_small(module: nn.Module, std: float) -> None:
@@ -37,3 +41,23 @@ def start_ends(time: nn.Module, output: nn.Module) -> None:
     start_small(time, TIME)
     output.weight.zero_()
     output.bias.zero_()
+
+
+@torch.no_grad()
+def start_autoencoder(vae: AutoencoderKL) -> None:
+    """Initialise an `AutoencoderKL` so that colours pass through it from the first step.
+
+    PyTorch's convolutions shrink their input's variance to a third, and a latent starts as noise of
+    variance 1: the rarer hues then never enter the latent, however long the training. Here a
+    convolution keeps the variance, the residual branches start at zero, and so does the noise.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+    noise = vae.quant_conv.out_channels // 2  # the second half is the logarithm of the variance
+    vae.quant_conv.weight[noise:] *= 0.01
+    vae.quant_conv.bias[noise:] = LOG_VARIANCE

@@ -12,7 +12,7 @@ from .common import components as components
 from .common import conditions as conditions
 from .common import pack as pack
 from .common import scheduler as scheduler
-from .initial import start_block, start_ends
+from .initial import start_autoencoder, start_block, start_ends
 from .settings import Settings
 
 PIPELINE = PixArtSigmaPipeline
@@ -47,17 +47,19 @@ def encoder(settings: Settings) -> T5EncoderModel:
 def autoencoder(settings: Settings) -> AutoencoderKL:
     """Return an untrained autoencoder of stride 8."""
     torch.manual_seed(settings.seed)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=settings.vae_channels,
         layers_per_block=1,
         latent_channels=settings.latent_channels,
-        norm_num_groups=8,
+        norm_num_groups=2,
         mid_block_add_attention=False,
         sample_size=settings.image_size,
         scaling_factor=1.0,
     )
+    start_autoencoder(vae)
+    return vae
 
 
 def encode(vae: AutoencoderKL, x: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ from .settings import DATA, OUTPUTS, SETTINGS
 
 CHECKPOINT = OUTPUTS / "vae.pt"
 CROP = 64
+COLOUR_BLOCK = 8
+"""Side in pixels of the blocks whose mean colours are compared."""
 
 
 def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
@@ -41,9 +43,14 @@ def batch(images: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tens
 
 
 def losses(vae: torch.nn.Module, metric: torch.nn.Module, x: torch.Tensor) -> dict:
-    """Return L1, LPIPS and the penalty on the latent (a KL divergence, or its mean square)."""
+    """Return L1, LPIPS, the error of the local colours and the penalty on the latent.
+
+    L1 alone prefers the most frequent hue; the square of the colours' errors weighs a wrong one.
+    """
     y, penalty = model.networks().reconstruct(vae, x)
-    return {"l1": (y - x).abs().mean(), "lpips": metric(x, y).mean(), "penalty": penalty}
+    colour = F.avg_pool2d(y - x, COLOUR_BLOCK).square().mean()
+    l1, lpips = (y - x).abs().mean(), metric(x, y).mean()
+    return {"l1": l1, "lpips": lpips, "colour": colour, "penalty": penalty}
 
 
 def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, peak: float) -> None:
@@ -77,7 +84,7 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
             group["lr"] = rate
         x = exchange.slice(batch(images, size, rng)).to(where, memory_format=torch.channels_last)
         parts = losses(vae, metric, x)
-        loss = parts["l1"] + 0.5 * parts["lpips"] + 2e-4 * parts["penalty"]
+        loss = parts["l1"] + 0.5 * parts["lpips"] + 4 * parts["colour"] + 2e-4 * parts["penalty"]
         optimiser.zero_grad()
         loss.backward()
         stamp = time.time()
