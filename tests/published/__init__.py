@@ -7,6 +7,7 @@ the configurations and the published number of parameters come from.
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def source(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / name / "source.json").read_text())
 
 
+@cache
 def denoisers(name: str) -> dict[str, Any]:
     """The denoisers of a model by component, on the meta device."""
     import diffusers

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from loraq.models.discovery.arguments import InputShape
@@ -96,11 +97,9 @@ class _Class:
 
 @functools.lru_cache(maxsize=32)
 def _of_class(asked: _Class, family: Family) -> Structure:
-    from accelerate import init_empty_weights
-
     found = trace(asked.kind, asked.config, family, InputShape())
     kind: Any = asked.kind
-    with init_empty_weights():
+    with torch.device("meta"):
         network = kind.from_config(asked.config)
     return _structure(network, family, found)
 
