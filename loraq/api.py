@@ -14,8 +14,9 @@ from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.models.call import check_call
 from loraq.models.denoisers import dtype_of
+from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite, check_pipeline
-from loraq.models.layers import Layer, family_of, list_layers, recipe_for
+from loraq.models.layers import Layer, family_of, list_layers
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.model import QuantizedModel

@@ -18,7 +18,8 @@ from loraq.config.convert import from_plain
 from loraq.config.overrides import override_key, parse_overrides
 from loraq.errors import LoraqError, unknown
 from loraq.metrics.registry import find_metric
-from loraq.models.layers import recipe_for
+from loraq.models.defaults import with_defaults
+from loraq.models.family import recipe_for
 from loraq.utils.assets import CONF
 from loraq.utils.texts import list_of_texts
 from loraq.utils.user_module import is_user_file, user_file_label
@@ -46,7 +47,8 @@ def load_rows(
 ) -> list[Config]:
     """The rows of a command in order, including the 16-bit reference.
 
-    of_model: replace what recipes leave to the model: `skip=None`, `sixteen_bit=model`.
+    of_model: fill what is left to the model: its own settings that are null, and in recipes
+        `skip=None`, `sixteen_bit=model`.
     composer: shared by many calls, so that each file is read once.
     LoraqError for an invalid override.
     """
@@ -72,6 +74,7 @@ def recipe(method: str, *overrides: str) -> Recipe:
 
 
 def _with_model(row: Config) -> Config:
+    row = replace(row, model=with_defaults(row.model))
     if row.quant is None:
         return row
     return replace(row, quant=recipe_for(row.quant, row.model.family, row.model.dtype))

@@ -22,8 +22,9 @@ from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.models.denoisers import dtype_of
+from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite
-from loraq.models.layers import family_of, list_layers, recipe_for
+from loraq.models.layers import family_of, list_layers
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 from loraq.quantization.diffusers_packed import (
     PackedQuantizer,

@@ -26,18 +26,20 @@ class ModelConfig(Checked):
     domain: what the model draws, such as `photographs`. It is not measured against prompts, real
         images or networks that say another domain; None: any.
     Settings that depend on the model have no default: size, sampler settings, length of prompts.
+    Those that are None, and a name or family `auto`, are read from the model's files when a run is
+    composed (`loraq/models/defaults.py`); what is None then, the pipeline has no argument for.
     """
 
     name: str = setting(MISSING, names="label")
-    family: str
+    family: str = "auto"
     path: str | None = None
     hub_id: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    height: int = setting(MISSING, at_least=8, at_most=16_384)
-    width: int = setting(MISSING, at_least=8, at_most=16_384)
-    steps: int = setting(MISSING, at_least=1, at_most=1_000)
-    guidance: float = setting(MISSING, at_least=0, at_most=1_000)
-    max_sequence_length: int = setting(MISSING, at_least=1, at_most=8_192)
+    height: int | None = setting(MISSING, at_least=8, at_most=16_384)
+    width: int | None = setting(MISSING, at_least=8, at_most=16_384)
+    steps: int | None = setting(MISSING, at_least=1, at_most=1_000)
+    guidance: float | None = setting(MISSING, at_least=0, at_most=1_000)
+    max_sequence_length: int | None = setting(MISSING, at_least=1, at_most=8_192)
     call: dict[str, Any] = field(default_factory=dict)
     variant: str | None = setting(None, since="0.2")
     domain: str | None = setting(None, since="0.2")
@@ -56,6 +58,22 @@ class ModelConfig(Checked):
                 f"revision={self.revision} has no effect with path={self.path}, only with hub_id. "
                 "Set model.revision=null."
             )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the guidance asks for a second forward on an empty or negative prompt."""
+        return self.guidance is not None and self.guidance > 1
+
+    @property
+    def step_count(self) -> int:
+        """The denoising steps, once they are filled in."""
+        assert self.steps is not None
+        return self.steps
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels; None if the pipeline has no such arguments (audio)."""
+        return None if self.height is None or self.width is None else (self.height, self.width)
 
 
 @dataclass(frozen=True, repr=False)

@@ -106,7 +106,8 @@ def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
     tokenizer = _tokenizer(resolve_folder(model) / "tokenizer")
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(len(tokenizer)) if i not in special]
-    longest = max(1, min(LONGEST_RANDOM, model.max_sequence_length) - 2)  # BOS, EOS
+    limit = model.max_sequence_length or LONGEST_RANDOM
+    longest = max(1, min(LONGEST_RANDOM, limit) - 2)  # BOS, EOS
     found = []
     for number in range(count):
         draw = random.Random(f"{seed}/{number}")

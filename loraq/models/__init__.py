@@ -4,7 +4,8 @@
 metrics, quantization and above; imports config and below.
 """
 
-from loraq.models.layers import Layer, family_names, list_layers
+from loraq.models.family import family_names
+from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import load_pipeline
 from loraq.models.source import resolve_folder, weights_hash
 

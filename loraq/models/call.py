@@ -9,16 +9,18 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
-from loraq.models.layers import find_family
-from loraq.models.networks import quiet_diffusers
 
+SETTINGS = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "height": "height",
+    "width": "width",
+    "max_sequence_length": "max_sequence_length",
+}
+"""Arguments of the pipeline's `__call__` → the settings of a model that hold them."""
 RESERVED = {
     "prompt": "prompts are set with data=…",
-    "num_inference_steps": "set model.steps",
-    "guidance_scale": "set model.guidance",
-    "height": "set model.height",
-    "width": "set model.width",
-    "max_sequence_length": "set model.max_sequence_length",
+    **{argument: f"set model.{name}" for argument, name in SETTINGS.items()},
     "generator": "every image has its own seed (generate.seed)",
     "output_type": "images are saved as PNG",
 }
@@ -27,14 +29,38 @@ CLEANERS = {"bs4": "beautifulsoup4", "ftfy": "ftfy"}
 """Modules with which diffusers cleans captions → the packages that hold them."""
 
 
-def check_model_call(model: ModelConfig) -> None:
-    """LoraqError for an argument in `model.call` that is unknown, unused or set by the run."""
+def sampling_arguments(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
+    """The arguments of the pipeline's call for steps, guidance and size, those that it has."""
+    known = inspect.signature(pipeline.__call__).parameters
+    given = {argument: getattr(model, name) for argument, name in SETTINGS.items()}
+    return {name: value for name, value in given.items() if name in known and value is not None}
+
+
+def check_model_call(pipeline: Any, model: ModelConfig) -> None:
+    """LoraqError for a setting or an argument in `model.call` that the pipeline does not have.
+
+    pipeline: its class. Also for an argument that has no effect or is set by the run.
+    """
+    known = inspect.signature(pipeline.__call__).parameters
+    if "prompt" not in known:
+        raise LoraqError(
+            f"A {pipeline.__name__} takes no prompt, and LoRaQ generates from prompts. Use a model "
+            "that draws from a text, or quantise it in Python: loraq.quantize(pipe)."
+        )
+    for argument, name in SETTINGS.items():
+        if argument not in known and getattr(model, name) is not None:
+            raise LoraqError(
+                f"model.{name}={getattr(model, name)}: the call of {pipeline.__name__} has no "
+                f"{argument}. Set model.{name}=null."
+            )
     if not model.call:
         return
-    check_call(_pipeline(model).__call__, model.call, RESERVED, "model.call")
-    if model.call.get("negative_prompt") and model.guidance <= 1:
+    check_call(pipeline.__call__, model.call, RESERVED, "model.call")
+    own_guidance = "guidance_scale" in known and "true_cfg_scale" not in known
+    given = model.guidance if own_guidance else None
+    if model.call.get("negative_prompt") and given is not None and not model.guided:
         raise LoraqError(
-            f"model.call.negative_prompt has no effect with model.guidance={model.guidance:g}; "
+            f"model.call.negative_prompt has no effect with model.guidance={given:g}; "
             "it needs a guidance above 1. Raise it, or leave the negative prompt out."
         )
 
@@ -60,12 +86,14 @@ def check_call(
             raise LoraqError(f"{key}: {unknown(f'argument of {owner}', name, known)}")
 
 
-def check_text(model: ModelConfig) -> None:
+def check_text(pipeline: Any, model: ModelConfig) -> None:
     """LoraqError if captions are to be cleaned and a package for it is not installed.
 
     diffusers then logs a message and leaves them as they are.
     """
-    if not text_arguments(_pipeline(model), model).get("clean_caption"):
+    if not hasattr(pipeline, "encode_prompt"):
+        return
+    if not text_arguments(pipeline, model).get("clean_caption"):
         return
     missing = [name for module, name in CLEANERS.items() if not importlib.util.find_spec(module)]
     if missing:
@@ -104,7 +132,3 @@ def text_arguments(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
     }
     own = {name: value for name, value in model.call.items() if name in encoding}
     return {**defaults, **own, "max_sequence_length": model.max_sequence_length}
-
-
-def _pipeline(model: ModelConfig) -> Any:
-    return getattr(quiet_diffusers(), find_family(model.family).PIPELINES[0])

@@ -8,13 +8,18 @@ networks on the meta device, before any weight is read.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
+from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
+from loraq.models.denoisers import denoiser_names
+from loraq.models.family import find_family
 from loraq.models.files import (
     Header,
     components,
@@ -27,8 +32,7 @@ from loraq.models.files import (
     weight_files,
 )
 from loraq.models.hub import listed_problems
-from loraq.models.layers import find_family
-from loraq.models.networks import compare_with_files, network_class, quiet_diffusers
+from loraq.models.networks import compare_with_files, network_class, pipeline_class
 from loraq.models.parts import check_parts
 from loraq.models.source import resolve_folder
 
@@ -41,18 +45,16 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
 
     Reads no weights: only JSON files and the headers of safetensors files.
     """
-    folder = resolve_folder(model)
-    table, named = find_family(model.family), read_json(folder / "model_index.json")
-    if named.get("_class_name") != table.PIPELINES[0]:
+    folder, table = resolve_folder(model), find_family(model.family)
+    pipeline = pipeline_class(folder)
+    if table.PIPELINES and pipeline.__name__ not in table.PIPELINES:
         raise LoraqError(
-            f"'{folder}' is a {named.get('_class_name')}; family '{model.family}' loads "
-            f"{table.PIPELINES[0]}. Set model.family to the model's family, or model.path to "
-            "another folder."
+            f"'{folder}' is a {pipeline.__name__}; family '{model.family}' loads "
+            f"{' or '.join(table.PIPELINES)}. Set model.family to the model's family (auto finds "
+            "it), or model.path to another folder."
         )
     listed = components(folder)
-    for name in ("text_encoder", "transformer", "vae"):
-        if name not in listed:
-            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
+    _check_listed(folder, pipeline, listed)
     if problems := file_problems(folder, model.variant, only):
         raise LoraqError(
             f"'{folder}' is incomplete: {listed_problems(problems)}\n  {_REMEDY} Pickled weights "
@@ -61,27 +63,54 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
     if only is None:
         check_parts(folder)
         _check_widths(folder)
-    wanted = typing.get_type_hints(getattr(quiet_diffusers(), table.PIPELINES[0]).__init__)
+    hints = typing.get_type_hints(pipeline.__init__)
     for name, (library, class_name) in listed.items():
-        if has_weights(name) and name in wanted and (only is None or name in only):
+        if has_weights(class_name) and name in hints and (only is None or name in only):
             config = read_json(folder / name / "config.json")
-            if not issubclass(network_class(library, class_name, config), wanted[name]):
+            wanted = [kind for kind in _options(hints[name]) if isinstance(kind, type)]
+            # annotations of other pipelines are not all right
+            network = network_class(library, class_name, config)
+            if table.PIPELINES and wanted and not issubclass(network, (*wanted,)):
+                names = " or ".join(kind.__name__ for kind in wanted if kind is not NoneType)
                 raise LoraqError(
                     f"'{folder}/model_index.json' names {class_name} as {name}; a "
-                    f"{table.PIPELINES[0]} has {wanted[name].__name__}. Restore that file, or set "
-                    "model.path to a model of this family."
+                    f"{pipeline.__name__} has {names}. Restore that file, or set model.path to a "
+                    "model of this family."
                 )
             check_network(folder / name, library, class_name, model.variant)
 
 
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The classes of an annotation: both of `A | B`."""
+    return typing.get_args(hint) or (hint,)
+
+
+def _check_listed(folder: Path, pipeline: Any, listed: Mapping[str, tuple[str, str]]) -> None:
+    """LoraqError without a denoiser, or without a component that the pipeline needs."""
+    parameters = inspect.signature(pipeline.__init__).parameters
+    if not denoiser_names(parameters):
+        kind = "a UNet" if any("unet" in name for name in parameters) else "other networks"
+        raise LoraqError(
+            f"'{folder}' is a {pipeline.__name__}, which denoises with {kind}. LoRaQ quantises the "
+            "linear layers of diffusion transformers: use a model whose pipeline has a transformer."
+        )
+    for name, parameter in parameters.items():
+        optional = name in pipeline._optional_components or parameter.default is not parameter.empty
+        if name != "self" and not optional and name not in listed:
+            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
+
+
 def _check_widths(folder: Path) -> None:
-    """LoraqError if the transformer does not fit the text encoder or the VAE beside it."""
-    transformer = read_json(folder / "transformer" / "config.json")
+    """LoraqError if a transformer with one text encoder does not fit it, or the VAE beside it."""
+    listed = components(folder)
+    transformer = read_json(folder / denoiser_names(listed)[0] / "config.json")
+    if not isinstance(transformer.get("caption_channels"), int):
+        return
     for part, names, reads in (
         ("text_encoder", ("d_model", "hidden_size"), "caption_channels"),
         ("vae", ("latent_channels",), "in_channels"),
     ):
-        values = read_json(folder / part / "config.json")
+        values = read_json(folder / part / "config.json") if part in listed else {}
         for name in names:
             if name in values and values[name] != transformer.get(reads, values[name]):
                 raise LoraqError(

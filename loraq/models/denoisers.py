@@ -17,6 +17,8 @@ from torch import nn
 
 from loraq.errors import LoraqError
 
+TRANSFORMER = "transformer"
+"""The component of a pipeline with one denoiser."""
 _DENOISER = re.compile(r"(.+_)?transformer(_.+)?")
 
 
@@ -47,17 +49,24 @@ def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:
 def denoiser_of(pipe: Any) -> nn.Module:
     """The transformer of a loaded pipeline, or `Experts` of several; LoraqError without one."""
     held = {name: getattr(pipe, name, None) for name in denoiser_names(pipe.components)}
-    return gathered({name: net for name, net in held.items() if isinstance(net, nn.Module)}, pipe)
+    return gathered(
+        {name: net for name, net in held.items() if isinstance(net, nn.Module)}, type(pipe).__name__
+    )
 
 
-def gathered(denoisers: Mapping[str, nn.Module], owner: Any) -> nn.Module:
-    """One transformer as it is, several as `Experts`; LoraqError for none, naming `owner`'s class.
+def device_of(pipe: Any) -> str:
+    """The kind of device of a loaded pipeline's denoiser, "cpu" or "cuda"."""
+    return next(denoiser_of(pipe).parameters()).device.type
+
+
+def gathered(denoisers: Mapping[str, nn.Module], owner: str) -> nn.Module:
+    """One transformer as it is, several as `Experts`; LoraqError for none of `owner`.
 
     denoisers: by the names of their components.
     """
     if not denoisers:
         raise LoraqError(
-            f"{type(owner).__name__} has no transformer. LoRaQ quantises diffusion transformers: "
+            f"{owner} has no transformer. LoRaQ quantises diffusion transformers: "
             "load a pipeline that has one, with all of its components."
         )
     return next(iter(denoisers.values())) if len(denoisers) == 1 else Experts(dict(denoisers))
@@ -66,6 +75,25 @@ def gathered(denoisers: Mapping[str, nn.Module], owner: Any) -> nn.Module:
 def parts(denoiser: nn.Module) -> dict[str, nn.Module]:
     """The transformers by the prefix of their layers' names, without the dot; "" for one alone."""
     return dict(denoiser.items()) if isinstance(denoiser, Experts) else {"": denoiser}
+
+
+def step_of(pipe: Any, call: int) -> int:
+    """The denoising step, from 0, in which the denoiser is called for the time `call`, from 0.
+
+    The pipeline's scheduler counts them, since a step may take several calls; without a count
+    there, each call is a step.
+    """
+    scheduler: Any = getattr(pipe, "scheduler", None)
+    if hasattr(scheduler, "step_index"):
+        return scheduler.step_index or 0  # None before the first step
+    return call
+
+
+def same_parts(one: nn.Module, other: nn.Module | None) -> bool:
+    """Whether both are the same transformers, also as two `Experts` over them."""
+    if other is None:
+        return False
+    return [*map(id, parts(one).values())] == [*map(id, parts(other).values())]
 
 
 def joined(part: str, name: str) -> str:

@@ -16,14 +16,11 @@ from loraq.errors import LoraqError
 
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Library → the name of a component's weight file without its ending."""
-_CONFIGS = {
-    "text_encoder": "config.json",
-    "transformer": "config.json",
-    "vae": "config.json",
-    "scheduler": "scheduler_config.json",
-    "tokenizer": "tokenizer_config.json",
-}
-SMALL = (".json", ".model", ".txt")
+_WITHOUT_WEIGHTS = re.compile(
+    r"(Scheduler|(?<!Audio)Tokenizer(Fast)?|TokenizersBackend|Processor(Fast)?|Extractor|Guidance)$"
+)
+_CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+SMALL = (".json", ".model", ".txt", ".jinja")
 """Endings of configurations and vocabularies."""
 WEIGHTS = ".safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -58,9 +55,9 @@ def components(folder: Path) -> dict[str, tuple[str, str]]:
     return {name: pair for name, pair in pairs.items() if len(pair) == 2 and all(pair)}
 
 
-def has_weights(component: str) -> bool:
-    """Whether a component of a pipeline is a network, by its name."""
-    return component.startswith(("text_encoder", "transformer", "vae"))
+def has_weights(class_name: str) -> bool:
+    """Whether a component of this class is a network: no scheduler, tokenizer or processor."""
+    return _WITHOUT_WEIGHTS.search(class_name) is None
 
 
 def is_small(name: str) -> bool:
@@ -181,9 +178,9 @@ def file_problems(
     if problem := file_problem(folder / "model_index.json"):
         return {"model_index.json": problem}
     found = {}
-    for name, (library, _) in components(folder).items():
+    for name, (library, class_name) in components(folder).items():
         if only is None or name in only:
-            for path in _component_files(folder, name, library, variant):
+            for path in _component_files(folder, name, library, class_name, variant):
                 if problem := file_problem(path):
                     if not os.path.lexists(path) and path.suffix == WEIGHTS:
                         problem = absent_weights(path.name, _names(path.parent))
@@ -191,15 +188,19 @@ def file_problems(
     return found
 
 
-def _component_files(folder: Path, name: str, library: str, variant: str | None) -> Iterator[Path]:
+def _component_files(
+    folder: Path, name: str, library: str, class_name: str, variant: str | None
+) -> Iterator[Path]:
     """Files of a component: those that must be there, and all others that are not weights."""
     part = folder / name
     there = sorted(part.iterdir()) if part.is_dir() else []
     yield from (path for path in there if is_small(path.name))
-    for start, config in _CONFIGS.items():
+    network = has_weights(class_name)
+    configs = {"": "config.json"} if network else _CONFIGS
+    for start, config in configs.items():
         if name.startswith(start) and not os.path.lexists(part / config):
             yield part / config
-    if has_weights(name):
+    if network:
         yield from weight_files(part, library, variant)
     elif name.startswith("tokenizer") and all(path.name in _NO_VOCABULARY for path in there):
         yield part / "tokenizer.json"

@@ -24,15 +24,18 @@ from loraq.models.files import (
     file_problem,
     file_problems,
     has_weights,
+    is_small,
     used_files,
     weight_files,
 )
+from loraq.models.networks import pipeline_class
 from loraq.models.parts import check_parts
 from loraq.utils.assets import offline
 from loraq.utils.download import check_space
 from loraq.utils.texts import first_line
 
 log = logging.getLogger(__name__)
+_SMALL_PATTERNS = [f"*{ending}" for ending in SMALL]
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,32 @@ def hub_folder(model: ModelConfig) -> Path:
     return folder
 
 
+def config_folder(model: ModelConfig) -> Path:
+    """The snapshot of a hub model with at least its configurations, which are fetched if missing.
+
+    LoraqError for every fault of the network.
+    """
+    folder, problems = _cached(model)
+    if folder is not None and not any(is_small(name) for name in problems):
+        return folder
+    _require_network(model, folder, problems)
+    from huggingface_hub import snapshot_download
+
+    log.info("%s: reading its configurations and vocabularies from the hub …", model.hub_id)
+    with _reporting(model, folder, problems):
+        commit = model.revision if folder is None else folder.name
+        return _snapshot(snapshot_download, model, commit, _SMALL_PATTERNS)
+
+
+def _require_network(model: ModelConfig, folder: Path | None, problems: Mapping[str, str]) -> None:
+    """LoraqError with the remedy if the environment forbids what has to be fetched."""
+    if offline():
+        raise LoraqError(
+            f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the environment is set "
+            f"to offline (HF_HUB_OFFLINE).\n{_remedy(model, folder, problems)}"
+        )
+
+
 def planned_fetch(model: ModelConfig) -> Fetch | None:
     """The weights that `hub_folder` would download; None if all files are in the cache.
 
@@ -108,23 +137,19 @@ def planned_fetch(model: ModelConfig) -> Fetch | None:
     folder, problems = _cached(model)
     if folder is not None and not problems:
         return None
-    if offline():
-        raise LoraqError(
-            f"model.hub_id={model.hub_id}: {_state(folder, problems)}, and the environment is set "
-            f"to offline (HF_HUB_OFFLINE).\n{_remedy(model, folder, problems)}"
-        )
+    _require_network(model, folder, problems)
     from huggingface_hub import HfApi, snapshot_download
 
-    check_model_call(model)
-    check_text(model)
     commit = None if folder is None else folder.name  # of the snapshot to complete
     with _reporting(model, folder, problems):
         about = HfApi().model_info(
             model.hub_id, revision=commit or model.revision, files_metadata=True, timeout=10
         )
         sizes = {entry.rfilename: entry.size for entry in about.siblings or ()}
-        small = [f"*{ending}" for ending in SMALL]
-        folder = _snapshot(snapshot_download, model, commit or model.revision, small)
+        folder = _snapshot(snapshot_download, model, commit or model.revision, _SMALL_PATTERNS)
+    pipeline = pipeline_class(folder)
+    check_model_call(pipeline, model)
+    check_text(pipeline, model)
     check_parts(folder)
     wanted = _weights(folder, model, sizes)
     return Fetch(str(model.hub_id), folder, {n: sizes[n] for n in wanted}) if wanted else None
@@ -156,10 +181,10 @@ def _weights(folder: Path, model: ModelConfig, listed: Mapping[str, Any]) -> lis
     parts = components(folder)
     used_files(listed, parts, model.variant)  # that the repository has the variant
     wanted = []
-    for name, (library, _) in parts.items():
+    for name, (library, class_name) in parts.items():
         names = [path.removeprefix(f"{name}/") for path in listed if path.startswith(f"{name}/")]
         for path in weight_files(folder / name, library, model.variant, names):
-            if not has_weights(name) or file_problem(path) is None:
+            if not has_weights(class_name) or file_problem(path) is None:
                 continue
             if path.name not in names:
                 raise LoraqError(

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
-from loraq.models.files import components, read_json
+from loraq.models.denoisers import denoiser_names, gathered
+from loraq.models.family import find_family
+from loraq.models.files import components, has_weights, read_json
 from loraq.models.finite import check_pipeline
-from loraq.models.layers import find_family
-from loraq.models.networks import quiet_diffusers
-from loraq.models.source import resolve_folder
+from loraq.models.networks import network_class
+from loraq.models.skeleton import frame_step, is_decoder, is_text, size_step, skeleton
+from loraq.models.source import config_folder, pipeline_of, resolve_folder
 from loraq.utils.texts import first_line
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def load_pipeline(
@@ -30,12 +35,11 @@ def load_pipeline(
     """
     import torch
 
-    folder, table = resolve_folder(model), find_family(model.family)
+    folder, pipeline = resolve_folder(model), pipeline_of(model)
     check_contents(model, components(folder).keys() - {*without})
-    pipeline = getattr(quiet_diffusers(), table.PIPELINES[0])
-    check_model_call(model)
-    if "text_encoder" not in without:
-        check_text(model)
+    check_model_call(pipeline, model)
+    if not {*text_parts(model)} & {*without}:
+        check_text(pipeline, model)
     try:
         pipe = pipeline.from_pretrained(
             str(folder),
@@ -50,82 +54,106 @@ def load_pipeline(
     except Exception as error:
         reason = first_line(error)
         raise LoraqError(
-            f"'{folder}' does not load as {table.PIPELINES[0]}: {reason[:300]}\n"
+            f"'{folder}' does not load as {pipeline.__name__}: {reason[:300]}\n"
             "  Restore the folder, or set model.path to a complete one."
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    if pipe.vae is not None:
-        pipe.vae.enable_slicing()  # one image at a time: independent of its batch
+    vae: Any = getattr(pipe, "vae", None)
+    if hasattr(vae, "enable_slicing"):
+        vae.enable_slicing()  # one image at a time: independent of its batch
     pipe.to(device)
     check_pipeline(pipe)
     return pipe
 
 
+def text_parts(model: ModelConfig) -> tuple[str, ...]:
+    """The networks of the model's pipeline that read prompts."""
+    listed = components(config_folder(model)).items()
+    return tuple(n for n, (_, class_name) in listed if is_text(n) and has_weights(class_name))
+
+
+def image_parts(model: ModelConfig) -> tuple[str, ...]:
+    """The denoisers and autoencoders of the model's pipeline, without which it encodes prompts."""
+    names = components(config_folder(model))
+    decoders = (name for name in names if is_decoder(name))
+    return (*denoiser_names(names), *decoders)
+
+
 def check_size(model: ModelConfig) -> None:
-    """LoraqError for a height or width that the pipeline, its decoder or its patches cannot make.
+    """LoraqError for a size that the pipeline, its decoder or its patches cannot make.
 
     With resolution binning, the pipeline itself chooses a size and resizes the images.
     """
-    if model.call.get("use_resolution_binning", True):
+    folder, known = config_folder(model), inspect.signature(pipeline_of(model).__call__).parameters
+    binning = "use_resolution_binning"
+    if model.call.get(binning, binning in known and known[binning].default):
         return
-    file = resolve_folder(model) / "transformer" / "config.json"
-    patch = read_json(file).get("patch_size")
-    if not isinstance(patch, int):
-        raise _unusable(file, "patch_size")
-    step = latent_scale(model) * patch
-    step = math.lcm(step, find_family(model.family).SIZE_MULTIPLE)
-    for name in ("height", "width"):
-        if (size := getattr(model, name)) % step:
+    if model.size is None or (pipe := skeleton(folder)) is None:
+        return
+    step = math.lcm(size_step(pipe), find_family(model.family).SIZE_MULTIPLE)
+    for name, size in zip(("height", "width"), model.size, strict=True):
+        if size % step:
             near = max(step, round(size / step) * step)
             raise LoraqError(
                 f"model.{name}={size} is no multiple of {step}, the pixels of a patch of this "
                 f"model. Set model.{name}={near}, for example."
             )
+    frames = model.call.get("num_frames")
+    if (each := frame_step(pipe)) is None or frames is None or "num_frames" not in known:
+        return
+    usual = known["num_frames"].default
+    if (frames - 1) % each and isinstance(usual, int) and not (usual - 1) % each:
+        near = round((frames - 1) / each) * each + 1
+        raise LoraqError(
+            f"model.call.num_frames={frames}: a latent of this model is {each} frames, after the "
+            f"first one alone. Set model.call.num_frames={near}, for example."
+        )
 
 
-def latent_scale(model: ModelConfig) -> int:
-    """Pixels of an image's side per latent; LoraqError if the autoencoder's file does not say."""
-    file = resolve_folder(model) / "vae" / "config.json"
-    vae = read_json(file)
-    scales = vae.get("encoder_block_out_channels") or vae.get("block_out_channels")
-    if not (isinstance(scales, list) and scales):
-        raise _unusable(file, "block_out_channels")
-    return int(2 ** (len(scales) - 1))
+def denoisers_in(model: ModelConfig) -> tuple[str, ...]:
+    """The names of the denoisers in the model's folder; LoraqError without one."""
+    folder = config_folder(model)
+    names = denoiser_names(components(folder))
+    if not names:
+        raise LoraqError(
+            f"'{folder}/model_index.json' lists no transformer. LoRaQ quantises diffusion "
+            "transformers: use a model whose pipeline has one, with all of its components."
+        )
+    return names
 
 
-def _unusable(file: Path, name: str) -> LoraqError:
-    return LoraqError(
-        f"'{file}' has no usable '{name}', so it is not the file of this pipeline's "
-        f"{file.parent.name}. Restore it."
-    )
-
-
-def meta_transformer(model: ModelConfig, buffers: bool = False) -> Any:
-    """The transformer on the meta device, without weights, to list and count its layers.
+def meta_denoiser(model: ModelConfig, buffers: bool = False) -> nn.Module:
+    """The denoiser on the meta device, without weights, to list and count its layers.
 
     buffers: allocate the buffers, such as position tables, which no file contains. LoraqError if
     the model is quantised already.
     """
-    config = resolve_folder(model) / "transformer" / "config.json"
-    if packed := read_json(config).get("quantization_config"):
-        raise LoraqError(
-            f"'{config.parent}' is quantised already ({packed.get('quant_method')}). Set "
-            "model.path to the 16-bit model, or evaluate this one with: loraq score FOLDER."
-        )
+    folder = config_folder(model)
+    for name in denoisers_in(model):
+        if packed := read_json(folder / name / "config.json").get("quantization_config"):
+            raise LoraqError(
+                f"'{folder / name}' is quantised already ({packed.get('quant_method')}). Set "
+                "model.path to the 16-bit model, or evaluate this one with: loraq score FOLDER."
+            )
     return architecture(model, buffers)
 
 
-def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> Any:
-    """The transformer's class on the meta device, with 16-bit layers whatever its files hold.
+def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None = None) -> nn.Module:
+    """The denoiser's classes on the meta device, with 16-bit layers whatever their files hold.
 
-    buffers: as in `meta_transformer`. blocks: instead of the model's own number.
+    buffers: as in `meta_denoiser`. blocks: instead of the model's own number.
     """
     from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
 
-    values = read_json(resolve_folder(model) / "transformer" / "config.json")
-    values.pop("quantization_config", None)
-    if blocks is not None:
-        values["num_layers"] = blocks
-    table, diffusers = find_family(model.family), quiet_diffusers()
-    with init_empty_weights(include_buffers=not buffers):
-        return getattr(diffusers, table.TRANSFORMERS[0]).from_config(values)
+    folder = config_folder(model)
+    listed, found = components(folder), {}
+    for name in denoisers_in(model):
+        values = read_json(folder / name / "config.json")
+        values.pop("quantization_config", None)
+        if blocks is not None:
+            values["num_layers"] = blocks
+        kind = network_class(*listed[name], values)
+        with no_init_weights(), init_empty_weights(include_buffers=not buffers):
+            found[name] = kind.from_config(values)
+    return gathered(found, str(folder))

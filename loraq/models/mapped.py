@@ -1,23 +1,28 @@
-"""A transformer with memory-mapped weights, to quantise with little memory."""
+"""Denoisers with memory-mapped weights, to quantise with little memory."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.contents import check_contents
+from loraq.models.denoisers import TRANSFORMER, joined, of_part, parts
 from loraq.models.files import file_problem, weight_files
 from loraq.models.finite import require_finite
 from loraq.models.layers import list_layers
-from loraq.models.loading import meta_transformer
+from loraq.models.loading import denoisers_in, meta_denoiser
 from loraq.models.source import resolve_folder
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-def mapped_transformer(model: ModelConfig) -> Any:
-    """The 16-bit transformer with its block weights mapped from their files.
+
+def mapped_transformer(model: ModelConfig) -> nn.Module:
+    """The 16-bit denoiser with its block weights mapped from their files.
 
     The OS loads pages of a layer's weight on first access, in the stored dtype. If that is wider
     than the config's dtype, `weight_matrix` converts to the values of the pipeline. All other
@@ -26,60 +31,89 @@ def mapped_transformer(model: ModelConfig) -> Any:
     """
     import torch
 
-    check_contents(model, ("transformer",))
-    transformer = meta_transformer(model, buffers=True)
-    names, dtype = _mapped_names(transformer, model), getattr(torch, model.dtype)
-    kept = {}
-    for name, tensor in _stored_tensors(model):
-        kept[name] = tensor if name in names else tensor.to(dtype, copy=True)
-    # weights are checked when they are quantised
-    require_finite({f"transformer.{name}": kept[name] for name in kept if name not in names})
-    transformer.load_state_dict(kept, strict=False, assign=True)  # they were compared above
+    check_contents(model, denoisers_in(model))
+    denoiser = meta_denoiser(model, buffers=True)
+    names, dtype = _mapped_names(denoiser, model), getattr(torch, model.dtype)
+    for part, network in parts(denoiser).items():
+        kept = {}
+        for name, tensor in _stored_tensors(model, part):
+            if joined(part, name) in names:
+                kept[name] = tensor
+            else:
+                kept[name] = tensor.to(_dtype_of(network, name, dtype), copy=True)
+        # weights are checked when they are quantised
+        others = [name for name in kept if joined(part, name) not in names]
+        require_finite({f"{part or TRANSFORMER}.{name}": kept[name] for name in others})
+        network.load_state_dict(kept, strict=False, assign=True)  # they were compared above
     for name in names:
-        module = transformer.get_submodule(name.rpartition(".")[0])
+        module: Any = denoiser.get_submodule(name.rpartition(".")[0])
         if torch.promote_types(module.weight.dtype, dtype) != dtype:
             module.held_as = dtype
-    return transformer.eval().requires_grad_(False)
+    return denoiser.eval().requires_grad_(False)
 
 
 def runs_as_stored(model: ModelConfig) -> bool:
-    """Whether the files contain an unquantised transformer in the config's dtype.
+    """Whether the files contain unquantised denoisers in the config's dtype.
 
     False for damaged files; loading them raises the error.
     """
     import torch
     from safetensors import SafetensorError
 
-    folder, dtype = resolve_folder(model) / "transformer", getattr(torch, model.dtype)
+    folder, dtype = resolve_folder(model), getattr(torch, model.dtype)
     try:
-        if "quantization_config" in json.loads((folder / "config.json").read_text()):
-            return False
-        return all(tensor.dtype == dtype for _, tensor in _stored_tensors(model))
+        for part in denoisers_in(model):
+            if "quantization_config" in json.loads((folder / part / "config.json").read_text()):
+                return False
+            if any(tensor.dtype != dtype for _, tensor in _stored_tensors(model, part)):
+                return False
+        return True
     except (LoraqError, SafetensorError, OSError, ValueError):
         return False
 
 
-def remap(transformer: Any, model: ModelConfig) -> None:
+def remap(denoiser: nn.Module, model: ModelConfig) -> None:
     """Map the weights of a `mapped_transformer` again, which unmaps the pages read so far."""
     import torch
 
-    for name, tensor in _stored_tensors(model, _mapped_names(transformer, model)):
-        owner, _, attribute = name.rpartition(".")
-        fresh = torch.nn.Parameter(tensor, requires_grad=False)
-        setattr(transformer.get_submodule(owner), attribute, fresh)
+    names = _mapped_names(denoiser, model)
+    for part, network in parts(denoiser).items():
+        for name, tensor in _stored_tensors(model, part, of_part(dict.fromkeys(names), part)):
+            owner, _, attribute = name.rpartition(".")
+            fresh = torch.nn.Parameter(tensor, requires_grad=False)
+            setattr(network.get_submodule(owner), attribute, fresh)
 
 
-def _mapped_names(transformer: Any, model: ModelConfig) -> set[str]:
-    return {f"{layer.name}.weight" for layer in list_layers(transformer, model.family, ())}
+def _mapped_names(denoiser: nn.Module, model: ModelConfig) -> set[str]:
+    names = {f"{layer.name}.weight" for layer in list_layers(denoiser, model.family, ())}
+    return {
+        joined(part, name)
+        for part, network in parts(denoiser).items()
+        for name in of_part(dict.fromkeys(names), part)
+        if not _is_wide(network, name)
+    }
+
+
+def _is_wide(network: nn.Module, name: str) -> bool:
+    """Whether diffusers keeps a tensor of the network in float32."""
+    wide = getattr(network, "_keep_in_fp32_modules", None) or ()
+    return any(part in wide for part in name.split("."))
+
+
+def _dtype_of(network: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a tensor that is loaded as `dtype`, as diffusers chooses it."""
+    import torch
+
+    return torch.float32 if _is_wide(network, name) else dtype
 
 
 def _stored_tensors(
-    model: ModelConfig, names: Container[str] | None = None
+    model: ModelConfig, part: str, names: Container[str] | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """The memory-mapped tensors of the model's transformer, from one file or its shards."""
+    """The memory-mapped tensors of a part (`parts`), from one file or its shards."""
     from safetensors import safe_open
 
-    folder = resolve_folder(model) / "transformer"
+    folder = resolve_folder(model) / (part or TRANSFORMER)
     for path in weight_files(folder, "diffusers", model.variant):
         if problem := file_problem(path):
             raise LoraqError(f"'{path}' {problem}. Restore the model's folder.")

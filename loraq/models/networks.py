@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loraq.errors import LoraqError
-from loraq.models.files import STEMS, Header
+from loraq.errors import LoraqError, did_you_mean, near_matches
+from loraq.models.files import STEMS, Header, read_json
 
 _UNUSED = re.compile(r"\.y_embedding$")
 """Tensors in PixArt's files that only its training reads."""
@@ -48,6 +49,27 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def pipeline_class(folder: Path) -> Any:
+    """The class of the pipeline in a folder; LoraqError for one that diffusers does not have."""
+    diffusers = quiet_diffusers()
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if not isinstance(name, str):
+        raise LoraqError(
+            f"'{folder}/model_index.json' names no class of diffusers ({name!r}). A pipeline with "
+            "code of its own (custom_pipeline, trust_remote_code) is not loaded: use a model of a "
+            f"class of diffusers {diffusers.__version__}."
+        )
+    found = getattr(diffusers, name, None)
+    if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):
+        return found
+    close = near_matches(name, [known for known in dir(diffusers) if known.endswith("Pipeline")])
+    raise LoraqError(
+        f"'{folder}' is a {name}, which diffusers {diffusers.__version__} does not have."
+        f"{did_you_mean(close)}\n  Code of a model's own is not run. Install a version of "
+        "diffusers that has this class (pip install -U diffusers), or use another model."
+    )
+
+
 def network_class(library: str, name: str, config: Mapping[str, Any]) -> Any:
     """The class of a component in `model_index.json`; LoraqError if the library has none.
 
@@ -58,7 +80,11 @@ def network_class(library: str, name: str, config: Mapping[str, Any]) -> Any:
     from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
     from diffusers.models.modeling_utils import LegacyModelMixin
 
-    found = getattr(importlib.import_module(library), name, None) if library in STEMS else None
+    found = None
+    if library in STEMS:
+        found = getattr(importlib.import_module(library), name, None)
+    elif (module := getattr(quiet_diffusers().pipelines, library, None)) is not None:
+        found = getattr(module, name, None)  # a network of one pipeline, such as Stable Audio's
     if found is None:
         raise LoraqError(
             f"model_index.json names the class {name} of {library}, which is not installed. "

@@ -26,7 +26,7 @@ def check_parts(folder: Path) -> None:
     """
     for name, (library, class_name) in components(folder).items():
         part = folder / name
-        if has_weights(name):
+        if has_weights(class_name):
             network_class(library, class_name, read_json(part / "config.json"))
         else:
             files = sorted(path for path in part.glob("*") if is_small(path.name))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, near_matches
+from loraq.models import hub
 from loraq.models.files import SMALL, WEIGHTS, components, used_files
-from loraq.models.hub import hub_folder
+from loraq.models.networks import pipeline_class
 from loraq.utils.assets import resolve_asset
 from loraq.utils.hashing import CHECKSUMS, cached_hash, read_sha256sums
 
@@ -23,7 +25,7 @@ READERS = 4
 def resolve_folder(model: ModelConfig) -> Path:
     """The local folder of the model; a hub model is downloaded if it is not in the cache."""
     if model.hub_id is not None:
-        return hub_folder(model)
+        return hub.hub_folder(model)
     assert model.path is not None
     folder = resolve_asset(model.path)
     if not folder.is_dir():
@@ -42,6 +44,16 @@ def resolve_folder(model: ModelConfig) -> Path:
             "in save_pretrained layout. Give the folder that contains that file."
         )
     return folder
+
+
+def config_folder(model: ModelConfig) -> Path:
+    """The folder with at least the model's configurations; no weights are downloaded."""
+    return resolve_folder(model) if model.hub_id is None else hub.config_folder(model)
+
+
+def pipeline_of(model: ModelConfig) -> Any:
+    """The class of the model's pipeline in diffusers, from its `model_index.json`."""
+    return pipeline_class(config_folder(model))
 
 
 def model_commit(model: ModelConfig) -> str | None:

@@ -14,8 +14,8 @@ from torch import nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
+from loraq.models.family import find_family as family_table
 from loraq.models.layers import Layer
-from loraq.models.layers import find_family as family_table
 from loraq.models.moments import Moment
 from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
@@ -134,8 +134,7 @@ def _known_moments(transformer: nn.Module, family_name: str | None) -> Mapping[s
             "its weights. Use statistics=activations, which reads calibration activations, or pass "
             "family=."
         )
-    known: Mapping[str, Moment] = table.known_inputs(transformer)
-    return known
+    return table.known_inputs(transformer)
 
 
 def _allocations(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
+from loraq.models.denoisers import denoiser_of
 from loraq.runner import embeddings
 from loraq.runner.generate import image_batch
 from loraq.runner.plan import check_rows, plan_rows
@@ -70,7 +71,7 @@ def fit_batch_size(overrides: Sequence[str], progress: bool = True) -> BatchSize
             text[size] = embeddings.encode_batch(encoder, model, prompts[:size])
         del encoder
         pipe, peaks = session.pipe(row, text=False), {}
-        with applied(packed, pipe.transformer, row.config.compute):
+        with applied(packed, denoiser_of(pipe), row.config.compute):
             before, free = held_bytes(row.device), free_bytes(row.device)
             for size in TRIALS:
                 with peak(row.device) as found:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraq.data import Prompt
+from loraq.models.denoisers import denoiser_of
 from loraq.quantization.activations import Activations
 from loraq.quantization.calibration import (
     InputCapture,
@@ -103,16 +104,16 @@ def _capture(
 
     model, settings = row.config.model, row.config.calibration
     batches = generation.batches(prompts, row.config.generate.batch_size)
-    seed, forwards = settings.seed, len(batches) * model.steps
+    seed, forwards = settings.seed, len(batches) * model.step_count
     scratch = folder / "scratch"
     with _pipe_and_embeddings(session, row, prompts, scratch / "text") as (pipe, embeddings):
         layers = session.layers(row, skip=())
         capture: InputCapture | MomentCapture
         if product == "inputs":
             rows = settings.rows_per_layer
-            capture = InputCapture(pipe.transformer, layers, rows, forwards, seed, scratch)
+            capture = InputCapture(denoiser_of(pipe), layers, rows, forwards, seed, scratch)
         else:
-            capture = MomentCapture(pipe.transformer, layers, scratch)
+            capture = MomentCapture(denoiser_of(pipe), layers, scratch)
         bar = session.each(batches, f"{product} of the 16-bit model", "batch")
         with capture:
             for number, batch in enumerate(bar):
@@ -136,12 +137,12 @@ def _capture(
 
 def _sensitivity(session: Session, row: Row) -> dict[str, float]:
     assert row.recipe is not None
-    every = max(1, row.config.model.steps // SENSITIVITY_STEPS)
+    every = max(1, row.config.model.step_count // SENSITIVITY_STEPS)
     recorded = _record_forwards(session, row, row.calibration[:SENSITIVITY_PROMPTS], every)
     units = make_units(session.layers(row, row.recipe.skip), row.recipe.branch.share_qkv)
-    transformer, bar = session.pipe(row, text=False).transformer, session.bar("sensitivity")
+    denoiser, bar = denoiser_of(session.pipe(row, text=False)), session.bar("sensitivity")
     with session.timed("model forward"):
-        return measure_sensitivity(transformer, units, row.recipe, recorded, progress=bar)
+        return measure_sensitivity(denoiser, units, row.recipe, recorded, progress=bar)
 
 
 def measuring_forwards(session: Session, row: Row) -> list[Forward]:

@@ -69,7 +69,7 @@ def _named(
     with torch.inference_mode():
         found = pipe.encode_prompt(
             [prompt.prompt for prompt in prompts],
-            do_classifier_free_guidance=model.guidance > 1.0,
+            do_classifier_free_guidance=model.guided,
             device=pipe.text_encoder.device,
             **text_arguments(pipe, model),
         )

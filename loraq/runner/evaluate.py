@@ -18,6 +18,7 @@ from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.metrics.common.result import MetricResult
 from loraq.metrics.registry import distribution_extractors, needs_real
+from loraq.models.denoisers import denoiser_of
 from loraq.models.pointwise import weight_matrix
 from loraq.models.source import model_commit
 from loraq.quantization.layer_errors import layer_errors
@@ -210,7 +211,7 @@ def _errors(
         load_inputs(session, row, Stage.MEASURING_INPUTS),
     )
     with session.timed("metrics"):
-        errors = layer_errors(model, session.pipe(row, text=False).transformer, layers, inputs)
+        errors = layer_errors(model, denoiser_of(session.pipe(row, text=False)), layers, inputs)
         if row.recipe.allocation.kind != "uniform":
             for entry in errors:
                 tensors = model.layers[entry["layer"]]
@@ -226,7 +227,8 @@ def _errors(
 
 def _analyses(session: Session, row: Row, model: QuantizedModel) -> dict[str, Any]:
     """The analyses that are set in `metrics.analyses`."""
-    wanted, transformer = row.config.metrics.analyses, session.pipe(row, text=False).transformer
+    wanted = row.config.metrics.analyses
+    transformer = denoiser_of(session.pipe(row, text=False))
     found: dict[str, Any] = {}
     if "limits" in wanted:
         weights = {name: weight_matrix(transformer.get_submodule(name)) for name in model.layers}

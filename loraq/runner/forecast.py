@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,10 +20,12 @@ from torch import nn
 from loraq.config import ModelConfig, Recipe
 from loraq.metrics import find_metric
 from loraq.metrics.common.reading import MOST_THREADS
+from loraq.models.denoisers import parts
 from loraq.models.files import components, read_header, read_json, weight_files
 from loraq.models.layers import Layer, list_layers
-from loraq.models.loading import architecture, latent_scale
-from loraq.models.networks import quiet_diffusers
+from loraq.models.loading import architecture, denoisers_in, text_parts
+from loraq.models.networks import network_class
+from loraq.models.skeleton import pixels_of_latent, skeleton
 from loraq.models.source import resolve_folder
 from loraq.quantization.grouping import make_units
 from loraq.quantization.model import QuantizedModel
@@ -41,6 +45,8 @@ IMAGE_SECONDS, MEGAPIXEL_SECONDS = 0.1, 1.5
 READ_SECONDS = 0.05
 """To decode a megapixel in one thread; with a GPU, the metrics wait for their images."""
 PNG_BYTES = 1.5  # per pixel
+TOKENS, WIDTH = 256, 4096
+"""Of a prompt's embeddings, where the model's files do not say."""
 
 
 def stage_units(row: Row, stage: Stage) -> int:
@@ -61,8 +67,7 @@ def forecast(row: Row, stage: Stage, rates: Rates) -> tuple[float, float]:
     if stage is Stage.EMBEDDINGS:
         return text_seconds(model, rates) * count, count * _text_bytes(model)
     if stage is Stage.IMAGES:
-        pixels = model.height * model.width
-        return count * image_seconds(row, rates), count * pixels * PNG_BYTES
+        return count * image_seconds(row, rates), count * 1e6 * _megapixels(model) * PNG_BYTES
     if stage is Stage.QUANTIZED:
         assert row.recipe is not None
         return _solver_seconds(model, row.recipe, rates), _packed_bytes(model, row.recipe)
@@ -76,26 +81,25 @@ def forecast(row: Row, stage: Stage, rates: Rates) -> tuple[float, float]:
         return step * forwards * len(make_units(_layers(model), True)), 1e4
     widths = {layer.shares_input: layer.shape[1] for layer in _layers(model, skip=())}.values()
     if stage is Stage.MOMENTS:
-        return count * model.steps * step, sum(4 * width * (width + 1) for width in widths)
+        return count * model.step_count * step, sum(4 * width * (width + 1) for width in widths)
     rows = row.config.calibration.rows_per_layer
-    return count * model.steps * step, sum(2 * rows * width for width in widths)
+    return count * model.step_count * step, sum(2 * rows * width for width in widths)
 
 
 def image_seconds(row: Row, rates: Rates) -> float:
     """Seconds of one image: its share of the steps of a batch, and its decoding."""
     decoding = _decoder_work(_Question.of(row.config.model)).seconds(rates)
-    return row.config.model.steps * _step_seconds(row, rates, row.recipe) + decoding
+    return row.config.model.step_count * _step_seconds(row, rates, row.recipe) + decoding
 
 
 def text_seconds(model: ModelConfig, rates: Rates) -> float:
     """Seconds to embed one prompt, and an empty one with guidance."""
     folder, parameters = resolve_folder(model), 0
-    for part, (library, _) in components(folder).items():
-        if part.startswith("text_encoder"):
-            for path in weight_files(folder / part, library, model.variant):
-                parameters += sum(math.prod(shape) for _, shape in read_header(path).values())
-    prompts = 2 if model.guidance > 1 else 1
-    tokens = prompts * model.max_sequence_length
+    listed = components(folder)
+    for part in text_parts(model):
+        for path in weight_files(folder / part, listed[part][0], model.variant):
+            parameters += sum(math.prod(shape) for _, shape in read_header(path).values())
+    tokens = (2 if model.guided else 1) * (model.max_sequence_length or TOKENS)
     return Kernel("text encoder", 2 * parameters * tokens, 2 * parameters // 8).seconds(rates)
 
 
@@ -131,32 +135,54 @@ def _step_seconds(row: Row, rates: Rates, recipe: Recipe | None) -> float:
 @functools.lru_cache(maxsize=64)
 def _step_work(asked: _Question) -> Work:
     model = asked.model
-    build = functools.partial(_build, model)
-    blocks = read_json(resolve_folder(model) / "transformer" / "config.json").get("num_layers", 1)
-    side = max(1, round((model.height * model.width) ** 0.5 / latent_scale(model)))
-    images = asked.images * (2 if model.guidance > 1 else 1)
-    shape = StepShape(images, side, model.max_sequence_length, getattr(torch, model.dtype))
-    return step_work(build, int(blocks), model.family, shape, asked.recipe, fused=True).work
+    config = _transformer_config(model)
+    counts = [name for name in config if re.fullmatch(r"num_(\w+_)?layers", name)]
+    blocks = int(config["num_layers"]) if counts == ["num_layers"] else 1  # 1: counted as it is
+    build = functools.partial(_build, model, counts == ["num_layers"])
+    images = asked.images * (2 if model.guided and not config.get("guidance_embeds") else 1)
+    tokens = model.max_sequence_length or TOKENS
+    shape = StepShape(images, _latents(model)[0], tokens, getattr(torch, model.dtype))
+    return step_work(build, blocks, model.family, shape, asked.recipe, fused=True).work
 
 
-def _build(model: ModelConfig, blocks: int) -> nn.Module:
-    transformer: nn.Module = architecture(model, blocks=blocks)
-    return transformer
+def _build(model: ModelConfig, alike: bool, blocks: int) -> nn.Module:
+    """The transformer, the first of two experts; with `blocks` blocks if they are all alike."""
+    return next(iter(parts(architecture(model, blocks=blocks if alike else None)).values()))
+
+
+def _transformer_config(model: ModelConfig) -> dict[str, Any]:
+    return read_json(resolve_folder(model) / denoisers_in(model)[0] / "config.json")
+
+
+def _latents(model: ModelConfig) -> tuple[int, ...]:
+    """(side of square latents, height, width) of the images; ones without a size."""
+    pipe = skeleton(resolve_folder(model))
+    scale = None if pipe is None else pixels_of_latent(pipe)
+    if model.size is None or scale is None:
+        return 1, 1, 1
+    height, width = model.size
+    return max(1, round((height * width) ** 0.5 / scale)), height // scale, width // scale
+
+
+def _megapixels(model: ModelConfig) -> float:
+    return 0.0 if model.size is None else model.size[0] * model.size[1] / 1e6
 
 
 @functools.lru_cache(maxsize=16)
 def _decoder_work(asked: _Question) -> Work:
-    """Decoding one image: the pipeline decodes one at a time."""
+    """Decoding one image: the pipeline decodes one at a time. Nothing for other decoders."""
     model, folder = asked.model, resolve_folder(asked.model)
-    kind = getattr(quiet_diffusers(), components(folder)["vae"][1])
-    dtype, scale = getattr(torch, model.dtype), latent_scale(model)
+    if "vae" not in (listed := components(folder)):
+        return Work()
+    values = read_json(folder / "vae" / "config.json")
+    dtype, channels = getattr(torch, model.dtype), values.get("latent_channels")
+    if not isinstance(channels, int):
+        return Work()
+    _, height, width = _latents(model)
     with torch.device("meta"), torch.no_grad():
-        vae = kind.from_config(read_json(folder / "vae" / "config.json")).to(dtype).eval()
-        latents = torch.empty(
-            1, vae.config.latent_channels, model.height // scale, model.width // scale, dtype=dtype
-        )
+        vae = network_class(*listed["vae"], values).from_config(values).to(dtype).eval()
         with Counted() as counted:
-            vae.decode(latents)
+            vae.decode(torch.empty(1, channels, height, width, dtype=dtype))
     return counted.work
 
 
@@ -166,8 +192,7 @@ def _layers(model: ModelConfig, skip: Sequence[str] | None = None) -> list[Layer
 
 @functools.lru_cache(maxsize=2)
 def _transformer(asked: _Question) -> nn.Module:
-    transformer: nn.Module = architecture(asked.model)
-    return transformer
+    return architecture(asked.model)
 
 
 def _packed_bytes(model: ModelConfig, recipe: Recipe) -> float:
@@ -178,9 +203,11 @@ def _packed_bytes(model: ModelConfig, recipe: Recipe) -> float:
 
 def _text_bytes(model: ModelConfig) -> float:
     """At most: tokens that no prompt of a batch needs are not stored."""
-    config = read_json(resolve_folder(model) / "transformer" / "config.json")
-    width = int(config.get("caption_channels", 4096))
-    return float(model.max_sequence_length * width * getattr(torch, model.dtype).itemsize)
+    widths = ("caption_channels", "joint_attention_dim", "cross_attention_dim", "text_dim")
+    config = _transformer_config(model)
+    width = next((config[name] for name in widths if isinstance(config.get(name), int)), WIDTH)
+    tokens = model.max_sequence_length or TOKENS
+    return float(tokens * width * getattr(torch, model.dtype).itemsize)
 
 
 def _solver_seconds(model: ModelConfig, recipe: Recipe, rates: Rates) -> float:
@@ -199,7 +226,7 @@ def _solver_seconds(model: ModelConfig, recipe: Recipe, rates: Rates) -> float:
 def _measuring_seconds(row: Row, rates: Rates, step: float) -> float:
     """The metrics of all images, the errors of layers and, if they are asked for, of steps."""
     model, settings = row.config.model, row.config.metrics
-    megapixels = model.height * model.width / 1e6
+    megapixels = _megapixels(model)
     if rates is CPU:
         each = IMAGE_SECONDS + MEGAPIXEL_SECONDS * megapixels
     else:
@@ -216,5 +243,5 @@ def _measuring_seconds(row: Row, rates: Rates, step: float) -> float:
             passes = 1 + len({layer.role for layer in layers})  # to record, and for each role
             images = min(row.config.generate.batch_size, len(row.measuring))
             each = passes * step + _step_seconds(row, rates, row.recipe)
-            seconds += images * model.steps * each
+            seconds += images * model.step_count * each
     return seconds

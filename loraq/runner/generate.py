@@ -19,6 +19,8 @@ from loraq.config import GenerateConfig, ModelConfig
 from loraq.data import Prompt, seed_of_name
 from loraq.errors import LoraqError
 from loraq.metrics.common.reading import warn_one_colour
+from loraq.models.call import sampling_arguments
+from loraq.models.denoisers import device_of
 from loraq.runner import overflow
 from loraq.runner.text import Text, answered, text_part
 from loraq.utils import batch_invariance
@@ -87,11 +89,7 @@ def call_pipeline(
     with torch.inference_mode(), answered(pipe, embeddings):
         return pipe(
             **text,
-            num_inference_steps=model.steps,
-            guidance_scale=model.guidance,
-            height=model.height,
-            width=model.width,
-            max_sequence_length=model.max_sequence_length,
+            **sampling_arguments(pipe, model),
             generator=generators(prompts, seed),
             output_type=output_type,
             **options,
@@ -106,7 +104,7 @@ def batch_images(
     embeddings: Text | None = None,
 ) -> list[Image]:
     """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
-    size = batch_invariance.batch_limit(len(prompts), pipe.transformer.device.type)
+    size = batch_invariance.batch_limit(len(prompts), device_of(pipe))
     images: list[Image] = []
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
+from loraq.models.denoisers import denoiser_of, parts, step_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,14 +49,16 @@ def finite_images(pipe: DiffusionPipeline) -> Iterator[list[Tensor]]:
     """Collect whether each decoded image is finite, on its device, without waiting for it."""
     found: list[Tensor] = []
 
-    def check(_module: torch.nn.Module, _args: tuple, decoded: Tensor) -> None:
-        found.append(finite_rows(decoded))
+    def check(_module: torch.nn.Module, _args: tuple, decoded: Any) -> None:
+        found.append(finite_rows(decoded[0] if isinstance(decoded, tuple) else decoded))
 
-    handle = pipe.vae.decoder.register_forward_hook(check)
+    decoder = getattr(getattr(pipe, "vae", None), "decoder", None)
+    handles = [] if decoder is None else [decoder.register_forward_hook(check)]
     try:
         yield found
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def check_finite(
@@ -71,10 +74,12 @@ def check_finite(
     """
     import torch
 
-    flags = torch.cat(list(finite)).tolist()
+    flags = torch.cat(list(finite)).tolist() if finite else []
     if all(flags):
         return
-    bad = [prompt.name for prompt, good in zip(prompts, flags, strict=False) if not good]
+    if len(flags) != len(prompts):  # a video is decoded piece by piece
+        flags = [False] * len(prompts)
+    bad = [prompt.name for prompt, good in zip(prompts, flags, strict=True) if not good]
     names = ", ".join(f"'{name}'" for name in bad[:3]) + (" …" if len(bad) > 3 else "")
     found = _first_overflow(pipe, model, again)
     raise LoraqError(
@@ -89,25 +94,26 @@ def _first_overflow(
     """What is not finite first: the text's embeddings, a layer, the latents, or the decoder."""
     from loraq.layers.linear import QuantizedLinear  # imports torch; planning imports this module
 
-    step = 0
+    step, calls = 0, 0
 
     def before(_module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> None:
-        nonlocal step
-        step += 1
+        nonlocal step, calls
+        step, calls = step_of(pipe, calls) + 1, calls + 1
         text = given.get("encoder_hidden_states")
-        if text is not None and not finite_rows(text).all():
+        if hasattr(text, "isfinite") and not finite_rows(text).all():
             raise _Found("the text's embeddings are")
 
     def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
         sample = output[0] if isinstance(output, tuple) else output.sample
-        if not finite_rows(sample).all():
+        sample = sample if isinstance(sample, list | tuple) else [sample]
+        if not all(finite_rows(one).all() for one in sample):
             raise _Found(f"the latents at step {step} of {model.steps} are")
 
-    hooks = [
-        pipe.transformer.register_forward_pre_hook(before, with_kwargs=True),
-        pipe.transformer.register_forward_hook(after),
-    ]
-    for name, module in pipe.transformer.named_modules():
+    denoiser, hooks = denoiser_of(pipe), []
+    for network in parts(denoiser).values():
+        hooks.append(network.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(network.register_forward_hook(after))
+    for name, module in denoiser.named_modules():
         if isinstance(module, QuantizedLinear):
             hooks.append(module.register_forward_hook(functools.partial(_check_scales, name)))
     try:

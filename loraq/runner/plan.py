@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 
 from loraq.config import Config
@@ -23,7 +24,8 @@ from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.hub import in_cache
 from loraq.models.layers import list_layers
-from loraq.models.loading import check_size, meta_transformer
+from loraq.models.loading import check_size, denoisers_in, meta_denoiser
+from loraq.models.source import pipeline_of
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
 from loraq.runner.product_keys import find_device, make_row
@@ -73,8 +75,7 @@ def check_inputs(configs: Sequence[Config]) -> None:
         if config.model.hub_id is not None and not in_cache(config.model):
             if config.calibration.text != "random":  # read from the model's tokenizer
                 calibration_prompts(config.data, config.calibration, config.model)
-            side = min(config.model.height, config.model.width)
-            check_measuring(config, side, find_device(config))
+            check_measuring(config, _shorter_side(config), find_device(config))
 
 
 def _todo(row: Row, exists: dict[Stage, bool], store: Store, last: Stage) -> frozenset[Stage]:
@@ -103,9 +104,9 @@ def check_rows(rows: Sequence[Row]) -> None:
     with own_gpu("cuda" if any(row.device == "cuda" for row in rows) else "cpu"):
         for row in rows:
             if row.todo:
-                check_model_call(row.config.model)
+                check_model_call(pipeline_of(row.config.model), row.config.model)
             if row.todo - {Stage.QUANTIZED, Stage.IMAGES, Stage.MEASURED, Stage.RECORD}:
-                check_text(row.config.model)
+                check_text(pipeline_of(row.config.model), row.config.model)
         _check_models(rows)
         for row in rows:
             if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:
@@ -128,17 +129,21 @@ def _check_metrics(rows: Sequence[Row]) -> None:
                 "(the reference implementation, on any device) or compute=auto."
             )
         if Stage.MEASURED in row.todo:
-            model = row.config.model
-            real = check_measuring(row.config, min(model.height, model.width), row.device)
+            real = check_measuring(row.config, _shorter_side(row.config), row.device)
             if isinstance(real, ImageSet) and real.hash not in readable:
                 real.sizes(row.config.metrics.workers)
                 readable.add(real.hash)
 
 
-def check_measuring(config: Config, side: int, device: str) -> ImageSet | FeatureSet | None:
+def _shorter_side(config: Config) -> int | None:
+    """Of the images in pixels; None for a model without a size."""
+    return None if config.model.size is None else min(config.model.size)
+
+
+def check_measuring(config: Config, side: int | None, device: str) -> ImageSet | FeatureSet | None:
     """The real images that the metrics need, if any; LoraqError if one cannot be computed.
 
-    side: the shorter one of the images, in pixels.
+    side: the shorter one of the images, in pixels; None: not known.
     """
     names, needing = config.metrics.names, needs_real(config.metrics.names)
     check_domain(config)
@@ -152,7 +157,7 @@ def check_measuring(config: Config, side: int, device: str) -> ImageSet | Featur
     if real is not None:
         real = real.of_names([prompt.name for prompt in prompts])
     options = {"extractor": config.metrics.extractor, "device": device}
-    check_metrics(names, len(prompts), side, real, **options)
+    check_metrics(names, len(prompts), sys.maxsize if side is None else side, real, **options)
     return real
 
 
@@ -213,13 +218,12 @@ def report_calibration(configs: Iterable[Config]) -> None:
 
 
 def _check_models(rows: Sequence[Row]) -> None:
-    """The files of the models that the rows load: all of them, or the transformer's alone."""
+    """The files of the models that the rows load: all of them, or the denoisers' alone."""
     for row in rows:
         loading = row.todo - {Stage.RECORD}
         if loading:
-            check_contents(
-                row.config.model, ("transformer",) if loading == {Stage.QUANTIZED} else None
-            )
+            only = denoisers_in(row.config.model) if loading == {Stage.QUANTIZED} else None
+            check_contents(row.config.model, only)
 
 
 def _check_layers(made: Sequence[Row]) -> None:
@@ -228,13 +232,13 @@ def _check_layers(made: Sequence[Row]) -> None:
         return
     import torch
 
-    transformer = meta_transformer(made[0].config.model)
+    denoiser = meta_denoiser(made[0].config.model)
     for row in made:
         assert row.recipe is not None
         try:
             if is_user_file(row.recipe.branch.kind):
                 load_user_module(row.recipe.branch.kind, "find")
-            layers = list_layers(transformer, row.config.model.family, row.recipe.skip)
+            layers = list_layers(denoiser, row.config.model.family, row.recipe.skip)
             rank, _ = planned_branch_bits(layers, row.recipe)
             if row.config.compute == "triton":
                 formats, requantize = row.recipe.formats(), row.recipe.requantize_intermediate

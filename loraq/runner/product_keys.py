@@ -18,7 +18,7 @@ from loraq.layers.kernel_costs import read_costs
 from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.call import embedding_names, encoded_settings
-from loraq.models.layers import find_family
+from loraq.models.family import find_family
 from loraq.models.source import weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
@@ -148,7 +148,7 @@ def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequen
         **{"dtype": model.dtype, "length": model.max_sequence_length, "call": model.call},
     }
     if embedding_names(model):
-        settings["negative"] = model.guidance > 1.0
+        settings["negative"] = model.guided
         return key("embeddings", EMBEDDINGS_VERSION, settings, prompts)
     settings |= {"guidance": model.guidance, "encoded": encoded_settings(model)}
     return key("recorded text", RECORDING_VERSION, settings, prompts)

@@ -7,6 +7,7 @@ Neither the 16-bit weights nor the products of the run that quantised them are n
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from loraq.metrics.common.fetch import fetch_weights
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.reading import warn_one_colour
+from loraq.models.denoisers import denoiser_of, parts
 from loraq.runner.plan import check_measuring, check_rows, plan_rows
 from loraq.runner.product_keys import find_device, thread_count
 from loraq.runner.rows import Stage
@@ -135,7 +137,7 @@ def _check_inputs(
 
     own: None if the pipeline is still to make them.
     """
-    workers, sampled = config.metrics.workers, (config.model.height, config.model.width)
+    workers, sampled = config.metrics.workers, config.model.size or (sys.maxsize,) * 2
     sizes = {sampled} if own is None else own.sizes(workers)
     real = check_measuring(config, min(map(min, sizes)), find_device(config))
     if reference is not None and len(sizes := sizes | reference.sizes(workers)) > 1:
@@ -158,9 +160,10 @@ def _generate_images(config: Config, progress: bool) -> tuple[Path, dict[str, An
     row = plan_rows([config], session.store, last=Stage.IMAGES)[0]
     check_rows([row])
     with session.using(row):
-        transformer = session.pipe(row, text=False).transformer
+        denoiser = denoiser_of(session.pipe(row, text=False))
         generate_row(session, row)
-    if isinstance(getattr(transformer, "hf_quantizer", None), PackedQuantizer):
-        model = packed_layers(transformer)
+    networks = parts(denoiser).values()
+    if any(isinstance(getattr(net, "hf_quantizer", None), PackedQuantizer) for net in networks):
+        model = packed_layers(denoiser)
         packed = {"bits_per_weight": model.bits_per_weight, "nbytes": model.nbytes}
     return session.store.path(*row.product(Stage.IMAGES)), packed

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraq.models.call import embedding_names
 from loraq.models.hollow import hollow_parts
+from loraq.models.denoisers import denoiser_of, parts, same_parts
 from loraq.models.layers import Layer, list_layers
-from loraq.models.loading import load_pipeline
+from loraq.models.loading import denoisers_in, image_parts, load_pipeline, text_parts
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from loraq.quantization.model import QuantizedModel
 from loraq.runner.other_gpus import note_gpu
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-TEXT, IMAGE = ("text_encoder", "tokenizer"), ("transformer", "vae")
 T = TypeVar("T")
 
 
@@ -50,51 +50,50 @@ class Session:
         return f"Session({self.store!r}, loaded={loaded}, {sum(self.seconds.values()):.0f} s)"
 
     def pipe(self, row: Row, text: bool = True) -> DiffusionPipeline:
-        """The row's pipeline, without its text encoder unless `text`; the last one stays loaded."""
+        """The row's pipeline, without its text encoders unless `text`; the last stays loaded."""
         wanted, loaded = _identity(row), self._loaded
-        if loaded is None or loaded[0] != wanted or (text and loaded[1].text_encoder is None):
+        encoders = text_parts(row.config.model)
+        if loaded is None or loaded[0] != wanted or (text and not _holds(loaded[1], encoders)):
             self._loaded = loaded = None
             with self.timed("load the model"):
-                loaded = (wanted, self._load(row, () if text else TEXT))
+                loaded = (wanted, self._load(row, () if text else encoders))
             self._loaded = loaded
         if not text:
-            loaded[1].register_modules(**dict.fromkeys(TEXT))
+            loaded[1].register_modules(**dict.fromkeys(encoders))
         return loaded[1]
 
     def text_pipe(self, row: Row) -> DiffusionPipeline:
         """The row's pipeline to encode prompts; not kept unless loaded completely.
 
-        It has no transformer and VAE, or hollow ones if its own call is to be recorded.
+        It has no denoisers and decoders, or hollow ones if its own call is to be recorded.
         """
-        loaded = self._loaded
-        if loaded is not None and loaded[0] == _identity(row) and loaded[1].text_encoder:
+        loaded, model = self._loaded, row.config.model
+        kept = loaded is not None and loaded[0] == _identity(row)
+        if loaded is not None and kept and _holds(loaded[1], text_parts(model)):
             return loaded[1]
-        model = row.config.model
         with self.timed("load the model"):
             if embedding_names(model):
-                return self._load(row, IMAGE)
+                return self._load(row, image_parts(model))
             return load_pipeline(model, row.device, **hollow_parts(model, row.device))
 
     def _load(self, row: Row, without: Sequence[str]) -> DiffusionPipeline:
-        """Load the pipeline; on a CPU, the transformer is memory-mapped if its dtype allows it."""
-        given = {}
-        if (
-            row.device == "cpu"
-            and "transformer" not in without
-            and runs_as_stored(row.config.model)
-        ):
-            given["transformer"] = self._map(row)
+        """Load the pipeline; on a CPU, denoisers are memory-mapped if their dtype allows it."""
+        given: dict[str, nn.Module] = {}
+        model = row.config.model
+        names = denoisers_in(model)
+        if row.device == "cpu" and not {*names} & {*without} and runs_as_stored(model):
+            given = dict(zip(names, parts(self._map(row)).values(), strict=True))
         # registers the packed format with diffusers, which is imported only to load a model
         import loraq.diffusers_quantizer  # noqa: F401
 
-        return load_pipeline(row.config.model, row.device, without, **given)
+        return load_pipeline(model, row.device, without, **given)
 
-    def transformer(self, row: Row) -> nn.Module:
-        """The 16-bit transformer to quantise; on a CPU it is memory-mapped, without a pipeline."""
+    def denoiser(self, row: Row) -> nn.Module:
+        """What is quantised, in 16 bits; on a CPU it is memory-mapped, without a pipeline."""
         if self._loaded is not None and self._loaded[0] == _identity(row):
-            return self._loaded[1].transformer
+            return denoiser_of(self._loaded[1])
         if row.recipe is None or row.device != "cpu":
-            return self.pipe(row, text=False).transformer
+            return denoiser_of(self.pipe(row, text=False))
         with self.timed("load the model"):
             return self._map(row)
 
@@ -105,14 +104,14 @@ class Session:
 
     def release(self, row: Row) -> Callable[[], None] | None:
         """A function that unmaps the weights that were read; None if none are mapped."""
-        transformer = self.transformer(row)
-        if self._mapped is None or transformer is not self._mapped[1]:
+        denoiser = self.denoiser(row)
+        if self._mapped is None or not same_parts(denoiser, self._mapped[1]):
             return None
-        return functools.partial(remap, transformer, row.config.model)
+        return functools.partial(remap, denoiser, row.config.model)
 
     def layers(self, row: Row, skip: Sequence[str] | None) -> list[Layer]:
-        """The layers of the row's transformer except those that match `skip`."""
-        return list_layers(self.transformer(row), row.config.model.family, skip)
+        """The layers of the row's denoiser except those that match `skip`."""
+        return list_layers(self.denoiser(row), row.config.model.family, skip)
 
     @contextlib.contextmanager
     def using(self, row: Row) -> Iterator[None]:
@@ -144,6 +143,10 @@ class Session:
             items, desc=self.bar(text), unit=unit, disable=not self.progress, leave=False
         )
         return bar
+
+
+def _holds(pipe: Any, names: Sequence[str]) -> bool:
+    return all(getattr(pipe, name, None) is not None for name in names)
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

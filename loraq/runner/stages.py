@@ -17,6 +17,7 @@ from typing import Any
 from loraq.config import Recipe
 from loraq.data import Prompt
 from loraq.layers.backends import ComputeMode
+from loraq.models.denoisers import denoiser_of
 from loraq.models.layers import Layer
 from loraq.quantization.group_file import group_files, load_group, seconds_of_groups
 from loraq.quantization.model import QuantizedModel
@@ -71,7 +72,7 @@ def _quantize_groups(session: Session, row: Row) -> None:
         if folder is None:
             return
         names = quantize_groups(
-            session.transformer(row),
+            session.denoiser(row),
             layers,
             row.recipe,
             folder,
@@ -147,7 +148,8 @@ def generate_row(session: Session, row: Row) -> None:
     with session.store.share(Stage.IMAGES, name, info, row.pieces(Stage.IMAGES)) as folder:
         if folder is None:
             return
-        with session.timed("model forward"), applied(model, pipe.transformer, row.config.compute):
+        denoiser, compute = denoiser_of(pipe), row.config.compute
+        with session.timed("model forward"), applied(model, denoiser, compute):
             generation.generate_images(
                 pipe,
                 row.config.model,
@@ -163,14 +165,14 @@ def generate_row(session: Session, row: Row) -> None:
 
 
 @contextlib.contextmanager
-def applied(model: QuantizedModel | None, transformer: Any, compute: ComputeMode) -> Iterator[None]:
-    """Context in which the packed layers replace the transformer's; no-op without a model.
+def applied(model: QuantizedModel | None, denoiser: Any, compute: ComputeMode) -> Iterator[None]:
+    """Context in which the packed layers replace the denoiser's; no-op without a model.
 
-    Raises LoraqError if the transformer does not compute with all of them.
+    Raises LoraqError if the denoiser does not compute with all of them.
     """
     if model is None:
         yield
         return
-    with model.applied(transformer, compute):
-        model.check_called(transformer)
+    with model.applied(denoiser, compute):
+        model.check_called(denoiser)
         yield

@@ -8,6 +8,7 @@ step does not contain the accumulated errors of earlier steps.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from loraq.config import BranchConfig, ModelConfig, Recipe
 from loraq.data import Prompt
 from loraq.errors import LoraqError
+from loraq.models.denoisers import denoiser_of, parts, step_of
 from loraq.models.layers import Layer
 from loraq.models.pointwise import channels_last, weight_matrix
 from loraq.quantization.grouping import Unit
@@ -34,22 +36,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Forward:
-    """One recorded call of the transformer: step in its batch, inputs and output (on the CPU)."""
+    """One recorded call: step in its batch, inputs and output (on the CPU), the expert if several.
+
+    part: of the denoiser (`models/denoisers.py`).
+    """
 
     step: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
+    part: str = ""
 
     def __repr__(self) -> str:
         return f"Forward(step={self.step}, output={tuple(self.output.shape)})"
 
     def squared_error(self, transformer: nn.Module) -> Tensor:
         """[‖f̂ − f‖², ‖f‖²] of this forward, summed in float64, on the transformer's device."""
-        tensors = chain(transformer.parameters(), transformer.buffers())  # one may be empty
+        network = parts(transformer)[self.part]
+        tensors = chain(network.parameters(), network.buffers())  # one may be empty
         device = next(tensors).device
         args, kwargs = _mapped((self.args, self.kwargs), lambda tensor: tensor.to(device))
-        output = _sample(transformer(*args, **kwargs))[:, : self.output.shape[1]].double()
+        output = _sample(network(*args, **kwargs))[:, : self.output.shape[1]].double()
         reference = self.output.to(device).double()
         return torch.stack([x.square().sum() for x in (output - reference, reference)])
 
@@ -65,11 +72,11 @@ def record_forwards(
 ) -> list[Forward]:
     """Run the 16-bit pipeline as generation does (up to the latents) and record its forwards.
 
-    Records calls 0, every, 2·every, … of each batch, in order, on the CPU and in the model's dtype:
-    per call the latents and the output (each twice with guidance); inputs that do not change
-    between calls, such as the text, once per batch. Output channels that the sampler does not read
-    (a learned variance) are dropped. Raises LoraqError without prompts, or if batch_size or every
-    is below 1.
+    Records the calls of steps 0, every, 2·every, … of each batch, in order, on the CPU and in the
+    model's dtype: per call the latents and the output (twice with guidance, or in two calls);
+    inputs that do not change between calls, such as the text, once per batch. Output channels that
+    the sampler does not read (a learned variance) are dropped. Raises LoraqError without prompts,
+    or if batch_size or every is below 1.
 
     embeddings: batch number → embeddings; without it the pipeline encodes the prompts.
     """
@@ -81,30 +88,49 @@ def record_forwards(
     kept: list[Forward] = []
     for number, batch in enumerate(batches(prompts, batch_size)):
         text = None if embeddings is None else embeddings(number)
-        handle = pipe.transformer.register_forward_hook(_recorder(kept, every), with_kwargs=True)
+        recorder = _Recorder(kept, every, pipe)
+        handles = [
+            network.register_forward_hook(recorder.of(part), with_kwargs=True)
+            for part, network in parts(denoiser_of(pipe)).items()
+        ]
         try:
             image_batch(pipe, model, batch, seed, "latent", text)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
     return kept
 
 
-def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
-    """A forward hook for one batch that counts the calls and records every `every`-th."""
-    calls = 0
-    latest: list[Tensor] = []
+class _Recorder:
+    """Forward hooks for one batch that record the calls of every `every`-th step.
 
-    def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal calls, latest
-        step, calls = calls, calls + 1
-        if step % every:
+    pipe: the pipeline, whose scheduler counts the steps.
+    """
+
+    def __init__(self, kept: list[Forward], every: int, pipe: DiffusionPipeline) -> None:
+        self.kept, self.every, self.pipe = kept, every, pipe
+        self.calls = 0
+        self.latest: list[Tensor] = []
+
+    def __repr__(self) -> str:
+        return f"_Recorder({len(self.kept)} forwards after {self.calls} calls)"
+
+    def of(self, part: str) -> Callable[..., None]:
+        """The hook of one of the denoiser's parts."""
+        return functools.partial(self._keep, part)
+
+    def _keep(
+        self, part: str, module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
+    ) -> None:
+        step, self.calls = step_of(self.pipe, self.calls), self.calls + 1
+        if step % self.every:
             return
         held: list[Tensor] = []
 
         def copied(tensor: Tensor) -> Tensor:
             # a copy even on the CPU: the sampler may write into its tensors in place
             copy = tensor.detach().to("cpu", copy=True)
-            held.append(next((old for old in latest if _same(old, copy)), copy))
+            held.append(next((old for old in self.latest if _same(old, copy)), copy))
             return held[-1]
 
         own_args, own_kwargs = _mapped((args, kwargs), copied)
@@ -112,10 +138,9 @@ def _recorder(kept: list[Forward], every: int) -> Callable[..., None]:
         read = getattr(getattr(module, "config", None), "in_channels", None)
         if read is not None and sample.shape[1] == 2 * read:
             sample = sample[:, :read]
-        kept.append(Forward(step, own_args, own_kwargs, sample.detach().to("cpu", copy=True)))
-        latest = held
-
-    return keep
+        copy = sample.detach().to("cpu", copy=True)
+        self.kept.append(Forward(step, own_args, own_kwargs, copy, part))
+        self.latest = held
 
 
 @torch.inference_mode()
@@ -163,11 +188,11 @@ def errors_by_role(
             f"{len(nameless)} quantised layers have no role, such as '{nameless[0]}'. Pass all "
             "layers of the model."
         )
-    parts = {"all": list(roles)}
+    chosen = {"all": list(roles)}
     for name, role in roles.items():
-        parts.setdefault(role, []).append(name)
+        chosen.setdefault(role, []).append(name)
     errors = {}
-    for part, names in parts.items():
+    for part, names in chosen.items():
         with quantized.subset(names).applied(transformer):
             errors[part] = output_errors(transformer, forwards)
     return errors

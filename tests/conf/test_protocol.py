@@ -9,7 +9,8 @@ from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
 from loraq.compose import load_rows
 from loraq.errors import LoraqError
-from loraq.models.layers import list_layers, recipe_for
+from loraq.models.family import recipe_for
+from loraq.models.layers import list_layers
 from loraq.quantization.budget import planned_branch_bits
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import experiment

@@ -17,7 +17,7 @@ from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.models import family_names, load_pipeline
 from loraq.models.call import CLEANERS, text_arguments
-from loraq.models.layers import find_family
+from loraq.models.family import find_family
 from loraq.runner import product_keys
 from loraq.runner.embeddings import encode_batch
 from loraq.runner.estimate import dry_run

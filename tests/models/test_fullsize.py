@@ -29,7 +29,7 @@ from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import image_batch
 from loraq.runner.plan import plan_rows
 from loraq.runner.rows import Stage
-from loraq.runner.session import TEXT, Session
+from loraq.runner.session import Session
 from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
 
@@ -127,7 +127,7 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
         ]
         store = Store(tmp_path / dtype)
         (row,) = plan_rows([config], store, last=Stage.QUANTIZED)
-        session, own = Session(store, progress=False), load_pipeline(config.model, without=TEXT)
+        session, own = Session(store, progress=False), load_pipeline(config.model, without=("text_encoder",))
         before = mappings(ASSETS / name / "transformer")
         pipe = session.pipe(row, text=False)
         assert (mappings(ASSETS / name / "transformer") > before) == stays

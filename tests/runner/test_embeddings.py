@@ -21,6 +21,8 @@ from loraq.utils import batch_invariance
 from loraq.utils.console import show_messages
 from tests.damage import flip_bit
 
+TEXT, IMAGE = ("text_encoder",), ("transformer", "vae")
+
 PROMPTS = [Prompt("p0", "a red cat"), Prompt("p1", "one"), Prompt("p2", "a blue fish a green dog")]
 FAMILIES = {
     "pixart": ("tiny_folder", "tiny_pixart", "{use_resolution_binning:false,clean_caption:false}"),
@@ -59,7 +61,7 @@ def test_images_equal_those_of_the_pipeline_that_encodes_prompts(model, tmp_path
     for number, batch in enumerate((PROMPTS[:2], PROMPTS[2:])):
         text = read_embeddings(tmp_path, number, "cpu")
         wanted = image_batch(pipe, model, batch, 0, "pt")
-        bare = load_pipeline(model, without=session.TEXT)
+        bare = load_pipeline(model, without=TEXT)
         assert bare.text_encoder is None
         assert torch.equal(image_batch(bare, model, batch, 0, "pt", text), wanted)
         other = {name: tensor.flip(1) for name, tensor in text.items()}
@@ -78,7 +80,7 @@ def test_a_negative_prompt_is_encoded_like_the_pipeline_does(model, tmp_path):
 
 
 def test_masked_tokens_are_not_stored(model, tmp_path):
-    pipe = load_pipeline(model, without=session.IMAGE)
+    pipe = load_pipeline(model, without=IMAGE)
     assert pipe.transformer is None and pipe.vae is None
     write_embeddings(encoder(pipe, model), PROMPTS, 3, tmp_path)
     made, held = (
@@ -98,7 +100,7 @@ def test_masked_tokens_are_not_stored(model, tmp_path):
 
 
 def test_an_all_zero_mask_keeps_every_token(model, tmp_path, monkeypatch):
-    pipe = load_pipeline(model, without=session.IMAGE)
+    pipe = load_pipeline(model, without=IMAGE)
     blind = {
         n: t * 0 if "mask" in n else t
         for n, t in embeddings.encode_prompts(pipe, model, PROMPTS).items()
@@ -110,7 +112,7 @@ def test_an_all_zero_mask_keeps_every_token(model, tmp_path, monkeypatch):
 
 
 def test_finished_batches_are_kept_and_damaged_ones_remade(model, tmp_path, monkeypatch, capsys):
-    pipe = load_pipeline(model, without=session.IMAGE)
+    pipe = load_pipeline(model, without=IMAGE)
     write_embeddings(encoder(pipe, model), PROMPTS, 1, tmp_path)
     show_messages()
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -141,10 +143,10 @@ def test_the_text_encoder_is_read_once_for_all_methods_and_step_counts(overrides
     monkeypatch.setattr(session, "load_pipeline", load)
     run(["method=rtn", *overrides], progress=False)
     # embeddings, images, then the embeddings of the measuring captions
-    assert loads == [session.IMAGE, session.TEXT, session.IMAGE]
+    assert loads == [IMAGE, TEXT, IMAGE]
     loads.clear()
     run(["method=rtn", "format@quant.weight=int8", *overrides], progress=False)
-    assert loads == [session.TEXT]
+    assert loads == [TEXT]
     folder = Path(overrides[-1].removeprefix("output=")) / "embeddings"
     run(["method=reference", *overrides, "model.steps=1"], progress=False)
-    assert loads == [session.TEXT] * 2 and len([p for p in folder.iterdir() if p.is_dir()]) == 1
+    assert loads == [TEXT] * 2 and len([p for p in folder.iterdir() if p.is_dir()]) == 1
