@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from loraq.models.denoisers import parts
 from loraq.models.layers import Layer
 from loraq.models.moments import Moment
 from loraq.models.pointwise import channels_last
@@ -41,7 +42,8 @@ class _Capture:
         for number, (input_id, module) in enumerate(self._modules.items()):
             module_hook = self._hook(number, input_id)
             self._handles.append(module.register_forward_pre_hook(module_hook))
-        self._handles.append(self._transformer.register_forward_hook(lambda *_: self._finish()))
+        for network in parts(self._transformer).values():
+            self._handles.append(network.register_forward_hook(lambda *_: self._finish()))
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@ from loraq.layers.backends import ComputeMode
 from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
+from loraq.models.denoisers import of_part, parts, same_parts
 from loraq.quantization.made_from import check_made_from, require_transformer
 from loraq.quantization.trace import check_called
 
@@ -113,10 +114,11 @@ class QuantizedModel:
             transformer.set_submodule(name, module, strict=True)
             modules.append(module)
         share_inputs(modules)
-        if hasattr(transformer, "register_to_config"):  # diffusers' models
-            from loraq.quantization.diffusers_packed import attach  # imports diffusers: heavy
+        for part, network in parts(transformer).items():
+            if hasattr(network, "register_to_config"):  # diffusers' models
+                from loraq.quantization.diffusers_packed import attach  # imports diffusers: heavy
 
-            attach(transformer, self.layers, self.recipe)
+                attach(network, of_part(self.layers, part), self.recipe)
 
     def check_called(self, transformer: nn.Module) -> None:
         """Raise LoraqError unless `transformer`, after `apply`, computes with all packed layers.
@@ -136,8 +138,7 @@ class QuantizedModel:
                 "There are no 16-bit layers to restore: this quantised model was not applied, or "
                 "was loaded without them. Load the 16-bit model instead."
             )
-        another = self._applied_to is not transformer
-        if another:
+        if not same_parts(transformer, self._applied_to):
             raise LoraqError(
                 f"This quantised model was applied to another {type(self._applied_to).__name__}, "
                 "whose 16-bit layers it holds. Pass that transformer to `revert`."
@@ -146,10 +147,11 @@ class QuantizedModel:
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()
         self._applied_to = None
-        if hasattr(transformer, "register_to_config"):
-            from loraq.quantization.diffusers_packed import forget  # imports diffusers: heavy
+        for network in parts(transformer).values():
+            if hasattr(network, "register_to_config"):
+                from loraq.quantization.diffusers_packed import forget  # imports diffusers: heavy
 
-            forget(transformer)
+                forget(network)
 
     @contextlib.contextmanager
     def applied(self, transformer: nn.Module, compute: ComputeMode = "emulate") -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
+from loraq.models.denoisers import parts
 from loraq.models.example_inputs import example_inputs
 
 
@@ -23,6 +24,7 @@ def check_called(transformer: nn.Module, replaced: Mapping[str, nn.Module]) -> N
 
     replaced: name → the 16-bit layer that a packed one took the place of. Packed layers return
     zeros during the trace, so it costs only the layers that stay in 16 bits, on two text tokens.
+    Each of several experts is traced.
     """
     packed = {n: m for n, m in transformer.named_modules() if isinstance(m, QuantizedLinear)}
     weights = {
@@ -31,7 +33,8 @@ def check_called(transformer: nn.Module, replaced: Mapping[str, nn.Module]) -> N
     called: set[str] = set()
     reads = _Reads(weights)
     with _zero_outputs(packed, called.add), reads:
-        transformer(**example_inputs(transformer))
+        for network in parts(transformer).values():
+            network(**example_inputs(network))
     if reads.names:
         raise LoraqError(
             f"The 16-bit weight of '{reads.names[0]}' still computes after the layer was replaced: "
