@@ -180,7 +180,8 @@ def _decoder_work(asked: _Question) -> Work:
         return Work()
     _, height, width = _latents(model)
     with torch.device("meta"), torch.no_grad():
-        vae = network_class(*listed["vae"], values).from_config(values).to(dtype).eval()
+        vae = network_class(*listed["vae"], values).from_config(values)
+        nn.Module.to(vae, dtype).eval()  # without diffusers' word on parts in float32
         with Counted() as counted:
             vae.decode(torch.empty(1, channels, height, width, dtype=dtype))
     return counted.work

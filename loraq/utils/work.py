@@ -162,7 +162,9 @@ class _Attention(TorchFunctionMode):
     ) -> Any:
         if func is not torch.nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        q, k, v = args[:3] if len(args) > 2 else (*args, *map((kwargs or {}).get, ("key", "value")))
+        names = ("query", "key", "value")
+        named: dict[str, Any] = dict(zip(names, args, strict=False)) | (kwargs or {})
+        q, k, v = (named[name] for name in names)
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         flops = 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
         self.counted.add("attention", flops, (q, k, v, out))

@@ -127,7 +127,10 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
         ]
         store = Store(tmp_path / dtype)
         (row,) = plan_rows([config], store, last=Stage.QUANTIZED)
-        session, own = Session(store, progress=False), load_pipeline(config.model, without=("text_encoder",))
+        session, own = (
+            Session(store, progress=False),
+            load_pipeline(config.model, without=("text_encoder",)),
+        )
         before = mappings(ASSETS / name / "transformer")
         pipe = session.pipe(row, text=False)
         assert (mappings(ASSETS / name / "transformer") > before) == stays
