@@ -110,10 +110,12 @@ def embedding_names(model: ModelConfig) -> tuple[str, ...]:
     return find_family(model.family).EMBEDDINGS
 
 
-def encoded_settings(model: ModelConfig) -> dict[str, Any]:
+def encoded_settings(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
     """Steps, height and width, as far as the pipeline's `encode_prompt` takes them."""
+    if not hasattr(pipeline, "encode_prompt"):
+        return {}
     found = {"num_inference_steps": model.steps, "height": model.height, "width": model.width}
-    encoding = inspect.signature(_pipeline(model).encode_prompt).parameters
+    encoding = inspect.signature(pipeline.encode_prompt).parameters
     return {name: value for name, value in found.items() if name in encoding}
 
 

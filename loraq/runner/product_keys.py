@@ -19,7 +19,7 @@ from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.call import embedding_names, encoded_settings
 from loraq.models.family import find_family
-from loraq.models.source import weights_hash
+from loraq.models.source import pipeline_of, weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
 from loraq.runner.real_images import real_images
@@ -150,7 +150,7 @@ def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequen
     if embedding_names(model):
         settings["negative"] = model.guided
         return key("embeddings", EMBEDDINGS_VERSION, settings, prompts)
-    settings |= {"guidance": model.guidance, "encoded": encoded_settings(model)}
+    settings |= {"guidance": model.guidance, "encoded": encoded_settings(pipeline_of(model), model)}
     return key("recorded text", RECORDING_VERSION, settings, prompts)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraq.models.call import embedding_names
-from loraq.models.hollow import hollow_parts
 from loraq.models.denoisers import denoiser_of, parts, same_parts
+from loraq.models.hollow import hollow_parts
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import denoisers_in, image_parts, load_pipeline, text_parts
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
