@@ -9,6 +9,7 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
+from loraq.models.family import find_family
 
 SETTINGS = {
     "num_inference_steps": "steps",
