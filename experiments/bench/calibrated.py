@@ -73,19 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (value := getattr(options, name)) is not None and value < 1:
             raise LoraqError(f"--{name} {value} is below the limit 1. Set 1 or more.")
     settings = [f"calibration.prompts={options.prompts}", f"model.steps={options.steps}"]
-    bare = bare_torch()
     shared = {name: getattr(options, name) for name in ("prompts", "steps")}
     if options.size is not None:
         settings += [f"model.height={options.size}", f"model.width={options.size}"]
         shared["size"] = options.size
     rows = SavedRows(options.output, options.model, ("method", "blocks"), _sort_key, shared)
-    for blocks in options.blocks:
+    missing = {
+        blocks: [method for method in options.methods if not rows.has(method, blocks)]
+        for blocks in options.blocks
+    }
+    bare = bare_torch() if any(missing.values()) else 0
+    for blocks, methods in missing.items():
+        if not methods:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             snapshot = Path(folder) / options.model
             make_fullsize.write_snapshot(options.model, snapshot, blocks=blocks)
-            for method in options.methods:
-                if rows.has(method, blocks):
-                    continue
+            for method in methods:
                 row = measure_method(options.model, snapshot, [f"method={method}", *settings], bare)
                 row |= {"method": method, "blocks": blocks}
                 print(row_summary(options.model, row), flush=True)

@@ -18,6 +18,7 @@ Outcome: results/bench/fullsize_*.json, docs/speed.md.
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import sys
@@ -163,18 +164,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
-    bare = bare_torch()
     rows = SavedRows(options.output, options.model, ("format", "method"), _sort_key)
-    for chosen in options.formats:
-        for method in options.methods:
-            if rows.has(chosen, method):
-                continue
-            settings = settings_of(method, chosen)
-            with tempfile.TemporaryDirectory() as output:
-                row = run_quantize(options.model, options.folder, settings, Path(output), bare)
-            row |= {"method": method, "format": chosen}
-            print(row_summary(options.model, row), flush=True)
-            rows.add(row)
+    asked = itertools.product(options.formats, options.methods)
+    missing = [pair for pair in asked if not rows.has(*pair)]
+    bare = bare_torch() if missing else 0
+    for chosen, method in missing:
+        settings = settings_of(method, chosen)
+        with tempfile.TemporaryDirectory() as output:
+            row = run_quantize(options.model, options.folder, settings, Path(output), bare)
+        row |= {"method": method, "format": chosen}
+        print(row_summary(options.model, row), flush=True)
+        rows.add(row)
 
 
 if __name__ == "__main__":

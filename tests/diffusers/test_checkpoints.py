@@ -6,8 +6,6 @@ import copy
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
 from loraq.quantization.diffusers_config import PackedConfig
 from loraq.quantization.diffusers_packed import PackedQuantizer
+from tests.forked import start
 
 RANK = "quant.branch.rank=4"
 RECIPES = {
@@ -120,9 +119,10 @@ def test_a_pipeline_is_loaded_by_a_process_that_has_no_16_bit_weights(pipe, tmp_
         "same = torch.equal(forward(pipe.transformer), torch.load(sys.argv[2]))\n"
         "print('same' if same else 'different')"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "pipe"), str(tmp_path / "expected.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "same"
+    printed = tmp_path / "printed"
+    process = start(code, tmp_path / "pipe", tmp_path / "expected.pt", output=printed)
+    process.join()
+    assert printed.read_text().split()[-1] == "same"
 
 
 def test_shards_device_maps_and_types(pipe, tmp_path):

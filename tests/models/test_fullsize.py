@@ -163,7 +163,7 @@ def test_files_with_which_something_is_wrong_are_not_mapped_and_loading_says_wha
 
 
 def latents(pipe, model):
-    """Two steps from embeddings of noise."""
+    """One step from embeddings of noise."""
     width = pipe.transformer.config.caption_channels
     g = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 1, model.max_sequence_length, width, generator=g).to(pipe.dtype)
@@ -172,11 +172,19 @@ def latents(pipe, model):
     text = dict(zip(names, noise, strict=True))
     text |= {"prompt_attention_mask": seen, "negative_prompt_attention_mask": seen}
     prompts = [Prompt("a", "nothing")]
-    return image_batch(pipe, replace(model, steps=2), prompts, 0, "latent", embeddings=text)
+    return image_batch(pipe, replace(model, steps=1), prompts, 0, "latent", embeddings=text)
 
 
-def test_calibrated_methods_read_mapped_weights_and_mapped_activations(snapshot, tmp_path, capsys):
+def test_calibrated_methods_read_mapped_weights_and_mapped_activations(
+    snapshot, tmp_path, capsys, monkeypatch
+):
     """`calibrated` runs captions to packed layers; the layers are those of a whole model."""
+
+    def write_again(model, folder, blocks):  # with the bytes that it has
+        assert (model, blocks) == ("pixart_sigma", 1)
+        shutil.copytree(snapshot, folder)
+
+    monkeypatch.setattr(make_fullsize, "write_snapshot", write_again)
     found = tmp_path / "calibrated.json"
     asked = ["--blocks", "1", "--methods", "gptq", "--steps", "1", "--output", str(found)]
     asked += ["--size", "256"]

@@ -178,7 +178,8 @@ def test_a_mapped_transformer_gives_the_very_same_layers(method):
     assert mapped.get_submodule(layers[0].name).weight.dtype == torch.bfloat16
     assert mapped.adaln_single.linear.weight.dtype == torch.float32
     known = ("quant.transform.smooth=balanced", "quant.statistics=weights")
-    chosen = recipe("loraq_o2", *(known if method == "balanced" else ()))
+    steps = "quant.branch.steps=2"
+    chosen = recipe("loraq_o2", steps, *(known if method == "balanced" else ()))
     one, two = (
         quantize_model(each, layers, chosen, progress=None, family=config.family).layers
         for each in (mapped, loaded)

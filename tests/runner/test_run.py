@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +27,7 @@ from loraq.runner.rows import Row
 from loraq.runner.store import Store
 from loraq.utils.manifest import read_manifest, write_manifest
 from tests.damage import flip_bit
+from tests.forked import COMMAND, start
 
 
 def output(overrides: list[str]) -> Path:
@@ -351,18 +348,16 @@ def test_kill_9_while_quantising_and_while_generating(overrides, tmp_path):
     overrides = [o for o in overrides if not o.startswith(("data.count", "generate.", "output="))]
     overrides += ["data.count=8", "generate.batch_size=1", "model.steps=6"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    command = [sys.executable, "-m", "loraq.cli", "run", "--quiet", "method=loraq_o2", *overrides]
+    command = ["run", "--quiet", "method=loraq_o2", *overrides, f"output={killed}"]
 
     def kill_when(pattern: str) -> set[tuple[str, int]]:
-        process = subprocess.Popen(
-            [*command, f"output={killed}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start(COMMAND, *command)
         deadline = time.monotonic() + 400
-        while not list(killed.glob(pattern)) and process.poll() is None:
+        while not list(killed.glob(pattern)) and process.is_alive():
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         return {(str(path), path.stat().st_mtime_ns) for path in killed.glob(pattern)}
 
     def damage(pieces: set[tuple[str, int]]) -> set[tuple[str, int]]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from loraq.config import GenerateConfig
@@ -24,6 +25,7 @@ from loraq.utils.files import TEMPORARY, write_bytes, write_json
 from loraq.utils.hashing import file_hash
 from loraq.utils.output_folder import folder_lock
 from loraq.utils.pieces import write_piece
+from tests.forked import start
 from tests.quantization.test_quantize import RTN
 from tests.quantization.toy import Toy, toy_layers
 
@@ -85,17 +87,14 @@ def test_two_processes_share_and_make_every_part_once(overrides, tmp_path):
     settings = ["method=rtn", *overrides[:-1], "data.count=8", "generate.batch_size=1"]
     run([*settings, f"output={alone}"], progress=False)
     log.mkdir()
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(log), *settings, f"output={shared}"],
-            env=os.environ | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    printed = [worker.communicate()[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
+    settings.append(f"output={shared}")
+    files = [{"output": tmp_path / f"{n}.out", "errors": tmp_path / f"{n}.err"} for n in (0, 1)]
+    workers = [start(WORKER, log, *settings, **files[n], RANK=str(n)) for n in (0, 1)]
+    for worker in workers:
+        worker.join()
+    said = "".join(file["errors"].read_text() for file in files)
+    assert [worker.exitcode for worker in workers] == [0, 0], said
+    printed = [file["output"].read_text() for file in files]
     assert "psnr" in printed[0].lower() and not printed[1].strip()
     made = made_in(shared)
     assert made == made_in(alone)
@@ -143,11 +142,14 @@ def test_the_groups_of_a_process_that_dies_are_made_by_another(tmp_path):
     """One process dies in its second group, while the other makes its first."""
     alone, dead = tmp_path / "alone", tmp_path / "dead"
     quantize_model(Toy(), toy_layers(), RTN, None, alone, progress=None)
-    with subprocess.Popen(
-        [sys.executable, "-c", DIES, str(tmp_path), str(dead)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        made = process.stdout.read().split()  # ends when both have ended
-    assert process.returncode == 9 and dead.read_text() in made and len(made) == 3
+    printed = tmp_path / "printed"
+    process = start(DIES, tmp_path, dead, output=printed, errors=os.devnull)
+    process.join()
+    deadline = time.monotonic() + 100
+    while not (made := printed.read_text().split()):  # of the process that goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.exitcode == 9 and dead.read_text() in made and len(made) == 3
     product = tmp_path / "quantised" / "k"
     found = {path.name: path.read_bytes() for path in product.glob("*.safetensors")}
     assert found == {path.name: path.read_bytes() for path in alone.glob("*.safetensors")}
@@ -235,9 +237,10 @@ assert at_once(run, run, tables, report, ["cache", "--output", output]) == [0] *
 def test_equal_and_overlapping_commands_at_once_all_end_well(overrides, tmp_path):
     """From nothing, and with everything finished."""
     settings = ["method=rtn", *overrides[:-1], "data.count=2"]
-    command = [sys.executable, "-c", AT_ONCE, str(tmp_path), *settings]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    printed = tmp_path / "printed"
+    process = start(AT_ONCE, tmp_path, *settings, output=printed)
+    process.join()
+    assert process.exitcode == 0 and "Traceback" not in printed.read_text(), printed.read_text()
     assert len(list(tmp_path.glob("results/*/main.*"))) == 3
     assert not list(tmp_path.rglob(f"*{TEMPORARY}"))
 

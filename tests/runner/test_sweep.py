@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from loraq.errors import LoraqError
 from loraq.runner.sweep import jobs, launch_sweep, rerun_unfinished, watch, worker
 from loraq.runner.sweep.worker import status_file
 from loraq.utils.console import show_messages
+from tests.forked import COMMAND, start
 
 
 @pytest.fixture
@@ -106,12 +105,14 @@ def test_an_error_in_one_job_is_raised_before_any_starts(overrides, tmp_path):
 
 
 def test_done_then_skipped_and_the_failed_ones_again(overrides, tmp_path, capsys, monkeypatch):
-    """In subprocesses, because Hydra keeps global state."""
+    """In other processes, because Hydra keeps global state."""
 
     def sweep(*arguments: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "loraq.cli", "sweep", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        return done.returncode, done.stdout + done.stderr
+        printed = tmp_path / "printed"
+        printed.unlink(missing_ok=True)
+        process = start(COMMAND, "sweep", *arguments, output=printed)
+        process.join(300)
+        return process.exitcode, printed.read_text()
 
     given = ["method=lqer", "quant.branch.rank=4,100000", *overrides]
     code, output = sweep(*given)
