@@ -27,6 +27,7 @@ VERSION = "1"
 DIRECTION: Final = "lower"
 NEEDS: Final = "reference"
 PER_IMAGE = True
+KINDS: Final = ("image", "video")
 ON_DEVICE = True
 BACKBONE = ASSETS / "lpips_alexnet.safetensors"
 HEADS = "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0"  # sha256 of alex.pth

@@ -19,6 +19,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
+KINDS: Final = ("image", "video")
 ON_DEVICE = True
 COUNTED = ("identical",)
 

@@ -7,7 +7,9 @@ threads are in the keys of a run on a GPU), `sources(options)`: what computes it
 of packages and hashes of weights (LoraqError if they are missing or damaged; published weights may
 still be downloaded), and `compute(images, <what it needs>, options) -> MetricResult`. COUNTED may
 name details that are counts, which add up over parts of the images; EXTRACTOR the extractor of the
-features from which the values of all images are computed at once.
+features from which the values of all images are computed at once; KINDS the kinds of output that
+it reads, images alone without it. Of a video, a metric of images reads every frame, and the video's
+value is the mean.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from loraq.metrics.common import summary
 from loraq.metrics.common.features import ExtractorName, choose_extractor
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import check_reachable
-from loraq.metrics.common.result import Direction, MetricResult, Need, Options
+from loraq.metrics.common.result import Direction, MetricResult, Need, Options, mean
+from loraq.utils.kinds import UNITS, Kind
+
+
+DEFAULTS: dict[Kind, str] = {"image": "paired", "video": "video", "audio": "audio"}
+"""Kind of output → the file in `conf/metrics/` whose metrics read it."""
 
 
 def metric_names() -> list[str]:
@@ -83,13 +90,19 @@ def metric_sources(
 
 
 def check_metrics(
-    wanted: Sequence[str], images: int, side: int, real: Any = None, **options: Any
+    wanted: Sequence[str],
+    images: int,
+    side: int | None,
+    real: Any = None,
+    kind: Kind = "image",
+    **options: Any,
 ) -> None:
     """LoraqError for a metric that cannot be computed, for example without its weights.
 
-    images: how many; side: the shorter one in pixels. Published weights that are not downloaded yet
-    are an error only without network access.
+    images: how many; side: the shorter one in pixels, or the samples of a clip; None: not known
+    yet. Published weights that are not downloaded yet are an error only without network access.
     """
+    check_kind(wanted, kind)
     metric_sources(wanted, real, **options)
     check_reachable(wanted, options.get("extractor", "auto"))
     for metric in map(find_metric, wanted):
@@ -100,11 +113,32 @@ def check_metrics(
                 "out (metrics=paired)."
             )
         smallest = getattr(metric, "SMALLEST", 1)
-        if side < smallest:
+        if side is not None and side < smallest:
+            needed = "clips of {} samples" if kind == "audio" else "images of {} pixels a side"
             raise LoraqError(
-                f"metrics.names: {metric.NAME} needs images of {smallest} pixels a side or more, "
+                f"metrics.names: {metric.NAME} needs {needed.format(smallest)} or more, "
                 f"and these have {side}. Set a larger size, or leave {metric.NAME} out."
             )
+
+
+def kinds_of(metric: ModuleType) -> tuple[Kind, ...]:
+    """The kinds of output that a metric reads."""
+    return getattr(metric, "KINDS", ("image",))
+
+
+def check_kind(wanted: Sequence[str], kind: Kind) -> None:
+    """LoraqError for metrics that do not read this kind of output, with those that do."""
+    metrics = [find_metric(name) for name in wanted]
+    if not (others := [metric for metric in metrics if kind not in kinds_of(metric)]):
+        return
+    kept = [metric.NAME for metric in metrics if metric not in others]
+    reads = " or ".join(dict.fromkeys(UNITS[one] for metric in others for one in kinds_of(metric)))
+    keep = f", or metrics.names=[{','.join(kept)}] to keep the others" if kept else ""
+    raise LoraqError(
+        f"metrics.names: {', '.join(metric.NAME for metric in others)} "
+        f"compute{'s' * (len(others) == 1)} values of {reads}, and these are {UNITS[kind]}. Set "
+        f"metrics={DEFAULTS[kind]}{keep}."
+    )
 
 
 def distribution_extractors(
@@ -142,6 +176,7 @@ def compute(
     options: fields of `Options`; LoraqError for an unknown name, unused ones are ignored.
     """
     metric = find_metric(name)
+    check_kind((name,), images.KIND)
     if metric.NEEDS == "reference" and reference is None:
         raise LoraqError(f"metric {name} needs the 16-bit model's images (reference=…)")
     if metric.NEEDS == "real" and real is None:
@@ -152,6 +187,9 @@ def compute(
     other = {"reference": reference, "real": real}.get(metric.NEEDS)
     needed = [] if other is None else [_same_names(other, images.names)]
     result: MetricResult = metric.compute(images, *needed, chosen)
+    if result.per_image is not None and images.KIND == "video":
+        values = images.per_item(result.per_image)
+        result = dataclasses.replace(result, value=mean(values), per_image=values)
     if not np.isfinite([result.value, *(result.per_image or ())]).all():
         raise LoraqError(
             f"metric {name} gives {result.value}: an image or the metric's weights make values "

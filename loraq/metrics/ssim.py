@@ -17,6 +17,7 @@ VERSION = "1"
 DIRECTION: Final = "higher"
 NEEDS: Final = "reference"
 PER_IMAGE = True
+KINDS: Final = ("image", "video")
 ON_DEVICE = True
 SMALLEST = 11  # pixels of a side: the window
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import Recipe
 from loraq.errors import unknown
 from loraq.models import families
+from loraq.utils.kinds import Kind
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ class Family:
     """What is known of a family; the defaults are those of `generic`.
 
     PIPELINES, TRANSFORMERS: the diffusers classes it is for.
+    OUTPUT: what the pipelines make (None: read from the class, which imports diffusers).
     ROLES: (pattern of a layer's name inside its block, role), before the usual names.
     DEFAULT_SKIP: roles or globs (None: by rule, see `discovery/structure.py`).
     SIZE_MULTIPLE: pixels of which height and width are multiples.
@@ -39,6 +41,7 @@ class Family:
 
     name: str = GENERIC
     PIPELINES: tuple[str, ...] = ()
+    OUTPUT: Kind | None = None
     TRANSFORMERS: tuple[str, ...] = ()
     ROLES: tuple[tuple[str, str], ...] = ()
     DEFAULT_SKIP: tuple[str, ...] | None = None

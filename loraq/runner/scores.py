@@ -28,11 +28,9 @@ from loraq.metrics.common.features import (
 from loraq.metrics.common.image_set import ImageSet, compared_batch
 from loraq.metrics.common.result import MetricResult, Options, mean
 from loraq.runner.store import Store
+from loraq.utils.kinds import UNITS
 from loraq.utils.parts import Part, make_parts, unfinished
 from loraq.utils.pieces import write_piece
-
-SMALLEST_PART = 64
-"""Images of a part, at least: claims and files cost little beside so many."""
 
 
 def score_images(
@@ -57,7 +55,7 @@ def score_images(
     info = {"kind": product[0], "units": len(images)}
     with store.share(*product, info, files) as folder:
         if folder is not None:
-            bar = tqdm(total=len(images), desc=progress, unit="image", disable=progress is None)
+            bar = tqdm(total=len(images), desc=progress, unit=UNITS[images.KIND][:-1], disable=progress is None)
 
             def make(part: Part) -> Callable[[], object]:
                 places = ranges[part.number]
@@ -76,8 +74,10 @@ def score_images(
 
 
 def _ranges(images: ImageSet, options: Options) -> list[range]:
-    size = math.lcm(options.batch_size, compared_batch(options, images.read(0)[..., 0].size))
-    size *= max(1, SMALLEST_PART // size)
+    size = images.PART
+    if images.KIND == "image":  # batches of videos and clips never hold two of them
+        size = math.lcm(options.batch_size, compared_batch(options, images.area))
+        size *= max(1, images.PART // size)
     return [range(len(images))[start : start + size] for start in range(0, len(images), size)]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -24,13 +24,18 @@ from loraq.metrics.common.reading import (
     read_image,
 )
 from loraq.metrics.common.result import Options
+from loraq.utils.kinds import UNITS, Kind
 
 if TYPE_CHECKING:
     import torch
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Of the images in a folder, in lower or upper case."""
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp"),
+    "video": (".png",),
+    "audio": (".wav",),
+}
+"""Of the files in a folder, in lower or upper case."""
 PIXELS = {"cpu": 1 << 20}
 """Limit of pixels per batch of compared images; SSIM needs about 1 GB for as many."""
 PIXELS_ON_GPU = 1 << 22
@@ -39,6 +44,8 @@ PIXELS_ON_GPU = 1 << 22
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Image files with names, optionally prompts and `seen` (in the training data or not).
+
+    Videos and clips have sets of their own kind (`kinds.py`).
 
     `features` maps an extractor's name to the features of these images. `features_of` fills it, so
     that Fréchet distance, KID and alignment compute features once.
@@ -49,9 +56,13 @@ class ImageSet:
     prompts: tuple[str, ...] | None = None
     seen: tuple[bool, ...] | None = None
     features: dict[str, Any] = field(default_factory=dict, repr=False)
+    KIND: ClassVar[Kind] = "image"
+    PART: ClassVar[int] = 64
+    """Images of a part that processes share, at least: claims and files cost little beside them."""
 
     def __repr__(self) -> str:
-        return f"ImageSet({len(self)} images in '{self.paths[0].parent}')"
+        where = self.paths[0].parent
+        return f"{type(self).__name__}({len(self)} {UNITS[self.KIND]} in '{where}')"
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -80,13 +91,14 @@ class ImageSet:
         """
         found: dict[str, list[Path]] = {}
         for path in sorted(Path(folder).iterdir()):
-            if path.suffix.lower() in SUFFIXES:
+            if path.suffix.lower() in SUFFIXES[cls.KIND]:
                 found.setdefault(path.stem, []).append(path)
         if missing := [name for name in names if name not in found]:
+            kinds, unit = SUFFIXES[cls.KIND], UNITS[cls.KIND]
             raise LoraqError(
-                f"{len(missing)} of {len(names)} images are missing in '{folder}', which has "
-                f"{len(found)} ({', '.join(SUFFIXES)}); the first is '{missing[0]}.png'. Name the "
-                "images after the prompts, or select others (data.count=, data.split=)."
+                f"{len(missing)} of {len(names)} {unit} are missing in '{folder}', which has "
+                f"{len(found)} ({', '.join(kinds)}); the first is '{missing[0]}{kinds[0]}'. Name "
+                f"the {unit} after the prompts, or select others (data.count=, data.split=)."
             )
         if double := [name for name in names if len(found[name]) > 1]:
             files = " and ".join(path.name for path in found[double[0]])
@@ -125,7 +137,7 @@ class ImageSet:
         def pick(values: tuple) -> tuple:
             return tuple(values[place] for place in places)
 
-        return ImageSet(
+        return type(self)(
             paths=pick(self.paths),
             names=pick(self.names),
             prompts=None if self.prompts is None else pick(self.prompts),
@@ -140,6 +152,26 @@ class ImageSet:
     def read(self, place: int) -> np.ndarray:
         """One image as uint8 (H, W, 3)."""
         return read_image(self.paths[place])
+
+    @property
+    def area(self) -> int:
+        """Pixels of an image."""
+        return int(self.read(0)[..., 0].size)
+
+    def at(self, place: int) -> Path:
+        """The file of the value at `place` that a metric computes."""
+        return self.paths[place]
+
+    def check_paired(self, reference: ImageSet) -> None:
+        """LoraqError if the images cannot be compared with the reference one by one."""
+
+    def per_item(self, values: Sequence[float]) -> list[float]:
+        """The value of each image, from those that a metric computes."""
+        return list(values)
+
+    def about(self) -> dict[str, Any]:
+        """What a record says of a set that is not of images."""
+        return {}
 
     def batches(self, size: int, workers: int = 0) -> Iterator[torch.Tensor]:
         """Batches of uint8 (B, 3, H, W) in order; LoraqError for images of different sizes."""
@@ -195,14 +227,14 @@ def paired_batches(
             f"the images ({len(images)}) and the reference images ({len(reference)}) are not of "
             f"the same prompts in the same order; {detail}"
         )
-    area = images.read(0)[..., 0].size
-    size = compared_batch(options, area)
+    images.check_paired(reference)
+    size, done = compared_batch(options, images.area), 0
     read = [part.batches(size, options.workers) for part in (images, reference)]
     pairs = zip(*read, strict=True)
-    for place, (own, other) in enumerate(pairs):
+    for own, other in pairs:
         if own.shape != other.shape:
             raise LoraqError(
-                f"{images.paths[place * size]} is {tuple(own.shape[-2:])}, its reference "
+                f"{images.at(done)} is {tuple(own.shape[-2:])}, its reference "
                 f"{tuple(other.shape[-2:])}: images are compared at one size"
             )
         if min(own.shape[-2:]) < smallest:
@@ -211,3 +243,4 @@ def paired_batches(
                 f"{smallest} pixels a side"
             )
         yield own, other
+        done += len(own)

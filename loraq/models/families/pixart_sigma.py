@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from loraq.models.moments import Moment
 
 PIPELINES = ("PixArtSigmaPipeline",)
+OUTPUT = "image"
 TRANSFORMERS = ("PixArtTransformer2DModel",)
 SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")

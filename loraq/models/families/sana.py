@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loraq.models.moments import Moment
 
 PIPELINES = ("SanaPipeline",)
+OUTPUT = "image"
 TRANSFORMERS = ("SanaTransformer2DModel",)
 SIZE_MULTIPLE = 32  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
