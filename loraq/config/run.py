@@ -23,7 +23,7 @@ class ModelConfig(Checked):
         looked up when files are downloaded, and then stays what it was.
     variant: which weight files are read, such as `fp16` for `*.fp16.safetensors`; a component that
         has no such files is read from those without a variant, as in diffusers.
-    fps: frames per second at which a video is kept, for a pipeline whose call has no argument for it.
+    fps: frames per second at which a video is kept, if the pipeline's call has no argument for it.
     domain: what the model draws, such as `photographs`. It is not measured against prompts, real
         images or networks that say another domain; None: any.
     Settings that depend on the model have no default: size, sampler settings, length of prompts.

@@ -2,12 +2,12 @@
 
     mean over resolutions, channels, frequencies and times of |ln max(|S|, ε) − ln max(|S′|, ε)|
 
-S and S′ are the transforms of the clip and of the 16-bit model's clip of the same seed: the second
-term of the multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 2020, arXiv:1910.11480,
-eq. 6) at its three resolutions of (points of the Fourier transform, samples of the Hann window, hop)
-= (1024, 600, 120), (2048, 1200, 240), (512, 240, 50). The window is periodic and lies in the middle
-of the transform; the signal is padded by reflection with half a transform at both ends. ε = 1e-5,
-100 dB below an amplitude of 1, so that silence has a finite distance. Computed in float64.
+S and S′ are the transforms of the clip and of the 16-bit model's clip of the same seed. This is the
+log magnitude term of the multi-resolution STFT loss of Parallel WaveGAN (Yamamoto et al. 2020,
+arXiv:1910.11480) at its three resolutions: (points of the transform, samples of the Hann window,
+hop) = (1024, 600, 120), (2048, 1200, 240), (512, 240, 50), each with the same weight. The window is
+periodic and lies in the middle of the transform; the signal is padded by reflection with half a
+transform at both ends. ε = 1e-5, so that silence has a finite distance. Computed in float64.
 """
 
 from __future__ import annotations

@@ -28,10 +28,10 @@ from loraq.errors import LoraqError, unknown
 from loraq.metrics.common import summary
 from loraq.metrics.common.features import ExtractorName, choose_extractor
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.kinds import check_same_kind
 from loraq.metrics.common.published import check_reachable
 from loraq.metrics.common.result import Direction, MetricResult, Need, Options, mean
 from loraq.utils.kinds import UNITS, Kind
-
 
 DEFAULTS: dict[Kind, str] = {"image": "paired", "video": "video", "audio": "audio"}
 """Kind of output → the file in `conf/metrics/` whose metrics read it."""
@@ -185,6 +185,8 @@ def compute(
         raise LoraqError(f"metric {name} needs the prompts of the images (ImageSet.prompts)")
     chosen = _resolved(metric, real, Options.of(options))
     other = {"reference": reference, "real": real}.get(metric.NEEDS)
+    if isinstance(other, ImageSet):
+        check_same_kind(images, other)
     needed = [] if other is None else [_same_names(other, images.names)]
     result: MetricResult = metric.compute(images, *needed, chosen)
     if result.per_image is not None and images.KIND == "video":

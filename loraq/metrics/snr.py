@@ -38,7 +38,7 @@ def compute(images: ImageSet, reference: ImageSet, options: Options) -> MetricRe
     values: list[float] = []
     identical = 0
     for own, other in paired_clips(images, reference, options.workers):
-        wanted_CN = other.samples_CN.astype(np.float64)
+        wanted_CN: np.ndarray = other.samples_CN.astype(np.float64)
         signal, noise = (
             float(np.square(part).sum()) for part in (wanted_CN, own.samples_CN - wanted_CN)
         )

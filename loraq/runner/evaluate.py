@@ -15,10 +15,12 @@ from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.kinds import SETS
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.metrics.common.result import MetricResult
 from loraq.metrics.registry import distribution_extractors, needs_real
 from loraq.models.denoisers import denoiser_of
+from loraq.models.outputs import output_kind
 from loraq.models.pointwise import weight_matrix
 from loraq.models.source import model_commit
 from loraq.quantization.layer_errors import layer_errors
@@ -37,6 +39,7 @@ from loraq.runner.stages import quantize_row
 from loraq.runner.store import Store
 from loraq.runner.trajectories import errors_by_role
 from loraq.utils.files import write_text
+from loraq.utils.kinds import UNITS
 from loraq.utils.plain import decode_float, to_plain
 from loraq.utils.user_module import is_user_file, user_file_label
 
@@ -119,10 +122,10 @@ def _metrics(row: Row, scores: Scores) -> tuple[dict[str, Any], dict[str, Any]]:
         bootstrap=settings.bootstrap,
         **_options(row),
     )
-    blank = images.one_colour(settings.workers)
-    warn_one_colour(blank, len(images), f"images of row '{row.name}'")
+    blank, unit = images.one_colour(settings.workers), UNITS[images.KIND]
+    warn_one_colour(blank, len(images), f"{unit} of row '{row.name}'", images.KIND)
     found = {"hash": images.hash, "names": list(images.names), "seen": list(images.seen or ())}
-    return found | ({"one_colour": blank} if blank else {}), entries
+    return found | images.about() | ({"one_colour": blank} if blank else {}), entries
 
 
 def _options(row: Row) -> dict[str, Any]:
@@ -190,9 +193,9 @@ def load_record(store: Store, row: Row) -> Record:
 
 def image_set(store: Store, row: Row, key: str = Stage.IMAGES) -> ImageSet:
     """The row's images in the order of its prompts."""
-    folder = store.path(Stage.IMAGES, row.keys[key])
-    paths = [generation.image_path(folder, prompt) for prompt in row.prompts]
-    return ImageSet.of_prompts(paths, row.prompts)
+    folder, kind = store.path(Stage.IMAGES, row.keys[key]), output_kind(row.config.model)
+    paths = [generation.image_path(folder, prompt, kind) for prompt in row.prompts]
+    return SETS[kind].of_prompts(paths, row.prompts)
 
 
 def reference_set(store: Store, row: Row) -> ImageSet:

@@ -1,4 +1,6 @@
-"""Prompts → images with the pipeline as diffusers ships it; a finished batch is never remade.
+"""Prompts → images, videos or sound with the pipeline as diffusers ships it, batch by batch.
+
+A finished batch is never remade. Below, an image is any of these outputs, one for each prompt.
 
 Prompts are split into batches in order. Each image has its own CPU generator, seeded from its name,
 so its initial latents depend only on (name, seed).
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,12 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.models.call import sampling_arguments
 from loraq.models.denoisers import device_of
+from loraq.models.outputs import output_kind
 from loraq.runner import overflow
+from loraq.runner.outputs import encode_output, is_blank, outputs_of
 from loraq.runner.text import Text, answered, text_part
 from loraq.utils import batch_invariance
+from loraq.utils.kinds import SUFFIXES, UNITS, Kind
 from loraq.utils.memory import reused_heap
 from loraq.utils.parts import Claim, Part, alone, make_parts, unfinished
 from loraq.utils.pieces import write_piece
@@ -31,7 +35,6 @@ from loraq.utils.pieces import write_piece
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
 
 VERSION = 2
 BATCHES = "batches"
@@ -61,7 +64,8 @@ def image_batch(
     """
 
     def run() -> Any:
-        return call_pipeline(pipe, model, prompts, seed, output_type, embeddings).images
+        made = call_pipeline(pipe, model, prompts, seed, output_type, embeddings)
+        return outputs_of(pipe, model, made)
 
     with overflow.finite_images(pipe) as finite:
         images = run()
@@ -82,6 +86,8 @@ def call_pipeline(
     """The output of one call of the pipeline; `embeddings` as in `image_batch`."""
     import torch
 
+    if output_type == "pil" and output_kind(model) == "audio":
+        output_type = "np"
     text: Mapping[str, Any] = {"prompt": [prompt.prompt for prompt in prompts]}
     if isinstance(embeddings, Mapping):
         text = {"prompt": None, "negative_prompt": None, **embeddings}
@@ -102,10 +108,13 @@ def batch_images(
     prompts: Sequence[Prompt],
     seed: int,
     embeddings: Text | None = None,
-) -> list[Image]:
-    """The PIL images of one batch, bit-identical for every batch size (`batch_limit`)."""
+) -> list[Any]:
+    """The outputs of one batch, bit-identical for every batch size (`batch_limit`).
+
+    A PIL image, a list of them for a video, or samples of sound in an array, for each prompt.
+    """
     size = batch_invariance.batch_limit(len(prompts), device_of(pipe))
-    images: list[Image] = []
+    images: list[Any] = []
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         text = embeddings and text_part(embeddings, start, len(part))
@@ -123,7 +132,7 @@ def generate_images(
     claim: Claim = alone,
     embeddings: Callable[[int], Text] | None = None,
 ) -> list[Path]:
-    """Write the images as NAME.png into the existing `folder`; paths in the order of the prompts.
+    """Write the images into the existing `folder`; their paths in the order of the prompts.
 
     A batch is finished if its file under `batches/` and its images match their checksums; all other
     batches are made. Raises LoraqError if the disk is full; all files left behind are complete.
@@ -138,12 +147,13 @@ def generate_images(
         (folder / BATCHES).mkdir(exist_ok=True)
     pipe.set_progress_bar_config(disable=True)
     cut = batches(prompts, settings.batch_size)
-    todo = unfinished([_part(folder, number, batch) for number, batch in enumerate(cut)])
+    kind = output_kind(model)
+    todo = unfinished([_part(folder, number, batch, kind) for number, batch in enumerate(cut)])
     bar = tqdm(
         total=len(prompts),
         initial=len(prompts) - sum(len(cut[part.number]) for part in todo),
         desc=progress,
-        unit="image",
+        unit=UNITS[kind][:-1],
         disable=progress is None,
     )
     with bar, reused_heap() as trim:
@@ -154,10 +164,11 @@ def generate_images(
             made = _generate_batch(pipe, model, batch, settings.seed, text)
             trim()
             seconds = time.perf_counter() - started
-            return functools.partial(_write_batch, part, batch, made, seconds)
+            encode = functools.partial(encode_output, pipe=pipe, model=model)
+            return functools.partial(_write_batch, part, batch, made, seconds, encode)
 
         make_parts(folder, todo, claim, make, lambda part: bar.update(len(cut[part.number])))
-    return [image_path(folder, prompt) for prompt in prompts]
+    return [image_path(folder, prompt, kind) for prompt in prompts]
 
 
 def _generate_batch(
@@ -166,50 +177,45 @@ def _generate_batch(
     batch: Sequence[Prompt],
     seed: int,
     embeddings: Text | None,
-) -> list[Image]:
-    images = batch_images(pipe, model, batch, seed, embeddings)
+) -> list[Any]:
+    images, kind = batch_images(pipe, model, batch, seed, embeddings), output_kind(model)
     if len(images) != len(batch):
         raise LoraqError(
-            f"The pipeline made {len(images)} images for {len(batch)} prompts instead of one "
-            f"per prompt. Remove the option that changes this from model.call={model.call}."
+            f"The pipeline made {len(images)} {UNITS[kind]} for {len(batch)} prompts instead of "
+            f"one per prompt. Remove the option that changes this from model.call={model.call}."
         )
     blank = [
-        prompt.name
-        for prompt, image in zip(batch, images, strict=True)
-        if all(low == high for low, high in image.getextrema())
+        prompt.name for prompt, image in zip(batch, images, strict=True) if is_blank(image, model)
     ]
-    warn_one_colour(blank, len(batch), "images of the batch")
+    warn_one_colour(blank, len(batch), f"{UNITS[kind]} of the batch", kind)
     return images
 
 
 def _write_batch(
-    part: Part, batch: Sequence[Prompt], images: Sequence[Image], seconds: float
+    part: Part,
+    batch: Sequence[Prompt],
+    images: Sequence[Any],
+    seconds: float,
+    encode: Callable[[Any], bytes],
 ) -> None:
     """Encode and write a batch; seconds: that it took to generate."""
     done_file, *paths = part.files
     hashes = {}
     for prompt, path, image in zip(batch, paths, images, strict=True):
-        hashes[prompt.name] = write_piece(path, encode_png(image))
+        hashes[prompt.name] = write_piece(path, encode(image))
     done = {"images": hashes, "seconds": seconds}
     write_piece(done_file, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
 
 
-def image_path(folder: Path, prompt: Prompt) -> Path:
-    """The file of a prompt's image."""
-    return folder / f"{prompt.name}.png"
+def image_path(folder: Path, prompt: Prompt, kind: Kind) -> Path:
+    """The file of a prompt's image, video or clip."""
+    return folder / f"{prompt.name}{SUFFIXES[kind]}"
 
 
-def encode_png(image: Image) -> bytes:
-    """The bytes of a PIL image as PNG."""
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", compress_level=4)
-    return stream.getvalue()
-
-
-def _part(folder: Path, number: int, batch: Sequence[Prompt]) -> Part:
+def _part(folder: Path, number: int, batch: Sequence[Prompt], kind: Kind) -> Part:
     """A batch of images; its first file is written last."""
     done_file = folder / batch_file(number)
-    return Part(number, done_file.stem, [done_file, *(image_path(folder, p) for p in batch)])
+    return Part(number, done_file.stem, [done_file, *(image_path(folder, p, kind) for p in batch)])
 
 
 def batch_file(number: int) -> str:
@@ -217,10 +223,10 @@ def batch_file(number: int) -> str:
     return f"{BATCHES}/{number:05d}.json"
 
 
-def image_files(prompts: Sequence[Prompt], size: int) -> list[str]:
+def image_files(prompts: Sequence[Prompt], size: int, kind: Kind) -> list[str]:
     """All files of finished images in batches of `size`."""
     numbers = range(len(batches(prompts, size)))
-    return [*(f"{prompt.name}.png" for prompt in prompts), *map(batch_file, numbers)]
+    return [*(f"{p.name}{SUFFIXES[kind]}" for p in prompts), *map(batch_file, numbers)]
 
 
 def generation_seconds(folder: Path) -> float:

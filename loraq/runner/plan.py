@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Iterable, Sequence
 
 from loraq.config import Config
@@ -19,12 +18,13 @@ from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.weights import Weights
-from loraq.metrics.registry import check_metrics, find_metric, needs_real
+from loraq.metrics.registry import check_kind, check_metrics, find_metric, needs_real
 from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.hub import in_cache
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_size, denoisers_in, meta_denoiser
+from loraq.models.outputs import output_kind
 from loraq.models.source import pipeline_of
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
@@ -33,6 +33,7 @@ from loraq.runner.real_images import real_images
 from loraq.runner.rows import ACTIVATIONS, Row, Stage
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
+from loraq.utils.kinds import Kind
 from loraq.utils.process import own_gpu
 from loraq.utils.user_module import is_user_file, load_user_module
 
@@ -140,11 +141,16 @@ def _shorter_side(config: Config) -> int | None:
     return None if config.model.size is None else min(config.model.size)
 
 
-def check_measuring(config: Config, side: int | None, device: str) -> ImageSet | FeatureSet | None:
+def check_measuring(
+    config: Config, side: int | None, device: str, kind: Kind | None = None
+) -> ImageSet | FeatureSet | None:
     """The real images that the metrics need, if any; LoraqError if one cannot be computed.
 
-    side: the shorter one of the images, in pixels; None: not known.
+    side: the shorter one of the images in pixels, or the samples of a clip; None: not known yet.
+    kind: of the outputs; None: what the model makes.
     """
+    kind = kind or output_kind(config.model)
+    check_kind(config.metrics.names, kind)
     names, needing = config.metrics.names, needs_real(config.metrics.names)
     check_domain(config)
     if needing and config.data.real is None:
@@ -157,7 +163,7 @@ def check_measuring(config: Config, side: int | None, device: str) -> ImageSet |
     if real is not None:
         real = real.of_names([prompt.name for prompt in prompts])
     options = {"extractor": config.metrics.extractor, "device": device}
-    check_metrics(names, len(prompts), sys.maxsize if side is None else side, real, **options)
+    check_metrics(names, len(prompts), side, real, kind, **options)
     return real
 
 

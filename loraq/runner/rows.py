@@ -9,6 +9,7 @@ from typing import Any
 
 from loraq.config import Config, Recipe
 from loraq.data import Prompt
+from loraq.models.outputs import output_kind
 from loraq.runner import embeddings
 from loraq.runner import generate as generation
 
@@ -101,7 +102,7 @@ class Row:
         """The files of a stage's product, as far as the plan knows them."""
         size = self.config.generate.batch_size
         if stage is Stage.IMAGES:
-            return generation.image_files(self.prompts, size)
+            return generation.image_files(self.prompts, size, output_kind(self.config.model))
         if stage is Stage.EMBEDDINGS:
             return embeddings.embedding_files(self.prompts, size)
         return []

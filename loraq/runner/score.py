@@ -1,4 +1,6 @@
-"""Metrics of a saved pipeline or of any folder of images, by the protocol of the experiments.
+"""Metrics of a saved pipeline or of any folder of images, videos or clips of sound.
+
+They are computed by the protocol of the experiments.
 
 A saved pipeline (packed or not) first generates its images, which are cached like any product.
 Neither the 16-bit weights nor the products of the run that quantised them are needed.
@@ -7,9 +9,8 @@ Neither the 16-bit weights nor the products of the run that quantised them are n
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from loraq.errors import LoraqError
 from loraq.metrics.common.features import FeatureSet
 from loraq.metrics.common.fetch import fetch_weights
 from loraq.metrics.common.image_set import ImageSet
+from loraq.metrics.common.kinds import SETS, check_same_kind, set_of_folder
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.reading import warn_one_colour
 from loraq.models.denoisers import denoiser_of, parts
+from loraq.models.outputs import output_kind
 from loraq.runner.plan import check_measuring, check_rows, plan_rows
 from loraq.runner.product_keys import find_device, thread_count
 from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.stages import generate_row
 from loraq.runner.store import Store
+from loraq.utils.kinds import UNITS, Kind
 from loraq.utils.manifest import check_product, read_manifest
 from loraq.utils.process import own_gpu, torch_threads
 
@@ -40,7 +44,8 @@ log = logging.getLogger(__name__)
 class Scores:
     """Metrics of the images in a folder; `packed`: memory of the pipeline that made them.
 
-    one_colour: the names of the images whose pixels are all equal.
+    one_colour: the names of the images whose pixels are all equal. about: of videos and clips,
+    their kind, frames or sampling rate, and seconds.
     """
 
     images: Path
@@ -48,15 +53,22 @@ class Scores:
     names: list[str]
     packed: dict[str, Any] | None = None
     one_colour: Sequence[str] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What several of the outputs are called."""
+        kind: Kind = self.about.get("kind", "image")
+        return UNITS[kind]
 
     def plain(self) -> dict[str, Any]:
         """The values for a JSON file."""
         plain = {"metrics": self.metrics, "names": self.names, "packed": self.packed}
-        return plain | {"one_colour": list(self.one_colour)}
+        return plain | {"one_colour": list(self.one_colour), **self.about}
 
     def text(self) -> str:
         """One line per metric, with its confidence interval."""
-        lines = [f"{len(self.names)} images in {self.images}"]
+        lines = [f"{len(self.names)} {self.unit} in {self.images}"]
         if self.packed is not None:
             lines[0] += f", {self.packed['bits_per_weight']:.3f} bits/weight"
         for name, entry in self.metrics.items():
@@ -73,13 +85,16 @@ class Scores:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Scores({len(self.names)} images in '{self.images}': {', '.join(self.metrics)})"
+        measured = ", ".join(self.metrics)
+        return f"Scores({len(self.names)} {self.unit} in '{self.images}': {measured})"
 
 
 def score_images(
     target: Path, overrides: Sequence[str], against: Path | None, progress: bool = True
 ) -> Scores:
     """Scores of `target`: a folder of images NAME.png, or a pipeline in save_pretrained layout.
+
+    A folder may also hold videos (animated NAME.png) or clips of sound (NAME.wav).
 
     overrides: settings of captions, sampler and metrics. against: a folder of reference images of
     the same names; without it, metrics that need a reference have no value. Raises LoraqError if
@@ -97,8 +112,8 @@ def score_images(
     config = load_rows(base)[0]
     prompts, settings = data_prompts(config.data), config.metrics
     names = [prompt.name for prompt in prompts]
-    own = None if is_pipeline else ImageSet.of_folder(target, names)
-    reference = None if against is None else ImageSet.of_folder(against, names)
+    own = None if is_pipeline else set_of_folder(target, names)
+    reference = None if against is None else set_of_folder(against, names)
     for given in filter(None, (own, reference)):
         product = given.paths[0].parent
         if read_manifest(product) is not None:
@@ -108,8 +123,8 @@ def score_images(
         fetch_weights(missing, log.info, progress)
     if own is None:
         target, packed = _generate_images(config, progress)
-        own = ImageSet.of_folder(target, names)
-    images = ImageSet.of_prompts(own.paths, prompts)
+        own = SETS[output_kind(config.model)].of_folder(target, names)
+    images = type(own).of_prompts(own.paths, prompts)
     device = find_device(config)
     with torch_threads(thread_count(config)), own_gpu(device):
         found = metrics.measure(
@@ -124,10 +139,11 @@ def score_images(
             workers=settings.workers,
         )
     blank = images.one_colour(settings.workers)
-    warn_one_colour(blank, len(images))
+    warn_one_colour(blank, len(images), UNITS[images.KIND], images.KIND)
     if reference is not None:
-        warn_one_colour(reference.one_colour(settings.workers), len(reference), "references")
-    return Scores(target, found, [prompt.name for prompt in prompts], packed, blank)
+        others = reference.one_colour(settings.workers)
+        warn_one_colour(others, len(reference), "references", images.KIND)
+    return Scores(target, found, names, packed, blank, images.about())
 
 
 def _check_inputs(
@@ -137,13 +153,18 @@ def _check_inputs(
 
     own: None if the pipeline is still to make them.
     """
-    workers, sampled = config.metrics.workers, config.model.size or (sys.maxsize,) * 2
-    sizes = {sampled} if own is None else own.sizes(workers)
-    real = check_measuring(config, min(map(min, sizes)), find_device(config))
+    workers = config.metrics.workers
+    kind = output_kind(config.model) if own is None else own.KIND
+    sampled = set() if config.model.size is None else {config.model.size}
+    sizes = sampled if own is None else own.sizes(workers)
+    real = check_measuring(config, min(map(min, sizes), default=None), find_device(config), kind)
+    if reference is not None and own is not None:
+        check_same_kind(own, reference)
     if reference is not None and len(sizes := sizes | reference.sizes(workers)) > 1:
         raise LoraqError(
-            f"The images and their references have the sizes {sorted(sizes)} (height, width), and "
-            "are compared at one size. Make them of one size (model.height, model.width)."
+            f"The {UNITS[kind]} and their references have the sizes {sorted(sizes)} "
+            f"({'samples, channels' if kind == 'audio' else 'height, width'}), and are compared at "
+            "one size. Make them of one size."
         )
     if isinstance(real, ImageSet):
         real.sizes(workers)

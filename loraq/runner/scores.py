@@ -55,7 +55,8 @@ def score_images(
     info = {"kind": product[0], "units": len(images)}
     with store.share(*product, info, files) as folder:
         if folder is not None:
-            bar = tqdm(total=len(images), desc=progress, unit=UNITS[images.KIND][:-1], disable=progress is None)
+            unit = UNITS[images.KIND][:-1]
+            bar = tqdm(total=len(images), desc=progress, unit=unit, disable=progress is None)
 
             def make(part: Part) -> Callable[[], object]:
                 places = ranges[part.number]

@@ -21,7 +21,7 @@ from tests.metrics.conftest import NAMES, draw, write
 
 ALL = [
     *("alignment", "clip_iqa", "clip_score", "frechet", "frechet_reference", "image_reward"),
-    *("kid", "lpips", "psnr", "ssim"),
+    *("kid", "log_stft", "lpips", "psnr", "snr", "ssim"),
 ]
 
 

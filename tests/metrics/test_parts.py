@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.registry import compute, measure
 from loraq.runner import scores
 from loraq.runner.store import Store
@@ -23,7 +24,7 @@ def made(monkeypatch):
         found.append(images.names)
         return compute_part(images, *rest)
 
-    monkeypatch.setattr(scores, "SMALLEST_PART", 4)
+    monkeypatch.setattr(ImageSet, "PART", 4)
     monkeypatch.setattr(scores, "_measured", counted)
     return found
 

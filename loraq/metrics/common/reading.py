@@ -1,4 +1,4 @@
-"""Read images and videos in order, in `metrics.workers` threads ahead of what is computed from them.
+"""Read images and videos in order, in `metrics.workers` threads ahead of the computation.
 
 The threads only read and resize, so that results do not depend on their number; decoding and
 resizing do not hold Python's lock. At most two batches are in memory, or one image per thread more.
@@ -22,9 +22,15 @@ import numpy as np
 
 from loraq.errors import LoraqError
 from loraq.utils.hashing import cached_hash
+from loraq.utils.kinds import Kind
 
 log = logging.getLogger(__name__)
 Transform = Callable[[np.ndarray], np.ndarray]
+BLANK: dict[Kind, str] = {
+    "image": "have one colour only",
+    "video": "have one colour only",
+    "audio": "are silent",
+}
 MOST_THREADS = 8
 """Of one process if `metrics.workers` is 0; a machine with many GPUs runs a process for each."""
 
@@ -106,14 +112,14 @@ def one_colour(pixels: np.ndarray) -> np.ndarray:
 
 
 def warn_one_colour(
-    names: Sequence[str], total: int, what: str = "images", found: str = "have one colour only"
+    names: Sequence[str], total: int, what: str = "images", kind: Kind = "image"
 ) -> None:
-    """Log a warning that names the images of one colour only; nothing without any."""
+    """Log a warning that names the images of one colour, or silent clips; nothing without any."""
     if names:
         log.warning(
             "%d of %d %s %s (%s): the model or its decoder has probably failed, "
             "and their scores mean nothing. Look at them.",
-            *(len(names), total, what, found, ", ".join(names)),
+            *(len(names), total, what, BLANK[kind], ", ".join(names)),
         )
 
 

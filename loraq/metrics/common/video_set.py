@@ -1,7 +1,7 @@
 """Videos for metrics: each value is the mean over the frames of one video.
 
-A metric of images reads the frames in batches that never cross a video, so that a video's value does
-not depend on the others of its set; `per_video` takes the means afterwards.
+A metric of images reads the frames in batches that never cross a video, so that a video's value
+does not depend on the others of its set; `per_item` takes the means afterwards.
 """
 
 from __future__ import annotations
