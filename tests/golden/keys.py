@@ -36,7 +36,7 @@ OWN_PROMPTS = (
     "metrics=default",
 )
 LATER = (
-    *((f"model.{name}", None) for name in ("variant", "revision", "domain")),
+    *((f"model.{name}", None) for name in ("variant", "revision", "domain", "fps")),
     ("data.domain", "emoji"),
     ("data.domain", None),
     ("quant.branch.budget_rank", None),

@@ -27,6 +27,8 @@ COLUMNS = {
     "psnr": Column("PSNR", 2),
     "lpips": Column("LPIPS", 4),
     "ssim": Column("SSIM", 4),
+    "log_stft": Column("log-STFT distance", 4),
+    "snr": Column("SNR", 2),
     "fid": Column("FID", 2),
     "fd": Column("FD", 2),
     "fid_reference": Column("FID to 16-bit", 2),
