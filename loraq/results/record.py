@@ -61,7 +61,11 @@ RECORD: Shape = {
         **{"?nbytes": (int, None), "?rank": (int, str, None)},
     },
     "?layers": [{"layer": str, "role": str, "?weight_error": _NUMBER, "?output_error": _NUMBER}],
-    "?images": {"?hash": str, "?names": [str], "?seen": [bool]},
+    "?images": {
+        **{"?hash": str, "?names": [str], "?seen": [bool], "?kind": str},
+        **{"?frames": (int, None), "?fps": _NUMBER, "?seconds": _NUMBER},
+        **{"?rate": int, "?channels": int},
+    },
     "?metrics": {"*": _METRIC},
     "?paired": {"*": dict},
     "?analyses": {
@@ -87,7 +91,9 @@ class Record:
     budget: bits_per_weight, branch_bits_per_weight, nbytes, rank (None without a branch).
     layers: one dict per quantised layer: layer, role, weight_error, output_error.
     images: hash, names and seen (one flag per image); `per_image` lists have this order. Also
-        `one_colour`, the names of the images whose pixels are all equal, if there are any.
+        `one_colour`, the names of the images whose pixels are all equal, if there are any. Of
+        videos and clips of sound, `kind` and `seconds` of one; `frames` and `fps` of a video,
+        `rate` (samples per second) and `channels` of a clip.
     metrics: name → value, lo, hi, n, direction, version, per_image, details, reason, seen{…},
         held_out{…} (see `loraq.metrics.measure`). Earlier releases recorded no version.
     paired: metric → against, diff, lo, hi. Tables compute paired differences themselves.

@@ -13,8 +13,10 @@ from loraq.results.experiment_folder import ROWS_FILE
 from loraq.results.plots.diagrams import draw_diagrams
 from loraq.results.plots.grid import image_grid
 from loraq.results.plots.layer_errors import layer_error_map
+from loraq.results.plots.still import what_is_shown
 from loraq.results.record import Record
 from loraq.results.tables.brief import brief_table
+from loraq.results.tables.columns import summary_metrics, unit_of
 from loraq.results.tables.tables import write_tables
 from loraq.results.tables.text import to_markdown
 from loraq.results.tracking import IMAGES, TrackedImage, Tracker
@@ -66,7 +68,7 @@ def publish_results(
         to_markdown(brief_table(records, baseline)),
         f"Tables:  {folder}/main.md has all columns (also {others})",
         *(f"Picture: {path}" for path in pictures),
-        f"Images:  {images} (of the last row)",
+        f"{unit_of(records[-1]).capitalize() + ':':8} {images} (of the last row)",
         *([f"Report:  {_report_command(folder)}"] if folder.parent.name == "results" else []),
         *([f"W&B:     {len(runs)} runs in {runs[0].parent} ({mode})"] if runs else []),
         time_shares(session, started),
@@ -108,7 +110,8 @@ def _pictures(
             [[images.paths[place] for place in shown] for images in sets],
             [finished[0][0].prompts[place].prompt for place in shown],
             grid,
-            notes=[_psnr(record) for _, record in finished],
+            notes=[_decibels(record) for _, record in finished],
+            caption=what_is_shown(len(shown), len(sets[0]), sets[0].paths[0]),
         )
         records = [record for _, record in finished]
         drawn = {grid, *draw_diagrams(records, folder)}
@@ -130,8 +133,9 @@ def _as_drawn(folder: Path, needed: str) -> bool:
         return False
 
 
-def _psnr(record: Record) -> str:
-    value = record.metrics.get("psnr", {}).get("value")
+def _decibels(record: Record) -> str:
+    """PSNR, or the signal-to-noise ratio of sound."""
+    value = record.metrics.get(summary_metrics([record])[0], {}).get("value")
     return "" if value is None else f"{value:.1f} dB"
 
 

@@ -15,6 +15,14 @@ from loraq.utils.kinds import UNITS, Kind
 SETS: dict[Kind, type[ImageSet]] = {"image": ImageSet, "video": VideoSet, "audio": AudioSet}
 
 
+def kind_of_file(path: Path) -> Kind:
+    """What a file holds: sound if it is a WAV, a video if it is a PNG of several frames."""
+    suffix = path.suffix.lower()
+    if suffix == ".wav":
+        return "audio"
+    return "video" if suffix == ".png" and video_shape(path).frames > 1 else "image"
+
+
 def set_of_folder(folder: Path, names: Sequence[str]) -> ImageSet:
     """The images, videos (animated PNG) or clips (WAV) of a folder, in the order of `names`.
 
@@ -24,7 +32,8 @@ def set_of_folder(folder: Path, names: Sequence[str]) -> ImageSet:
     if any(path.suffix.lower() == ".wav" and path.stem in stems for path in folder.iterdir()):
         return AudioSet.of_folder(folder, names)
     found = ImageSet.of_folder(folder, names)
-    moving = [name for name, path in zip(names, found.paths, strict=True) if _moves(path)]
+    kinds = map(kind_of_file, found.paths)
+    moving = [name for name, kind in zip(names, kinds, strict=True) if kind == "video"]
     if not moving:
         return found
     if len(moving) < len(names):
@@ -34,10 +43,6 @@ def set_of_folder(folder: Path, names: Sequence[str]) -> ImageSet:
             "them in folders of their own."
         )
     return VideoSet(found.paths, found.names)
-
-
-def _moves(path: Path) -> bool:
-    return path.suffix.lower() == ".png" and video_shape(path).frames > 1
 
 
 def check_same_kind(images: ImageSet, reference: ImageSet) -> None:

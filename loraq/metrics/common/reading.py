@@ -22,15 +22,10 @@ import numpy as np
 
 from loraq.errors import LoraqError
 from loraq.utils.hashing import cached_hash
-from loraq.utils.kinds import Kind
+from loraq.utils.kinds import BLANK, Kind
 
 log = logging.getLogger(__name__)
 Transform = Callable[[np.ndarray], np.ndarray]
-BLANK: dict[Kind, str] = {
-    "image": "have one colour only",
-    "video": "have one colour only",
-    "audio": "are silent",
-}
 MOST_THREADS = 8
 """Of one process if `metrics.workers` is 0; a machine with many GPUs runs a process for each."""
 

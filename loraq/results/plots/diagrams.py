@@ -16,7 +16,7 @@ from loraq.results.plots.plots import (
 )
 from loraq.results.plots.ranking import Ranked, ranking_plot
 from loraq.results.record import Record
-from loraq.results.tables.columns import metric_column, row_label
+from loraq.results.tables.columns import metric_column, row_label, summary_metrics
 
 MEMORY_SPREAD = 0.2
 """Smallest range of bits per weight for which quality against memory is plotted."""
@@ -49,9 +49,12 @@ class Tradeoff:
 
 
 def tradeoff(records: Sequence[Record]) -> Tradeoff | None:
-    """LPIPS (else PSNR) against bits per weight; None if the rows hardly differ in memory."""
+    """LPIPS (else PSNR) against bits per weight; None if the rows hardly differ in memory.
+
+    Of clips of sound: the distance of spectra (else SNR).
+    """
     rows = [r for r in records if r.budget.get("rank") is not None or r.budget.get("nbytes")]
-    for name in ("lpips", "psnr"):
+    for name in reversed(summary_metrics(records)):
         measured = [r for r in rows if r.metrics.get(name, {}).get("value") is not None]
         bits = [r.budget["bits_per_weight"] for r in measured]
         if len(bits) < 3 or max(bits) - min(bits) < MEMORY_SPREAD:
@@ -79,7 +82,7 @@ def _pareto(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
 
 def _ranking(records: Sequence[Record], folder: Path, suffix: str) -> list[Path]:
     """Rank the rows that were compared with the 16-bit images."""
-    names = [n for n in ("psnr", "lpips") if any(n in record.metrics for record in records)]
+    names = [n for n in summary_metrics(records) if any(n in record.metrics for record in records)]
     rows, higher = [], {}
     for record in records:
         entries = {n: record.metrics.get(n, {}) for n in names}

@@ -1,4 +1,7 @@
-"""Images of every row side by side: prompts × methods in one PNG."""
+"""Outputs of every row side by side: prompts × methods in one PNG.
+
+A video is shown as a strip of frames, a clip of sound as waveform and spectrogram (`still.py`).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from loraq.errors import LoraqError
+from loraq.metrics.common.kinds import kind_of_file
+from loraq.results.plots.still import still
 from loraq.utils.files import write_bytes
 
 INK = (20, 20, 20)
@@ -18,6 +23,7 @@ FAINT = (110, 110, 110)
 PAPER = (255, 255, 255)
 GAP = 6
 DIFFERENCE_GAIN = 4
+LARGEST, WIDEST = 256, 480  # pixels of the longer side of an image, and of a strip or a drawn clip
 
 
 def image_grid(
@@ -29,6 +35,7 @@ def image_grid(
     notes: Sequence[str] = (),
     differences: bool = False,
     side: int | None = None,
+    caption: str = "",
 ) -> Path:
     """Write a PNG of prompts (rows) × methods (columns) to `path`, with labels and prompts.
 
@@ -37,6 +44,7 @@ def image_grid(
     differences: adds |image − image of the first column| × 4 below each row, for the other columns.
     side: pixels of an image's longer side, by default its own size clamped to 96–256. Images are
         enlarged by integer factors without smoothing, or resampled.
+    caption: what is shown, in the top left corner.
 
     LoraqError if the numbers of labels, images and prompts differ, or an image cannot be read.
     """
@@ -48,18 +56,25 @@ def image_grid(
     if short or not prompts:
         raise LoraqError(f"{len(prompts)} prompts, but a column has {short or 0} images")
 
-    side = side or _own_side(images[0][0])
+    first_picture = still(images[0][0])
+    drawn = kind_of_file(images[0][0]) != "image"
+    side = side or _own_side(first_picture, WIDEST if drawn else LARGEST)
+    tall = _sized(first_picture, side).size[1] if drawn else side  # images have square cells
     text, small = _font(15), _font(12)
     left = 170
     heads = [_wrapped(label, text, side) for label in labels]
     head_height = max(len(lines) for lines in heads) * 19 + (18 if any(notes) else 0) + 2 * GAP
-    step = side + GAP
+    step, down = side + GAP, tall + GAP
     per_prompt = 2 if differences and len(labels) > 1 else 1
     width = left + len(labels) * step + GAP
-    height = head_height + len(prompts) * (per_prompt * step + GAP) + GAP
+    corner = _wrapped(caption, small, left - 2 * GAP)
+    head_height = max(head_height, 15 * len(corner) + 2 * GAP if caption else 0)
+    height = head_height + len(prompts) * (per_prompt * down + GAP) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
 
+    if caption:
+        draw.multiline_text((GAP, GAP), "\n".join(corner), FAINT, small, spacing=2)
     for column, lines in enumerate(heads):
         middle = left + column * step + side // 2
         for number, line in enumerate(lines):
@@ -69,16 +84,16 @@ def image_grid(
             draw.text(at, notes[column], FAINT, small, anchor="ma")
 
     for row, prompt in enumerate(prompts):
-        top = head_height + row * (per_prompt * step + GAP)
+        top = head_height + row * (per_prompt * down + GAP)
         lines = _wrapped(prompt, text, left - 2 * GAP)
-        if len(lines) > side // 19:
-            lines = [*lines[: side // 19 - 1], lines[side // 19 - 1] + " …"]
-        offset = max(0, (side - 19 * len(lines)) // 2)
+        if len(lines) > tall // 19:
+            lines = [*lines[: tall // 19 - 1], lines[tall // 19 - 1] + " …"]
+        offset = max(0, (tall - 19 * len(lines)) // 2)
         for number, line in enumerate(lines):
             draw.text((GAP, top + offset + 19 * number), line, INK, text)
         first = None
         for column, files in enumerate(images):
-            image = _read(files[row])
+            image = still(files[row])
             place = left + column * step
             sheet.paste(_sized(image, side), (place, top))
             if per_prompt == 1:
@@ -87,10 +102,10 @@ def image_grid(
             if first is None:
                 first = pixels
                 note = f"difference ×{DIFFERENCE_GAIN} to\n{labels[0]}"
-                draw.multiline_text((GAP, top + step + GAP), note, FAINT, small)
+                draw.multiline_text((GAP, top + down + GAP), note, FAINT, small)
             else:
                 shown = difference(pixels, first, files[row])
-                sheet.paste(_sized(Image.fromarray(shown), side), (place, top + step))
+                sheet.paste(_sized(Image.fromarray(shown), side), (place, top + down))
     return _save_sheet(sheet, path)
 
 
@@ -125,10 +140,10 @@ def _wrapped(text: str, font: Any, width: int) -> list[str]:
     return lines
 
 
-def _own_side(path: Path) -> int:
-    """Return an image's longer side, clamped to 96–256 pixels; a small one grows by an integer."""
-    longest = max(_read(path).size)
-    return longest * -(-96 // longest) if longest < 96 else min(longest, 256)
+def _own_side(picture: Any, largest: int) -> int:
+    """Return a picture's longer side, from 96 to `largest`; small ones grow by an integer."""
+    longest = max(picture.size)
+    return longest * -(-96 // longest) if longest < 96 else min(longest, largest)
 
 
 def _sized(image: Any, side: int) -> Any:
@@ -138,16 +153,6 @@ def _sized(image: Any, side: int) -> Any:
     size = tuple(max(1, round(edge * factor)) for edge in image.size)
     integer = factor >= 1 and factor == int(factor)
     return image.resize(size, Image.Resampling.NEAREST if integer else Image.Resampling.LANCZOS)
-
-
-def _read(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise LoraqError(f"Cannot read the image {path}: {error}") from error
 
 
 def _save_sheet(sheet: Any, path: Path) -> Path:

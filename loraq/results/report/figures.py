@@ -25,7 +25,9 @@ def svg_diagrams(records: Sequence[Record]) -> list[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         paths = draw_diagrams(records, Path(folder), ".svg", pareto=False)
         drawn = [(path.stem, both_schemes(path.read_text(encoding="utf-8"))) for path in paths]
-    return [(_title(stem, records), data_uri(text.encode(), "svg+xml")) for stem, text in drawn]
+    return [
+        (_title(stem, records), data_uri(text.encode(), "image/svg+xml")) for stem, text in drawn
+    ]
 
 
 def _title(stem: str, records: Sequence[Record]) -> str:

@@ -17,6 +17,7 @@ from loraq.results.report.pareto import make_pareto
 from loraq.results.report.published import published_numbers
 from loraq.results.report.source import Source, find_source
 from loraq.results.report.views import table_view
+from loraq.results.tables.columns import unit_of
 from loraq.results.tables.tables import all_tables
 from loraq.utils.files import write_bytes
 from loraq.utils.machine import machine_text
@@ -40,6 +41,7 @@ def write_report(folder: Path, target: Path, rows: Sequence[str] | None = None) 
     commands = row_commands(records)
     text = _render(
         title=source.name,
+        unit=unit_of(records[0]),
         lead=_lead(source),
         about=_about(source),
         tables=[table_view(k, t) for k, t in all_tables(records, source.baseline).items()],

@@ -15,6 +15,7 @@ from loraq.results.experiment_folder import (
     read_rows,
 )
 from loraq.results.record import Record
+from loraq.results.tables.columns import summary_metrics
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Source:
                 if row not in by_row:
                     raise unknown("row", row, by_row)
             return [by_row[row] for row in rows]
-        measured = [r for r in self.records if r.metrics.get("psnr", {}).get("value") is not None]
-        best = sorted(measured, key=lambda r: -r.metrics["psnr"]["value"])[:2]
+        name = summary_metrics(self.records)[0]
+        measured = [r for r in self.records if r.metrics.get(name, {}).get("value") is not None]
+        best = sorted(measured, key=lambda r: -r.metrics[name]["value"])[:2]
         wanted = ["reference", "rtn", self.baseline, *(record.row for record in best)]
         return [by_row[row] for row in dict.fromkeys(wanted) if row in by_row]
 

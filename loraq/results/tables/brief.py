@@ -1,11 +1,20 @@
-"""The summary table: memory, PSNR and LPIPS of each row, and its paired differences."""
+"""The summary table: memory and two metrics of each row, and its paired differences.
+
+The metrics are PSNR and LPIPS, of clips of sound SNR and the distance of spectra.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from loraq.results.record import Record
-from loraq.results.tables.columns import bits_cell, column_titles, metric_cell, row_label
+from loraq.results.tables.columns import (
+    bits_cell,
+    column_titles,
+    metric_cell,
+    row_label,
+    summary_metrics,
+)
 from loraq.results.tables.tables import (
     compare_rows,
     find_row,
@@ -17,27 +26,27 @@ from loraq.results.tables.tables import (
 )
 from loraq.results.tables.text import Cell, Item, Table
 
-METRICS = ("psnr", "lpips")
 BASELINE = Cell(reason="baseline of the paired differences")
 
 
 def brief_table(records: Sequence[Record], baseline: str | None) -> Table:
-    """Bits per weight, `METRICS` and their paired differences to the baseline, one line per row.
+    """Bits per weight, the two metrics and their paired differences to the baseline, per row.
 
     Without a baseline, or if it lacks per-image values of these metrics: the main table.
     """
     base = find_row(records, baseline) if baseline else None
-    paired = base is not None and all(has_per_image(base, name) for name in METRICS)
+    names = summary_metrics(records)
+    paired = base is not None and all(has_per_image(base, name) for name in names)
     if base is None or len(records) < 2 or not paired:
         return main_table(records, baseline)
     others = [record for record in records if record is not base]
-    differences = {name: compare_rows(others, base, name) for name in METRICS}
+    differences = {name: compare_rows(others, base, name) for name in names}
     rows: list[list[Item]] = []
     for record in records:
-        values = [metric_cell(record.metrics.get(name), name) for name in METRICS]
-        compared = [differences[name].get(record.row, BASELINE) for name in METRICS]
+        values = [metric_cell(record.metrics.get(name), name) for name in names]
+        compared = [differences[name].get(record.row, BASELINE) for name in names]
         rows.append([row_label(record), bits_cell(record, base), *values, *compared])
-    titles = column_titles(records, METRICS)
+    titles = column_titles(records, names)
     columns = ["row", "bits/weight", *titles, *(f"Δ {title}" for title in titles)]
     notes = list(dict.fromkeys([*main_notes(records, base), *paired_notes(base)]))
     title = paired_title(base)

@@ -8,6 +8,7 @@ from typing import Any
 
 from loraq.results.record import Record
 from loraq.results.tables.text import Cell
+from loraq.utils.kinds import UNITS, Kind
 
 EQUAL_MEMORY = 0.01  # rows are equal in memory when total bits per weight agree within 1 %
 COUNTED = "exact count of the stored bits; no sampling, so no interval"
@@ -39,7 +40,26 @@ COLUMNS = {
     "clip_score": Column("CLIPScore", 2),
     "clip_iqa": Column("CLIP-IQA", 4),
 }
+SUMMARY = (("psnr", "lpips"), ("snr", "log_stft"))
+"""Metrics of a summary: of images and videos, of clips of sound."""
 ARROWS = {"higher": "↑", "lower": "↓"}
+
+
+def summary_metrics(records: Sequence[Record]) -> tuple[str, str]:
+    """Return the pair of `SUMMARY` that the records measure; that of images if neither."""
+    measured = {name for record in records for name in record.metrics}
+    return next((pair for pair in SUMMARY if measured.intersection(pair)), SUMMARY[0])
+
+
+def kind_of(record: Record) -> Kind:
+    """Return the kind of a record's outputs."""
+    kind: Kind = record.images.get("kind", "image")
+    return kind
+
+
+def unit_of(record: Record) -> str:
+    """Return what several of a record's outputs are called."""
+    return UNITS[kind_of(record)]
 
 
 def row_label(record: Record) -> str:

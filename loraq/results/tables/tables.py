@@ -23,10 +23,13 @@ from loraq.results.tables.columns import (
     metric_column,
     metric_names,
     row_label,
+    summary_metrics,
+    unit_of,
 )
 from loraq.results.tables.computed_by import computed_by_notes
 from loraq.results.tables.text import Cell, Item, Table, to_csv, to_latex, to_markdown
 from loraq.utils.files import write_text
+from loraq.utils.kinds import BLANK
 
 SIGNIFICANCE = 0.05  # level of a family of claims, after Holm's correction
 _A_MODEL = "derived from a model of the weights; no sampling, so no interval"
@@ -67,7 +70,8 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
 
 def main_notes(records: Sequence[Record], base: Record | None) -> list[str]:
     """Return the notes of the main table: prompts, equal memory, identical images."""
-    return [_split_sizes(records), *_memory_note(base), *_one_colour(records), *_identical(records)]
+    notes = [_split_sizes(records), *_kind_notes(records), *_memory_note(base)]
+    return [*notes, *_one_colour(records), *_identical(records)]
 
 
 def splits_table(records: Sequence[Record]) -> Table:
@@ -244,10 +248,25 @@ def _split_sizes(records: Sequence[Record]) -> str:
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"
 
 
+def _kind_notes(records: Sequence[Record]) -> list[str]:
+    """Return what the outputs are if they are not images: frames and rate, or seconds."""
+    about = records[0].images if records else {}
+    kind = about.get("kind", "image")
+    if kind == "video":
+        rate = f" at {about['fps']:g} frames per second" if about.get("fps") else ""
+        length = f" of {about['frames']} frames{rate}" if about.get("frames") else ""
+        return [f"N counts videos{length}; values are means over the frames of each video"]
+    if kind == "audio":
+        length = f"{about['seconds']:g} s, {about['rate']} samples per second"
+        return [f"N counts clips of sound of {length}, channels: {about['channels']}"]
+    return []
+
+
 def _one_colour(records: Sequence[Record]) -> list[str]:
     """Return a note for each row with images of one colour, which a failed model makes."""
     return [
-        f"{row_label(record)}: {len(blank)} of {_size(record)} images have one colour only "
+        f"{row_label(record)}: {len(blank)} of {_size(record)} {unit_of(record)} "
+        f"{BLANK[record.images.get('kind', 'image')]} "
         f"({', '.join(blank[:3])}{' …' if len(blank) > 3 else ''}); scores of these mean nothing"
         for record in records
         if (blank := record.images.get("one_colour"))
@@ -255,15 +274,20 @@ def _one_colour(records: Sequence[Record]) -> list[str]:
 
 
 def _identical(records: Sequence[Record]) -> list[str]:
-    """Return a note on the PSNR cap for each row with images identical to the 16-bit model's."""
+    """Return a note on the cap for each row with images identical to the 16-bit model's."""
     notes = []
     for record in records:
-        details = record.metrics.get("psnr", {}).get("details", {})
+        name = summary_metrics([record])[0]
+        details = record.metrics.get(name, {}).get("details", {})
         if count := details.get("identical"):
-            cap = details["cap"]
+            unit, total = unit_of(record), str(_size(record))
+            if record.images.get("kind") == "video":  # PSNR counts frames
+                frames = record.images.get("frames")
+                unit, total = "frames", str(_size(record) * frames) if frames else "all"
+            why = "the largest finite one" if name == "psnr" else "the precision of float32"
             notes.append(
-                f"{row_label(record)}: {count} of {_size(record)} images are identical to the "
-                f"16-bit model's; their infinite PSNR counts as {cap:.1f} dB, the largest finite "
-                "one"
+                f"{row_label(record)}: {count} of {total} {unit} are identical to the "
+                f"16-bit model's; their infinite {metric_column(name).title} counts as "
+                f"{details['cap']:.1f} dB, {why}"
             )
     return notes

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from loraq.errors import unknown
+from loraq.metrics.common.kinds import kind_of_file
+from loraq.results.plots.still import still
 from loraq.results.record import Record, to_json
+from loraq.results.tables.columns import summary_metrics
 from loraq.results.tracking import contents
 from loraq.results.tracking.contents import TrackedImage
 from loraq.utils.files import check_room, write_text
@@ -109,7 +112,7 @@ class Tracker:
             columns, lines = contents.overview_rows(records)
             table = wandb.Table(columns=columns, data=lines)
             made: dict[str, Any] = {"rows": table}
-            for metric in ("lpips", "psnr"):
+            for metric in reversed(summary_metrics(records)):
                 if metric in columns:
                     title = f"{metric} against bits per weight"
                     made[f"pareto_{metric}"] = wandb.plot.scatter(
@@ -271,8 +274,15 @@ def _image_table(wandb: Any, record: Record, images: Sequence[TrackedImage]) -> 
     table = wandb.Table(columns=["name", "prompt", "image", "reference", *metrics])
     for image, numbers in zip(images, values, strict=True):
         shown = [
-            None if path is None else wandb.Image(str(path))
-            for path in (image.path, image.reference)
+            None if path is None else _shown(wandb, path) for path in (image.path, image.reference)
         ]
         table.add_data(image.name, image.prompt, *shown, *numbers)
     return table
+
+
+def _shown(wandb: Any, path: Path) -> Any:
+    """An image as it is, frames of a video in a strip, a clip of sound to be played."""
+    kind = kind_of_file(path)
+    if kind == "audio":
+        return wandb.Audio(str(path))
+    return wandb.Image(still(path) if kind == "video" else str(path))
