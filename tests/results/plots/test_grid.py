@@ -108,7 +108,7 @@ def test_inconsistent_arguments_raise(columns, tmp_path: Path):
     for labels, images, prompts, words in (
         (["a"], columns, ["x", "y"], "1 labels for 3 columns"),
         (["a", "b", "c"], columns, ["x"], "1 prompts"),
-        (["a"], [[tmp_path / "none.png"]], ["x"], "Cannot read the image"),
+        (["a"], [[tmp_path / "none.png"]], ["x"], "none.png does not exist"),
     ):
         with pytest.raises(LoraqError, match=words):
             image_grid(labels, images, prompts, out)
