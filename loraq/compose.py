@@ -17,9 +17,10 @@ from loraq.config.composition import Composer
 from loraq.config.convert import from_plain
 from loraq.config.overrides import override_key, parse_overrides
 from loraq.errors import LoraqError, unknown
-from loraq.metrics.registry import find_metric
+from loraq.metrics.registry import AUTO, find_metric, names_for
 from loraq.models.defaults import with_defaults
 from loraq.models.family import recipe_for
+from loraq.models.outputs import output_kind
 from loraq.utils.assets import CONF
 from loraq.utils.texts import list_of_texts
 from loraq.utils.user_module import is_user_file, user_file_label
@@ -47,8 +48,8 @@ def load_rows(
 ) -> list[Config]:
     """The rows of a command in order, including the 16-bit reference.
 
-    of_model: fill what is left to the model: its own settings that are null, and in recipes
-        `skip=None`, `sixteen_bit=model`.
+    of_model: fill what is left to the model: its own settings that are null, `metrics=auto`, and
+        in recipes `skip=None`, `sixteen_bit=model`.
     composer: shared by many calls, so that each file is read once.
     LoraqError for an invalid override.
     """
@@ -75,6 +76,9 @@ def recipe(method: str, *overrides: str) -> Recipe:
 
 def _with_model(row: Config) -> Config:
     row = replace(row, model=with_defaults(row.model))
+    if AUTO in row.metrics.names:
+        names = names_for(row.metrics.names, output_kind(row.model))
+        row = replace(row, metrics=replace(row.metrics, names=names))
     if row.quant is None:
         return row
     return replace(row, quant=recipe_for(row.quant, row.model.family, row.model.dtype))
@@ -229,7 +233,7 @@ def checked_config(composed: Mapping[str, Any]) -> Config:
         config.quant.for_model(config.model.dtype).formats()
         if is_user_file(config.quant.branch.kind):
             user_file_label(config.quant.branch.kind)  # raises if the file does not exist
-    for name in config.metrics.names:
+    for name in filter(AUTO.__ne__, config.metrics.names):
         try:
             find_metric(name)
         except LoraqError as error:

@@ -35,6 +35,18 @@ from loraq.utils.kinds import UNITS, Kind
 
 DEFAULTS: dict[Kind, str] = {"image": "paired", "video": "video", "audio": "audio"}
 """Kind of output → the file in `conf/metrics/` whose metrics read it."""
+AUTO = "auto"
+_AUTO: dict[Kind, tuple[str, ...]] = {
+    **dict.fromkeys(("image", "video"), ("psnr", "lpips", "ssim")),
+    "audio": ("log_stft", "snr"),
+}
+"""Kind of output → the metrics of its file in `DEFAULTS`."""
+
+
+def names_for(wanted: Sequence[str], kind: Kind) -> tuple[str, ...]:
+    """The names of metrics, `auto` replaced by those that compare this kind with a reference."""
+    found = (name for one in wanted for name in (_AUTO[kind] if one == AUTO else (one,)))
+    return tuple(dict.fromkeys(found))
 
 
 def metric_names() -> list[str]:

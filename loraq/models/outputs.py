@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from loraq.config import ModelConfig
 from loraq.models.family import find_family
-from loraq.models.networks import quiet_diffusers
+from loraq.models.source import pipeline_of
 from loraq.utils.kinds import Kind
 
 FIELDS: Final[dict[Kind, str]] = {"image": "images", "video": "frames", "audio": "audios"}
@@ -26,7 +26,7 @@ FRAME_RATE = 16.0
 
 def output_kind(model: ModelConfig) -> Kind:
     """The kind of output of a model's pipeline; its family may state it, which costs no import."""
-    return find_family(model.family).OUTPUT or kind_of_class(_pipeline(model))
+    return find_family(model.family).OUTPUT or kind_of_class(pipeline_of(model))
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def frame_rate(model: ModelConfig) -> tuple[float, str]:
 
     The pipeline's own argument counts, as the call sets it or by default; then `model.fps`.
     """
-    parameters = inspect.signature(_pipeline(model).__call__).parameters
+    parameters = inspect.signature(pipeline_of(model).__call__).parameters
     for name in RATES:
         if name in parameters:
             given = model.call.get(name, parameters[name].default)
@@ -61,7 +61,3 @@ def frame_rate(model: ModelConfig) -> tuple[float, str]:
     if model.fps is not None:
         return model.fps, "model.fps"
     return FRAME_RATE, ""
-
-
-def _pipeline(model: ModelConfig) -> Any:
-    return getattr(quiet_diffusers(), find_family(model.family).PIPELINES[0])
