@@ -42,6 +42,10 @@ class Moments:
     def __repr__(self) -> str:
         return f"Moments(timesteps={len(self.mean_TI)}, channels={self.mean_TI.shape[1]})"
 
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        return Moments(self.mean_TI.to(device), self.variance_TI.to(device))
+
     def pooled(self) -> Moment:
         """E[xᵀx] and E[x], averaged over timesteps: the mean of diag(variance) + meanᵀ·mean."""
         count = len(self.mean_TI)

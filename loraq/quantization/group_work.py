@@ -14,8 +14,9 @@ from torch import nn
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
-from loraq.models.family import find_family as family_table
-from loraq.models.layers import Layer
+from loraq.models.family import find_family
+from loraq.models.known_inputs import known_inputs
+from loraq.models.layers import Layer, family_of
 from loraq.models.moments import Moment
 from loraq.models.pointwise import finite_weight
 from loraq.quantization.activations import Activations
@@ -61,7 +62,7 @@ class GroupWork:
         """The groups of `layers`, in the order of the model; raises as `quantize_model` does."""
         read = (activations or Activations()).restricted_to(recipe)
         if recipe.statistics == "weights":
-            read = replace(read, moments=_known_moments(transformer, family))
+            read = replace(read, moments=_known_moments(transformer, layers, family))
         units = make_units(layers, recipe.branch.share_qkv)
         allocations = _allocations(units, transformer, recipe, read)
         elements = group_elements(next(transformer.parameters()).device)
@@ -125,16 +126,29 @@ class GroupWork:
         )
 
 
-def _known_moments(transformer: nn.Module, family_name: str | None) -> Mapping[str, Moment]:
-    """Moments of the layer inputs that the weights determine, by input id."""
-    table = None if family_name is None else family_table(family_name)
-    if table is None or table.known_inputs is None:
+def _known_moments(
+    transformer: nn.Module, layers: Sequence[Layer], family_name: str | None
+) -> Mapping[str, Moment]:
+    """Moments of the layer inputs that the weights determine, by input id; LoraqError for none."""
+    family = find_family(family_name or family_of(transformer))
+    own = family.known_inputs
+    known = known_inputs(transformer, family) if own is None else own(transformer)
+    if not known:
         raise LoraqError(
-            f"quant.statistics=weights: family '{family_name}' does not derive input moments from "
-            "its weights. Use statistics=activations, which reads calibration activations, or pass "
-            "family=."
+            f"quant.statistics=weights: the weights of {type(transformer).__name__} determine none "
+            "of its layers' inputs. Use quant.statistics=activations, which reads calibration "
+            "activations."
         )
-    return table.known_inputs(transformer)
+    without = [layer.role for layer in layers if layer.shares_input not in known]
+    if without:
+        log.info(
+            "The weights tell nothing about the inputs of %d of %d layers (%s): these get no "
+            "smoothing, no weighting and nearest rounding.",
+            len(without),
+            len(layers),
+            ", ".join(dict.fromkeys(without)),
+        )
+    return known
 
 
 def _allocations(

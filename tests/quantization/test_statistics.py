@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from loraq import recipe
+from loraq.errors import LoraqError
+from loraq.models.family import find_family
+from loraq.models.known_inputs import known_inputs
+from loraq.models.layers import list_layers
 from loraq.models.moments import Moment
 from loraq.quantization.activations import Activations
+from loraq.quantization.calibration import InputCapture
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
+from tests import pipelines
 from tests.embedded import Embedded
 from tests.quantization.test_quantize import Untouchable
+from tests.quantization.toy import Toy, toy_layers
 
 WEIGHTS = "quant.statistics=weights"
 ROTATED = "quant.transform.hadamard=64"
@@ -53,6 +61,40 @@ def test_layers_without_known_statistics_are_quantised_without(embedded):
     for name, tensors in first.items():
         assert torch.equal(tensors.weight.codes, second[name].weight.codes)
         assert tensors.transform.smooth_I is None
+
+
+@pytest.mark.parametrize("name", ["flux", "wan", "stable_audio"])
+def test_they_help_on_transformers_without_a_family_file(name):
+    """Rotated layers behind normalisations, on inputs that the recipe does not read."""
+    pipe, little = pipelines.build(name), pipelines.settings(name)
+    network = pipe.transformer
+    known = known_inputs(network, find_family("generic"))
+    layers = [layer for layer in list_layers(network, "generic") if layer.shares_input in known]
+    capture = InputCapture(network, layers, rows=256, forwards=8, seed=0)
+    pipe.set_progress_bar_config(disable=True)
+    with capture:
+        generator = torch.Generator().manual_seed(0)
+        pipe("a red cat", num_inference_steps=4, generator=generator, **little.CALL)
+    errors = []
+    for chosen in (
+        recipe("rtn", ROTATED),
+        recipe("gptq", ROTATED, "quant.transform.smooth=balanced", WEIGHTS),
+    ):
+        quantised = quantize_model(network, layers, chosen, progress=None)
+        rows = layer_errors(quantised, network, layers, capture.inputs())
+        errors.append(sum(row["output_error"] for row in rows) / len(rows))
+    assert errors[1] < 0.95 * errors[0]
+
+
+def test_a_model_whose_weights_tell_nothing_is_refused_and_partly_told_is_said(caplog):
+    asked = recipe("gptq", WEIGHTS)
+    with pytest.raises(LoraqError, match=r"none of its layers' inputs.*statistics=activations"):
+        quantize_model(Toy(), toy_layers(), asked, progress=None)
+    network = pipelines.build("ltx").transformer
+    layers = list_layers(network, "generic")[:8]
+    with caplog.at_level("INFO", logger="loraq"):
+        quantize_model(network, layers, asked, progress=None)
+    assert "3 of 8 layers (cross_q, cross_out, ff_down)" in caplog.text
 
 
 def test_product_keys_distinguish_the_two_sources():

@@ -23,6 +23,7 @@ SIZE_MULTIPLE = 32  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 TEXT_DEFAULTS = ("complex_human_instruction",)
 EMBEDDINGS = MASKED_EMBEDDINGS
+SPRINT_GUIDANCE = 4.5  # the pipeline's default; SANA-Sprint embeds it
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
@@ -32,10 +33,14 @@ def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
     # moments imports torch, which the skip list above does not need
     from loraq.models.moments import known_block_inputs, timesteps
 
-    steps = timesteps()
-    device = next(transformer.parameters()).device
+    device, dtype = next(transformer.parameters()).device, transformer.dtype
     with torch.no_grad():
-        embedded, _ = transformer.time_embed(
-            steps.to(device), batch_size=len(steps), hidden_dtype=transformer.dtype
-        )
+        if transformer.config.guidance_embeds:  # SANA-Sprint
+            steps = timesteps(last=1).to(device)
+            scale = transformer.config.guidance_embeds_scale
+            guidance = torch.full_like(steps, SPRINT_GUIDANCE * scale)
+            embedded, _ = transformer.time_embed(steps, guidance=guidance, hidden_dtype=dtype)
+        else:
+            steps = timesteps().to(device)
+            embedded, _ = transformer.time_embed(steps, batch_size=len(steps), hidden_dtype=dtype)
         return known_block_inputs(transformer, embedded)
