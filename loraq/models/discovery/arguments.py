@@ -119,7 +119,8 @@ class _Arguments:
         return self.ones(self.images, self.tokens, self.first((*names, *_TEXT)))
 
     def mask(self) -> Tensor:
-        return self.ones(self.images, self.tokens, dtype=torch.int64)
+        kind = torch.bool if self.layout == "audio" else torch.int64  # as attention reads it
+        return self.ones(self.images, self.tokens, dtype=kind)
 
     def ids(self, count: int) -> Tensor:
         axes = self.config.get("axes_dims_rope") or (0, 0, 0)
