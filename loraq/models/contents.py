@@ -147,7 +147,7 @@ def _check_tensors(
     """
     values = json.loads(config)
     network = network_class(library, class_name, values)
-    if library == "diffusers":
+    if library != "transformers":  # diffusers, or the package of one of its pipelines
         kind = values.get("_class_name", class_name)
         fits = network_class(library, kind, values) is network
     else:

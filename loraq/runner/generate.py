@@ -118,7 +118,7 @@ def batch_images(
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
         text = embeddings and text_part(embeddings, start, len(part))
-        images += image_batch(pipe, model, part, seed, embeddings=text)
+        images.extend(image_batch(pipe, model, part, seed, embeddings=text))
     return images
 
 
