@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal, get_args
 
 from loraq.config.recipe import Recipe
-from loraq.config.validation import LARGEST_SEED, Checked, setting
+from loraq.config.validation import LARGEST_SEED, Checked, choices, setting
 from loraq.errors import LoraqError, unknown
 
 Analysis = Literal["limits", "steps", "losses"]
@@ -26,6 +26,8 @@ class ModelConfig(Checked):
     fps: frames per second at which a video is kept, if the pipeline's call has no argument for it.
     domain: what the model draws, such as `photographs`. It is not measured against prompts, real
         images or networks that say another domain; None: any.
+    dtypes: networks beside the denoiser that run in another dtype, `{vae: float32}`; the rule for
+        those that are not named is in `loraq/models/dtypes.py`.
     Settings that depend on the model have no default: size, sampler settings, length of prompts.
     Those that are None, and a name or family `auto`, are read from the model's files when a run is
     composed (`loraq/models/defaults.py`); what is None then, the pipeline has no argument for.
@@ -46,9 +48,14 @@ class ModelConfig(Checked):
     domain: str | None = setting(None, since="0.2")
     revision: str | None = setting(None, since="0.2")
     fps: float | None = setting(None, at_least=1, at_most=1_000, since="0.2")
+    dtypes: dict[str, Any] = field(default_factory=dict, metadata={"since": "0.2"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, dtype in self.dtypes.items():
+            if dtype not in choices(ModelConfig)["dtype"]:
+                problem = unknown("dtype", str(dtype), choices(ModelConfig)["dtype"])
+                raise LoraqError(f"model.dtypes.{name}: {problem}")
         if (self.path is None) == (self.hub_id is None):
             raise LoraqError(
                 f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}; exactly one "

@@ -35,6 +35,7 @@ class Family:
     SIZE_MULTIPLE: pixels of which height and width are multiples.
     TEXT_DEFAULTS: arguments with one default in the pipeline's call, another in `encode_prompt`.
     EMBEDDINGS: names of the tensors that `encode_prompt` returns, if they are cached by name.
+    DTYPES: component → dtype, where it is not that of the denoiser (None: by rule, `dtypes.py`).
     known_inputs: transformer → moments of layer inputs by input id (`models/moments.py`).
     example_inputs: transformer, images, side, tokens → arguments of its forward.
     """
@@ -48,6 +49,7 @@ class Family:
     SIZE_MULTIPLE: int = 1
     TEXT_DEFAULTS: tuple[str, ...] = ()
     EMBEDDINGS: tuple[str, ...] = ()
+    DTYPES: Mapping[str, str] | None = None
     known_inputs: Callable[..., Mapping[str, Moment]] | None = None
     example_inputs: Callable[..., Mapping[str, Any]] | None = None
 

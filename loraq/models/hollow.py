@@ -9,23 +9,20 @@ from loraq.config import ModelConfig
 from loraq.models.denoisers import denoiser_names
 from loraq.models.files import components, read_json
 from loraq.models.networks import network_class
-from loraq.models.source import resolve_folder
+from loraq.models.skeleton import is_decoder
+from loraq.models.source import config_folder
 
 if TYPE_CHECKING:
     import torch
-
-
-DECODERS = ("vae", "vocoder")
-"""Parts of the names of components that make images, videos or sound of latents."""
 
 
 def hollow_parts(model: ModelConfig, device: str) -> dict[str, Any]:
     """Denoisers and decoders of the pipeline for a call that ends before they run, by name."""
     import torch
 
-    folder = resolve_folder(model)
+    folder = config_folder(model)
     listed = components(folder)
-    names = {*denoiser_names(listed), *(n for n in listed if any(word in n for word in DECODERS))}
+    names = (*denoiser_names(listed), *filter(is_decoder, listed))
     place, dtype = torch.device(device), getattr(torch, model.dtype)
     return {name: _hollow(folder / name, *listed[name], place, dtype) for name in names}
 

@@ -12,6 +12,7 @@ from loraq.errors import LoraqError
 from loraq.models.call import check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.denoisers import denoiser_names, gathered
+from loraq.models.dtypes import cast_inputs, network_dtypes
 from loraq.models.family import find_family
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.finite import check_pipeline
@@ -36,6 +37,9 @@ def load_pipeline(
     import torch
 
     folder, pipeline = resolve_folder(model), pipeline_of(model)
+    own, absent = getattr(torch, model.dtype), {*without, *given}
+    dtypes = {n: getattr(torch, d) for n, d in network_dtypes(model).items()}
+    dtypes = {name: dtype for name, dtype in dtypes.items() if name not in absent}
     check_contents(model, components(folder).keys() - {*without})
     check_model_call(pipeline, model)
     if not {*text_parts(model)} & {*without}:
@@ -43,7 +47,7 @@ def load_pipeline(
     try:
         pipe = pipeline.from_pretrained(
             str(folder),
-            dtype=getattr(torch, model.dtype),
+            dtype={"default": own, **dtypes} if dtypes else own,
             variant=model.variant,
             use_safetensors=True,
             local_files_only=True,
@@ -61,6 +65,9 @@ def load_pipeline(
     vae: Any = getattr(pipe, "vae", None)
     if hasattr(vae, "enable_slicing"):
         vae.enable_slicing()  # one image at a time: independent of its batch
+    for name in dtypes:
+        if not is_text(name):  # which reads tokens
+            cast_inputs(getattr(pipe, name))
     pipe.to(device)
     check_pipeline(pipe)
     return pipe

@@ -24,6 +24,7 @@ from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.models.call import embedding_names, text_arguments
+from loraq.models.dtypes import text_casts
 from loraq.runner import generate as generation
 from loraq.runner.recording import RECORDED, Recording, record
 from loraq.runner.text import Text
@@ -51,15 +52,16 @@ def encode_batch(pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[
 def _encode(
     pipe: DiffusionPipeline, model: ModelConfig, groups: Sequence[Sequence[Prompt]]
 ) -> Text:
-    names = embedding_names(model)
+    names, casts = embedding_names(model), text_casts(model)
     if names:
         parts = [_named(pipe, model, names, prompts) for prompts in groups]
+        parts = [{n: x.to(casts.get(x.dtype, x.dtype)) for n, x in part.items()} for part in parts]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def call(number: int) -> object:
         return generation.call_pipeline(pipe, model, groups[number], 0, "latent")
 
-    return record(pipe, [len(prompts) for prompts in groups], call)
+    return record(pipe, [len(prompts) for prompts in groups], call, casts)
 
 
 def _named(

@@ -18,6 +18,7 @@ from loraq.layers.kernel_costs import read_costs
 from loraq.metrics.common.result import versions
 from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.call import embedding_names, encoded_settings
+from loraq.models.dtypes import network_dtypes
 from loraq.models.family import find_family
 from loraq.models.source import pipeline_of, weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
@@ -69,13 +70,14 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
         "model": {
             name: value
             for name, value in to_plain(config.model, new_defaults=False).items()
-            if name not in ("name", "path", "hub_id", "domain", "revision")
+            if name not in ("name", "path", "hub_id", "domain", "revision", "dtypes")
         },
         "diffusers": installed["diffusers"],
         "transformers": installed["transformers"],
         "batch_size": config.generate.batch_size,
         **sampling,
         **_text_defaults(config.model),
+        **_other_dtypes(config.model),
     }
     capture = {
         "version": INPUTS_VERSION,
@@ -135,6 +137,12 @@ def _text_defaults(model: ModelConfig) -> dict[str, int]:
     """A key part if the text depends on defaults of the pipeline's call; they were others once."""
     unset = set(find_family(model.family).TEXT_DEFAULTS) - set(model.call)
     return {"text_defaults": DEFAULTS_VERSION} if unset else {}
+
+
+def _other_dtypes(model: ModelConfig) -> dict[str, dict[str, str]]:
+    """A key part if networks run in another dtype than the denoiser."""
+    found = network_dtypes(model)
+    return {"dtypes": found} if found else {}
 
 
 def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequence[Prompt]) -> str:

@@ -16,14 +16,15 @@ import inspect
 import json
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loraq.errors import LoraqError
+from loraq.models.denoisers import denoiser_of, parts
 from loraq.runner.kept_values import comparable, describe, rebuild
 
 if TYPE_CHECKING:
@@ -113,12 +114,16 @@ class _Encoded(Exception):
 
 
 def record(
-    pipe: DiffusionPipeline, groups: Sequence[int], call: Callable[[int], object]
+    pipe: DiffusionPipeline,
+    groups: Sequence[int],
+    call: Callable[[int], object],
+    casts: Mapping[torch.dtype, torch.dtype] | None = None,
 ) -> Recording:
     """What calls of the pipeline encode, one for each group of prompts.
 
     groups: the number of prompts of each call. call: makes the call of group 0, 1, …, which ends at
-    its latents or at the first forward of a denoiser. A method that rewrites prompts draws the same
+    its latents or at the first forward of a denoiser. casts: dtypes of tensors that are kept in
+    another one, that of the denoiser. A method that rewrites prompts draws the same
     random numbers in each call. LoraqError if a call encodes nothing, or nothing that can be kept.
     """
     tensors: dict[str, Tensor] = {}
@@ -148,7 +153,8 @@ def record(
                 f"{type(pipe).__name__} calls none of its {', '.join(text_methods(type(pipe)))} "
                 "before its latents, so its text cannot be kept."
             )
-    return Recording(calls, tensors)
+    dtypes = casts or {}
+    return Recording(calls, {n: x.to(dtypes.get(x.dtype, x.dtype)) for n, x in tensors.items()})
 
 
 @contextlib.contextmanager
@@ -158,11 +164,8 @@ def _stopped_at_latents(pipe: DiffusionPipeline) -> Iterator[None]:
     def stop(*_args: Any, **_kwargs: Any) -> Any:
         raise _Encoded
 
-    handles = [
-        part.register_forward_pre_hook(stop)
-        for name, part in pipe.components.items()
-        if name.startswith("transformer") and isinstance(part, nn.Module)
-    ]
+    denoisers = parts(denoiser_of(pipe)).values()
+    handles = [network.register_forward_pre_hook(stop) for network in denoisers]
     try:
         with _attributes(pipe, {"prepare_latents": stop}):
             yield

@@ -24,6 +24,7 @@ SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
 DEFAULT_SKIP = ("cross_k", "cross_v")
 TEXT_DEFAULTS = ("clean_caption",)
 EMBEDDINGS = MASKED_EMBEDDINGS
+DTYPES: Mapping[str, str] = {}  # all in one, as in the reference
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:

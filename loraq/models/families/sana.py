@@ -24,6 +24,7 @@ DEFAULT_SKIP = ("cross_k", "cross_v")
 TEXT_DEFAULTS = ("complex_human_instruction",)
 EMBEDDINGS = MASKED_EMBEDDINGS
 SPRINT_GUIDANCE = 4.5  # the pipeline's default; SANA-Sprint embeds it
+DTYPES: Mapping[str, str] = {}  # all in one, as in the reference
 
 
 def known_inputs(transformer: nn.Module) -> Mapping[str, Moment]:
