@@ -37,6 +37,7 @@ OWN_PROMPTS = (
 )
 LATER = (
     *((f"model.{name}", None) for name in ("variant", "revision", "domain", "fps")),
+    ("model.dtypes", {}),
     ("data.domain", "emoji"),
     ("data.domain", None),
     ("quant.branch.budget_rank", None),
