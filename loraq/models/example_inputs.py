@@ -23,7 +23,8 @@ def example_inputs(
     side: of the square latents. family: None: that of the transformer's class. All values are 1.
     """
     found = find_family(family_of(transformer, family))
-    shape = InputShape(images, side, tokens)
     if found.example_inputs is not None:
-        return dict(found.example_inputs(transformer, images=images, side=side, tokens=tokens))
+        sizes = {"images": images, "tokens": tokens} | ({} if side is None else {"side": side})
+        return dict(found.example_inputs(transformer, **sizes))
+    shape = InputShape(images, side, tokens)
     return arguments(transformer, shape, structure_of(transformer, found).layout)

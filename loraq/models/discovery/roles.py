@@ -15,24 +15,27 @@ EMBEDDING = re.compile(r"embed|(^|[._])(time|text|caption)_proj", re.IGNORECASE)
 CROSS_INPUTS = re.compile(r"(\w+_)?cross_(k|v|kv)")
 """Roles of keys and values of another sequence, which SVDQuant leaves in 16 bits."""
 
-_CONTEXT = re.compile(r"(^|[._])(context|txt|text|add)(_|\.|$)")
+_CONTEXT = re.compile(r"(^|[._])(context|txt|text|add)(_|\.|$)|_t(\.|$)")
 _ATTENTION = re.compile(r"attn|attention|(^|\.)mha\.")
-_CROSS = re.compile(r"attn2|cross|_to_\w+_attn")
-_FEED_FORWARD = re.compile(r"(^|[._])(ffn?|feed_?forward|mlp|moe|experts?)([._]|$)")
+_CROSS = re.compile(r"attn2|cross")
+_FEED_FORWARD = re.compile(r"(^|[._])(ffn?|feed_?forward|mlp|moe|shared_experts|experts)([._]|$)")
 
 _ATTENTION_PARTS = (
-    (r"(to_|w)?q(uery)?(_proj|_linear)?|add_q_proj", "q"),
-    (r"(to_|w)?k(ey)?(_proj|_linear)?|add_k_proj", "k"),
-    (r"(to_|w)?v(alue)?(_proj|_linear)?|add_v_proj", "v"),
+    (r"(to_|w)?q(uery)?(_proj|_linear|_t)?|add_q_proj", "q"),
+    (r"(to_|w)?k(ey)?(_proj|_linear|_t)?|add_k_proj", "k"),
+    (r"(to_|w)?v(alue)?(_proj|_linear|_t)?|add_v_proj", "v"),
     (r"(\w+_)?kv(_proj|_linear)?", "kv"),
     (r"(\w+_)?qkv(_proj|_linear)?", "qkv"),
-    (r"to_out(\.0)?|to_add_out|out_proj|out_layer|o_proj|wo|(\w+_attn_)?proj", "out"),
+    (r"to_out(\.0|_t)?|to_add_out|out_proj|out_layer|o_proj|wo|(\w+_attn_)?proj", "out"),
 )
 _FEED_FORWARD_PARTS = (
     (r"(.+\.)?(net\.0\.proj|conv_inverted|inverted_conv\.conv)", "up"),
     (r"(.+\.)?(net\.2|conv_point|point_conv\.conv)", "down"),
     (r"(.+\.)?(gate|gate_proj|gate_layer|w1)", "gate"),
-    (r"(.+\.)?(up|up_proj|linear_in|proj_in|in_layer|proj|fc1|linear_fc1|ff_in|w3|0)", "up"),
+    (
+        r"(.+\.)?(up|up_proj|linear_in|proj_in|in_layer|proj|fc1|linear_fc1|ff_in|gate_up_proj|w3|0)",
+        "up",
+    ),
     (
         r"(.+\.)?(down|down_proj|linear_out|proj_out|out_layer|out|out_projection|fc2|linear_fc2"
         r"|ff_out|w2|2|3)",

@@ -15,10 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from loraq.models.discovery.arguments import InputShape
 from loraq.models.discovery.roles import CROSS_INPUTS, EMBEDDING, role_of
 from loraq.models.discovery.traced import Trace, trace
 from loraq.models.family import Family
@@ -78,8 +76,13 @@ def structure_of(transformer: nn.Module, family: Family) -> Structure:
     config = getattr(transformer, "config", None)
     if config is None or not hasattr(type(transformer), "from_config"):
         return _structure(transformer, family, Trace(failure="it has no configuration"))
-    text = json.dumps(dict(config), default=str, sort_keys=True)
-    return _of_class(_Class(type(transformer), text, dict(config)), family)
+    return structure_of_class(type(transformer), dict(config), family)
+
+
+def structure_of_class(kind: type, config: dict[str, Any], family: Family) -> Structure:
+    """The structure of a class with a configuration; cached."""
+    text = json.dumps(config, default=str, sort_keys=True)
+    return _of_class(_Class(kind, text, config), family)
 
 
 class _Class:
@@ -97,10 +100,7 @@ class _Class:
 
 @functools.lru_cache(maxsize=32)
 def _of_class(asked: _Class, family: Family) -> Structure:
-    found = trace(asked.kind, asked.config, family, InputShape())
-    kind: Any = asked.kind
-    with torch.device("meta"):
-        network = kind.from_config(asked.config)
+    network, found = trace(asked.kind, asked.config, family)
     return _structure(network, family, found)
 
 
@@ -179,25 +179,27 @@ def _kind(layer: Found) -> tuple[str, str]:
 
 def _roles(
     blocks: Sequence[Sequence[Found]] | Any, family: Family, found: Trace
-) -> dict[tuple[str, str], str]:
-    """Roles by list of blocks and name inside; distinct for different layers of one list."""
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """(Role, usual role) by list of blocks and name inside.
+
+    Roles are distinct in a list: a second layer of one usual role has its name as role.
+    """
     members: dict[str, dict[str, list[Found]]] = {}
     for layers in blocks:
         for layer in layers:
             listed, inside = _kind(layer)
             members.setdefault(listed, {}).setdefault(inside, []).append(layer)
-    roles: dict[tuple[str, str], str] = {}
+    roles: dict[tuple[str, str], tuple[str, str]] = {}
     for listed, names in members.items():
         taken: set[str] = set()
         for inside in names:
             given = (role for pattern, role in family.ROLES if re.fullmatch(pattern, inside))
-            role = next(given, None) or role_of(inside, names)
-            if role.startswith("cross_") and _attends_itself(inside, names, found):
-                role = role.replace("cross_", "self_", 1)
-            if role in taken:
-                role = re.sub(r"\W+", "_", inside).lower()
+            usual = next(given, None) or role_of(inside, names)
+            if usual.startswith("cross_") and _attends_itself(inside, names, found):
+                usual = usual.replace("cross_", "self_", 1)
+            role = re.sub(r"\W+", "_", inside).lower() if usual in taken else usual
             taken.add(role)
-            roles[listed, inside] = role
+            roles[listed, inside] = role, usual
     return roles
 
 
@@ -214,11 +216,11 @@ def _attends_itself(inside: str, names: Mapping[str, Sequence[Found]], found: Tr
 
 
 def _block_layers(
-    members: Sequence[Found], roles: Mapping[tuple[str, str], str], found: Trace
+    members: Sequence[Found], roles: Mapping[tuple[str, str], tuple[str, str]], found: Trace
 ) -> Iterator[Found]:
     """The layers of one block with their roles, inputs and reasons."""
     called = {_starred(name) for name in found.calls}
-    named = [replace(layer, role=roles[_kind(layer)]) for layer in members]
+    named = [replace(layer, role=roles[_kind(layer)][0]) for layer in members]
     groups: dict[object, list[Found]] = {}
     for layer in named:
         groups.setdefault(_input_key(layer, found), []).append(layer)
@@ -230,7 +232,8 @@ def _block_layers(
         ids.add(short)
         for layer in group:
             used = bool(found.failure) or _starred(layer.name) in called
-            reason = layer.reason or (_reason(layer) if used else UNUSED)
+            usual = roles[_kind(layer)][1]
+            reason = layer.reason or (_reason(layer, usual) if used else UNUSED)
             yield replace(layer, input_id=f"{layer.block}.{short}", reason=reason)
 
 
@@ -264,12 +267,12 @@ def _input_name(group: Sequence[Found]) -> str:
     return f"{where}.{short}" if where else short
 
 
-def _reason(layer: Found) -> str:
-    """Why the rule leaves a layer in 16 bits; "" if it does not."""
-    if layer.role.endswith("modulation") or "modulation" in role_of(layer.inside, ()):
+def _reason(layer: Found, usual: str) -> str:
+    """Why the rule leaves a layer of a usual role in 16 bits; "" if it does not."""
+    if usual.endswith("modulation"):
         return MODULATES
     if EMBEDDING.search(layer.inside):
         return EMBEDS
-    if CROSS_INPUTS.fullmatch(layer.role):
+    if CROSS_INPUTS.fullmatch(usual):
         return CROSS
     return SMALL if min(layer.shape) < SMALLEST else ""

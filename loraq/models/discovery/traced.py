@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,38 +49,32 @@ class Trace:
         return None if calls is None else tuple(call.tensor for call in calls)
 
 
-def trace(kind: Any, config: dict[str, Any], family: Family, shape: InputShape) -> Trace:
-    """The trace of one forward of the class `kind` with `config`; of its failure if it fails.
+def trace(kind: Any, config: dict[str, Any], family: Family) -> tuple[nn.Module, Trace]:
+    """The class `kind` with `config` without weights, and one forward of it (or why it fails).
 
-    Tries the plausible layouts of the latents, and the arguments of the family if it gives them.
+    Tries the plausible layouts of the latents, or the arguments that the family gives.
     """
-    watched, failures = _Watched(), []
-    try:
-        network = build_skeleton(kind, _with_short_table(config, shape), watched.note)
-    except Exception as error:  # whatever a class does with settings that are not its own
-        return Trace(failure=_first_line(error))
+    watched, furthest = _Watched(), Trace()
+    network = build_skeleton(kind, _with_short_table(config), watched.note)
     given = family.example_inputs
     for layout in layouts(network) if given is None else [""]:
         watched.trace = Trace(layout=layout)
         try:
-            with torch.no_grad(), watched:
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"), watched:
                 if given is None:
-                    network(**arguments(network, shape, layout))
+                    network(**arguments(network, InputShape(), layout))
                 else:
-                    sizes = {"images": shape.images, "side": shape.side, "tokens": shape.tokens}
-                    network(**given(network, **sizes))
-            return watched.trace
-        except Exception as error:
-            failures.append(_first_line(error))
-    return Trace(failure=failures[0])
+                    network(**given(network))
+            return network, watched.trace
+        except Exception as error:  # whatever a class does with inputs that are not its own
+            if not furthest.failure or len(watched.trace.calls) > len(furthest.calls):
+                furthest = replace(watched.trace, failure=_first_line(error))
+    return network, Trace(failure=furthest.failure, layout=furthest.layout)
 
 
-def _with_short_table(config: dict[str, Any], shape: InputShape) -> dict[str, Any]:
-    """Positions for the latents of `shape` alone: the whole table of SD3.5 has 2 GB in float64."""
-    if not config.get("pos_embed_max_size"):
-        return config
-    side = shape.side or 2 * config["patch_size"]
-    return {**config, "pos_embed_max_size": -(-side // config["patch_size"])}
+def _with_short_table(config: dict[str, Any]) -> dict[str, Any]:
+    """Positions for the latents of two patches: the whole table of SD3.5 has 2 GB in float64."""
+    return {**config, "pos_embed_max_size": 2} if config.get("pos_embed_max_size") else config
 
 
 def _first_line(error: Exception) -> str:
