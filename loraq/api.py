@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -13,7 +14,7 @@ from loraq.compose import recipe
 from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
 from loraq.models.call import check_call
-from loraq.models.denoisers import dtype_of
+from loraq.models.denoisers import denoiser_of, denoisers_of, dtype_of, gathered, parts
 from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite, check_pipeline
 from loraq.models.layers import Layer, family_of, list_layers
@@ -40,7 +41,7 @@ def quantize(
     checkpoint_dir: str | Path | None = None,
     progress: bool = True,
 ) -> QuantizedModel:
-    """Quantise a diffusers pipeline's transformer in place; undo with `.revert(pipe.transformer)`.
+    """Quantise a diffusers pipeline's transformer, or experts, in place; undo with `.revert(pipe)`.
 
     recipe: a `Recipe`, or the name of a preset (`loraq_o2`, `svdquant`, `rtn`, …).
     prompts: captions for recipes that read activations; the 16-bit pipeline generates from them
@@ -78,7 +79,8 @@ def quantize(
             "quant.allocation.sensitivity=activations is measured only by `loraq run`. Use "
             "quant.allocation.sensitivity=weights here."
         )
-    check_finite(transformer, "transformer")
+    for part, network in parts(transformer).items():
+        check_finite(network, part or "transformer")
     read = None
     if listed:
         check_pipeline(pipe)
@@ -132,20 +134,20 @@ def _check_arguments(
 
 
 def _transformer_of(pipe: Any) -> torch.nn.Module:
-    """The pipeline's transformer; LoraqError for anything but a pipeline with a transformer."""
+    """The pipeline's transformer or experts; LoraqError for anything else."""
     kind = type(pipe).__name__
     if isinstance(pipe, torch.nn.Module):
         raise LoraqError(
             f"loraq.quantize takes a pipeline and got a {kind}. Pass the pipeline that it belongs "
             "to (pipe, not pipe.transformer)."
         )
-    transformer = getattr(pipe, "transformer", None)
-    if not isinstance(transformer, torch.nn.Module):
+    networks = denoisers_of(pipe) if hasattr(pipe, "components") else {}
+    if not networks:
         raise LoraqError(
             f"loraq.quantize takes a pipeline with a transformer, and this {kind} has none. Load a "
             "diffusion transformer's pipeline with all of its components."
         )
-    return transformer
+    return gathered(networks, kind)
 
 
 def _capture(
@@ -158,11 +160,13 @@ def _capture(
 ) -> Activations:
     """Rows and moments of the layers' inputs while the pipeline generates from `prompts`."""
     batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    forwards = len(batches) * call.get("num_inference_steps", 20)
+    steps = inspect.signature(pipe.__call__).parameters.get("num_inference_steps")
+    usual = None if steps is None else steps.default
+    forwards = len(batches) * (call.get("num_inference_steps") or usual or 20)
     with (
         torch.inference_mode(),
-        InputCapture(pipe.transformer, layers, rows_per_layer, forwards, seed=0) as rows,
-        MomentCapture(pipe.transformer, layers) as moments,
+        InputCapture(denoiser_of(pipe), layers, rows_per_layer, forwards, seed=0) as rows,
+        MomentCapture(denoiser_of(pipe), layers) as moments,
     ):
         for number, batch in enumerate(batches):
             generator = torch.Generator("cpu").manual_seed(number)

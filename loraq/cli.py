@@ -21,7 +21,8 @@ OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
   experiment=demo | table1              a list of rows, compared in a table (conf/experiment/)
   method=rtn | lqer | loftq | svdquant | loraq_o1 | loraq_o2 | loraq_best | reference …
-  model=tiny_pixart | tiny_sana | pixart_sigma | sana_1_6b[_ch5632]   or your own: model.path=FOLDER
+  model=tiny_pixart | tiny_sana | pixart_sigma | sana_1_6b[_ch5632] …
+  model=hub model.hub_id=OWNER/NAME     any diffusion transformer of diffusers, or model.path=FOLDER
   transform=none | shift | hadamard64   replaces the method's rotation and shift
   format@quant.weight=mxfp4_e2m1        also .activation, .branch_weight, .branch_activation
   quant.branch.rank=16                  or quant.branch.budget=0.64 (bits per weight)

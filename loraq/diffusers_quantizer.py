@@ -21,7 +21,8 @@ from torch import nn
 from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
-from loraq.models.denoisers import dtype_of
+from loraq.layers.tensors import LayerTensors
+from loraq.models.denoisers import dtype_of, joined, parts
 from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite
 from loraq.models.layers import family_of, list_layers
@@ -33,7 +34,7 @@ from loraq.quantization.diffusers_packed import (
     held_layers,
     refuse_missing,
 )
-from loraq.quantization.made_from import require_transformer
+from loraq.quantization.made_from import network_of
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
 
@@ -106,18 +107,21 @@ class LoRaQQuantizer(PackedQuantizer):
 
 
 def packed_layers(transformer: Any) -> QuantizedModel:
-    """The packed layers of a loaded `transformer`, for their memory and errors.
+    """The packed layers of a loaded `transformer` or pipeline, for their memory and errors.
 
-    Raises LoraqError if the transformer has no LoRaQ layers.
+    Raises LoraqError if a transformer has no LoRaQ layers.
     """
-    require_transformer(transformer)
-    quantizer = getattr(transformer, "hf_quantizer", None)
-    if not isinstance(quantizer, PackedQuantizer):
-        raise LoraqError(
-            f"{type(transformer).__name__} has no packed LoRaQ layers. Load a packed checkpoint or "
-            "quantise the model with loraq.quantize."
-        )
-    return QuantizedModel(held_layers(transformer, quantizer.quantization_config.layer_entries()))
+    found: dict[str, LayerTensors] = {}
+    for part, network in parts(network_of(transformer)).items():
+        quantizer = getattr(network, "hf_quantizer", None)
+        if not isinstance(quantizer, PackedQuantizer):
+            raise LoraqError(
+                f"{type(network).__name__} has no packed LoRaQ layers. Load a packed checkpoint or "
+                "quantise the model with loraq.quantize."
+            )
+        held = held_layers(network, quantizer.quantization_config.layer_entries())
+        found |= {joined(part, name): tensors for name, tensors in held.items()}
+    return QuantizedModel(found)
 
 
 __all__ = ["LoRaQConfig", "LoRaQQuantizer", "attach", "forget", "packed_layers"]

@@ -48,10 +48,13 @@ def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:
 
 def denoiser_of(pipe: Any) -> nn.Module:
     """The transformer of a loaded pipeline, or `Experts` of several; LoraqError without one."""
+    return gathered(denoisers_of(pipe), type(pipe).__name__)
+
+
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a loaded pipeline by the names of their components."""
     held = {name: getattr(pipe, name, None) for name in denoiser_names(pipe.components)}
-    return gathered(
-        {name: net for name, net in held.items() if isinstance(net, nn.Module)}, type(pipe).__name__
-    )
+    return {name: net for name, net in held.items() if isinstance(net, nn.Module)}
 
 
 def device_of(pipe: Any) -> str:

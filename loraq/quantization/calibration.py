@@ -101,6 +101,7 @@ class InputCapture(_Capture):
         scratch: Path | None = None,
     ) -> None:
         super().__init__(transformer, layers, scratch)
+        forwards = max(1, forwards // len(parts(transformer)))  # of each expert
         self._rows_per_forward = max(1, -(-rows // forwards))
         self._forwards, self._seed = forwards, seed
         self._kept: dict[str, Tensor] = {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
+from loraq.models.denoisers import denoiser_of
 
 SAMPLE = 64
 """Weights per layer by which a model is recognised."""
@@ -15,13 +17,16 @@ TOLERANCE = 0.01
 """Relative distance of samples of one model: it may be loaded in another 16-bit type."""
 
 
-def require_transformer(given: object) -> None:
-    """LoraqError for a pipeline in place of its transformer."""
-    if not isinstance(given, nn.Module):
+def network_of(given: Any) -> nn.Module:
+    """The transformer that is given, or that of a pipeline (`Experts` of two); else LoraqError."""
+    if isinstance(given, nn.Module):
+        return given
+    if not hasattr(given, "components"):
         raise LoraqError(
-            f"Packed layers are those of a transformer, not of a {type(given).__name__}. Pass "
-            "pipe.transformer."
+            f"Packed layers are those of a transformer or its pipeline, not of a "
+            f"{type(given).__name__}. Pass the pipeline."
         )
+    return denoiser_of(given)
 
 
 def weight_sample(module: nn.Module) -> Tensor:

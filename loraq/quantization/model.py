@@ -7,7 +7,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -18,13 +18,16 @@ from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
 from loraq.models.denoisers import of_part, parts, same_parts
-from loraq.quantization.made_from import check_made_from, require_transformer
+from loraq.quantization.made_from import check_made_from, network_of
 from loraq.quantization.trace import check_called
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 @dataclass(repr=False)
 class QuantizedModel:
-    """The packed layers of one transformer by name, notes on each group, and the recipe.
+    """The packed layers of a transformer or two experts by name, notes on groups, and the recipe.
 
     info: group name → losses, seconds and other notes; roles: layer name → role, for display.
     samples: layer name → `weight_sample` of the 16-bit layer, by which `apply` knows its model.
@@ -87,13 +90,14 @@ class QuantizedModel:
                     found.setdefault(role, []).append(notes["losses"][-1])
         return {role: sum(values) / len(values) for role, values in found.items()}
 
-    def apply(self, transformer: nn.Module) -> None:
+    def apply(self, transformer: nn.Module | DiffusionPipeline) -> None:
         """Replace the quantised linears of `transformer` by `QuantizedLinear`, in place.
 
+        transformer: or its pipeline, as for the other methods; of two experts, the pipeline.
         A diffusers model then saves packed layers. Raises LoraqError if it is quantised already, or
         if the layers were made from another model.
         """
-        require_transformer(transformer)
+        transformer = network_of(transformer)
         if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
             raise LoraqError(
                 f"This {type(transformer).__name__} is quantised already. Restore its 16-bit "
@@ -120,19 +124,19 @@ class QuantizedModel:
 
                 attach(network, of_part(self.layers, part), self.recipe)
 
-    def check_called(self, transformer: nn.Module) -> None:
+    def check_called(self, transformer: nn.Module | DiffusionPipeline) -> None:
         """Raise LoraqError unless `transformer`, after `apply`, computes with all packed layers.
 
         One forward is traced: every packed layer is called, and no weight that was replaced is.
         """
-        check_called(transformer, self._originals)
+        check_called(network_of(transformer), self._originals)
 
-    def revert(self, transformer: nn.Module) -> None:
+    def revert(self, transformer: nn.Module | DiffusionPipeline) -> None:
         """Restore the 16-bit layers that `apply` replaced; LoraqError without them.
 
         transformer: the one that this model was applied to; LoraqError for another.
         """
-        require_transformer(transformer)
+        transformer = network_of(transformer)
         if self.layers and not self._originals:
             raise LoraqError(
                 "There are no 16-bit layers to restore: this quantised model was not applied, or "
@@ -154,8 +158,11 @@ class QuantizedModel:
                 forget(network)
 
     @contextlib.contextmanager
-    def applied(self, transformer: nn.Module, compute: ComputeMode = "emulate") -> Iterator[None]:
+    def applied(
+        self, transformer: nn.Module | DiffusionPipeline, compute: ComputeMode = "emulate"
+    ) -> Iterator[None]:
         """Context manager: `apply` on entry, `revert` on exit, also after an exception."""
+        transformer = network_of(transformer)
         self.apply(transformer)
         try:
             if compute != "emulate":  # the initial setting of packed layers

@@ -16,7 +16,7 @@ from loraq.runner.forecast import forecast, stage_units
 from loraq.runner.plan import check_inputs, check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
-from loraq.utils.console import duration
+from loraq.utils.console import duration, show_messages
 from loraq.utils.rates import CPU, gpu_rates
 
 _AFTER_FETCH = (
@@ -30,6 +30,7 @@ def dry_run(overrides: Sequence[str]) -> str:
 
     Of a hub model that is not in the cache, only what a run would fetch first.
     """
+    show_messages()
     configs = load_rows(overrides)
     check_inputs(configs)
     if fetches := planned_fetches([config.model for config in configs]):

@@ -14,6 +14,7 @@ from loraq.compose import load_rows
 from loraq.errors import DiskFullError, LoraqError
 from loraq.metrics.common.published import IMAGE_REWARD
 from loraq.models import load_pipeline, resolve_folder, weights_hash
+from loraq.models.defaults import with_defaults
 from loraq.models.mapped import mapped_transformer
 from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run, run_until
@@ -183,8 +184,24 @@ def test_without_a_snapshot_the_command_fetches_the_variant(serve, monkeypatch):
     with serve(sana("bf16")), pytest.raises(LoraqError) as caught:
         resolve_folder(model_of(variant="bf16", revision="v2"))
     command = "hf download owner/little --revision v2 --include '*.json' --include '*.model'"
-    end = " --include '*.txt' --include '*.bf16*.safetensors'"
+    end = " --include '*.txt' --include '*.jinja' --include '*.bf16*.safetensors'"
     assert str(caught.value).splitlines()[-1].strip() == command + end
+
+
+def test_what_is_left_to_a_model_of_the_hub_is_read_from_its_small_files(serve, monkeypatch):
+    sampling = dict.fromkeys(("height", "width", "steps", "guidance", "max_sequence_length"))
+    model = model_of(family="auto", name="auto", **sampling)
+    with serve(sana("bf16")) as hub:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(LoraqError, match=r"(?s)not in the local hub cache.*hf download"):
+            with_defaults(model)
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        found = with_defaults(model)
+        assert not weights_of(hub)
+        hub.ranges.clear()
+        assert with_defaults(model) == found and not hub.ranges  # now in the cache
+    assert (found.name, found.family) == ("little", "sana")
+    assert (found.steps, found.guidance, found.size) == (20, 4.5, (1024, 1024))
 
 
 @pytest.fixture

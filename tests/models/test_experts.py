@@ -1,0 +1,61 @@
+"""A pipeline with two experts (Wan 2.2) is quantised, saved and loaded as one model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+import loraq
+from loraq.diffusers_quantizer import packed_layers
+from loraq.errors import LoraqError
+from loraq.layers.linear import QuantizedLinear
+from loraq.models.denoisers import Experts, denoiser_of
+from tests import pipelines
+
+PROMPT = ["a red cat"]
+
+
+def test_both_experts_are_quantised_saved_and_loaded(tmp_path):
+    pipe = pipelines.build("wan")
+    plain = pipelines.generate(pipe, "wan", PROMPT)
+    model = loraq.quantize(pipe, "rtn", progress=False)
+    of_both = {name.partition(".")[0] for name in model.layers}
+    assert of_both == {"transformer", "transformer_2"}
+    for part in of_both:
+        packed = [
+            name
+            for name, module in getattr(pipe, part).named_modules()
+            if isinstance(module, QuantizedLinear)
+        ]
+        assert sorted(f"{part}.{name}" for name in packed) == sorted(
+            name for name in model.layers if name.startswith(f"{part}.")
+        )
+    made = pipelines.generate(pipe, "wan", PROMPT)
+    assert not torch.equal(made, plain)
+
+    pipe.save_pretrained(tmp_path / "packed", safe_serialization=True)
+    loaded = WanPipeline.from_pretrained(tmp_path / "packed")
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(pipelines.generate(loaded, "wan", PROMPT), made)
+    kept = packed_layers(loaded)
+    assert kept.layers.keys() == model.layers.keys()
+    assert (kept.nbytes, kept.weights) == (model.nbytes, model.weights)
+
+    with pytest.raises(LoraqError, match="applied to another Experts"):
+        model.revert(loaded)
+    model.revert(pipe)
+    assert torch.equal(pipelines.generate(pipe, "wan", PROMPT), plain)
+    with model.applied(denoiser_of(pipe)):  # another Experts over the same networks
+        assert isinstance(denoiser_of(pipe), Experts)
+        assert torch.equal(pipelines.generate(pipe, "wan", PROMPT), made)
+
+
+def test_a_calibrated_recipe_reads_the_inputs_of_both_experts():
+    pipe = pipelines.build("wan")
+    file = pipelines.settings("wan")
+    call = {**file.CALL, "num_inference_steps": file.STEPS}
+    model = loraq.quantize(
+        pipe, "svdquant", prompts=PROMPT, call=call, rows_per_layer=32, progress=False
+    )
+    assert {name.partition(".")[0] for name in model.layers} == {"transformer", "transformer_2"}
