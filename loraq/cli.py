@@ -59,6 +59,7 @@ PLANNED = ("run", "quantize", "generate", "evaluate")
 SCORE = """\
 examples:
   loraq score packed_pipeline data.count=32
+  loraq score packed_pipeline model=hub        a pipeline of any other class
   loraq score outputs/images/0123456789abcdef --against outputs/images/fedcba9876543210
   loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
       --against my_reference --json scores.json

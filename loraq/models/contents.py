@@ -18,7 +18,7 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
-from loraq.models.denoisers import denoiser_names
+from loraq.models.denoisers import denoiser_names, require_denoiser
 from loraq.models.family import find_family
 from loraq.models.files import (
     Header,
@@ -51,7 +51,7 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
         raise LoraqError(
             f"'{folder}' is a {pipeline.__name__}; family '{model.family}' loads "
             f"{' or '.join(table.PIPELINES)}. Set model.family to the model's family (auto finds "
-            "it), or model.path to another folder."
+            "it), model.path to another folder, or model=hub, which reads all settings from it."
         )
     listed = components(folder)
     _check_listed(folder, pipeline, listed)
@@ -87,16 +87,11 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _check_listed(folder: Path, pipeline: Any, listed: Mapping[str, tuple[str, str]]) -> None:
     """LoraqError without a denoiser, or without a component that the pipeline needs."""
-    parameters = inspect.signature(pipeline.__init__).parameters
-    if not denoiser_names(parameters):
-        kind = "a UNet" if any("unet" in name for name in parameters) else "other networks"
-        raise LoraqError(
-            f"'{folder}' is a {pipeline.__name__}, which denoises with {kind}. LoRaQ quantises the "
-            "linear layers of diffusion transformers: use a model whose pipeline has a transformer."
-        )
-    for name, parameter in parameters.items():
+    require_denoiser(pipeline)
+    for name, parameter in inspect.signature(pipeline.__init__).parameters.items():
         optional = name in pipeline._optional_components or parameter.default is not parameter.empty
-        if name != "self" and not optional and name not in listed:
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if name != "self" and not (optional or variadic) and name not in listed:
             raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
 
 

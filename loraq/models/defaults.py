@@ -17,6 +17,7 @@ from typing import Any
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.call import SETTINGS
+from loraq.models.denoisers import require_denoiser
 from loraq.models.family import family_for
 from loraq.models.skeleton import default_size, skeleton
 from loraq.models.source import config_folder, pipeline_of
@@ -33,6 +34,7 @@ def with_defaults(model: ModelConfig) -> ModelConfig:
     if not open_settings and AUTO not in (model.family, model.name):
         return model
     folder, pipeline = config_folder(model), pipeline_of(model)
+    require_denoiser(pipeline)
     found: dict[str, Any] = {}
     if model.family == AUTO:
         found["family"] = family_for(pipeline.__name__)

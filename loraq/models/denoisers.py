@@ -8,6 +8,7 @@ Layers of experts have the name of their component in front: "transformer_2.bloc
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -44,6 +45,17 @@ def dtype_of(network: nn.Module) -> torch.dtype:
 def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:
     """The names among a pipeline's components that are denoisers, `transformer` first."""
     return tuple(sorted(filter(_DENOISER.fullmatch, components), key=lambda n: (len(n), n)))
+
+
+def require_denoiser(pipeline: Any) -> None:
+    """LoraqError for a pipeline's class without a transformer, such as one with a UNet."""
+    parameters = inspect.signature(pipeline.__init__).parameters
+    if not denoiser_names(parameters):
+        kind = "a UNet" if any("unet" in name for name in parameters) else "other networks"
+        raise LoraqError(
+            f"A {pipeline.__name__} denoises with {kind}. LoRaQ quantises the linear layers of "
+            "diffusion transformers: use a model whose pipeline has a transformer."
+        )
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

@@ -18,7 +18,7 @@ from loraq.models.denoisers import denoiser_names
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.networks import network_class, pipeline_class
 
-_TEXT = re.compile(r"text_encoder|tokenizer|image_encoder|processor|enhancer|safety_checker|guider")
+_TEXT = re.compile(r"text_encoder|tokenizer|image_encoder|prompt_enhancer")
 _DECODER = re.compile(r"(.+_)?vae(_.+)?|vqvae|vocoder")
 _SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
 _TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")

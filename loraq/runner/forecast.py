@@ -7,9 +7,12 @@ quantising and of the metrics (below).
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,8 +28,8 @@ from loraq.models.files import components, read_header, read_json, weight_files
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import architecture, denoisers_in, text_parts
 from loraq.models.networks import network_class
-from loraq.models.skeleton import pixels_of_latent, skeleton
-from loraq.models.source import resolve_folder
+from loraq.models.skeleton import frame_step, pixels_of_latent, skeleton
+from loraq.models.source import pipeline_of, resolve_folder
 from loraq.quantization.grouping import make_units
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.planned import StepShape, planned_layers, step_work
@@ -141,8 +144,18 @@ def _step_work(asked: _Question) -> Work:
     build = functools.partial(_build, model, counts == ["num_layers"])
     images = asked.images * (2 if model.guided and not config.get("guidance_embeds") else 1)
     tokens = model.max_sequence_length or TOKENS
-    shape = StepShape(images, _latents(model)[0], tokens, getattr(torch, model.dtype))
-    return step_work(build, blocks, model.family, shape, asked.recipe, fused=True).work
+    frames, height, width = _latents(model)
+    if model.size is None:  # sound: as many latents as the transformer was made for
+        height = width = max(1, round(config.get("sample_size", 1) ** 0.5))
+    side = max(1, round((frames * height * width) ** 0.5))
+    shape = StepShape(images, side, tokens, getattr(torch, model.dtype))
+    try:
+        return step_work(build, blocks, model.family, shape, asked.recipe, fused=True).work
+    except Exception:  # a forward whose arguments nobody foresaw: each weight once for each token
+        denoiser = next(iter(parts(_transformer(_Question.of(model))).values()))
+        weights = sum(parameter.numel() for parameter in denoiser.parameters())
+        kernel = Kernel("denoiser", 2 * weights * images * (side**2 // 4 + tokens), 2 * weights)
+        return Work(Counter([kernel]))
 
 
 def _build(model: ModelConfig, alike: bool, blocks: int) -> nn.Module:
@@ -155,36 +168,49 @@ def _transformer_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def _latents(model: ModelConfig) -> tuple[int, ...]:
-    """(side of square latents, height, width) of the images; ones without a size."""
+    """(frames, height, width) of the latents of an image or a video; ones without a size."""
     pipe = skeleton(resolve_folder(model))
     scale = None if pipe is None else pixels_of_latent(pipe)
-    if model.size is None or scale is None:
+    if pipe is None or model.size is None or scale is None:
         return 1, 1, 1
-    height, width = model.size
-    return max(1, round((height * width) ** 0.5 / scale)), height // scale, width // scale
+    height, width = (max(1, side // scale) for side in model.size)
+    return (_frames(model) - 1) // (frame_step(pipe) or 1) + 1, height, width
+
+
+def _frames(model: ModelConfig) -> int:
+    """The frames of a video; 1 for an image."""
+    known = inspect.signature(pipeline_of(model).__call__).parameters
+    usual = known["num_frames"].default if "num_frames" in known else 1
+    return int(model.call.get("num_frames", usual) or 1)
 
 
 def _megapixels(model: ModelConfig) -> float:
-    return 0.0 if model.size is None else model.size[0] * model.size[1] / 1e6
+    """Of an image, or of all frames of a video."""
+    return 0.0 if model.size is None else _frames(model) * model.size[0] * model.size[1] / 1e6
 
 
 @functools.lru_cache(maxsize=16)
 def _decoder_work(asked: _Question) -> Work:
-    """Decoding one image: the pipeline decodes one at a time. Nothing for other decoders."""
+    """Decoding one image or video: the pipeline decodes one at a time. Nothing for sound."""
     model, folder = asked.model, resolve_folder(asked.model)
     if "vae" not in (listed := components(folder)):
         return Work()
     values = read_json(folder / "vae" / "config.json")
-    dtype, channels = getattr(torch, model.dtype), values.get("latent_channels")
-    if not isinstance(channels, int):
+    dtype, channels = (
+        getattr(torch, model.dtype),
+        values.get("latent_channels", values.get("z_dim")),
+    )
+    if not isinstance(channels, int) or model.size is None:
         return Work()
-    _, height, width = _latents(model)
+    frames, height, width = _latents(model)
     with torch.device("meta"), torch.no_grad():
         vae = network_class(*listed["vae"], values).from_config(values)
         nn.Module.to(vae, dtype).eval()  # without diffusers' word on parts in float32
-        with Counted() as counted:
-            vae.decode(torch.empty(1, channels, height, width, dtype=dtype))
-    return counted.work
+        for shape in ((height, width), (frames, height, width)):
+            with contextlib.suppress(Exception), Counted() as counted:
+                vae.decode(torch.empty(1, channels, *shape, dtype=dtype))
+                return counted.work
+    return Work()
 
 
 def _layers(model: ModelConfig, skip: Sequence[str] | None = None) -> list[Layer]:

@@ -115,13 +115,18 @@ def test_a_setting_without_an_argument_is_refused():
         ("FluxPipline", r"is a FluxPipline, which diffusers .* did you mean 'FluxPipeline'"),
         (["pipeline", "MyPipeline"], r"names no class of diffusers .* code of its own"),
         ("StableDiffusionXLPipeline", r"denoises with a UNet.*whose pipeline has a transformer"),
-        ("DiTPipeline", r"takes no prompt"),
     ],
 )
 def test_a_pipeline_that_cannot_be_used_is_refused(class_name, message, indexed):
     model = of_folder(indexed(_class_name=class_name))
     with pytest.raises(LoraqError, match=f"(?is){message}"):
         check_contents(with_defaults(model))
+
+
+def test_a_pipeline_without_prompts_is_refused(indexed):
+    model = with_defaults(of_folder(indexed(_class_name="DiTPipeline")))
+    with pytest.raises(LoraqError, match=r"A DiTPipeline takes no prompt.*loraq\.quantize\(pipe\)"):
+        check_model_call(pipeline_of(model), model)
 
 
 def test_a_pipeline_without_a_component_that_it_needs_is_refused(tmp_path):
