@@ -26,8 +26,8 @@ def of_folder(folder: Path, **settings) -> ModelConfig:
     return ModelConfig(**given)
 
 
-def published_model(name: str, **settings) -> ModelConfig:
-    return with_defaults(of_folder(published.FOLDER / name, **settings))
+def published_model(folder: str, **settings) -> ModelConfig:
+    return with_defaults(of_folder(published.FOLDER / folder, **settings))
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_parts_are_told_apart_by_what_they_are():
         ("flux_1_dev", {"height": 1000}, r"model\.height=1000 is no multiple of 16.*height=9\d\d"),
         ("wan_2_2_ti2v_5b", {"width": 848}, r"model\.width=848 is no multiple of 32"),
         ("ltx_video", {"height": 500}, r"model\.height=500 is no multiple of 32"),
-        ("wan_2_2_t2v_a14b", {"call": {"num_frames": 80}}, r"num_frames=80: .* num_frames=81"),
-        ("ltx_video", {"call": {"num_frames": 60}}, r"num_frames=60: .* num_frames=57"),
+        ("wan_2_2_t2v_a14b", {"call": {"num_frames": 80}}, r"num_frames=80: .*num_frames=81,"),
+        ("ltx_video", {"call": {"num_frames": 60}}, r"num_frames=60: .*num_frames=57,"),
     ],
 )
 def test_a_size_that_the_pipeline_would_change_is_refused(name, settings, message):
@@ -112,7 +112,7 @@ def test_a_setting_without_an_argument_is_refused():
 @pytest.mark.parametrize(
     ("class_name", "message"),
     [
-        ("FluxPipline", r"is a FluxPipline, which diffusers .* did you mean 'FluxPipeline'"),
+        ("FluxPipline", r"is a FluxPipline, which diffusers .* did you mean FluxPipeline"),
         (["pipeline", "MyPipeline"], r"names no class of diffusers .* code of its own"),
         ("StableDiffusionXLPipeline", r"denoises with a UNet.*whose pipeline has a transformer"),
     ],

@@ -59,3 +59,4 @@ def test_a_calibrated_recipe_reads_the_inputs_of_both_experts():
         pipe, "svdquant", prompts=PROMPT, call=call, rows_per_layer=32, progress=False
     )
     assert {name.partition(".")[0] for name in model.layers} == {"transformer", "transformer_2"}
+    assert all(tensors.left is not None for tensors in model.layers.values())
