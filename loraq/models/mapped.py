@@ -10,10 +10,11 @@ from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.contents import check_contents
 from loraq.models.denoisers import TRANSFORMER, joined, of_part, parts
-from loraq.models.files import file_problem, weight_files
+from loraq.models.files import components, file_problem, weight_files
 from loraq.models.finite import require_finite
 from loraq.models.layers import list_layers
 from loraq.models.loading import denoisers_in, meta_denoiser
+from loraq.models.networks import network_class
 from loraq.models.source import resolve_folder
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def mapped_transformer(model: ModelConfig) -> nn.Module:
 
 
 def runs_as_stored(model: ModelConfig) -> bool:
-    """Whether the files contain unquantised denoisers in the config's dtype.
+    """Whether the files contain unquantised denoisers in the dtype in which they are loaded.
 
     False for damaged files; loading them raises the error.
     """
@@ -63,10 +64,13 @@ def runs_as_stored(model: ModelConfig) -> bool:
     folder, dtype = resolve_folder(model), getattr(torch, model.dtype)
     try:
         for part in denoisers_in(model):
-            if "quantization_config" in json.loads((folder / part / "config.json").read_text()):
+            values = json.loads((folder / part / "config.json").read_text())
+            if "quantization_config" in values:
                 return False
-            if any(tensor.dtype != dtype for _, tensor in _stored_tensors(model, part)):
-                return False
+            kind = network_class(*components(folder)[part], values)
+            for name, tensor in _stored_tensors(model, part):
+                if tensor.dtype != dtype and not _is_wide(kind, name):
+                    return False
         return True
     except (LoraqError, SafetensorError, OSError, ValueError):
         return False
@@ -94,8 +98,8 @@ def _mapped_names(denoiser: nn.Module, model: ModelConfig) -> set[str]:
     }
 
 
-def _is_wide(network: nn.Module, name: str) -> bool:
-    """Whether diffusers keeps a tensor of the network in float32."""
+def _is_wide(network: nn.Module | type[nn.Module], name: str) -> bool:
+    """Whether diffusers keeps a tensor of the network, or of its class, in float32."""
     wide = getattr(network, "_keep_in_fp32_modules", None) or ()
     return any(part in wide for part in name.split("."))
 

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loraq.errors import LoraqError
 from loraq.models.denoisers import denoiser_names
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.networks import network_class, pipeline_class
+from loraq.utils.texts import first_line
 
 _TEXT = re.compile(r"text_encoder|tokenizer|image_encoder|prompt_enhancer")
 _DECODER = re.compile(r"(.+_)?vae(_.+)?|vqvae|vocoder")
@@ -43,8 +45,6 @@ def skeleton(folder: Path) -> Any | None:
 
 @functools.lru_cache(maxsize=4)
 def _skeleton(folder: Path, *_texts: Any) -> Any | None:
-    from accelerate import init_empty_weights
-
     kind, index = pipeline_class(folder), read_json(folder / "model_index.json")
     listed: dict[str, Any] = {}
     for name, (library, class_name) in components(folder).items():
@@ -54,8 +54,7 @@ def _skeleton(folder: Path, *_texts: Any) -> Any | None:
             values.pop("quantization_config", None)
             network = network_class(library, class_name, values)
             if hasattr(network, "from_config"):
-                with init_empty_weights(include_buffers=True):
-                    listed[name] = network.from_config(values)
+                listed[name] = _hollow(network, values, folder / name / "config.json")
     parameters = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     plain = {n: v for n, v in index.items() if n in parameters and not isinstance(v, list)}
     needed = {
@@ -67,6 +66,20 @@ def _skeleton(folder: Path, *_texts: Any) -> Any | None:
         return kind(**{**needed, **{n: v for n, v in listed.items() if n in parameters}, **plain})
     except Exception:  # whatever a constructor does without tokenizers or text encoders
         return None
+
+
+def _hollow(network: Any, values: dict[str, Any], path: Path) -> Any:
+    """A network of diffusers on the meta device; LoraqError if `values` are not of its class."""
+    from accelerate import init_empty_weights
+
+    try:
+        with init_empty_weights(include_buffers=True):
+            return network.from_config(values)
+    except Exception as error:  # whatever the class does with settings that are not its own
+        raise LoraqError(
+            f"'{path}' does not describe a {network.__name__} ({first_line(error)[:200]}). Restore "
+            "the file, or set model.path to a complete copy of the model."
+        ) from error
 
 
 def pixels_of_latent(pipe: Any) -> int | None:

@@ -7,10 +7,13 @@ import torch
 from diffusers import WanPipeline
 
 import loraq
+from loraq.compose import load_rows
 from loraq.diffusers_quantizer import packed_layers
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
+from loraq.models import load_pipeline
 from loraq.models.denoisers import Experts, denoiser_of
+from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
 from tests import pipelines
 
 PROMPT = ["a red cat"]
@@ -60,3 +63,24 @@ def test_a_calibrated_recipe_reads_the_inputs_of_both_experts():
     )
     assert {name.partition(".")[0] for name in model.layers} == {"transformer", "transformer_2"}
     assert all(tensors.left is not None for tensors in model.layers.values())
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_mapped_experts_are_those_that_the_pipeline_loads(stored, tmp_path):
+    """Norms and the timestep embedding of a bfloat16 pipeline stay in float32, as in diffusers."""
+    pipe = pipelines.build("wan")
+    for part in (pipe.transformer, pipe.transformer_2):
+        torch.nn.Module.to(part, stored)
+    pipe.save_pretrained(tmp_path / "wan", safe_serialization=True)
+    rows = load_rows(["model=hub", f"model.path={tmp_path / 'wan'}", "method=rtn"])
+    model = rows[-1].model
+    assert runs_as_stored(model) == (stored == torch.bfloat16)
+    mapped, loaded = mapped_transformer(model), denoiser_of(load_pipeline(model))
+    own = mapped.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(own[name].to(tensor.dtype), tensor), name
+        if runs_as_stored(model):
+            assert own[name].dtype == tensor.dtype, name
+    remap(mapped, model)
+    name = "transformer_2.blocks.0.ffn.net.2.weight"
+    assert torch.equal(mapped.get_parameter(name), own[name])
