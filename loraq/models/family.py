@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import Recipe
@@ -49,7 +49,7 @@ class Family:
     SIZE_MULTIPLE: int = 1
     TEXT_DEFAULTS: tuple[str, ...] = ()
     EMBEDDINGS: tuple[str, ...] = ()
-    DTYPES: Mapping[str, str] | None = None
+    DTYPES: Mapping[str, str] | None = field(default=None, hash=False)
     known_inputs: Callable[..., Mapping[str, Moment]] | None = None
     example_inputs: Callable[..., Mapping[str, Any]] | None = None
 
@@ -67,8 +67,8 @@ def find_family(name: str) -> Family:
     if name not in family_names():
         raise unknown("model family", name, family_names())
     module = importlib.import_module(f"{families.__name__}.{name}")
-    held = {field.name for field in fields(Family)} & vars(module).keys()
-    return Family(name, **{field: getattr(module, field) for field in held})
+    held = {known.name for known in fields(Family)} & vars(module).keys()
+    return Family(name, **{known: getattr(module, known) for known in held})
 
 
 def family_for(class_name: str) -> str:

@@ -10,7 +10,7 @@ from experiments.bench.make_fullsize import meta_model
 from loraq.errors import LoraqError
 from loraq.models.denoisers import Experts
 from loraq.models.discovery.structure import CROSS, UNUSED, structure_of_class
-from loraq.models.family import Family
+from loraq.models.family import Family, family_names, find_family
 from loraq.models.layers import family_of, list_layers
 from loraq.utils.assets import ASSETS
 from tests.models import shipped
@@ -82,6 +82,11 @@ def test_every_transformer_of_diffusers_has_blocks_with_distinct_roles():
             assert len(roles) == len({*roles}), (name, block)
         assert all(layer.role.replace("_", "a").isalnum() for layer in layers), name
     assert untraced <= NOT_TRACED
+
+
+@pytest.mark.parametrize("name", family_names())
+def test_a_family_is_the_key_of_a_cache(name):
+    assert hash(find_family(name)) == hash(find_family(name))
 
 
 def test_layers_share_an_input_across_modules_and_never_across_blocks():
