@@ -33,7 +33,7 @@ from loraq.models.files import (
 )
 from loraq.models.hub import listed_problems
 from loraq.models.networks import compare_with_files, network_class, pipeline_class
-from loraq.models.parts import check_parts
+from loraq.models.parts import check_classes, check_parts
 from loraq.models.source import resolve_folder
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
@@ -55,6 +55,7 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
         )
     listed = components(folder)
     _check_listed(folder, pipeline, listed)
+    check_classes(folder)  # by which a component is known to have weights
     if problems := file_problems(folder, model.variant, only):
         raise LoraqError(
             f"'{folder}' is incomplete: {listed_problems(problems)}\n  {_REMEDY} Pickled weights "
@@ -92,7 +93,11 @@ def _check_listed(folder: Path, pipeline: Any, listed: Mapping[str, tuple[str, s
         optional = name in pipeline._optional_components or parameter.default is not parameter.empty
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if name != "self" and not (optional or variadic) and name not in listed:
-            raise LoraqError(f"'{folder}/model_index.json' lists no {name}. {_REMEDY}")
+            raise LoraqError(
+                f"'{folder}/model_index.json' lists no {name}. {_REMEDY} A {name} that another "
+                f"pipeline has can be shared: link its folder (ln -s OTHER/{name} '{folder}/{name}'"
+                f") and write its entry of OTHER/model_index.json into this one."
+            )
 
 
 def _check_widths(folder: Path) -> None:
@@ -117,7 +122,7 @@ def _check_widths(folder: Path) -> None:
 def check_network(part: Path, library: str, class_name: str, variant: str | None = None) -> None:
     """LoraqError unless the folder of a network holds every tensor of its class.
 
-    library: "diffusers" or "transformers".
+    library: "transformers", "diffusers", or a pipeline of it with a class of its own.
     """
     read_json(part / "config.json")
     files = tuple(weight_files(part, library, variant))

@@ -86,10 +86,12 @@ def network_class(library: str, name: str, config: Mapping[str, Any]) -> Any:
     elif (module := getattr(quiet_diffusers().pipelines, library, None)) is not None:
         found = getattr(module, name, None)  # a network of one pipeline, such as Stable Audio's
     if found is None:
+        known = dir(importlib.import_module(library)) if library in STEMS else []
         raise LoraqError(
-            f"model_index.json names the class {name} of {library}, which is not installed. "
-            "Classes of diffusers and transformers are loaded, no remote code: install the version "
-            "that the model needs, or set model.path to another model."
+            f"model_index.json names the class {name} of {library}, which is not installed."
+            f"{did_you_mean(near_matches(name, known))} Classes of diffusers and transformers are "
+            "loaded, no remote code: install the version that the model needs, or set model.path "
+            "to another model."
         )
     if issubclass(found, LegacyModelMixin) and "norm_type" in config:
         return _fetch_remapped_cls_from_config(config, found)

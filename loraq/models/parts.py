@@ -24,6 +24,7 @@ def check_parts(folder: Path) -> None:
 
     Reads configuration files and vocabularies only.
     """
+    check_classes(folder)
     for name, (library, class_name) in components(folder).items():
         part = folder / name
         if has_weights(class_name):
@@ -31,6 +32,12 @@ def check_parts(folder: Path) -> None:
         else:
             files = sorted(path for path in part.glob("*") if is_small(path.name))
             _load(part, library, class_name, tuple(files), sizes_and_times(files))
+
+
+def check_classes(folder: Path) -> None:
+    """LoraqError unless diffusers and transformers have all classes in `model_index.json`."""
+    for library, class_name in components(folder).values():
+        network_class(library, class_name, {})
 
 
 @functools.lru_cache(maxsize=64)

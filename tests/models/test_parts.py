@@ -88,7 +88,11 @@ def test_a_package_that_the_tokenizer_needs_is_named_in_the_plan(
     ("file", "values", "words"),
     [
         ("model_index.json", {"tokenizer": ["transformers", "T6Tokenizer"]}, "class T6Tokenizer"),
-        ("model_index.json", {"scheduler": ["diffusers", "DPMSolver"]}, "class DPMSolver of"),
+        (
+            "model_index.json",
+            {"scheduler": ["diffusers", "DDIMSchedulers"]},
+            "class DDIMSchedulers of.*Did you mean DDIMScheduler",
+        ),
         ("model_index.json", {"vae": ["diffusers", "AutoencoderXL"]}, "class AutoencoderXL of"),
         ("tokenizer/tokenizer.json", {"model": {"type": "Unknown"}}, "tokenizer' does not load"),
         (
