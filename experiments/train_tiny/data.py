@@ -84,6 +84,10 @@ def picture(path: Path, size: int = SETTINGS.image_size) -> np.ndarray:
     """Return an RGBA file composited on white and resized with a box-like filter, uint8 [size,
     size, 3]."""
     image = Image.open(path).convert("RGBA")
+    side = min(image.size)
+    if image.size != (side, side):  # emoji are square; a user's picture may not be
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     flat = Image.alpha_composite(white, image).convert("RGB")
     return np.asarray(flat.resize((size, size), Image.Resampling.LANCZOS))

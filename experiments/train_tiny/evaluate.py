@@ -3,7 +3,8 @@
 ``fd_efflite0`` is the Fréchet distance to the real images of the same captions (with 256 images its
 covariance is rank-deficient, so compare only at the same N). ``alignment`` is the proxy's mean
 cosine with the image's caption, ``other`` with the other captions; ``matched`` is how often the
-image's caption scores above another one.
+image's caption scores above another one. A user's own pictures get the Fréchet distance alone: the
+alignment proxy learned emoji.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from loraq.metrics.networks import alignment_model
 from loraq.utils.files import write_text
 
 from . import export, features, model, runtime
-from .settings import ASSETS, OUTPUTS, SETTINGS
+from .settings import CAPTIONS, OUTPUTS, OWN, RECORD, RESULT, SETTINGS
 
 
 def generate(
@@ -42,12 +43,14 @@ def generate(
 @torch.no_grad()
 def scores(values: torch.Tensor, real: torch.Tensor, entries: list[dict], head) -> dict[str, float]:
     """Return the metrics of the features [n, 1280] of images generated for the entries."""
+    distance = {"fd_efflite0": frechet_distance(values.numpy(), real.numpy())}
+    if head is None:
+        return distance
     cosine = head.image_features(values) @ head.text_features([e["prompt"] for e in entries]).T
     own = cosine.diagonal()
     other = cosine[~torch.eye(len(cosine), dtype=torch.bool)].view(len(cosine), -1)
     seen = torch.tensor([e["seen"] for e in entries])
-    return {
-        "fd_efflite0": frechet_distance(values.numpy(), real.numpy()),
+    return distance | {
         "alignment": float(own.mean()),
         "alignment_seen": float(own[seen].mean()),
         "alignment_held": float(own[~seen].mean()),
@@ -57,23 +60,26 @@ def scores(values: torch.Tensor, real: torch.Tensor, entries: list[dict], head) 
     }
 
 
-def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dict[str, float]]:
+def main(
+    folder: Path, count: int, steps: int, guidance: float, record: Path, grid: Path
+) -> dict[str, dict[str, float]]:
     """Generate, score, print and store the three rows; save a grid of the first 64 images."""
-    entries = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"][:count]
-    real = load_file(ASSETS / "real_features.safetensors")["features"][:count]
-    head = alignment_model.load_alignment_model()
+    entries = json.loads(CAPTIONS.read_text(encoding="utf-8"))["test"][:count]
+    real = load_file(RESULT / "real_features.safetensors")["features"][:count]
+    head = alignment_model.load_alignment_model() if OWN is None else None
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     images = generate(pipe, entries, steps, guidance)
-    runtime.grid(images[:64].float() / 127.5 - 1, 8, OUTPUTS / "grids/evaluate.png")
+    runtime.grid(images[:64].float() / 127.5 - 1, 8, grid)
     blank = generate(export.untrained(), entries, 2, 1.0)
     table = {
         "real images": scores(real, real, entries, head),
         "this model": scores(features.features(images), real, entries, head),
         "untrained": scores(features.features(blank), real, entries, head),
     }
-    write_text(OUTPUTS / "scores.json", json.dumps(table, indent=1))
-    print(f"{count} captions, {steps} steps, guidance {guidance}")
+    kept = {"captions": len(entries), "steps": steps, "guidance": guidance, "rows": table}
+    write_text(record / f"{SETTINGS.name}_scores.json", json.dumps(kept, indent=1) + "\n")
+    print(f"{len(entries)} captions, {steps} steps, guidance {guidance}")
     for name, row in table.items():
         print(f"{name:12s}", "  ".join(f"{k} {v:.3f}" for k, v in row.items()))
     return table
@@ -81,9 +87,11 @@ def main(folder: Path, count: int, steps: int, guidance: float) -> dict[str, dic
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ASSETS / SETTINGS.name)
+    parser.add_argument("--folder", type=Path, default=RESULT / SETTINGS.name)
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--steps", type=int, default=SETTINGS.inference_steps)
     parser.add_argument("--guidance", type=float, default=SETTINGS.guidance)
+    parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--grid", type=Path, default=OUTPUTS / "grids/evaluate.png")
     a = parser.parse_args()
-    main(a.folder, a.count, a.steps, a.guidance)
+    main(a.folder, a.count, a.steps, a.guidance, a.record, a.grid)

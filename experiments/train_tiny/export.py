@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from loraq.utils.files import write_text
 
 from . import model, runtime, split, text, vae
-from .settings import ASSETS, OUTPUTS, SETTINGS
+from .settings import OUTPUTS, RECORD, RESULT, SETTINGS
 
 
 def trained_vae(where: torch.device) -> torch.nn.Module:
@@ -71,12 +71,41 @@ def export(pipe: DiffusionPipeline, folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
+def note(pipe: DiffusionPipeline, size: int, checkpoint: Path) -> dict:
+    """Return what a model card says of the training: steps, minutes, loss, sizes."""
+    here = torch.device("cpu")
+    vae_state = runtime.load_checkpoint(vae.CHECKPOINT, here)
+    state = runtime.load_checkpoint(checkpoint, here)
+    assert vae_state is not None and state is not None  # exported above
+    encoders = [n for n, m in pipe.components.items() if n.startswith("text_encoder") and m]
+    chosen, by_name = split.load()
+    return {
+        "pictures": len(by_name),
+        "subjects": len(chosen.train),
+        "held_out": len(chosen.held_test) + len(chosen.held_dev),
+        "vae_steps": vae_state["step"],
+        "vae_minutes": round(vae_state["used"] / 60, 1),
+        "steps": state["position"][0],
+        "minutes": round(state["seconds"] / 60, 1) if "seconds" in state else None,
+        "loss": round(state["loss"], 4) if state.get("loss") is not None else None,
+        "bytes": size,
+        "parameters": {
+            part: sum(p.numel() for p in getattr(pipe, part).parameters())
+            for part in ("transformer", *encoders, "vae")
+        },
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ASSETS / SETTINGS.name)
+    parser.add_argument("--folder", type=Path, default=RESULT / SETTINGS.name)
     parser.add_argument("--checkpoint", type=Path, default=OUTPUTS / "transformer.pt")
+    parser.add_argument("--record", type=Path, default=RECORD)
     parser.add_argument("--untrained", action="store_true")
     arguments = parser.parse_args()
     chosen = untrained() if arguments.untrained else trained(arguments.checkpoint)
     size = export(chosen, arguments.folder)
+    if not arguments.untrained:
+        written = json.dumps(note(chosen, size, arguments.checkpoint), indent=1) + "\n"
+        write_text(arguments.record / f"{SETTINGS.name}_training.json", written)
     print(f"{arguments.folder}: {size / 1e6:.1f} MB, {SETTINGS.image_size} px")

@@ -15,9 +15,9 @@ from loraq.metrics.networks import efficientnet_lite0
 from loraq.utils.files import replacing
 
 from . import data, split
-from .settings import ASSETS, SETTINGS
+from .settings import CAPTIONS, RESULT, SETTINGS
 
-REAL = ASSETS / "real_features.safetensors"
+REAL = RESULT / "real_features.safetensors"
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def features(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 def write_real(path: Path = REAL) -> Path:
     """Write the features of the real images of the test captions, in their order."""
     _, by_name = split.load()
-    test = json.loads((ASSETS / "captions.json").read_text(encoding="utf-8"))["test"]
+    test = json.loads(CAPTIONS.read_text(encoding="utf-8"))["test"]
     names = [entry["name"] for entry in test]
     values = features(np.stack([data.picture(by_name[n].fluent) for n in names]))
     metadata = {

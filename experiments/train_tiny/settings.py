@@ -70,3 +70,9 @@ SETTINGS = MODELS[os.environ.get("LORAQ_TRAIN_MODEL", "tiny_pixart")]
 TRAINING = Path(os.environ.get("LORAQ_TRAIN_OUTPUTS", ROOT / "outputs" / "train_tiny"))
 DATA = TRAINING / "data"
 OUTPUTS = TRAINING if SETTINGS.name == "tiny_pixart" else TRAINING / SETTINGS.name
+# A user's own pictures, and where all results go then (`run.py --data FOLDER --out FOLDER`).
+OWN = Path(os.environ["LORAQ_TRAIN_DATA"]) if "LORAQ_TRAIN_DATA" in os.environ else None
+RESULT = Path(os.environ.get("LORAQ_TRAIN_RESULT", ASSETS))
+CAPTIONS = RESULT / "captions.json"
+# What the model cards are made from: scores, weights table, training. Committed for the assets.
+RECORD = Path(os.environ.get("LORAQ_TRAIN_RECORD", Path(__file__).with_name("record")))

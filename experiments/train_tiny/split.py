@@ -14,9 +14,10 @@ from pathlib import Path
 
 from loraq.utils.files import write_text
 
+from . import own
 from .data import Item, items
 from .outside import outside_captions
-from .settings import ASSETS, SETTINGS, Settings
+from .settings import CAPTIONS, OWN, SETTINGS, Settings
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,13 @@ def captions(split: Split, by_name: dict[str, Item]) -> dict[str, list[dict]]:
 
 
 def load() -> tuple[Split, dict[str, Item]]:
-    """Return the split of the fetched data and all items by slug."""
-    by_name = {item.name: item for item in items()}
-    return make_split([i.name for i in by_name.values() if i.easy]), by_name
+    """Return the split and all items by slug, of the fetched data or of the user's pictures."""
+    by_name = {item.name: item for item in (items() if OWN is None else own.items(OWN))}
+    easy = [i.name for i in by_name.values() if i.easy]
+    return make_split(easy, SETTINGS if OWN is None else own.sizes(len(easy))), by_name
 
 
-def write(path: Path = ASSETS / "captions.json") -> Path:
+def write(path: Path = CAPTIONS) -> Path:
     """Write ``captions.json`` and return its path."""
     split, by_name = load()
     text = json.dumps(captions(split, by_name), indent=1, ensure_ascii=True) + "\n"
@@ -86,4 +88,8 @@ def write(path: Path = ASSETS / "captions.json") -> Path:
 
 
 if __name__ == "__main__":
+    if OWN is not None:
+        found = own.items(OWN)
+        print(own.check_pictures(found))
+        own.check_same(found)
     print(write())

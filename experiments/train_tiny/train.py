@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import export, latents, model, parallel, runtime, split, text
-from .settings import OUTPUTS, SETTINGS, Settings
+from .settings import OUTPUTS, OWN, SETTINGS, Settings
 
 CHECKPOINT = OUTPUTS / "transformer.pt"
 # The average is updated only every few steps, to limit its memory traffic on a CPU.
@@ -109,12 +109,14 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
         parameter_groups(pair, decay), lr=peak, betas=(0.9, 0.98), fused=True
     )
     step, phase_index, phase_step, used = 0, 0, 0, 0.0
+    recent, seconds, begun = None, 0.0, time.time()
     if saved := runtime.load_checkpoint(CHECKPOINT, where):
         pair.text.load_state_dict(saved["text"])
         pair.transformer.load_state_dict(saved["transformer"])
         average = {f"{p}.{k}": v for p, s in saved["average"].items() for k, v in s.items()}
         optimiser.load_state_dict(saved["optimiser"])
         step, phase_index, phase_step, used = saved["position"]
+        recent, seconds = saved.get("loss"), saved.get("seconds", 0.0)
     first = exchange.rank == 0
     config = {"phases": str(phases), "peak": peak, "decay": decay}
     log = runtime.wandb_run("transformer", config, OUTPUTS) if first else None
@@ -129,6 +131,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
         state = divided(pair.state_dict()) | {"average": divided(average)}
         position = (step, phase_index, phase_step, used)
         state |= {"optimiser": optimiser.state_dict(), "position": position}
+        state |= {"loss": recent, "seconds": seconds + time.time() - begun}
         runtime.save_atomic(state, CHECKPOINT)
 
     def preview() -> None:
@@ -137,7 +140,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
         pair.load_state_dict(average)
         autoencoder = export.trained_vae(where)
         pipe = model.pipeline(tokenizer, pair.text, autoencoder, pair.transformer)
-        prompts = list(PREVIEW) + names[::64][:8]
+        prompts = list(PREVIEW if OWN is None else ()) + names[:: max(1, len(names) // 5)][:8]
         pixels = SETTINGS.stride * phases[min(phase_index, len(phases) - 1)].side
         images = model.sample(pipe, prompts, [7] * len(prompts), pixels=pixels)
         runtime.grid(images, 8, OUTPUTS / f"grids/step_{step:06d}.png")
@@ -145,7 +148,7 @@ def train(exchange: parallel.Exchange, phases: list[Phase], peak: float, decay: 
 
     total = sum(p.steps for p in phases)
     bar = tqdm(total=total, initial=step, desc="transformer", mininterval=10, disable=not first)
-    recent, last_preview = None, time.time()
+    last_preview = time.time()
     while phase_index < len(phases):
         phase = phases[phase_index]
         final = phase_index == len(phases) - 1

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from . import lpips_weights, model, parallel, runtime
-from .data import items, pictures
+from . import lpips_weights, model, parallel, runtime, split
+from .data import pictures
 from .settings import DATA, OUTPUTS, SETTINGS
 
 CHECKPOINT = OUTPUTS / "vae.pt"
@@ -56,7 +56,8 @@ def losses(vae: torch.nn.Module, metric: torch.nn.Module, x: torch.Tensor) -> di
 def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, peak: float) -> None:
     """Train for ``steps`` steps or ``seconds`` of wall time; resumes from the last checkpoint."""
     where = runtime.device()
-    images = pictures([i.fluent for i in items()], DATA / "fluent128.npy")
+    _, by_name = split.load()
+    images = pictures([i.fluent for i in by_name.values()], DATA / "fluent128.npy")
     metric = lpips_weights.perceptual_distance().to(where)
     vae = model.networks().autoencoder(SETTINGS).to(where, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
@@ -113,7 +114,8 @@ def train(exchange: parallel.Exchange, seconds: float, steps: int, size: int, pe
 @torch.no_grad()
 def preview(vae: torch.nn.Module, images: np.ndarray, path: Path) -> None:
     """Save eight pictures above their reconstructions."""
-    picks = np.linspace(50, len(images) - 50, 8).astype(int)
+    margin = min(50, len(images) // 4)
+    picks = np.linspace(margin, len(images) - margin, 8).astype(int)
     x = torch.from_numpy(np.stack([images[i] for i in picks])).permute(0, 3, 1, 2) / 127.5 - 1
     x = x.to(next(vae.parameters()).device)
     y = vae.decode(model.networks().encode(vae, x)).sample
