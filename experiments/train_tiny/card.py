@@ -47,13 +47,15 @@ def model_yaml(settings: Settings, path: str) -> str:
     call = arguments(settings)
     guidance = call.pop("guidance_scale", None)
     words = {None: "null", True: "true", False: "false", "": '""'}
-    given = ", ".join(f"{k}: {words[v] if v in words else v}" for k, v in call.items())
+    given = ", ".join(f"{k}: {words.get(v, v)}" for k, v in call.items())
     pipeline = model.networks(settings).PIPELINE.__name__
     own = "" if path.startswith("asset:") else ", on a user's pictures"
     kind = "trained by this project" + own
     name = TITLES[settings.name].split("-")[0].split(".")[0]
     head = "The embedded model" if settings.name == "tiny_pixart" else f"The embedded {name}"
-    return f"""# {head}: {pipeline}, width {settings.width}, {blocks(settings)}, {settings.image_size} px, {kind}.
+    what = f"{pipeline}, width {settings.width}, {blocks(settings)}, {settings.image_size} px"
+    unused = " # the network has no guidance input; true_cfg_scale guides"
+    return f"""# {head}: {what}, {kind}.
 name: {settings.name}
 family: {FAMILIES.get(settings.name, "auto")}
 path: {path}
@@ -65,7 +67,7 @@ dtype: float32
 height: {settings.image_size}
 width: {settings.image_size}
 steps: {settings.inference_steps}
-guidance: {"null" if guidance is None else guidance}{"" if guidance is not None else " # the network has no guidance input; true_cfg_scale guides"}
+guidance: {f"null{unused}" if guidance is None else guidance}
 max_sequence_length: {settings.text_length}
 call: {{{given}}}
 """
@@ -162,9 +164,14 @@ def card(folder: Path, record: Path, settings: Settings, own: bool = False) -> s
     command = f"python -m experiments.train_tiny.run --model {name}"
     proxy = "" if own else " Alignment is the proxy head's mean cosine; `wins` is how often the own"
     proxy += "" if own else " caption scores above another one (chance 0.5)."
-    return f"""# {name}: a small {TITLES[name]} trained from scratch{" on captioned emoji" * (not own)}
+    command += " --data FOLDER --out FOLDER" * own
+    title = f"{name}: a small {TITLES[name]} trained from scratch"
+    title += "" if own else " on captioned emoji"
+    megabytes = f"{training['bytes'] / 1e6:.1f} MB"
+    vae_minutes, minutes = _number(training["vae_minutes"], 0), _number(training["minutes"], 0)
+    return f"""# {title}
 
-A `{pipeline}` of {size} px in the ordinary `save_pretrained` layout, bf16, {training["bytes"] / 1e6:.1f} MB.
+A `{pipeline}` of {size} px in the ordinary `save_pretrained` layout, bf16, {megabytes}.
 
 ```python
 pipe = {pipeline}.from_pretrained("{where}", torch_dtype=torch.float32)
@@ -180,13 +187,15 @@ Pass `torch_dtype`: without it, parts that a pipeline loads in different types d
 
 **Data.** {data}
 
-**Training.** `{command}{" --data FOLDER --out FOLDER" * own}`: autoencoder {training["vae_steps"]:,} steps
-({_number(training["vae_minutes"], 0)} minutes); text encoders and transformer jointly by flow matching, {training["steps"]:,} steps
-({_number(training["minutes"], 0)} minutes), AdamW, weight decay 0.1, caption dropout {settings.caption_dropout}, averaged weights. The loss
-ends at {_number(training["loss"], 3)}.
+**Training.** `{command}`:
+autoencoder {training["vae_steps"]:,} steps ({vae_minutes} minutes); text encoders and transformer
+jointly by flow matching, {training["steps"]:,} steps ({minutes} minutes), AdamW, weight decay 0.1,
+caption dropout {settings.caption_dropout}, averaged weights. The loss ends at
+{_number(training["loss"], 3)}.
 
-**Scores.** {scores["captions"]} test captions (seen and held out in turn), {scores["steps"]} steps, guidance {scores["guidance"]:g}, one seed per
-name. The Fréchet distance is on EfficientNet-Lite0 features (rank-deficient at this N; it is not FID).{proxy}
+**Scores.** {scores["captions"]} test captions (seen and held out in turn), {scores["steps"]} steps,
+guidance {scores["guidance"]:g}, one seed per name. The Fréchet distance is on EfficientNet-Lite0
+features (rank-deficient at this N; it is not FID).{proxy}
 
 {_scores(scores)}
 

@@ -57,15 +57,20 @@ def by_role(model: str, rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     return made
 
 
-def measured(record: Path) -> list[dict[str, str]]:
-    """Return the rows of all embedded models whose weights table is recorded."""
-    rows = []
+def layers(record: Path) -> dict[str, list[dict[str, str]]]:
+    """Return the recorded weights tables of the embedded models, by model."""
+    found = {}
     for name in MODELS:
         table = record / f"{name}_weights.csv"
         if table.exists() and (ASSETS / name).exists():
             with table.open(encoding="utf-8", newline="") as stream:
-                rows += by_role(name, csv.DictReader(stream))
-    return rows
+                found[name] = list(csv.DictReader(stream))
+    return found
+
+
+def measured(record: Path) -> list[dict[str, str]]:
+    """Return the rows of all embedded models whose weights table is recorded."""
+    return [row for name, rows in layers(record).items() for row in by_role(name, rows)]
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -84,13 +89,36 @@ def measured_table(rows: list[dict[str, str]]) -> str:
     return _table(TITLES.values(), ([cell(k, row[k]) for k in TITLES] for row in rows))
 
 
+def over_models(record: Path) -> dict[str, str]:
+    """Return, for the texts of `published.csv`, each quantity of all embedded models in words.
+
+    Means over the layers; NAME_max is the largest layer, gain what SVDQuant adds to round to
+    nearest (PSNR) in the committed tables.
+    """
+    texts: dict[str, list[str]] = {}
+    for name, rows in layers(record).items():
+        for key in MEANS:
+            values = [float(row[key]) for row in rows]
+            for end, value in (("", sum(values) / len(values)), ("_max", max(values))):
+                text = f"{value:.0%}" if key in SHARES else f"{value:.1f}"
+                texts.setdefault(key + end, []).append(f"{text} ({name})")
+        table = ROOT / "results" / ("table1" if name == "tiny_pixart" else f"table1-{name}")
+        if (table / "main.csv").exists():
+            with (table / "main.csv").open(encoding="utf-8", newline="") as stream:
+                psnr = {row["row"]: row["PSNR"] for row in csv.DictReader(stream)}
+            gain = float(psnr["SVDQuant, 16-bit branch"]) - float(psnr["RTN"])
+            texts.setdefault("gain", []).append(f"{gain:+.1f} ({name})")
+    return {key: ", ".join(parts) for key, parts in texts.items()}
+
+
 def published_table(record: Path) -> str:
     """Return what papers print, as a Markdown table with its sources."""
+    words = over_models(record)
     with (record / "published.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     return _table(
         ("model", "printed", "the embedded models", "source"),
-        ([r["model"], r["printed"], r["embedded"], r["source"]] for r in rows),
+        ([r["model"], r["printed"], r["embedded"].format(**words), r["source"]] for r in rows),
     )
 
 

@@ -4,8 +4,8 @@ Command:   python -m experiments.train_tiny.run [--model NAME]  (resumes after a
 Data:      six packages from the public registries, 270 MB, checked by sha256 (fetch.py)
 Time:      2 to 2.5 hours on 2 cores (fp32): autoencoder 15 to 25 minutes, transformer 90 to 110;
            on an H100 (bf16) minutes, an estimate, not measured
-Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_alexnet}, the model's
-           card, conf/model/MODEL.yaml, docs/images/MODEL_grid.png, experiments/train_tiny/record/
+Result:    loraq/assets/{MODEL,captions.json,real_features,alignment_head,lpips_alexnet}, the card,
+           conf/model/MODEL.yaml, docs/images/MODEL_grid.png, experiments/train_tiny/record/
 Expected:  256 captions: fd_efflite0 164 (real 0, untrained 364), alignment 0.11 (0.27, 0.03);
            tiny_sana: 162 (0, 505), 0.12 (0.27, 0.03)
 
