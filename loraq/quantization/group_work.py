@@ -66,7 +66,7 @@ class GroupWork:
         units = make_units(layers, recipe.branch.share_qkv)
         allocations = _allocations(units, transformer, recipe, read)
         elements = group_elements(next(transformer.parameters()).device)
-        return cls(transformer, recipe, read, make_groups(units, allocations, elements))
+        return cls(transformer, recipe, read, make_groups(units, allocations, elements, read.rows))
 
     def __repr__(self) -> str:
         return f"GroupWork({len(self.groups)} groups)"

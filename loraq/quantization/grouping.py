@@ -1,12 +1,14 @@
 """Units and groups. A unit is a layer, or the stacked layers that read one input and share R.
 
 q/k/v of a self-attention read the same x; stacked along `out` they share R, as in SVDQuant.
-Units of equal roles and shape form a group: one batch of matrices, stored in one file.
+Units of equal roles, shape and number of captured rows form a group: one batch of matrices, stored
+in one file.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,23 +128,32 @@ def group_elements(device: torch.device) -> int:
 
 
 def make_groups(
-    units: Sequence[Unit], allocations: Mapping[str, UnitAllocation], elements: int
+    units: Sequence[Unit],
+    allocations: Mapping[str, UnitAllocation],
+    elements: int,
+    rows: Mapping[str, Tensor] | None = None,
 ) -> list[Group]:
     """Batches of equal units with at most `elements` weights each (but at least one unit).
 
     Groups follow model order, so that layer kinds alternate and the progress bar's estimate is
-    representative from the start.
+    representative from the start. rows: captured inputs by input id, if units are to have equally
+    many: two experts run in different numbers of steps.
     """
-    by_kind: dict[tuple[tuple[str, ...], tuple[int, int], UnitAllocation], list[Unit]] = {}
+    by_kind: dict[tuple[tuple[str, ...], tuple[int, int], UnitAllocation, int], list[Unit]] = {}
     for unit in units:
-        by_kind.setdefault((unit.roles, unit.shape, allocations[unit.name]), []).append(unit)
+        count = 0 if rows is None else len(rows[unit.input_id])
+        kind = (unit.roles, unit.shape, allocations[unit.name], count)
+        by_kind.setdefault(kind, []).append(unit)
     uniform = len(set(allocations.values())) == 1
-    groups = []
-    for (roles, (o, i), given), members in by_kind.items():
+    groups: list[Group] = []
+    numbers: Counter[str] = Counter()
+    for (roles, (o, i), given, _), members in by_kind.items():
         size = max(1, elements // (o * i))
         suffix = "" if uniform else f".r{given.rank}" + f"b{given.weight_bits or ''}".rstrip("b")
+        shared = f"{'+'.join(roles)}.{o}x{i}{suffix}"
         for start in range(0, len(members), size):
-            name = f"{'+'.join(roles)}.{o}x{i}{suffix}.{start // size:03d}"
+            name = f"{shared}.{numbers[shared]:03d}"
+            numbers[shared] += 1
             groups.append(Group(name, tuple(members[start : start + size]), given))
     position = {unit.name: number for number, unit in enumerate(units)}
     return sorted(groups, key=lambda group: position[group.units[0].name])
