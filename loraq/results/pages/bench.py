@@ -114,6 +114,16 @@ ROUND_TRIP: Columns = {
     "held, MB": lambda row: f"{row['anonymous_bytes'] / 1e6:.1f}",
 }
 
+MODELS: Columns = {
+    "model": lambda row: row["hub_id"].partition("/")[2],
+    "pipeline": lambda row: f"`{row['pipeline']}`",
+    "published parameters": lambda row: f"{row['published_parameters'] / 1e9:.3g} B",
+    "built": lambda row: f"{row['parameters'] / 1e9:.2f} B",
+    "layers in blocks": lambda row: str(row["quantizable"]),
+    "quantised": lambda row: str(row["quantized"]),
+    "of all weights": lambda row: f"{100 * row['quantized_weights'] / row['weights']:.1f} %",
+}
+
 METRICS: Columns = {
     "metric": lambda row: row["name"],
     "images/s": lambda row: f"{row['images_per_second']:.1f}",
@@ -355,6 +365,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "generation": _rows_table(GENERATION, "ways"),
     "kernel_counts": _kernel_counts,
     "metrics": _rows_table(METRICS, "metrics"),
+    "models": _rows_table(MODELS, "rows", text=2),
     "parity": _rows_table(PARITY, "rows", text=3),
     "quantise": _rows_table(QUANTISE, "methods"),
     "roofline": _roofline,
