@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from loraq.config import CalibrationConfig, DataConfig, ModelConfig
 from loraq.data.prompt import Prompt
 from loraq.data.sets import find_prompt_set, how_to_get, read_prompt_set
 from loraq.errors import LoraqError
+from loraq.models.files import components, read_json
 from loraq.models.source import resolve_folder
 from loraq.utils.assets import resolve_asset
 
@@ -102,8 +104,11 @@ def _source(data: DataConfig, calibration: CalibrationConfig) -> str:
 
 
 def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
-    """Prompts of random tokens of the model's tokenizer, with random lengths."""
-    tokenizer = _tokenizer(resolve_folder(model) / "tokenizer")
+    """Prompts of random tokens of the model's tokenizer, with random lengths.
+
+    Of several tokenizers, that of the widest text encoder: the others read the same text.
+    """
+    tokenizer = _tokenizer(_tokenizer_folder(resolve_folder(model)))
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(len(tokenizer)) if i not in special]
     limit = model.max_sequence_length or LONGEST_RANDOM
@@ -114,6 +119,23 @@ def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
         chosen = [draw.choice(ids) for _ in range(draw.randint(1, longest))]
         found.append(Prompt(f"random_{number}", tokenizer.decode(chosen)))
     return found
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """The folder of the tokenizer that belongs to the widest text encoder."""
+    parts = sorted(name for name in components(folder) if re.fullmatch(r"tokenizer(_\d+)?", name))
+    if not parts:
+        raise LoraqError(
+            f"calibration.text=random uses the model's tokenizer, and '{folder}/model_index.json' "
+            "lists none. Use calibration.text=captions."
+        )
+    widths = {}
+    for name in parts:
+        file = folder / name.replace("tokenizer", "text_encoder") / "config.json"
+        config = read_json(file) if file.is_file() else {}
+        config = {**config, **config.get("text_config", {})}
+        widths[name] = config.get("d_model", config.get("hidden_size", 0))
+    return folder / max(parts, key=lambda name: widths[name])
 
 
 @functools.lru_cache(maxsize=8)

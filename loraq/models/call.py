@@ -92,7 +92,7 @@ def check_text(pipeline: Any, model: ModelConfig) -> None:
 
     diffusers then logs a message and leaves them as they are.
     """
-    if not hasattr(pipeline, "encode_prompt"):
+    if not encodes_apart(pipeline):
         return
     if not text_arguments(pipeline, model).get("clean_caption"):
         return
@@ -106,14 +106,31 @@ def check_text(pipeline: Any, model: ModelConfig) -> None:
         )
 
 
-def embedding_names(model: ModelConfig) -> tuple[str, ...]:
-    """What `encode_prompt` returns and `__call__` takes, in order; () if the text is recorded."""
-    return find_family(model.family).EMBEDDINGS
+def embedding_names(pipeline: Any, model: ModelConfig) -> tuple[str, ...]:
+    """What `encode_prompt` returns and `__call__` takes, in order; () if the text is recorded.
+
+    pipeline: a pipeline or its class. A family may have transformers of other pipelines as well.
+    """
+    family = find_family(model.family)
+    name = (pipeline if isinstance(pipeline, type) else type(pipeline)).__name__
+    return family.EMBEDDINGS if name in family.PIPELINES else ()
+
+
+def encodes_apart(pipeline: Any) -> bool:
+    """Whether the pipeline's text can be encoded before its images: by `encode_prompt`."""
+    return hasattr(pipeline, "encode_prompt")
+
+
+def binning(pipeline: Any, model: ModelConfig) -> bool:
+    """Whether the pipeline makes images of a size from its own table, and resizes them."""
+    known = inspect.signature(pipeline.__call__).parameters
+    name = "use_resolution_binning"
+    return bool(model.call.get(name, name in known and known[name].default))
 
 
 def encoded_settings(pipeline: Any, model: ModelConfig) -> dict[str, Any]:
     """Steps, height and width, as far as the pipeline's `encode_prompt` takes them."""
-    if not hasattr(pipeline, "encode_prompt"):
+    if not encodes_apart(pipeline):
         return {}
     found = {"num_inference_steps": model.steps, "height": model.height, "width": model.width}
     encoding = inspect.signature(pipeline.encode_prompt).parameters

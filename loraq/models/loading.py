@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
-from loraq.models.call import check_model_call, check_text
+from loraq.models.call import binning, check_model_call, check_text
 from loraq.models.contents import check_contents
 from loraq.models.denoisers import denoiser_names, gathered
 from loraq.models.dtypes import cast_inputs, network_dtypes
@@ -92,8 +92,7 @@ def check_size(model: ModelConfig) -> None:
     With resolution binning, the pipeline itself chooses a size and resizes the images.
     """
     folder, known = config_folder(model), inspect.signature(pipeline_of(model).__call__).parameters
-    binning = "use_resolution_binning"
-    if model.call.get(binning, binning in known and known[binning].default):
+    if binning(pipeline_of(model), model):
         return
     if model.size is None or (pipe := skeleton(folder)) is None:
         return

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
-from loraq.models.call import embedding_names, text_arguments
+from loraq.models.call import embedding_names, encodes_apart, text_arguments
 from loraq.models.dtypes import text_casts
 from loraq.runner import generate as generation
 from loraq.runner.recording import RECORDED, Recording, record
@@ -52,11 +52,14 @@ def encode_batch(pipe: DiffusionPipeline, model: ModelConfig, prompts: Sequence[
 def _encode(
     pipe: DiffusionPipeline, model: ModelConfig, groups: Sequence[Sequence[Prompt]]
 ) -> Text:
-    names, casts = embedding_names(model), text_casts(model)
+    names, casts = embedding_names(pipe, model), text_casts(model)
     if names:
         parts = [_named(pipe, model, names, prompts) for prompts in groups]
         parts = [{n: x.to(casts.get(x.dtype, x.dtype)) for n, x in part.items()} for part in parts]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    if not encodes_apart(pipe):  # its call gets the prompts
+        return Recording([(len(prompts), ()) for prompts in groups], {})
 
     def call(number: int) -> object:
         return generation.call_pipeline(pipe, model, groups[number], 0, "latent")

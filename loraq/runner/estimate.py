@@ -13,6 +13,7 @@ from loraq.compose import load_rows
 from loraq.config import Config
 from loraq.models.hub import planned_fetches
 from loraq.runner.forecast import forecast, stage_units
+from loraq.runner.notes import model_notes
 from loraq.runner.plan import check_inputs, check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.rows import Row, Stage
 from loraq.runner.store import PARTIAL, Store
@@ -38,7 +39,8 @@ def dry_run(overrides: Sequence[str]) -> str:
     store = Store(configs[0].output, read_only=True)
     rows = plan_rows(configs, store)
     check_rows(rows)
-    return "\n".join([describe_plan(rows, store), *_downloads(to_measure(rows))])
+    notes = model_notes(row.config.model for row in rows if row.todo)
+    return "\n".join([describe_plan(rows, store), *notes, *_downloads(to_measure(rows))])
 
 
 def _downloads(configs: Sequence[Config]) -> list[str]:

@@ -22,6 +22,7 @@ from loraq.results.record import Record
 from loraq.runner.calibrate import calibrate_row
 from loraq.runner.estimate import Remaining
 from loraq.runner.evaluate import load_record, measure_row
+from loraq.runner.notes import model_notes
 from loraq.runner.plan import check_rows, plan_rows, to_measure, weights_to_fetch
 from loraq.runner.publish import Outcome, publish_results, row_summary
 from loraq.runner.result_folder import result_folder
@@ -97,6 +98,8 @@ def _checked_rows(
     session = Session(Store(configs[0].output), progress)
     rows = plan_rows(configs, session.store, last)
     check_rows(rows)
+    for note in model_notes(row.config.model for row in rows if progress and row.todo):
+        log.info("%s", note)
     if missing := weights_to_fetch(to_measure(rows)):
         fetch_weights(missing, log.info, progress)
     return rows, session

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,13 +25,14 @@ from loraq.models.call import sampling_arguments
 from loraq.models.denoisers import device_of
 from loraq.models.outputs import output_kind
 from loraq.runner import overflow
-from loraq.runner.outputs import encode_output, is_blank, outputs_of
+from loraq.runner.outputs import check_made_size, encode_output, is_blank, outputs_of
 from loraq.runner.text import Text, answered, text_part
 from loraq.utils import batch_invariance
 from loraq.utils.kinds import SUFFIXES, UNITS, Kind
 from loraq.utils.memory import reused_heap
 from loraq.utils.parts import Claim, Part, alone, make_parts, unfinished
 from loraq.utils.pieces import write_piece
+from loraq.utils.texts import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +95,28 @@ def call_pipeline(
         text = {"prompt": None, "negative_prompt": None, **embeddings}
     options = {name: value for name, value in model.call.items() if name not in text}
     with torch.inference_mode(), answered(pipe, embeddings):
-        return pipe(
-            **text,
-            **sampling_arguments(pipe, model),
-            generator=generators(prompts, seed),
-            output_type=output_type,
-            **options,
-        )
+        try:
+            return pipe(
+                **text,
+                **sampling_arguments(pipe, model),
+                generator=generators(prompts, seed),
+                output_type=output_type,
+                **options,
+            )
+        except ValueError as error:
+            if not _raised_by_pipeline(error):
+                raise
+            raise LoraqError(
+                f"{type(pipe).__name__} does not take these settings: {first_line(error)[:300]}\n"
+                f"  Change those of the model: {sampling_arguments(pipe, model)}, "
+                f"model.call={model.call}."
+            ) from error
+
+
+def _raised_by_pipeline(error: Exception) -> bool:
+    """Whether a pipeline's own check of its arguments raised the error, not a network."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("diffusers.pipelines.")
 
 
 def batch_images(
@@ -184,6 +201,7 @@ def _generate_batch(
             f"The pipeline made {len(images)} {UNITS[kind]} for {len(batch)} prompts instead of "
             f"one per prompt. Remove the option that changes this from model.call={model.call}."
         )
+    check_made_size(images, model)
     blank = [
         prompt.name for prompt, image in zip(batch, images, strict=True) if is_blank(image, model)
     ]

@@ -53,6 +53,21 @@ def is_blank(output: Any, model: ModelConfig) -> bool:
     return len(colours) == 1 and all(low == high for low, high in colours.pop())
 
 
+def check_made_size(outputs: Sequence[Any], model: ModelConfig) -> None:
+    """LoraqError if images or frames have another size than the model's settings, and records, say.
+
+    A pipeline may round a size, or take the nearest one in its own table.
+    """
+    if output_kind(model) == "audio" or model.size is None:
+        return
+    first = outputs[0] if output_kind(model) == "image" else outputs[0][0]
+    if (size := (first.height, first.width)) != model.size:
+        raise LoraqError(
+            f"The pipeline made {size[0]}x{size[1]} pixels for model.height={model.height}, "
+            f"model.width={model.width}. Set model.height={size[0]} model.width={size[1]}."
+        )
+
+
 def encode_png(image: Image) -> bytes:
     """The bytes of a PIL image as PNG."""
     stream = io.BytesIO()

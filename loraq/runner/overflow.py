@@ -15,6 +15,9 @@ from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.models.denoisers import denoiser_of, parts, step_of
+from loraq.models.dtypes import network_dtypes
+from loraq.models.loading import image_parts, text_parts
+from loraq.models.skeleton import is_decoder
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from loraq.layers.linear import QuantizedLinear
 
 LARGEST_FP16 = 65504.0
+WIDER = {"float16": "bfloat16 or float32", "bfloat16": "float32"}
 REMEDIES = {
     "float16": "Its range ends at 65504: set model.dtype=bfloat16 or model.dtype=float32.",
     "bfloat16": "Set model.dtype=float32; if that fails too, the weights are damaged.",
@@ -36,12 +40,25 @@ REMEDIES = {
 class _Found(Exception):
     """Stops the pipeline at the first values that are not finite; the message says where.
 
-    remedy: if it is another than that of the model's dtype.
+    remedy: if it is another than that of the model's dtype. dtype: in which they are, if it is not
+    the model's.
     """
 
-    def __init__(self, where: str, remedy: str = "") -> None:
+    def __init__(self, where: str, remedy: str = "", dtype: str = "") -> None:
         super().__init__(where)
-        self.where, self.remedy = where, remedy
+        self.where, self.remedy, self.dtype = where, remedy, dtype
+
+
+def _of_network(where: str, model: ModelConfig, names: Sequence[str]) -> _Found:
+    """Values of a network beside the denoiser, with its dtype and how to widen it."""
+    dtypes = network_dtypes(model)
+    dtype = next((dtypes[name] for name in names if name in dtypes), model.dtype)
+    wider = WIDER.get(dtype)
+    if not names or wider is None:
+        return _Found(where, REMEDIES[dtype], dtype)
+    settings = ", ".join(f"{name}: {wider.split()[0]}" for name in names)
+    more = f" (or {wider.split()[-1]})" if " " in wider else ""
+    return _Found(where, f"Set +model.dtypes={{{settings}}}{more}.", dtype)
 
 
 @contextlib.contextmanager
@@ -84,7 +101,8 @@ def check_finite(
     found = _first_overflow(pipe, model, again)
     raise LoraqError(
         f"{len(bad)} of {len(prompts)} images are not made of numbers ({names}): "
-        f"{found.where} NaN or infinite in {model.dtype}. {found.remedy or REMEDIES[model.dtype]}"
+        f"{found.where} NaN or infinite in {found.dtype or model.dtype}. "
+        f"{found.remedy or REMEDIES[model.dtype]}"
     )
 
 
@@ -99,9 +117,10 @@ def _first_overflow(
     def before(_module: torch.nn.Module, args: tuple, given: dict[str, Any]) -> None:
         nonlocal step, calls
         step, calls = step_of(pipe, calls) + 1, calls + 1
-        text = given.get("encoder_hidden_states")
-        if hasattr(text, "isfinite") and not finite_rows(text).all():
-            raise _Found("the text's embeddings are")
+        # at first its other inputs are noise and times, and masks of −infinity
+        inputs = _floating((args, given)) if calls == 1 else ()
+        if any((one.isnan() | one.isposinf()).any() for one in inputs):
+            raise _of_network("the text's embeddings are", model, text_parts(model))
 
     def after(_module: torch.nn.Module, _args: tuple, output: Any) -> None:
         sample = output[0] if isinstance(output, tuple) else output.sample
@@ -123,7 +142,8 @@ def _first_overflow(
     finally:
         for hook in hooks:
             hook.remove()
-    return _Found("the latents are finite, the decoder's output is")
+    where = "the latents are finite, the decoder's output is"
+    return _of_network(where, model, [name for name in image_parts(model) if is_decoder(name)])
 
 
 def _check_scales(
@@ -146,6 +166,17 @@ def _check_scales(
                 f"ends at {limit:.4g}, so that its output is",
                 f"Set quant.{operand}.scale=bf16, or an MX format.",
             )
+
+
+def _floating(values: Any) -> Iterator[Tensor]:
+    """The tensors of floating point in nested tuples, lists and dictionaries."""
+    if isinstance(values, dict):
+        values = tuple(values.values())
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _floating(value)
+    elif hasattr(values, "is_floating_point") and values.is_floating_point():
+        yield values
 
 
 def finite_rows(values: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def _embeddings_key(sampler: dict[str, Any], model: ModelConfig, prompts: Sequen
         **{name: value for name, value in sampler.items() if name != "model"},
         **{"dtype": model.dtype, "length": model.max_sequence_length, "call": model.call},
     }
-    if embedding_names(model):
+    if embedding_names(pipeline_of(model), model):
         settings["negative"] = model.guided
         return key("embeddings", EMBEDDINGS_VERSION, settings, prompts)
     settings |= {"guidance": model.guidance, "encoded": encoded_settings(pipeline_of(model), model)}

@@ -92,9 +92,13 @@ class Recording:
     def answering(self, pipe: DiffusionPipeline) -> Iterator[None]:
         """The pipeline's next call gets the answers of this recording, of one call, in its order.
 
-        LoraqError if the pipeline asks with other arguments, for more, or for less.
+        LoraqError if the pipeline asks with other arguments, for more, or for less. Without answers
+        it encodes its prompts itself.
         """
         ((_, answers),) = self.calls
+        if not answers:
+            yield
+            return
         left, device = iter(answers), pipe.device
 
         def answer(name: str, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:

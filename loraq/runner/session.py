@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraq.models.call import embedding_names
+from loraq.models.call import embedding_names, encodes_apart
 from loraq.models.denoisers import denoiser_of, parts, same_parts
 from loraq.models.hollow import hollow_parts
 from loraq.models.layers import Layer, list_layers
 from loraq.models.loading import denoisers_in, image_parts, load_pipeline, text_parts
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
+from loraq.models.source import pipeline_of
 from loraq.quantization.model import QuantizedModel
 from loraq.runner.other_gpus import note_gpu
 from loraq.runner.rows import Row
@@ -50,9 +51,13 @@ class Session:
         return f"Session({self.store!r}, loaded={loaded}, {sum(self.seconds.values()):.0f} s)"
 
     def pipe(self, row: Row, text: bool = True) -> DiffusionPipeline:
-        """The row's pipeline, without its text encoders unless `text`; the last stays loaded."""
+        """The row's pipeline, without its text encoders unless `text`; the last stays loaded.
+
+        One that does not encode its prompts apart keeps them.
+        """
         wanted, loaded = _identity(row), self._loaded
         encoders = text_parts(row.config.model)
+        text = text or not encodes_apart(pipeline_of(row.config.model))
         if loaded is None or loaded[0] != wanted or (text and not _holds(loaded[1], encoders)):
             self._loaded = loaded = None
             with self.timed("load the model"):
@@ -71,8 +76,11 @@ class Session:
         kept = loaded is not None and loaded[0] == _identity(row)
         if loaded is not None and kept and _holds(loaded[1], text_parts(model)):
             return loaded[1]
+        pipeline = pipeline_of(model)
+        if not encodes_apart(pipeline):
+            return self.pipe(row)
         with self.timed("load the model"):
-            if embedding_names(model):
+            if embedding_names(pipeline, model):
                 return self._load(row, image_parts(model))
             return load_pipeline(model, row.device, **hollow_parts(model, row.device))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
+from loraq.data import Prompt
 from loraq.errors import LoraqError
+from loraq.models import call, load_pipeline
 from loraq.models.families import pixart_sigma
 from loraq.models.hollow import hollow_parts
+from loraq.runner import embeddings, notes, session
 from loraq.runner.embeddings import read_text, to_bytes
+from loraq.runner.estimate import dry_run
 from loraq.runner.experiment import run
+from loraq.runner.generate import image_batch
 from loraq.runner.kept_values import comparable, describe, rebuild
+from loraq.runner.outputs import check_made_size
 from loraq.runner.recording import Recording, record, returned_names, text_methods
 from tests import pipelines
 from tests.damage import flip_bit
@@ -31,10 +38,10 @@ def made(pipe: Any, name: str, prompts: list[str], **settings: Any) -> Any:
     own = pipelines.settings(name)
     output = "latent" if "audio" in name else "pt"
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    call = {"num_inference_steps": own.STEPS, **own.CALL, **settings}
+    arguments = {"num_inference_steps": own.STEPS, **own.CALL, **settings}
     pipe.set_progress_bar_config(disable=True)
     with torch.inference_mode():  # Z-Image changes the list of prompts
-        found = pipe(prompt=[*prompts], generator=generators, output_type=output, **call)
+        found = pipe(prompt=[*prompts], generator=generators, output_type=output, **arguments)
     return found[0]
 
 
@@ -88,8 +95,7 @@ def test_another_call_than_the_recorded_one_is_refused(name):
 
 def test_every_call_of_a_batch_is_kept_for_itself():
     encoder = encoding_pipe("wan")
-    call = {0: PROMPTS[:1], 1: PROMPTS[1:]}
-    text = record(encoder, [1, 1], lambda number: made(encoder, "wan", call[number]))
+    text = record(encoder, [1, 1], lambda number: made(encoder, "wan", [PROMPTS[number]]))
     names = ["0.0.negative_prompt_embeds", "0.0.prompt_embeds"]
     assert sorted(text.tensors) == [*names, *(f"1{name[1:]}" for name in names)]
     second = text.part(1, 1).calls
@@ -184,3 +190,57 @@ def test_returned_values_have_the_names_of_the_source():
     assert returned_names(diffusers.StableAudioPipeline.encode_prompt) == ["prompt_embeds"]
     assert returned_names(torch.zeros) == []
     assert "encode_prompt" in text_methods(flux) and "check_inputs" not in text_methods(flux)
+
+
+def test_a_pipeline_without_encode_prompt_is_called_with_prompts(overrides, monkeypatch):
+    """The text encoders stay, and the images are those of encoded prompts; the plan says it."""
+    output, other = overrides[-1], f"{overrides[-1]}_2"
+    run(["method=rtn", *overrides], progress=False)
+    for module in (call, session, embeddings, notes):
+        monkeypatch.setattr(module, "encodes_apart", lambda _pipeline: False)
+    assert "PixArtSigmaPipeline has no encode_prompt, so it is called" in dry_run(
+        ["method=rtn", *overrides[:-1], other]
+    )
+    run(["method=rtn", *overrides[:-1], other], progress=False)
+    first, second = (
+        sorted(Path(setting.removeprefix("output=")).glob("images/*/*.png"))
+        for setting in (output, other)
+    )
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second] != []
+
+
+def test_names_of_embeddings_are_for_the_pipelines_of_the_family():
+    model = little_config(family="sana", path="sana")
+    assert len(call.embedding_names(diffusers.SanaPipeline, model)) == 4
+    assert call.embedding_names(diffusers.SanaSprintPipeline, model) == ()
+
+
+def test_an_image_of_another_size_than_the_settings_is_refused():
+    model = little_config(family="pixart_sigma", path=str(pipelines.little_folder("pixart_alpha")))
+    check_made_size([Image.new("RGB", (64, 64))], model)
+    with pytest.raises(LoraqError, match=r"made 48x64 pixels .* Set model\.height=48 model\.width"):
+        check_made_size([Image.new("RGB", (64, 48))], model)
+
+
+def test_settings_that_the_pipeline_refuses_are_said_with_their_values(tiny_folder):
+    """They were reported as a fault of the library."""
+    model = little_config(path=str(tiny_folder), call={"clean_caption": False})
+    pipe = load_pipeline(model)
+    with pytest.raises(LoraqError, match=r"PixArtSigmaPipeline does not take these settings: Inv"):
+        image_batch(pipe, model, [Prompt("p0", "a cat")], 0)
+    plain = replace(model, call={"use_resolution_binning": False, "clean_caption": False})
+    pipe.transformer.register_forward_pre_hook(lambda *_: int("no number"))
+    with pytest.raises(ValueError, match="invalid literal"):  # not of the settings
+        image_batch(pipe, plain, [Prompt("p0", "a cat")], 0)
+
+
+def test_notes_of_the_plan(tiny_folder):
+    model = little_config(
+        path=str(tiny_folder), dtype="bfloat16", dtypes={"vae": "float32"}, call={}
+    )
+    assert notes.model_notes([model, model]) == [
+        "little: the denoiser runs in bfloat16, vae in float32 (model.dtypes).",
+        "little: PixArtSigmaPipeline makes images of the nearest size in its own table and resizes "
+        "them to 64x64 (model.call.use_resolution_binning).",
+    ]
+    assert notes.model_notes([little_config(path=str(tiny_folder))]) == []
