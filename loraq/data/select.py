@@ -108,7 +108,7 @@ def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
 
     Of several tokenizers, that of the widest text encoder: the others read the same text.
     """
-    tokenizer = _tokenizer(_tokenizer_folder(resolve_folder(model)))
+    tokenizer = _tokenizer(tokenizer_folder(resolve_folder(model)))
     special = set(tokenizer.all_special_ids)
     ids = [i for i in range(len(tokenizer)) if i not in special]
     limit = model.max_sequence_length or LONGEST_RANDOM
@@ -121,7 +121,7 @@ def random_prompts(count: int, seed: int, model: ModelConfig) -> list[Prompt]:
     return found
 
 
-def _tokenizer_folder(folder: Path) -> Path:
+def tokenizer_folder(folder: Path) -> Path:
     """The folder of the tokenizer that belongs to the widest text encoder."""
     parts = sorted(name for name in components(folder) if re.fullmatch(r"tokenizer(_\d+)?", name))
     if not parts:

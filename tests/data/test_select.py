@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from loraq.compose import load_rows
 from loraq.config import CalibrationConfig, DataConfig
 from loraq.data import calibration_prompts, data_prompts, random_prompts, seed_of_name
+from loraq.data.select import tokenizer_folder
 from loraq.errors import LoraqError
 from tests.little import WORDS, little_config
 
@@ -75,3 +77,17 @@ def test_random_text_is_of_the_models_vocabulary_and_follows_from_its_seed(
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(LoraqError, match=r"tokenizer"):
         random_prompts(1, 0, little_config(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        ("flux_1_dev", "tokenizer_2"),
+        ("sd3_5_large", "tokenizer_3"),
+        ("qwen_image", "tokenizer"),
+        ("flux_2_dev", "tokenizer"),
+    ],
+)
+def test_random_text_is_of_the_widest_text_encoders_vocabulary(name, tokenizer):
+    folder = Path(__file__).parents[1] / "published" / name
+    assert tokenizer_folder(folder) == folder / tokenizer
