@@ -29,12 +29,13 @@ def denoisers(name: str) -> dict[str, Any]:
     """The denoisers of a model by component, on the meta device."""
     import diffusers
     import torch
+    from diffusers.models.modeling_utils import no_init_weights
 
     built = {}
     for part in ("transformer", "transformer_2"):
         path = FOLDER / name / part / "config.json"
         if path.exists():
             config = json.loads(path.read_text())
-            with torch.device("meta"):
+            with no_init_weights(), torch.device("meta"):
                 built[part] = getattr(diffusers, config["_class_name"]).from_config(config)
     return built

@@ -24,8 +24,9 @@ def build_skeleton(kind: Any, config: dict[str, Any], note: Note) -> nn.Module:
     note: called with name, module and input at every call of a linear layer or convolution.
     """
     from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
 
-    with init_empty_weights(include_buffers=False):
+    with no_init_weights(), init_empty_weights(include_buffers=False):
         network: nn.Module = kind.from_config(config)
     for name, module in network.named_modules():
         for key, parameter in module._parameters.items():
