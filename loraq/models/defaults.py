@@ -33,7 +33,13 @@ def with_defaults(model: ModelConfig) -> ModelConfig:
     open_settings = [name for name in SETTINGS.values() if getattr(model, name) is None]
     if not open_settings and AUTO not in (model.family, model.name):
         return model
-    folder, pipeline = config_folder(model), pipeline_of(model)
+    try:
+        folder = config_folder(model)
+    except LoraqError:
+        if model.hub_id is None or model.steps is None or AUTO in (model.family, model.name):
+            raise
+        return model  # what stays None has the pipeline's default; the plan says what is missing
+    pipeline = pipeline_of(model)
     require_denoiser(pipeline)
     found: dict[str, Any] = {}
     if model.family == AUTO:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from loraq.models.moments import Moment
 
-PIPELINES = ("PixArtSigmaPipeline",)
+PIPELINES = ("PixArtSigmaPipeline", "PixArtAlphaPipeline")
 OUTPUT = "image"
 TRANSFORMERS = ("PixArtTransformer2DModel",)
 SIZE_MULTIPLE = 8  # the pipeline refuses other heights and widths
