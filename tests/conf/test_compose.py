@@ -52,7 +52,7 @@ def test_every_method_is_named_by_its_file(name):
     assert load_rows([f"method={name}"])[-1].method == name
 
 
-@pytest.mark.parametrize("name", config_groups()["model"])
+@pytest.mark.parametrize("name", sorted({*config_groups()["model"]} - {"hub"}))
 def test_every_model_is_named_by_its_file(name):
     assert load_rows([f"model={name}"])[-1].model.name == name
 
