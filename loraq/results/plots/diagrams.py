@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraq.results.plots.layer_errors import block_numbers
 from loraq.results.plots.plots import (
     Point,
     allocation_map,
@@ -134,10 +134,10 @@ def _allocations(records: Sequence[Record], folder: Path, suffix: str) -> list[P
     drawn = []
     for record in records:
         choice = {}
+        blocks = block_numbers([layer["layer"] for layer in record.layers])
         for layer in record.layers:
-            number = re.search(r"\.(\d+)\.", f".{layer['layer']}.")
             if "rank" in layer:
-                place = layer["role"], int(number[1]) if number else 0
+                place = layer["role"], blocks[layer["layer"]]
                 choice[layer["layer"]] = (*place, layer["rank"], layer["bits"])
         if choice:
             path = folder / f"allocation_{record.row}{suffix}"

@@ -7,6 +7,7 @@ import math
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,25 @@ def layer_error_map(
     return write_picture(stream.getvalue(), path)
 
 
+def block_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Layer → the number of its block, counted through all lists of blocks in their order.
+
+    FLUX has two lists of blocks, and Wan 2.2 two experts.
+    """
+    places = {name: re.match(r"(.*?)(?:^|\.)(\d+)(?:\.|$)", name) for name in names}
+    lengths: dict[str, int] = {}
+    for found in filter(None, places.values()):
+        lengths[found[1]] = max(lengths.get(found[1], 0), int(found[2]) + 1)
+    before = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
+    return {name: before[m[1]] + int(m[2]) if m else 0 for name, m in places.items()}
+
+
 def role_by_depth(record: Record, error: str) -> tuple[list[str], list[int], np.ndarray]:
     """Return roles, depths, and errors of shape [role, depth] (NaN where no layer exists)."""
     found: dict[tuple[str, int], list[float]] = {}
+    blocks = block_numbers([layer["layer"] for layer in record.layers])
     for layer in record.layers:
-        number = re.search(r"\.(\d+)\.", f".{layer['layer']}.")
-        place = (layer["role"], int(number[1]) if number else 0)
+        place = layer["role"], blocks[layer["layer"]]
         if layer.get(error) is not None:
             found.setdefault(place, []).append(layer[error])
     roles = list(dict.fromkeys(role for role, _ in found))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from loraq.errors import LoraqError
 from loraq.results.plots.grid import image_grid
-from loraq.results.plots.layer_errors import layer_error_map, role_by_depth
+from loraq.results.plots.layer_errors import block_numbers, layer_error_map, role_by_depth
 from loraq.results.record import Record
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
@@ -101,6 +101,16 @@ def test_roles_and_depths_come_from_the_layers_names():
     roles, depths, field = role_by_depth(record("rtn", 1.0), "output_error")
     assert roles == ["self_q", "ff_up", "ff_down"] and depths == [0, 1, 2, 3]
     assert field[1] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_blocks_of_several_lists_are_counted_through():
+    """Two blocks 0 of FLUX, or of two experts, were one cell with the mean of their errors."""
+    flux = ("transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_q")
+    single = ("single_transformer_blocks.0.attn.to_q", "single_transformer_blocks.2.proj_out")
+    assert [*block_numbers([*flux, *single]).values()] == [0, 1, 2, 4]
+    experts = ("transformer.blocks.1.ffn.net.2", "transformer_2.blocks.0.attn1.to_out.0")
+    assert [*block_numbers(experts).values()] == [1, 2]
+    assert block_numbers(["proj_out"]) == {"proj_out": 0}
 
 
 def test_inconsistent_arguments_raise(columns, tmp_path: Path):
