@@ -7,13 +7,16 @@ import torch
 from diffusers import WanPipeline
 
 import loraq
-from loraq.compose import load_rows
+from loraq.compose import load_rows, recipe
+from loraq.data import Prompt
 from loraq.diffusers_quantizer import packed_layers
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
-from loraq.models import load_pipeline
+from loraq.models import list_layers, load_pipeline
 from loraq.models.denoisers import Experts, denoiser_of
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
+from loraq.quantization.quantizer import quantize_model
+from loraq.runner.trajectories import output_errors, record_forwards
 from tests import pipelines
 
 PROMPT = ["a red cat"]
@@ -84,3 +87,22 @@ def test_mapped_experts_are_those_that_the_pipeline_loads(stored, tmp_path):
     remap(mapped, model)
     name = "transformer_2.blocks.0.ffn.net.2.weight"
     assert torch.equal(mapped.get_parameter(name), own[name])
+
+
+def test_recorded_forwards_know_their_step_and_their_expert():
+    """With guidance Wan calls its expert twice a step: calls are no steps."""
+    model = load_rows([*pipelines.overrides("wan"), "model.guidance=5", "method=rtn"])[-1].model
+    pipe, prompts = load_pipeline(model), [Prompt("p", "a red cat")]
+    forwards = record_forwards(pipe, model, prompts, 0, 1)
+    steps = [forward.step for forward in forwards]
+    assert steps == sorted([*range(model.steps), *range(model.steps)])
+    experts = [forward.part for forward in forwards]
+    assert experts == sorted(experts) and {*experts} == {"transformer", "transformer_2"}
+    denoiser = denoiser_of(pipe)
+    layers = list_layers(denoiser, model.family)
+    one = [layer for layer in layers if layer.role == "ff_up"]
+    quantized = quantize_model(denoiser, one[-1:], recipe("rtn"), progress=None)
+    with quantized.applied(pipe):  # a layer of the second expert
+        errors = output_errors(denoiser, forwards)
+    second = {forward.step for forward in forwards if forward.part == "transformer_2"}
+    assert [error > 0 for error in errors] == [step in second for step in range(model.steps)]

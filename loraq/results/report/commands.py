@@ -19,6 +19,8 @@ from loraq.results.record import Record
 from loraq.utils.assets import CONF
 from loraq.utils.plain import to_plain
 
+ANY = "hub"
+"""The file in `conf/model/` for a model without a file of its own."""
 ELSEWHERE = "…/"
 """Placeholder for the parent folders of a path, which a record does not store."""
 _OWN_FILE = re.compile(r"(.+\.py)@[0-9a-f]{16}$")
@@ -57,17 +59,23 @@ def experiment_command(records: Sequence[Record], commands: Mapping[str, str]) -
 def _model_override(record: Record, composer: Composer) -> list[str]:
     """The override that selects the record's model, if it is not the default one."""
     name, default = record.config["model"]["name"], composer.compose([])["model"]["name"]
-    return [f"model={name}"] if name != default and name in composer.groups["model"] else []
+    if name == default:
+        return []
+    return [f"model={name if name in composer.groups['model'] else ANY}"]
 
 
 def _composed(overrides: Sequence[str], composer: Composer) -> dict[str, dict[str, Any]]:
-    """Return row → settings in the current `conf/`; empty if the overrides no longer compose."""
+    """Return row → settings in the current `conf/`; empty if the overrides no longer compose.
+
+    What `model=hub` leaves to the model's files is null: they may be on another machine.
+    """
+    any_model = f"model={ANY}" in overrides
+    missing = ["model.path=."] if any_model else []  # differs from the record's
     try:
-        return {
-            str(config.row): to_plain(config) for config in load_rows(overrides, composer=composer)
-        }
+        rows = load_rows([*overrides, *missing], of_model=not any_model, composer=composer)
     except LoraqError:
         return {}
+    return {str(config.row): to_plain(config) for config in rows}
 
 
 def _changed(record: Record, base: Mapping[str, Any]) -> list[str]:
@@ -85,6 +93,8 @@ def _changed(record: Record, base: Mapping[str, Any]) -> list[str]:
             continue
         if key == "model.path" and value and not str(value).startswith("asset:"):
             value = f"{ELSEWHERE}{value}"
+        if key.startswith("model.call.") and key not in plain:
+            key = f"+{key}"
         operand = key.removeprefix("quant.").removesuffix(".name")
         if operand in _OPERANDS:
             key = f"format@quant.{operand}"

@@ -59,6 +59,20 @@ def test_a_rows_command_gives_its_configuration(name, row):
             assert _with(made[key], value) == value, key
 
 
+@pytest.mark.parametrize("given", [{"path": "tiny"}, {"hub_id": "owner/tiny"}])
+def test_the_command_of_a_model_without_a_file_gives_its_configuration(
+    given, tmp_path, monkeypatch
+):
+    record = next(r for r in committed.read_results("demo").records if r.row == "rtn")
+    own = {"name": "tiny", "family": "generic", "path": None, "call": {"true_cfg_scale": 2.0}}
+    record.config["model"] |= {**own, "max_sequence_length": None, **given}
+    words = shlex.split(row_commands([record])["rtn"])
+    assert "model=hub" in words and "+model.call.true_cfg_scale=2.0" in words
+    words = [word.replace("…/", "") for word in words]
+    made = to_plain(load_rows(words[2:], of_model=False)[-1])
+    assert _with(made["model"], record.config["model"]) == record.config["model"]
+
+
 def _with(made, like):
     """Settings that the record has, of those made: later releases add some with their defaults."""
     if isinstance(like, dict) and isinstance(made, dict):
