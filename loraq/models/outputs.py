@@ -12,9 +12,10 @@ import inspect
 from typing import Any, Final
 
 from loraq.config import ModelConfig
+from loraq.errors import LoraqError
 from loraq.models.family import find_family
 from loraq.models.source import pipeline_of
-from loraq.utils.kinds import Kind
+from loraq.utils.kinds import UNITS, Kind
 
 FIELDS: Final[dict[Kind, str]] = {"image": "images", "video": "frames", "audio": "audios"}
 """Kind → the field of the pipeline's output that holds one entry per prompt."""
@@ -61,3 +62,24 @@ def frame_rate(model: ModelConfig) -> tuple[float, str]:
     if model.fps is not None:
         return model.fps, "model.fps"
     return FRAME_RATE, ""
+
+
+def check_outputs(model: ModelConfig) -> list[str]:
+    """What should be known of a model's videos before they are made, in sentences.
+
+    LoraqError if `model.fps` has no effect.
+    """
+    kind = output_kind(model)
+    source = frame_rate(model)[1] if kind == "video" else ""
+    if model.fps is not None and source != "model.fps":
+        remedy = f"Set {source} instead" if source else f"The model makes {UNITS[kind]}"
+        raise LoraqError(f"model.fps={model.fps:g} has no effect. {remedy}, and model.fps=null.")
+    said = []
+    if kind == "video" and not source:
+        said.append(
+            f"The pipeline of '{model.name}' does not say how fast its videos are: their files say "
+            f"{FRAME_RATE:g} frames per second. Set model.fps; metrics do not depend on it."
+        )
+    if kind == "video" and not output_fields(pipeline_of(model)).isdisjoint({"audio", "audios"}):
+        said.append(f"'{model.name}' makes videos with sound; only their frames are kept.")
+    return said

@@ -24,7 +24,7 @@ from loraq.models.contents import check_contents
 from loraq.models.hub import in_cache
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_size, denoisers_in, meta_denoiser
-from loraq.models.outputs import output_kind
+from loraq.models.outputs import check_outputs, output_kind
 from loraq.models.source import pipeline_of
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
@@ -113,6 +113,9 @@ def check_rows(rows: Sequence[Row]) -> None:
             if row.todo - {Stage.QUANTIZED, Stage.MEASURED, Stage.RECORD}:
                 check_size(row.config.model)
         _check_metrics(rows)
+        generating = [row.config.model for row in rows if Stage.IMAGES in row.todo]
+        for sentence in dict.fromkeys(one for model in generating for one in check_outputs(model)):
+            log.warning(sentence)
         quantizing = {Stage.QUANTIZED, Stage.IMAGES, Stage.MEASURED}
         for device in {row.device for row in rows if row.recipe and row.todo & quantizing}:
             check_kernel(device)

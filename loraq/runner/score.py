@@ -74,15 +74,17 @@ class Scores:
         for name, entry in self.metrics.items():
             arrow = "↑" if entry["direction"] == "higher" else "↓"
             if entry["value"] is None:
-                lines.append(f"  {name} {arrow}  –  ({entry['reason']})")
+                lines.append(f"  {name} {arrow}  –  ({self._reason(entry)})")
                 continue
             line = f"  {name} {arrow}  {entry['value']:.5g}"
             interval = entry["lo"] is not None
-            found = (
-                f"[{entry['lo']:.5g}, {entry['hi']:.5g}]" if interval else f"({entry['reason']})"
-            )
+            reason = f"({self._reason(entry)})"
+            found = f"[{entry['lo']:.5g}, {entry['hi']:.5g}]" if interval else reason
             lines.append(f"{line}  {found}")
         return "\n".join(lines)
+
+    def _reason(self, entry: Mapping[str, Any]) -> str:
+        return str(entry["reason"]).replace("images", self.unit)
 
     def __repr__(self) -> str:
         measured = ", ".join(self.metrics)
@@ -157,7 +159,8 @@ def _check_inputs(
     kind = output_kind(config.model) if own is None else own.KIND
     sampled = set() if config.model.size is None else {config.model.size}
     sizes = sampled if own is None else own.sizes(workers)
-    real = check_measuring(config, min(map(min, sizes), default=None), find_device(config), kind)
+    sides = (size[0] if kind == "audio" else min(size) for size in sizes)
+    real = check_measuring(config, min(sides, default=None), find_device(config), kind)
     if reference is not None and own is not None:
         check_same_kind(own, reference)
     if reference is not None and len(sizes := sizes | reference.sizes(workers)) > 1:

@@ -14,6 +14,7 @@ from loraq.results.tables.columns import (
     metric_cell,
     row_label,
     summary_metrics,
+    unit_of,
 )
 from loraq.results.tables.tables import (
     compare_rows,
@@ -43,7 +44,8 @@ def brief_table(records: Sequence[Record], baseline: str | None) -> Table:
     differences = {name: compare_rows(others, base, name) for name in names}
     rows: list[list[Item]] = []
     for record in records:
-        values = [metric_cell(record.metrics.get(name), name) for name in names]
+        unit = unit_of(record)
+        values = [metric_cell(record.metrics.get(name), name, unit) for name in names]
         compared = [differences[name].get(record.row, BASELINE) for name in names]
         rows.append([row_label(record), bits_cell(record, base), *values, *compared])
     titles = column_titles(records, names)

@@ -103,14 +103,14 @@ def column_titles(records: Sequence[Record], names: Sequence[str]) -> list[str]:
     return made
 
 
-def metric_cell(entry: Mapping[str, Any] | None, name: str) -> Cell:
-    """Value and interval of a record's entry for the metric `name`."""
+def metric_cell(entry: Mapping[str, Any] | None, name: str, unit: str = "images") -> Cell:
+    """Value and interval of a record's entry for the metric `name`; `unit` as of `unit_of`."""
     shown = metric_column(name)
     if not entry:
         return Cell(reason="not measured for this row")
     value, lo, hi = (entry.get(part) for part in ("value", "lo", "hi"))
     reason = entry.get("reason") or "no interval was recorded"
-    return Cell(value, lo, hi, shown.digits, shown.scale, reason)
+    return Cell(value, lo, hi, shown.digits, shown.scale, reason.replace("images", unit))
 
 
 def bits_cell(record: Record, base: Record | None) -> Cell:

@@ -52,7 +52,8 @@ def main_table(records: Sequence[Record], baseline: str | None = None) -> Table:
     columns = ["row", "N", "bits/weight", "branch rank", "bytes", "weight err", "output err"]
     rows: list[list[Item]] = []
     for record in records:
-        entries = [metric_cell(record.metrics.get(name), name) for name in names]
+        unit = unit_of(record)
+        entries = [metric_cell(record.metrics.get(name), name, unit) for name in names]
         errors = [layer_cell(record, name) for name in ("weight_error", "output_error")]
         rank = record.budget.get("rank")
         stored = record.budget.get("nbytes")
@@ -82,7 +83,7 @@ def splits_table(records: Sequence[Record]) -> Table:
         for part, title in (("seen", "seen"), ("held_out", "held out")):
             entries = {name: record.metrics.get(name, {}).get(part) for name in names}
             if sizes := [entry["n"] for entry in entries.values() if entry]:
-                cells = [metric_cell(entries[name], name) for name in names]
+                cells = [metric_cell(entries[name], name, unit_of(record)) for name in names]
                 rows.append([row_label(record), title, max(sizes), *cells])
     columns = ["row", "captions", "N", *column_titles(records, names)]
     return Table("Seen and held-out captions", columns, rows)
@@ -122,7 +123,7 @@ def paired_notes(base: Record) -> list[str]:
         f"(family: the rows of the column, level {SIGNIFICANCE:g})"
     )
     means = f"mean of (row − {row_label(base)}) over the same prompts, 95 % interval. {verdict}"
-    return [means, *_memory_note(base)]
+    return [means.replace("images", unit_of(base)), *_memory_note(base)]
 
 
 def limits_table(records: Sequence[Record]) -> Table:
@@ -206,7 +207,7 @@ def compare_rows(others: Sequence[Record], base: Record, name: str) -> dict[str,
         difference, claim = intervals.mean_interval(values), ""
         if difference.excludes_zero and adjusted[row] <= SIGNIFICANCE:
             claim = "better" if (difference.mean > 0) == (direction == "higher") else "worse"
-        reason = intervals.too_few(len(values))
+        reason = intervals.too_few(len(values)).replace("images", unit_of(base))
         cells[row] = Cell(*difference, shown.digits, shown.scale, reason, claim, True)
     return cells
 
