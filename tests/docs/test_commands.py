@@ -26,6 +26,9 @@ from tests.data.layouts import mjhq_folder
 HISTORY = ("CHANGELOG.md", "LOG.md")
 """Pages about the past, whose commands need not run today."""
 PLACEHOLDERS = {
+    "model=hub model.hub_id=ORG/NAME": "model=hub model.path=little",
+    "model=hub model.hub_id=OWNER/NAME": "model=hub model.path=little",
+    "model=hub model.path=FOLDER": "model=hub model.path=little",
     "/data/MJHQ-30K": "outputs/mjhq",
     "MJHQ": "outputs/mjhq",
     "/data/qdiff": "outputs/qdiff.yaml",
@@ -87,9 +90,10 @@ def words_of(command: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> Path:
+def desk(tmp_path_factory, tiny_folder) -> Path:
     """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("desk")
+    (folder / "little").symlink_to(tiny_folder)
     shutil.copy(PACKAGE / "assets" / "captions.json", folder)
     (folder / "my_prompts.txt").write_text("red apple\nblue car\n")
     (folder / "my_branch.py").write_text("from loraq.branches.svd import find as find\n")
@@ -140,7 +144,8 @@ def test_a_command_that_is_shown_runs(command, at_the_desk, capsys):
 
 def score(words, options, folder):
     if options.target.name in PIPELINES:
-        assert captions_of(options.overrides)
+        there = ["model.path=little"] if "model=hub" in options.overrides else []
+        assert captions_of([*options.overrides, *there])
         return
     for images in (options.target, options.against):
         assert str(images) in IMAGES, "name the folder in IMAGES"
