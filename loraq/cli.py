@@ -1,4 +1,4 @@
-"""The command `loraq` and its parts: run, sweep, quantize, generate, evaluate, score, report, …
+"""The command `loraq` and its parts: run, sweep, quantize, generate, evaluate, score, inspect, …
 
 Functions import what they need, so that `--help` does not import torch or diffusers.
 """
@@ -15,7 +15,7 @@ from loraq.config.hydra_options import check_cfg_option, refuse_options
 from loraq.errors import LoraqError, unknown
 from loraq.utils import batch_invariance
 from loraq.utils.failures import reporting_errors
-from loraq.utils.files import check_writable
+from loraq.utils.files import check_writable, write_text
 
 OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
@@ -48,6 +48,7 @@ COMMANDS = {
     "evaluate": "same as run",
     "fit": "find the largest batch size that fits into memory, from trials with 1 and 2 images",
     "score": "measure a saved pipeline (generates its images) or any folder of images",
+    "inspect": "list a model's layers, what a method makes of them, and why others stay in 16 bits",
     "fetch": "download a published set of prompts and images, or the metrics' weights (resumes)",
     "report": "write an HTML page of an experiment: tables, diagrams, images, configurations",
     "tables": "print and rewrite the tables of finished experiments from their records",
@@ -64,6 +65,14 @@ examples:
   loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
       --against my_reference --json scores.json
 Images are named NAME.png after their captions. For a pipeline, model.* sets how it samples.
+"""
+INSPECT = """\
+examples:
+  loraq inspect model=tiny_sana
+  loraq inspect model=tiny_pixart method=svdquant --layers --json layers.json
+  loraq inspect model=tiny_sana --yaml layers.yaml     to edit; model.family=layers.yaml reads it
+Reads configurations alone: model=hub model.hub_id=ORG/NAME, or model.path=FOLDER with JSON files.
+FLOPs are those of one forward at the model's size.
 """
 SWEEP = """\
 examples:
@@ -86,6 +95,7 @@ resume; if complete, it verifies the sha256 of every file.
 """
 EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {
     "score": SCORE,
+    "inspect": INSPECT,
     "fetch": FETCH,
     "sweep": SWEEP,
 }
@@ -135,7 +145,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
                 add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
             if name != "fetch":
                 add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="see below")
-            if name != "sweep":
+            if name not in ("sweep", "inspect"):
                 add("--quiet", action="store_true", help="no progress bars")
         if name in PLANNED:
             add("--dry-run", action="store_true", help="print the plan and stop")
@@ -147,6 +157,10 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
             add("--again", type=Path, metavar="FOLDER", help="run its unfinished jobs again")
         if name == "score":
             add("--against", type=Path, metavar="FOLDER", help="reference images, same names")
+            add("--json", type=Path, metavar="FILE", help="also write all values to a file")
+        if name == "inspect":
+            add("--layers", action="store_true", help="every layer, not one line per role")
+            add("--yaml", type=Path, metavar="FILE", help="write roles and skipped layers, to edit")
             add("--json", type=Path, metavar="FILE", help="also write all values to a file")
         if name == "report":
             add("experiment", help="name in OUTPUT/results/ or in results/")
@@ -183,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(cache(options))
         elif options.command == "score":
             score(options)
+        elif options.command == "inspect":
+            inspect_layers(options)
         elif options.command == "sweep":
             sweep(options)
         elif options.command == "fetch":
@@ -237,6 +253,22 @@ def score(options: argparse.Namespace) -> None:
     print(scores.text())
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
+
+
+def inspect_layers(options: argparse.Namespace) -> None:
+    """Print the layers of a model, and write them to files that are asked for."""
+    from loraq.results import record
+    from loraq.runner.inspection import inspect_model
+
+    for path in filter(None, (options.json, options.yaml)):
+        check_writable(path)
+    found = inspect_model(options.overrides)
+    print(found.text(options.layers))
+    if options.json is not None:
+        record.save_findings(found.plain(), options.json)
+    if options.yaml is not None:
+        write_text(options.yaml, found.yaml())
+        print(f"To run with it, as edited: model.family={options.yaml}")
 
 
 def fetch(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import Recipe
 from loraq.errors import unknown
 from loraq.models import families
+from loraq.models.family_file import is_family_file, read_family
 from loraq.utils.kinds import Kind
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ def family_names() -> list[str]:
 
 
 def find_family(name: str) -> Family:
-    """A model family by name; LoraqError with near matches for an unknown name."""
+    """A model family by name, or by its file; LoraqError with near matches for an unknown name."""
+    if is_family_file(name):
+        file = read_family(name)
+        base = find_family(file.family)
+        return replace(base, name=name, ROLES=file.roles, DEFAULT_SKIP=file.skip)
     if name == GENERIC:
         return Family()
     if name not in family_names():

@@ -20,6 +20,7 @@ from loraq.metrics.registry import metric_sources, needs_host, needs_real
 from loraq.models.call import embedding_names, encoded_settings
 from loraq.models.dtypes import network_dtypes
 from loraq.models.family import find_family
+from loraq.models.family_file import family_label
 from loraq.models.source import pipeline_of, weights_hash
 from loraq.quantization.fingerprint import BRANCH_VERSIONS, VERSION
 from loraq.runner import generate
@@ -69,7 +70,7 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
         "weights": model_hash,
         "model": {
             name: value
-            for name, value in to_plain(config.model, new_defaults=False).items()
+            for name, value in _labelled(config.model).items()
             if name not in ("name", "path", "hub_id", "domain", "revision", "dtypes")
         },
         "diffusers": installed["diffusers"],
@@ -97,7 +98,7 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
             VERSION,
             config.quant.identity(),
             model_hash,
-            config.model.family,
+            family_label(config.model.family),
             config.model.dtype,
             machine,
             *(inputs or [None]),
@@ -131,6 +132,12 @@ def _compute_key(config: Config, device: str) -> list[Any]:
         return ["compute", "auto", KERNELS_VERSION, read_costs()]
     use_bfloat16 = batch_invariance.use_bfloat16(device, config.model.dtype)
     return ["compute", "bfloat16 products", BFLOAT16_VERSION] if use_bfloat16 else []
+
+
+def _labelled(model: ModelConfig) -> dict[str, Any]:
+    """The model's settings; a family's file by its hash."""
+    plain: dict[str, Any] = to_plain(model, new_defaults=False)
+    return plain | {"family": family_label(model.family)}
 
 
 def _text_defaults(model: ModelConfig) -> dict[str, int]:

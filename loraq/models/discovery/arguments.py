@@ -62,6 +62,11 @@ def layouts(network: nn.Module) -> list[str]:
     return list(dict.fromkeys([*likely, *LAYOUTS]))
 
 
+def side_of(network: nn.Module, shape: InputShape, layout: str) -> int:
+    """The side of the square latents of `arguments`."""
+    return _Arguments(network, shape, layout).side
+
+
 def arguments(network: nn.Module, shape: InputShape, layout: str) -> dict[str, Any]:
     """Keyword arguments of `network.forward` with the latents in `layout`."""
     return _Arguments(network, shape, layout).found()

@@ -193,7 +193,12 @@ def _roles(
     for listed, names in members.items():
         taken: set[str] = set()
         for inside in names:
-            given = (role for pattern, role in family.ROLES if re.fullmatch(pattern, inside))
+            starred = f"{listed}.*.{inside}"
+            given = (
+                role
+                for pattern, role in family.ROLES
+                if re.fullmatch(pattern, inside) or re.fullmatch(pattern, starred)
+            )
             usual = next(given, None) or role_of(inside, names)
             if usual.startswith("cross_") and _attends_itself(inside, names, found):
                 usual = usual.replace("cross_", "self_", 1)

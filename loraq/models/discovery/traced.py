@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +13,11 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from loraq.models.discovery.arguments import InputShape, arguments, layouts
+from loraq.models.discovery.arguments import InputShape, arguments, layouts, side_of
 from loraq.models.discovery.skeleton import build_skeleton
 from loraq.models.family import Family
 
+SMALLEST = InputShape()
 _UNCHANGED = {
     "dropout", "reshape", "view", "flatten", "unflatten", "contiguous", "to", "type", "float",
     "transpose", "permute", "movedim", "squeeze", "unsqueeze",
@@ -24,10 +27,10 @@ _UNCHANGED = {
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: the tensor that it read, how many rows, and whether from a GELU."""
+    """One call of a layer: the tensor that it read, its multiply-adds, whether it read a GELU."""
 
     tensor: int
-    rows: int
+    products: int
     after_gelu: bool
 
 
@@ -35,12 +38,14 @@ class Call:
 class Trace:
     """The calls of every layer, in order. `failure`: why there are none.
 
-    layout: of the latents (`arguments.py`).
+    layout, side: of the latents (`arguments.py`). attention: channels, queries and keys of each
+    product of queries with keys and with values.
     """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
     layout: str = "image"
-    attention_flops: int = 0
+    side: int = 0
+    attention: list[tuple[int, int, int]] = field(default_factory=list)
     failure: str = ""
 
     def input_of(self, name: str) -> tuple[int, ...] | None:
@@ -49,22 +54,31 @@ class Trace:
         return None if calls is None else tuple(call.tensor for call in calls)
 
 
-def trace(kind: Any, config: dict[str, Any], family: Family) -> tuple[nn.Module, Trace]:
+def trace(
+    kind: Any,
+    config: dict[str, Any],
+    family: Family,
+    shape: InputShape = SMALLEST,
+    only: Sequence[str] = (),
+) -> tuple[nn.Module, Trace]:
     """The class `kind` with `config` without weights, and one forward of it (or why it fails).
 
-    Tries the plausible layouts of the latents, or the arguments that the family gives.
+    only: the layouts of the latents to try (none: those that are plausible), unless the family
+    gives the arguments.
     """
     watched, furthest = _Watched(), Trace()
-    network = build_skeleton(kind, _with_short_table(config), watched.note)
+    network = build_skeleton(kind, _with_short_table(config, shape.side), watched.note)
     given = family.example_inputs
-    for layout in layouts(network) if given is None else [""]:
+    sizes = {"side": shape.side, "tokens": shape.tokens} if shape.side else {}
+    for layout in only or (layouts(network) if given is None else [""]):
         watched.trace = Trace(layout=layout)
         try:
             with torch.no_grad(), torch.compiler.set_stance("force_eager"), watched:
+                watched.trace.side = side_of(network, shape, layout)
                 if given is None:
-                    network(**arguments(network, InputShape(), layout))
+                    network(**arguments(network, shape, layout))
                 else:
-                    network(**given(network))
+                    network(**given(network, **sizes))
             return network, watched.trace
         except Exception as error:  # whatever a class does with inputs that are not its own
             if not furthest.failure or len(watched.trace.calls) > len(furthest.calls):
@@ -72,9 +86,11 @@ def trace(kind: Any, config: dict[str, Any], family: Family) -> tuple[nn.Module,
     return network, Trace(failure=furthest.failure, layout=furthest.layout)
 
 
-def _with_short_table(config: dict[str, Any]) -> dict[str, Any]:
-    """Positions for the latents of two patches: the whole table of SD3.5 has 2 GB in float64."""
-    return {**config, "pos_embed_max_size": 2} if config.get("pos_embed_max_size") else config
+def _with_short_table(config: dict[str, Any], side: int | None) -> dict[str, Any]:
+    """Positions for latents of this side alone: the whole table of SD3.5 has 2 GB in float64."""
+    if not config.get("pos_embed_max_size"):
+        return config
+    return {**config, "pos_embed_max_size": -(-(side or 4) // config["patch_size"])}
 
 
 def _first_line(error: Exception) -> str:
@@ -91,20 +107,22 @@ class _Watched(TorchFunctionMode):
         self.gelus: set[int] = set()
         self.alive: list[Tensor] = []  # so that no two tensors have one id
 
-    def note(self, name: str, module: nn.Module, x: Tensor) -> None:
+    def note(self, name: str, module: Any, x: Tensor) -> None:
         self.alive.append(x)
-        channels = x.shape[-1] if isinstance(module, nn.Linear) else x.shape[1]
-        call = Call(id(x), x.numel() // channels, id(x) in self.gelus)
+        products = x.numel() * module.weight.numel()
+        if isinstance(module, nn.Linear):
+            products //= module.in_features
+        else:  # a convolution
+            products //= module.in_channels * math.prod(module.stride)
+        call = Call(id(x), products, id(x) in self.gelus)
         self.trace.calls.setdefault(name, []).append(call)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             q, k, v = (*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs))[:3]
-            heads = q.shape[:-2].numel()
-            self.trace.attention_flops += (
-                2 * heads * q.shape[-2] * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-            )
+            channels = q.shape[:-2].numel() * (q.shape[-1] + v.shape[-1])
+            self.trace.attention.append((channels, q.shape[-2], k.shape[-2]))
             return q.new_zeros(*q.shape[:-1], v.shape[-1])
         found = func(*args, **kwargs)
         name = getattr(func, "__name__", "")

@@ -1,0 +1,269 @@
+"""`loraq inspect`: the layers of a model and what a method would make of them, without weights.
+
+Reads configurations alone. Products of a forward are those of one image, video or clip at the
+model's size, from forwards without weights at small sizes (`models/discovery/work.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from loraq.compose import load_rows
+from loraq.config import Config, ModelConfig, Recipe
+from loraq.models.denoisers import joined, parts
+from loraq.models.discovery.structure import SPATIAL, UNUSED, structure_of
+from loraq.models.discovery.work import Products, count_products
+from loraq.models.family import find_family
+from loraq.models.family_file import family_text, is_family_file, read_family
+from loraq.models.layers import list_layers
+from loraq.models.loading import meta_denoiser
+from loraq.models.skeleton import frame_step, pixels_of_latent, skeleton
+from loraq.models.source import config_folder, pipeline_of
+from loraq.quantization.model import QuantizedModel
+from loraq.quantization.planned import planned_layers
+from loraq.results.tables.text import Table, to_markdown
+
+TOKENS = 512
+"""Tokens of a prompt where the pipeline's call has no such setting."""
+SKIPPED = "quant.skip"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer, or the layers of one role in one list of blocks.
+
+    blocks: the list, "" outside. reason: why it stays in 16 bits, "" if it is quantised.
+    bits: per weight, with branch and transform. products: multiply-adds, None if not counted.
+    """
+
+    name: str
+    blocks: str
+    role: str
+    layers: int
+    shape: tuple[int, int]
+    input: str
+    after_gelu: bool
+    reason: str
+    bits: float
+    weights: int
+    products: int | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model's layers, one entry each, and the totals under a method."""
+
+    title: str
+    lines: list[str]
+    entries: list[Entry]
+    products: int | None
+    parameters: int
+    family: str
+
+    def text(self, every: bool = False) -> str:
+        """Tables by list of blocks and role, or of `every` layer."""
+        shown = self.entries if every else grouped(self.entries)
+        columns = ["layer" if every else "blocks", "role", "layers", "out × in", "input", "GELU"]
+        columns += ["bits", "weights", "FLOPs", "16 bits because"]
+        rows = [self._row(entry, every) for entry in shown]
+        return "\n".join([*self.lines, "", to_markdown(Table(self.title, columns, rows))])
+
+    def _row(self, entry: Entry, every: bool) -> list[Any]:
+        share = "–"
+        if entry.products is not None and self.products:
+            share = f"{100 * entry.products / self.products:.1f} %"
+        return [
+            entry.name if every else entry.blocks or "outside",
+            entry.role if entry.blocks else "–",
+            entry.layers,
+            f"{entry.shape[0]} × {entry.shape[1]}" if all(entry.shape) else "several",
+            entry.input or "–",
+            "yes" if entry.after_gelu else "",
+            f"{entry.bits:.2f}",
+            f"{100 * entry.weights / self.parameters:.1f} %",
+            share,
+            entry.reason,
+        ]
+
+    def plain(self) -> dict[str, Any]:
+        """The values for a JSON file."""
+        plain = {"model": self.title, "notes": self.lines, "parameters": self.parameters}
+        return plain | {"products": self.products, "layers": [asdict(e) for e in self.entries]}
+
+    def yaml(self) -> str:
+        """The layers of blocks as a family's file."""
+        layers: dict[str, tuple[str, bool]] = {}
+        for entry in self.entries:
+            if entry.blocks and entry.reason not in (SPATIAL, UNUSED):
+                name = re.sub(rf"(?<={re.escape(entry.blocks)}\.)\d+", "*", entry.name)
+                layers.setdefault(name, (entry.role, bool(entry.reason)))
+        return family_text(self.family, self.title, layers)
+
+    def __repr__(self) -> str:
+        return f"Inspection({self.title!r}, {len(self.entries)} layers)"
+
+
+def inspect_model(overrides: Sequence[str]) -> Inspection:
+    """The layers of the model that the overrides choose, under their method; reads no weights."""
+    return inspect_row(load_rows(overrides)[-1])
+
+
+def inspect_row(config: Config) -> Inspection:
+    """The layers of a row's model under the row's recipe."""
+    model, recipe = config.model, config.quant
+    denoiser, family = meta_denoiser(model), find_family(model.family)
+    kept = list_layers(denoiser, model.family, None if recipe is None else recipe.skip)
+    quantized = None if recipe is None else QuantizedModel(planned_layers(kept, recipe))
+    stored = {} if quantized is None else _stored_bits(quantized)
+    names, entries, untraced = {layer.name for layer in kept}, [], ""
+    positions, tokens = _positions(model), model.max_sequence_length or TOKENS
+    total: int | None = 0
+    for part, network in parts(denoiser).items():
+        structure = structure_of(network, family)
+        untraced = structure.untraced
+        products = None if untraced else count_products(network, family, positions, tokens)
+        total = None if products is None or total is None else total + products.total
+        for found in structure.layers:
+            name = joined(part, found.name)
+            module: Any = network.get_submodule(found.name)
+            reason = "" if name in names else found.reason or SKIPPED
+            if not found.quantizable:
+                reason = found.reason
+            bits = stored[name] / module.weight.numel() if name in stored else 16.0
+            entries.append(
+                Entry(
+                    name,
+                    joined(part, found.block.rpartition(".")[0]) if found.block else "",
+                    found.role,
+                    1,
+                    found.shape,
+                    found.input_id.removeprefix(f"{found.block}.") if found.block else "",
+                    found.after_gelu,
+                    reason,
+                    bits,
+                    module.weight.numel(),
+                    _of(products, found.name),
+                )
+            )
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    lines = _lines(config, denoiser, entries, parameters, quantized, recipe)
+    if untraced:
+        lines.append(f"shared inputs by name, and no FLOPs: a forward fails ({untraced})")
+    elif total is None:
+        lines.append("no FLOPs: they do not grow linearly with the size at small sizes")
+    elif total:
+        lines.append(
+            f"{_tera(2 * total / len(parts(denoiser)))} TFLOP a forward, attention "
+            f"{100 * (1 - sum(e.products or 0 for e in entries) / total):.1f} %, with {positions} "
+            f"positions of latents and {tokens} tokens of text"
+        )
+    kinds = {type(network).__name__ for network in parts(denoiser).values()}
+    title = f"{model.name}: {' and '.join(sorted(kinds))}"
+    base = read_family(model.family).family if is_family_file(model.family) else model.family
+    return Inspection(title, lines, entries, total, parameters, base)
+
+
+def _tera(number: float) -> str:
+    return f"{number / 1e12:,.0f}" if number >= 1e14 else f"{number / 1e12:.3g}"
+
+
+def _stored_bits(quantized: QuantizedModel) -> dict[str, float]:
+    """Bits of every packed layer; layers that share R and a transform bear equal parts of them."""
+    users = Counter(id(layer.transform) for layer in quantized.layers.values())
+    bits = {}
+    for name, layer in quantized.layers.items():
+        own = [part for part in (layer.weight, layer.left) if part is not None]
+        shared = [part for part in (layer.right, layer.transform) if part is not None]
+        both = sum(part.nbytes for part in shared) / users[id(layer.transform)]
+        bits[name] = 8 * (sum(part.nbytes for part in own) + both)
+    return bits
+
+
+def _of(products: Products | None, name: str) -> int | None:
+    return None if products is None else products.layers.get(name, 0)
+
+
+def _lines(
+    config: Config,
+    denoiser: Any,
+    entries: Sequence[Entry],
+    parameters: int,
+    quantized: QuantizedModel | None,
+    recipe: Recipe | None,
+) -> list[str]:
+    model = config.model
+    lists = dict.fromkeys(entry.blocks for entry in entries if entry.blocks)
+    counts = []
+    for listed in lists:
+        pattern = re.compile(rf"{re.escape(listed)}\.(\d+)\.")
+        found = {match[1] for entry in entries if (match := pattern.match(entry.name))}
+        counts.append(f"{len(found)} {listed}")
+    chosen = [entry for entry in entries if not entry.reason]
+    weights = sum(entry.weights for entry in chosen)
+    method = "quantised by rule" if recipe is None else f"quantised by {config.method}"
+    lines = [
+        f"{pipeline_of(model).__name__}, family {model.family}: {', '.join(parts(denoiser)) or ''}"
+        f"{' ' if any(parts(denoiser)) else ''}{parameters / 1e9:.3f} B parameters in "
+        f"{len(entries)} layers; blocks: {', '.join(counts)}",
+        f"{method}: {len(chosen)} layers, {weights / 1e9:.3f} B weights "
+        f"({100 * weights / parameters:.1f} % of the parameters)",
+    ]
+    if quantized is not None and recipe is not None:
+        branch = "no branch"
+        if quantized.rank:
+            branch = f"rank {quantized.rank}, {quantized.branch_bits_per_weight:.3f} bits of them"
+        lines.append(
+            f"{quantized.bits_per_weight:.3f} bits per quantised weight ({branch}); "
+            f"{quantized.nbytes / 1e9:.3f} GB instead of {2 * weights / 1e9:.3f} GB"
+        )
+        if recipe.allocation.kind != "uniform":
+            lines.append("allocation: the mean over layers is shown, whose ranks or bits differ")
+    return lines
+
+
+def _positions(model: ModelConfig) -> int:
+    """Positions of the latents of one image or video; 1,024 of what has no size."""
+    pipe = skeleton(config_folder(model))
+    scale = None if pipe is None else pixels_of_latent(pipe)
+    if pipe is None or model.size is None or not scale:
+        return 1024
+    height, width = model.size
+    known = inspect.signature(pipeline_of(model).__call__).parameters
+    each, frames = frame_step(pipe) or 1, 1
+    if "num_frames" in known:
+        frames = model.call.get("num_frames", known["num_frames"].default) or 1
+    return (height // scale) * (width // scale) * (1 + (frames - 1) // each)
+
+
+def grouped(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry for the layers of one role in one list of blocks, and one for those outside."""
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries:
+        role = entry.role if entry.blocks else ""
+        groups.setdefault((entry.blocks, role, entry.reason), []).append(entry)
+    found = []
+    for (blocks, role, reason), members in groups.items():
+        shapes, inputs = {e.shape for e in members}, {e.input for e in members}
+        weights = sum(e.weights for e in members)
+        counted = [e.products for e in members if e.products is not None]
+        found.append(
+            Entry(
+                members[0].name,
+                blocks,
+                role,
+                len(members),
+                members[0].shape if len(shapes) == 1 else (0, 0),
+                members[0].input if len(inputs) == 1 else "several",
+                all(e.after_gelu for e in members),
+                reason,
+                sum(e.bits * e.weights for e in members) / max(1, weights),
+                weights,
+                sum(counted) if len(counted) == len(members) else None,
+            )
+        )
+    return found
