@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from loraq.models.denoisers import gathered
 from loraq.models.layers import family_of, list_layers
 from tests import published
 
@@ -59,6 +60,10 @@ LAYERS = {
     "pixart_sigma": (blocks(28, *CROSS), 0.852),
     "sana_1_6b": (blocks(20, *CROSS), 0.844),
     "sana_sprint_1_6b": (blocks(20, *CROSS), 0.841),
+    "wan_2_2_t2v_a14b": (blocks(2 * 40, *CROSS), 0.837),
+    "wan_2_2_ti2v_5b": (blocks(30, *CROSS), 0.868),
+    "ltx_video": (blocks(28, *CROSS), 0.855),
+    "stable_audio_open": (blocks(24, *CROSS), 0.964),
 }
 """Model → quantised layers by role, counted from the papers' blocks, and their share of weights."""
 
@@ -66,7 +71,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_quantised_layers_of_a_published_model(name):
     roles, share = LAYERS[name]
-    (net,) = published.denoisers(name).values()
+    net = gathered(published.denoisers(name), name)
     layers = list_layers(net, family_of(net))
     assert Counter(layer.role for layer in layers) == roles
     weights = sum(math.prod(layer.shape) for layer in layers)
