@@ -29,6 +29,7 @@ from loraq.runner.recording import Recording, record, returned_names, text_metho
 from tests import pipelines
 from tests.damage import flip_bit
 from tests.little import little_config
+from tests.runner import text_survey
 
 PROMPTS = ["a red cat", "one blue fish a green dog"]
 
@@ -264,3 +265,15 @@ def test_a_negative_prompt_holds_for_every_prompt_of_a_batch():
     torch.testing.assert_close(together, alone)
     without = image_batch(pipe, replace(config, call={}), both, 0, "pt")
     assert not torch.allclose(together[1], without[1])  # the guidance has an effect
+
+
+def test_a_recording_serves_nearly_every_pipeline_with_a_transformer():
+    """By diffusers' sources; `python -m tests.runner.text_survey` lists the exceptions."""
+    found = [entry for entry in text_survey.survey("self.transformer") if entry.transformer]
+    served, named = (
+        sum(flags) for flags in zip(*((not e.reason, e.named) for e in found), strict=True)
+    )
+    assert served >= 0.9 * len(found) > 100 and named < 30
+    names = {entry.name for entry in found if not entry.reason}
+    kinds = {type(encoding_pipe(name)).__name__ for name in pipelines.names()}
+    assert kinds | {"HunyuanVideoPipeline", "ErnieImagePipeline", "Krea2Pipeline"} <= names
