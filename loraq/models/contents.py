@@ -32,9 +32,9 @@ from loraq.models.files import (
     weight_files,
 )
 from loraq.models.hub import listed_problems
-from loraq.models.networks import compare_with_files, network_class, pipeline_class
+from loraq.models.networks import compare_with_files, network_class
 from loraq.models.parts import check_classes, check_parts
-from loraq.models.source import resolve_folder
+from loraq.models.source import pipeline_of, resolve_folder
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "BOOL")
 _REMEDY = "Restore these files, or use a complete copy of the model."
@@ -46,13 +46,7 @@ def check_contents(model: ModelConfig, only: Collection[str] | None = None) -> N
     Reads no weights: only JSON files and the headers of safetensors files.
     """
     folder, table = resolve_folder(model), find_family(model.family)
-    pipeline = pipeline_class(folder)
-    if table.PIPELINES and pipeline.__name__ not in table.PIPELINES:
-        raise LoraqError(
-            f"'{folder}' is a {pipeline.__name__}; family '{model.family}' loads "
-            f"{' or '.join(table.PIPELINES)}. Set model.family to the model's family (auto finds "
-            "it), model.path to another folder, or model=hub, which reads all settings from it."
-        )
+    pipeline = pipeline_of(model)
     listed = components(folder)
     _check_listed(folder, pipeline, listed)
     check_classes(folder)  # by which a component is known to have weights

@@ -19,8 +19,9 @@ from loraq.errors import LoraqError
 from loraq.models.call import SETTINGS
 from loraq.models.denoisers import require_denoiser
 from loraq.models.family import family_for
+from loraq.models.networks import pipeline_class
 from loraq.models.skeleton import default_size, skeleton
-from loraq.models.source import config_folder, pipeline_of
+from loraq.models.source import config_folder
 
 AUTO = "auto"
 
@@ -39,7 +40,7 @@ def with_defaults(model: ModelConfig) -> ModelConfig:
         if model.hub_id is None or model.steps is None or AUTO in (model.family, model.name):
             raise
         return model  # what stays None has the pipeline's default; the plan says what is missing
-    pipeline = pipeline_of(model)
+    pipeline = pipeline_class(folder)
     require_denoiser(pipeline)
     found: dict[str, Any] = {}
     if model.family == AUTO:

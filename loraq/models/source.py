@@ -13,6 +13,7 @@ from typing import Any
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, near_matches
 from loraq.models import hub
+from loraq.models.family import find_family
 from loraq.models.files import SMALL, WEIGHTS, components, used_files
 from loraq.models.networks import pipeline_class
 from loraq.utils.assets import resolve_asset
@@ -52,8 +53,19 @@ def config_folder(model: ModelConfig) -> Path:
 
 
 def pipeline_of(model: ModelConfig) -> Any:
-    """The class of the model's pipeline in diffusers, from its `model_index.json`."""
-    return pipeline_class(config_folder(model))
+    """The class of the model's pipeline in diffusers, from its `model_index.json`.
+
+    LoraqError if the model's family is for other classes.
+    """
+    folder = config_folder(model)
+    found, wanted = pipeline_class(folder), find_family(model.family).PIPELINES
+    if wanted and found.__name__ not in wanted:
+        raise LoraqError(
+            f"'{folder}' is a {found.__name__}; family '{model.family}' loads "
+            f"{' or '.join(wanted)}. Set model.family to the model's family (auto finds it), "
+            "model.path to another folder, or model=hub, which reads all settings from it."
+        )
+    return found
 
 
 def model_commit(model: ModelConfig) -> str | None:

@@ -136,3 +136,11 @@ def test_a_pipeline_without_a_component_that_it_needs_is_refused(tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(LoraqError, match="lists no text_encoder_2"):
         check_contents(with_defaults(of_folder(folder)))
+
+
+def test_a_file_of_another_model_is_refused_for_a_folder_with_the_remedy():
+    """`model=tiny_pixart model.path=FLUX` complained about an argument of the call."""
+    folder = pipelines.little_folder("flux")
+    model = load_rows([f"model.path={folder}", "method=rtn"])[-1].model
+    with pytest.raises(LoraqError, match=r"is a FluxPipeline; family 'pixart_sigma'.*model=hub"):
+        check_model_call(pipeline_of(model), model)
