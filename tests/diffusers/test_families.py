@@ -10,13 +10,12 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from loraq.compose import recipe
+import loraq
 from loraq.diffusers_quantizer import LoRaQConfig
-from loraq.models import Layer, list_layers
-from loraq.models.denoisers import Experts, dtype_of
+from loraq.models import Layer
+from loraq.models.denoisers import Experts, denoiser_of, dtype_of, parts
 from loraq.models.example_inputs import example_inputs
 from loraq.models.files import components
-from loraq.models.layers import family_of, recipe_for
 from loraq.quantization.quantizer import quantize_model
 from tests import pipelines
 
@@ -39,18 +38,17 @@ def outputs(transformer) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name", pipelines.names())
 def test_a_family_is_quantised_while_it_is_loaded_saved_and_read_back(name, tmp_path):
-    """The same packed layers as of a loaded transformer, and the same model from its files."""
-    folder, kind = pipelines.little_folder(name) / "transformer", transformer_class(name)
-    net = kind.from_pretrained(folder)
-    family = family_of(net)
-    chosen = recipe_for(recipe(*RECIPE), family, dtype_of(net))
-    layers = list_layers(net, family, chosen.skip)
-    quantize_model(net, layers, chosen, progress=None, family=family).apply(net)
-    loading = kind.from_pretrained(folder, quantization_config=LoRaQConfig(*RECIPE))
+    """The packed layers of `loraq.quantize`, and the same model from its files."""
+    folder, kind = pipelines.little_folder(name), transformer_class(name)
+    pipe = pipelines.build(name)
+    made = loraq.quantize(pipe, loraq.recipe(*RECIPE), progress=False)
+    nets = parts(denoiser_of(pipe)).values()
+    packed = [n for net in nets for n in net.state_dict() if n.endswith(".weight_codes")]
+    assert len(packed) == len(made.layers) >= 4
+    net, settings = pipe.transformer, LoRaQConfig(*RECIPE)
+    loading = kind.from_pretrained(folder / "transformer", quantization_config=settings)
     loading.save_pretrained(tmp_path)
-    loaded = kind.from_pretrained(tmp_path)
-    state = net.state_dict()
-    assert len(layers) >= 4 and sum(n.endswith(".weight_codes") for n in state) == len(layers)
+    loaded, state = kind.from_pretrained(tmp_path), net.state_dict()
     for other in (loading, loaded):
         held = other.state_dict()
         assert held.keys() == state.keys()
@@ -64,7 +62,7 @@ def test_what_a_class_keeps_in_float32_stays_so_in_a_packed_checkpoint(tmp_path)
     folder = pipelines.little_folder("wan") / "transformer"
     net = WanTransformer3DModel.from_pretrained(folder, dtype=torch.bfloat16)
     layer = Layer("blocks.0.ffn.net.2", "ff_down", (48, 112), "blocks.0.ff.down")
-    quantize_model(net, [layer], recipe("rtn"), progress=None).apply(net)
+    quantize_model(net, [layer], loraq.recipe("rtn"), progress=None).apply(net)
     assert next(net.parameters()).dtype == torch.float32
     assert dtype_of(net) == dtype_of(Experts({"transformer": net})) == torch.bfloat16
     net.save_pretrained(tmp_path)
