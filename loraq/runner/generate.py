@@ -93,12 +93,7 @@ def call_pipeline(
     text: Mapping[str, Any] = {"prompt": [prompt.prompt for prompt in prompts]}
     if isinstance(embeddings, Mapping):
         text = {"prompt": None, "negative_prompt": None, **embeddings}
-    # One negative prompt for each prompt: FLUX's pipeline does not repeat a single one.
-    options = {
-        name: [value] * len(prompts) if name == "negative_prompt" and value is not None else value
-        for name, value in model.call.items()
-        if name not in text
-    }
+    options = {name: value for name, value in model.call.items() if name not in text}
     with torch.inference_mode(), answered(pipe, embeddings):
         try:
             return pipe(

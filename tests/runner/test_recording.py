@@ -247,26 +247,6 @@ def test_notes_of_the_plan(tiny_folder):
     assert notes.model_notes([little_config(path=str(tiny_folder))]) == []
 
 
-def test_a_negative_prompt_holds_for_every_prompt_of_a_batch():
-    """FLUX with true guidance makes the same images of two prompts at once and one by one."""
-    pipe = pipelines.build("flux")
-    own = pipelines.settings("flux")
-    size = {name: own.CALL[name] for name in ("height", "width", "max_sequence_length")}
-    config = replace(
-        little_config(path=str(pipelines.little_folder("flux"))),
-        family="generic",
-        steps=own.STEPS,
-        call={"true_cfg_scale": 3.0, "negative_prompt": "a red cat"},
-        **size,
-    )
-    both = [Prompt("p0", PROMPTS[0]), Prompt("p1", PROMPTS[1])]
-    together = image_batch(pipe, config, both, 0, "pt")
-    alone = torch.cat([image_batch(pipe, config, [prompt], 0, "pt") for prompt in both])
-    torch.testing.assert_close(together, alone)
-    without = image_batch(pipe, replace(config, call={}), both, 0, "pt")
-    assert not torch.allclose(together[1], without[1])  # the guidance has an effect
-
-
 def test_a_recording_serves_nearly_every_pipeline_with_a_transformer():
     """By diffusers' sources; `python -m tests.runner.text_survey` lists the exceptions."""
     found = [entry for entry in text_survey.survey("self.transformer") if entry.transformer]
