@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import transformers  # noqa: F401  (before versions are pinned: it looks at torch's when imported)
+# before versions are pinned: these look at torch's when they are imported
+import transformers  # noqa: F401
+from diffusers import PixArtSigmaPipeline, SanaPipeline  # noqa: F401
 
 from loraq.compose import load_rows
 from loraq.config.overrides import config_groups
