@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
 from loraq.models.denoisers import parts
+from loraq.models.discovery.structure import starred_name
 from loraq.models.example_inputs import example_inputs
 
 
@@ -41,7 +42,8 @@ def check_called(transformer: nn.Module, replaced: Mapping[str, nn.Module]) -> N
             "another module holds it. Load the model as its repository provides it, and quantise "
             "that."
         )
-    idle = [name for name in packed if name not in called]
+    kinds = {starred_name(name) for name in called}  # an expert is called for some values only
+    idle = [name for name in packed if starred_name(name) not in kinds]
     if idle:
         raise LoraqError(
             f"{len(idle)} of {len(packed)} packed layers, such as '{idle[0]}', are not used when "

@@ -32,6 +32,8 @@ from loraq.utils.hashing import key
 from loraq.utils.plain import to_plain
 
 INPUTS_VERSION = 1
+LAYERS_VERSION = 1
+"""Of the rule that chooses layers without a family's list (`models/discovery/structure.py`)."""
 EMBEDDINGS_VERSION = 1
 RECORDING_VERSION = 1
 DEFAULTS_VERSION = 1
@@ -103,6 +105,7 @@ def make_row(config: Config, arithmetic: Mapping[str, Any] | None = None) -> Row
             machine,
             *(inputs or [None]),
             *([BRANCH_VERSIONS[finder]] if finder in BRANCH_VERSIONS else []),
+            *(["layers", LAYERS_VERSION] if config.quant.skip is None else []),  # chosen by rule
             *(["oneDNN"] if finder[0] == "loraq" and batch_invariance.use_onednn(device) else []),
         )
         keys[Stage.IMAGES] = key(

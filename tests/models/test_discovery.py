@@ -7,11 +7,13 @@ import json
 import pytest
 
 from experiments.bench.make_fullsize import meta_model
+from loraq import recipe
 from loraq.errors import LoraqError
 from loraq.models.denoisers import Experts
 from loraq.models.discovery.structure import CROSS, UNUSED, structure_of_class
 from loraq.models.family import Family, family_names, find_family
 from loraq.models.layers import family_of, list_layers
+from loraq.quantization.quantizer import quantize_model
 from loraq.utils.assets import ASSETS
 from tests.models import shipped
 
@@ -121,3 +123,20 @@ def test_layers_of_experts_have_their_component_in_front():
     assert layers[8].shares_input == "transformer_2.blocks.0.attn1.qkv"
     with pytest.raises(LoraqError, match="'self_w' matches none of 20 layers"):
         list_layers(experts, "generic", ("self_w",))
+
+
+def test_experts_that_example_values_do_not_choose_are_quantised():
+    """HiDream's router sends two tokens to two of its experts; all of them are layers of use."""
+    kind = shipped.classes()["HiDreamImageTransformer2DModel"]
+    small = {
+        "patch_size": 2, "in_channels": 4, "num_layers": 1, "num_single_layers": 0,
+        "attention_head_dim": 16, "num_attention_heads": 2, "caption_channels": [16, 16],
+        "text_emb_dim": 16, "axes_dims_rope": (8, 4, 4), "llama_layers": [0],
+    }  # fmt: skip
+    network = kind(**small).eval()
+    layers = list_layers(network, "generic")
+    experts = {layer.name for layer in layers if ".experts." in layer.name}
+    assert len(experts) == 3 * 4
+    quantized = quantize_model(network, layers, recipe("rtn"), progress=None)
+    with quantized.applied(network):
+        quantized.check_called(network)

@@ -224,7 +224,7 @@ def _block_layers(
     members: Sequence[Found], roles: Mapping[tuple[str, str], tuple[str, str]], found: Trace
 ) -> Iterator[Found]:
     """The layers of one block with their roles, inputs and reasons."""
-    called = {_starred(name) for name in found.calls}
+    called = {starred_name(name) for name in found.calls}
     named = [replace(layer, role=roles[_kind(layer)][0]) for layer in members]
     groups: dict[object, list[Found]] = {}
     for layer in named:
@@ -236,14 +236,14 @@ def _block_layers(
             short = group[0].inside
         ids.add(short)
         for layer in group:
-            used = bool(found.failure) or _starred(layer.name) in called
+            used = bool(found.failure) or starred_name(layer.name) in called
             usual = roles[_kind(layer)][1]
             reason = layer.reason or (_reason(layer, usual) if used else UNUSED)
             yield replace(layer, input_id=f"{layer.block}.{short}", reason=reason)
 
 
-def _starred(name: str) -> str:
-    """The name without numbers: which expert of several is called depends on values."""
+def starred_name(name: str) -> str:
+    """The name with stars for numbers: which expert of several is called depends on values."""
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
