@@ -65,7 +65,7 @@ LAYERS = {
     "ltx_video": (blocks(28, *CROSS), 0.855),
     "stable_audio_open": (blocks(24, *CROSS), 0.964),
 }
-"""Model → quantised layers by role, counted from the papers' blocks, and their share of weights."""
+"""Model → quantised layers by role, from diffusers' blocks, and the share of weights measured."""
 
 
 @pytest.mark.parametrize("name", LAYERS)
