@@ -29,7 +29,7 @@ NEEDS_CLEANERS = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("family", [n for n in family_names() if find_family(n).PIPELINES])
+@pytest.mark.parametrize("family", [n for n in family_names() if find_family(n).EMBEDDINGS])
 def test_the_family_lists_the_defaults_that_differ(family):
     table = find_family(family)
     pipeline = getattr(diffusers, table.PIPELINES[0])
