@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.formats.quantization import all_finite
+from loraq.models.layers import Layer
 from loraq.models.moments import Moment
 
 
@@ -55,6 +56,17 @@ class Activations:
         found = Activations(**kept)
         found._check_finite()
         return found
+
+    def check_read(self, layers: Sequence[Layer]) -> None:
+        """LoraqError if the calibration never ran some of the layers, so that data is missing."""
+        for held in filter(None, (self.rows, self.moments)):
+            if idle := [layer.name for layer in layers if layer.shares_input not in held]:
+                raise LoraqError(
+                    f"No step of the calibration runs {len(idle)} of {len(layers)} layers, such as "
+                    f"'{idle[0]}' (an expert for other steps, or one that no token chooses). Raise "
+                    "model.steps or calibration.prompts, leave the layers in 16 bits (quant.skip), "
+                    "or use a recipe that reads only weights (method=loraq_o2)."
+                )
 
     def _check_finite(self) -> None:
         held: dict[str, Iterable[tuple[str, Tensor]]] = {

@@ -146,7 +146,7 @@ class GroupContext:
 
 
 def _follows_gelu(group: Group) -> bool:
-    return all(layer.after_gelu for unit in group.units for layer in unit.layers)
+    return group.units[0].after_gelu
 
 
 def _rounding_per_unit(fmt: Format) -> Callable[[Tensor], Tensor]:

@@ -61,6 +61,7 @@ class GroupWork:
     ) -> GroupWork:
         """The groups of `layers`, in the order of the model; raises as `quantize_model` does."""
         read = (activations or Activations()).restricted_to(recipe)
+        read.check_read(layers)
         if recipe.statistics == "weights":
             read = replace(read, moments=_known_moments(transformer, layers, family))
         units = make_units(layers, recipe.branch.share_qkv)

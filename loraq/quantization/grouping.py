@@ -1,8 +1,8 @@
 """Units and groups. A unit is a layer, or the stacked layers that read one input and share R.
 
 q/k/v of a self-attention read the same x; stacked along `out` they share R, as in SVDQuant.
-Units of equal roles, shape and number of captured rows form a group: one batch of matrices, stored
-in one file.
+Units of equal roles, shape, kind of input (behind a GELU or not) and number of captured rows form a
+group: one batch of matrices, stored in one file.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class Unit:
         return self.layers[0].shares_input
 
     @property
+    def after_gelu(self) -> bool:
+        return self.layers[0].after_gelu
+
+    @property
     def shape(self) -> tuple[int, int]:
         return sum(layer.shape[0] for layer in self.layers), self.layers[0].shape[1]
 
@@ -87,7 +91,7 @@ class UnitAllocation:
 
 @dataclass(frozen=True)
 class Group:
-    """Units of equal roles, shape and allocation, quantised as one batch."""
+    """Units of equal roles, shape, inputs and allocation, quantised as one batch."""
 
     name: str
     units: tuple[Unit, ...]
@@ -139,15 +143,16 @@ def make_groups(
     representative from the start. rows: captured inputs by input id, if units are to have equally
     many: two experts run in different numbers of steps.
     """
-    by_kind: dict[tuple[tuple[str, ...], tuple[int, int], UnitAllocation, int], list[Unit]] = {}
+    by_kind: dict[tuple[tuple[str, ...], tuple[int, int], UnitAllocation, bool, int], list[Unit]]
+    by_kind = {}
     for unit in units:
         count = 0 if rows is None else len(rows[unit.input_id])
-        kind = (unit.roles, unit.shape, allocations[unit.name], count)
+        kind = (unit.roles, unit.shape, allocations[unit.name], unit.after_gelu, count)
         by_kind.setdefault(kind, []).append(unit)
     uniform = len(set(allocations.values())) == 1
     groups: list[Group] = []
     numbers: Counter[str] = Counter()
-    for (roles, (o, i), given, _), members in by_kind.items():
+    for (roles, (o, i), given, *_), members in by_kind.items():
         size = max(1, elements // (o * i))
         suffix = "" if uniform else f".r{given.rank}" + f"b{given.weight_bits or ''}".rstrip("b")
         shared = f"{'+'.join(roles)}.{o}x{i}{suffix}"

@@ -30,16 +30,23 @@ def layer_errors(
 
     transformer: the 16-bit model; inputs: input id → (rows, in), its activations on captions that
     calibration does not use. Rows that the 16-bit model leaves non-finite, such as masked tokens,
-    are not counted; a warning says so.
+    are not counted; layers that no step ran have no output error. A warning says so.
     """
     rows: list[dict[str, Any]] = []
     errors: list[Tensor] = []
     used = dict.fromkeys(layer.shares_input for layer in layers)
-    finite = {name: _finite_rows(name, inputs[name]) for name in used}
+    finite = {name: _finite_rows(name, inputs[name]) for name in used if name in inputs}
+    if idle := [layer.name for layer in layers if layer.shares_input not in finite]:
+        log.warning(
+            "No step of the 16-bit model runs %d of %d quantised layers, such as '%s': they have "
+            "no output error, and do not change these images. Raise model.steps to see theirs.",
+            *(len(idle), len(layers), idle[0]),
+        )
     for layer in layers:
         linear = transformer.get_submodule(layer.name)
         w_OI = weight_matrix(linear).float()
-        x_TI = finite[layer.shares_input].to(w_OI.device).float()
+        x_TI = finite.get(layer.shares_input, w_OI.new_empty(0, w_OI.shape[1]))
+        x_TI = x_TI.to(w_OI.device).float()
         tensors = model.layers[layer.name].to(x_TI.device)
         y_TO = x_TI @ w_OI.T
         offset = 0.0 if linear.bias is None else linear.bias.float()
@@ -50,6 +57,9 @@ def layer_errors(
     if errors:  # read at once: the host waits once for a GPU
         for row, found in zip(rows, torch.stack(errors).view(-1, 2).tolist(), strict=True):
             row["weight_error"], row["output_error"] = found
+    for row, layer in zip(rows, layers, strict=True):
+        if layer.shares_input not in finite:
+            del row["output_error"]
     return rows
 
 

@@ -139,7 +139,7 @@ def planned_layers(layers: Sequence[Layer], recipe: Recipe) -> dict[str, LayerTe
     planned = {}
     for unit in units:
         width = unit.shape[1]
-        shift = GELU_SHIFT if recipe.transform.shift and unit.layers[0].after_gelu else 0.0
+        shift = GELU_SHIFT if recipe.transform.shift and unit.after_gelu else 0.0
         activation = formats["activation"]
         if shift:
             activation = replace(activation, name="uint4", family="uint")

@@ -5,11 +5,10 @@ Shapes: w_BOI units × out × in, x_BTI units × calibration rows × in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from loraq.config import Recipe
 from loraq.layers.tensors import LayerTensors
@@ -38,7 +37,7 @@ def quantize_group(
     x_BTI = None
     if activations.rows is not None:
         rows = [activations.rows[unit.input_id].to(w_BOI.device) for unit in group.units]
-        x_BTI = torch.stack([x_TI.float() for x_TI in _of_equal_number(rows)])
+        x_BTI = torch.stack([x_TI.float() for x_TI in rows])
     moments = _moments_of(group, recipe, activations)
     if moments is None:
         recipe = recipe.without_moments()
@@ -55,16 +54,6 @@ def quantize_group(
     if recipe.rounding.kind != "nearest":
         release_free_pages()
     return pack_group(context, problem.weight_BOI, transform, solution, second_BII, modules), notes
-
-
-def _of_equal_number(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Each input with as many rows as the one that has most: rows are repeated, evenly.
-
-    Experts run in different numbers of steps, and a stream of text has fewer tokens.
-    """
-    most = max(map(len, rows))
-    places = torch.arange(most, device=rows[0].device)
-    return [x_TI if len(x_TI) == most else x_TI[places * len(x_TI) // most] for x_TI in rows]
 
 
 def _moments_of(group: Group, recipe: Recipe, activations: Activations) -> list[Moment] | None:

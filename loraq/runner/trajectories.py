@@ -136,7 +136,7 @@ class _Recorder:
         own_args, own_kwargs = _mapped((args, kwargs), copied)
         sample = _sample(output)
         read = getattr(getattr(module, "config", None), "in_channels", None)
-        if read is not None and sample.shape[1] == 2 * read:
+        if sample.dim() == 4 and sample.shape[1] == 2 * (read or 0):  # (B, C, H, W), no tokens
             sample = sample[:, :read]
         copy = sample.detach().to("cpu", copy=True)
         self.kept.append(Forward(step, own_args, own_kwargs, copy, part))
@@ -267,10 +267,9 @@ def _check_recorded(forwards: Sequence[Forward]) -> Sequence[Forward]:
 
 
 def _sample(output: Any) -> Tensor:
-    """The output tensor: diffusers returns it in a tuple or as `.sample`."""
-    if isinstance(output, tuple):
-        return output[0]
-    return getattr(output, "sample", output)
+    """The output tensor: diffusers returns it in a tuple or as `.sample`, or a list for a batch."""
+    sample = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    return torch.stack(sample) if isinstance(sample, list) else sample
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

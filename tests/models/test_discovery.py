@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
 from experiments.bench.make_fullsize import meta_model
 from loraq import recipe
@@ -140,3 +143,32 @@ def test_experts_that_example_values_do_not_choose_are_quantised():
     quantized = quantize_model(network, layers, recipe("rtn"), progress=None)
     with quantized.applied(network):
         quantized.check_called(network)
+
+
+class InPlace(ModelMixin, ConfigMixin):
+    """A block that changes its input between two layers, and a GELU's output before a third."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 16) -> None:
+        super().__init__()
+        names = ("attn_q", "attn_k", "ff_in", "ff_out", "other")
+        layers = {name: torch.nn.Linear(in_channels, in_channels) for name in names}
+        self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict(layers)])
+
+    def forward(self, hidden_states):
+        (block,) = self.blocks
+        q = block["attn_q"](hidden_states)
+        hidden_states += 1
+        hidden_states = block["attn_k"](hidden_states) + q
+        gelu = torch.nn.functional.gelu(block["ff_in"](hidden_states))
+        down = block["ff_out"](gelu)
+        gelu *= hidden_states
+        return block["other"](gelu) + down
+
+
+def test_a_tensor_that_is_changed_in_place_is_another():
+    found = structure_of_class(InPlace, {"in_channels": 16}, Family())
+    assert not found.untraced
+    by_name = {layer.inside: layer for layer in found.layers}
+    assert by_name["attn_q"].input_id != by_name["attn_k"].input_id
+    assert [name for name, layer in by_name.items() if layer.after_gelu] == ["ff_out"]

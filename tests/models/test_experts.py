@@ -15,6 +15,7 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.models import list_layers, load_pipeline
 from loraq.models.denoisers import Experts, denoiser_of
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
+from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner.trajectories import output_errors, record_forwards
 from tests import pipelines
@@ -106,3 +107,20 @@ def test_recorded_forwards_know_their_step_and_their_expert():
         errors = output_errors(denoiser, forwards)
     second = {forward.step for forward in forwards if forward.part == "transformer_2"}
     assert [error > 0 for error in errors] == [step in second for step in range(model.steps)]
+
+
+def test_an_expert_that_no_step_runs_is_named(caplog):
+    """One step is enough for the first expert alone."""
+    pipe = pipelines.build("wan")
+    file = pipelines.settings("wan")
+    call = {**file.CALL, "num_inference_steps": 1}
+    with pytest.raises(LoraqError, match=r"runs 16 of 32 layers.*'transformer_2.*model.steps"):
+        loraq.quantize(pipe, "svdquant", prompts=PROMPT, call=call, progress=False)
+    denoiser = denoiser_of(pipe)
+    layers = [layer for layer in list_layers(denoiser, "generic") if layer.role == "ff_down"]
+    quantized = quantize_model(denoiser, layers, recipe("rtn"), progress=None)
+    inputs = {layers[0].shares_input: torch.randn(8, layers[0].shape[1])}
+    errors = layer_errors(quantized, denoiser, layers, inputs)
+    assert ["output_error" in row for row in errors] == [True, False, False, False]
+    assert all(row["weight_error"] > 0 for row in errors)
+    assert "runs 3 of 4 quantised layers" in caplog.text

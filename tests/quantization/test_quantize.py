@@ -378,6 +378,16 @@ def test_activations_have_no_scale_beyond_a_token():
     assert replace(RTN, activation=FormatConfig("nvfp4")).formats()["activation"].per_token
 
 
+def test_units_behind_a_gelu_are_quantised_apart_from_others():
+    """Blocks of two lists may have one role and shape: the shift belongs to some of them alone."""
+    layers = [layer for layer in toy_layers() if layer.role == "ff_down"]
+    layers[1] = replace(layers[1], after_gelu=False)
+    recipe = replace(RTN, transform=TransformConfig(shift=True))
+    model = quantize_model(Toy(), layers, recipe, progress=None)
+    shifts = [model.layers[layer.name].transform.shift for layer in layers]
+    assert shifts[0] > 0 == shifts[1]
+
+
 def test_settings_without_effect_are_refused():
     for mistake in (
         {"kind": "svd", "solver": "adam"},

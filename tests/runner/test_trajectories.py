@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -217,6 +219,7 @@ def test_all_common_forms_of_inputs_and_outputs_are_supported():
         sample = torch.ones(1, 2)
 
     assert trajectories._sample((Named.sample,)) is trajectories._sample(Named()) is Named.sample
+    assert torch.equal(trajectories._sample(([Named.sample, Named.sample],)), torch.ones(2, 1, 2))
     value = {"a": None, "b": [True, Named.sample], "c": {"d": (2, Named.sample)}}
     doubled = trajectories._mapped(value, lambda tensor: tensor * 2)
     assert doubled["a"] is None and doubled["b"][0] is True and doubled["c"]["d"][0] == 2
@@ -237,3 +240,21 @@ def test_an_output_that_is_not_finite_has_no_error(pipe, forwards):
     nothing = [Forward(2, f.args, f.kwargs, torch.zeros_like(f.output)) for f in forwards[:1]]
     with pytest.raises(LoraqError, match=r"at step 2 (.|\n)*the norm 0"):
         output_errors(pipe.transformer, nothing)
+
+
+def test_only_channels_that_the_sampler_does_not_read_are_dropped():
+    """Packed tokens (B, N, C) may be twice as many as there are channels: all of them count."""
+
+    class Network(torch.nn.Module):
+        config = SimpleNamespace(in_channels=4)
+
+        def forward(self, x):
+            return (x,)
+
+    kept: list[Forward] = []
+    network = Network()
+    hook = trajectories._Recorder(kept, 1, SimpleNamespace()).of("")
+    network.register_forward_hook(hook, with_kwargs=True)
+    for shape in ((1, 8, 3, 3), (1, 8, 4)):
+        network(torch.ones(shape))
+    assert [forward.output.shape[1] for forward in kept] == [4, 8]

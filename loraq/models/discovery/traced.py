@@ -27,9 +27,12 @@ _UNCHANGED = {
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a layer: the tensor that it read, its multiply-adds, whether it read a GELU."""
+    """One call of a layer: the tensor that it read, its multiply-adds, whether it read a GELU.
 
-    tensor: int
+    tensor: its id, and its version, which an operation in place changes.
+    """
+
+    tensor: tuple[int, int]
     products: int
     after_gelu: bool
 
@@ -48,7 +51,7 @@ class Trace:
     attention: list[tuple[int, int, int]] = field(default_factory=list)
     failure: str = ""
 
-    def input_of(self, name: str) -> tuple[int, ...] | None:
+    def input_of(self, name: str) -> tuple[tuple[int, int], ...] | None:
         """What the layer reads, equal for layers that read the same; None if it is not called."""
         calls = self.calls.get(name)
         return None if calls is None else tuple(call.tensor for call in calls)
@@ -88,9 +91,9 @@ def trace(
 
 def _with_short_table(config: dict[str, Any], side: int | None) -> dict[str, Any]:
     """Positions for latents of this side alone: the whole table of SD3.5 has 2 GB in float64."""
-    if not config.get("pos_embed_max_size"):
+    if not (config.get("pos_embed_max_size") and (patch := config.get("patch_size"))):
         return config
-    return {**config, "pos_embed_max_size": -(-(side or 4) // config["patch_size"])}
+    return {**config, "pos_embed_max_size": -(-(side or 4) // patch)}
 
 
 def _first_line(error: Exception) -> str:
@@ -114,7 +117,7 @@ class _Watched(TorchFunctionMode):
             products //= module.in_features
         else:  # a convolution
             products //= module.in_channels * math.prod(module.stride)
-        call = Call(id(x), products, id(x) in self.gelus)
+        call = Call((id(x), x._version), products, id(x) in self.gelus)
         self.trace.calls.setdefault(name, []).append(call)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -130,4 +133,6 @@ class _Watched(TorchFunctionMode):
         if follows:
             self.alive += [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
             self.gelus |= {id(leaf) for leaf in tree_leaves(found)}
+        elif args and found is args[0]:  # in place
+            self.gelus.discard(id(found))
         return found
