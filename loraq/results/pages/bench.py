@@ -124,6 +124,25 @@ MODELS: Columns = {
     "of all weights": lambda row: f"{100 * row['quantized_weights'] / row['weights']:.1f} %",
 }
 
+
+def _error_of(source: str) -> Callable[[Found], str]:
+    """An error by its source; a dash where there is none."""
+    kind, name = source.split(".")
+    return lambda row: f"{row[kind][name]:.3f}" if name in row[kind] else "–"
+
+
+KNOWN_INPUTS: Columns = {
+    "model": lambda row: f"`{row['class']}`" if not row["trained"] else f"`{row['model']}`",
+    "its weights": lambda row: "trained" if row["trained"] else "random",
+    "layers behind": lambda row: f"{row['layers']} {row['inputs']}",
+    "nearest": _error_of("output_error.nearest"),
+    "H of the weights": _error_of("output_error.weights"),
+    "measured H": _error_of("output_error.measured"),
+    "distance": _error_of("moment_error.weights"),
+    "distance, flat": _error_of("moment_error.flat"),
+    "distance, text": _error_of("moment_error.text"),
+}
+
 METRICS: Columns = {
     "metric": lambda row: row["name"],
     "images/s": lambda row: f"{row['images_per_second']:.1f}",
@@ -364,6 +383,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "fullsize": _rows_table(FULLSIZE, "rows", text=2),
     "generation": _rows_table(GENERATION, "ways"),
     "kernel_counts": _kernel_counts,
+    "known_inputs": _rows_table(KNOWN_INPUTS, "rows", text=3),
     "metrics": _rows_table(METRICS, "metrics"),
     "models": _rows_table(MODELS, "rows", text=2),
     "parity": _rows_table(PARITY, "rows", text=3),
