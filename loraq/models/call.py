@@ -26,6 +26,8 @@ RESERVED = {
     "output_type": "images are saved as PNG",
 }
 """Arguments of the pipeline's `__call__` that a run sets, with the setting to use instead."""
+FRAMES = ("num_frames", "frames", "video_length")
+"""Arguments of the pipeline's `__call__` that count the frames of a video."""
 CLEANERS = {"bs4": "beautifulsoup4", "ftfy": "ftfy"}
 """Modules with which diffusers cleans captions → the packages that hold them."""
 
@@ -126,6 +128,21 @@ def binning(pipeline: Any, model: ModelConfig) -> bool:
     known = inspect.signature(pipeline.__call__).parameters
     name = "use_resolution_binning"
     return bool(model.call.get(name, name in known and known[name].default))
+
+
+def frames_argument(pipeline: Any) -> str | None:
+    """The argument of the pipeline's call that counts frames; None if it makes no video."""
+    known = inspect.signature(pipeline.__call__).parameters
+    return next((name for name in FRAMES if name in known), None)
+
+
+def frames_of(pipeline: Any, model: ModelConfig) -> int:
+    """The frames of a video, by `model.call` or by default; 1 for an image."""
+    if (name := frames_argument(pipeline)) is None:
+        return 1
+    usual = inspect.signature(pipeline.__call__).parameters[name].default
+    count = model.call.get(name, usual)
+    return count if isinstance(count, int) else 1
 
 
 def encoded_settings(pipeline: Any, model: ModelConfig) -> dict[str, Any]:

@@ -107,6 +107,7 @@ class _Probe(TorchFunctionMode):
         super().__init__()
         self.read: dict[str, Tensor] = {}
         self._network, self._layers, self._time = network, layers, 0.0
+        self._images = len(RUNS)
         self._generator = torch.Generator().manual_seed(0)
         self._copy: Any = build_skeleton(type(network), dict(network.config), lambda *_: None)
         blocks = tuple(f"{layer.block}." for layer in layers.values())
@@ -118,7 +119,7 @@ class _Probe(TorchFunctionMode):
             else:
                 self._take_parameters(name, module)
             if name.startswith(blocks) and _is_normalization(module):
-                module.forward = functools.partial(_normalized, module)
+                module.forward = functools.partial(self._normalized, module)
             if "Timestep" in type(module).__name__:
                 module.register_forward_pre_hook(self._see_time)
 
@@ -129,6 +130,7 @@ class _Probe(TorchFunctionMode):
         self._copy(**self._arguments(layout, family, times.repeat(len(RUNS))))
 
     def _arguments(self, layout: str, family: Family, times: Tensor) -> dict[str, Any]:
+        self._images = len(times)
         if family.example_inputs is None:
             given = arguments(self._copy, InputShape(images=len(times)), layout)
         else:
@@ -158,8 +160,23 @@ class _Probe(TorchFunctionMode):
         first, last = torch.randn(2, shape[0] // len(RUNS), *shape[1:], generator=self._generator)
         return torch.cat([first, first, last])
 
+    def _tokens_first(self, shape: Sequence[int]) -> bool:
+        """Whether the batch is the second axis, as in blocks of ERNIE-Image."""
+        return len(shape) > 2 and shape[0] != self._images == shape[1]
+
+    def _normalized(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The value of each run in all channels, times weight, plus bias."""
+        axis = 1 if self._tokens_first(x.shape) else 0
+        n = torch.tensor(RUNS, dtype=x.dtype).repeat_interleave(x.shape[axis] // len(RUNS))
+        n = n.view(*[1] * axis, -1, *[1] * (x.dim() - 1 - axis)).expand_as(x)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        n = n if weight is None else n * weight
+        return n if bias is None else n + bias
+
     def _noise(self, shape: Sequence[int], axis: int = -1) -> Tensor:
         """An output: one random value for each run and channel."""
+        if self._tokens_first(shape):
+            return self._noise([shape[1], shape[0], *shape[2:]], axis).transpose(0, 1)
         if shape[0] % len(RUNS):
             return self._random(shape)
         view = [1] * len(shape)
@@ -171,7 +188,7 @@ class _Probe(TorchFunctionMode):
         if isinstance(module, nn.Conv2d):
             self.read[name] = x.movedim(1, -1)
             return self._noise([len(x), module.out_channels, *x.shape[2:]], axis=1)
-        self.read[name] = x
+        self.read[name] = x.transpose(0, 1) if self._tokens_first(x.shape) else x
         return self._noise([*x.shape[:-1], self._layers[name].shape[0]])
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
@@ -210,12 +227,3 @@ def _as_copied(parameter: Tensor) -> Tensor:
 
 def _is_normalization(module: nn.Module) -> bool:
     return bool(_NORMALIZATION.fullmatch(type(module).__name__)) and not any(module.children())
-
-
-def _normalized(module: nn.Module, x: Tensor) -> Tensor:
-    """The value of each run in all channels, times weight, plus bias."""
-    n = torch.tensor(RUNS, dtype=x.dtype).repeat_interleave(len(x) // len(RUNS))
-    n = n.view(-1, *[1] * (x.dim() - 1)).expand_as(x)
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    n = n if weight is None else n * weight
-    return n if bias is None else n + bias

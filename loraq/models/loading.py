@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
-from loraq.models.call import binning, check_model_call, check_text
+from loraq.models.call import binning, check_model_call, check_text, frames_argument, frames_of
 from loraq.models.contents import check_contents
 from loraq.models.denoisers import denoiser_names, gathered
 from loraq.models.dtypes import cast_inputs, network_dtypes
@@ -17,7 +17,14 @@ from loraq.models.family import find_family
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.finite import check_pipeline
 from loraq.models.networks import network_class
-from loraq.models.skeleton import frame_step, is_decoder, is_text, size_step, skeleton
+from loraq.models.skeleton import (
+    frame_step,
+    is_decoder,
+    is_text,
+    pixels_of_latent,
+    size_step,
+    skeleton,
+)
 from loraq.models.source import config_folder, pipeline_of, resolve_folder
 from loraq.utils.texts import first_line
 
@@ -91,29 +98,38 @@ def check_size(model: ModelConfig) -> None:
 
     With resolution binning, the pipeline itself chooses a size and resizes the images.
     """
-    folder, known = config_folder(model), inspect.signature(pipeline_of(model).__call__).parameters
-    if binning(pipeline_of(model), model):
-        return
-    if model.size is None or (pipe := skeleton(folder)) is None:
+    pipeline = pipeline_of(model)
+    if model.size is None or (pipe := skeleton(config_folder(model))) is None:
         return
     step = math.lcm(size_step(pipe), find_family(model.family).SIZE_MULTIPLE)
     for name, size in zip(("height", "width"), model.size, strict=True):
-        if size % step:
+        if size % step and not binning(pipeline, model):
             near = max(step, round(size / step) * step)
             raise LoraqError(
                 f"model.{name}={size} is no multiple of {step}, the pixels of a patch of this "
                 f"model. Set model.{name}={near}, for example."
             )
-    frames = model.call.get("num_frames")
-    if (each := frame_step(pipe)) is None or frames is None or "num_frames" not in known:
+    counted, each = frames_argument(pipeline), frame_step(pipe)
+    if counted is None or each is None or counted not in model.call:
         return
-    usual = known["num_frames"].default
+    frames = frames_of(pipeline, model)
+    usual = inspect.signature(pipeline.__call__).parameters[counted].default
     if (frames - 1) % each and isinstance(usual, int) and not (usual - 1) % each:
         near = round((frames - 1) / each) * each + 1
         raise LoraqError(
-            f"model.call.num_frames={frames}: a latent of this model is {each} frames, after the "
-            f"first one alone. Set model.call.num_frames={near}, for example."
+            f"model.call.{counted}={frames}: a latent of this model is {each} frames, after the "
+            f"first one alone. Set model.call.{counted}={near}, for example."
         )
+
+
+def latent_sizes(model: ModelConfig) -> tuple[int, int, int] | None:
+    """(frames, height, width) of the latents of an image or a video; None if nothing tells them."""
+    pipe = skeleton(config_folder(model))
+    scale = None if pipe is None else pixels_of_latent(pipe)
+    if pipe is None or model.size is None or scale is None:
+        return None
+    height, width = (max(1, side // scale) for side in model.size)
+    return (frames_of(pipe, model) - 1) // (frame_step(pipe) or 1) + 1, height, width
 
 
 def denoisers_in(model: ModelConfig) -> tuple[str, ...]:

@@ -22,8 +22,17 @@ from loraq.utils.texts import first_line
 
 _TEXT = re.compile(r"text_encoder|tokenizer|image_encoder|prompt_enhancer")
 _DECODER = re.compile(r"(.+_)?vae(_.+)?|vqvae|vocoder")
-_SPATIAL = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-_TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+SPATIAL = (
+    "vae_scale_factor_spatial",
+    "vae_spatial_scale_factor",
+    "vae_spatial_compression_ratio",
+    "vae_scale_factor",
+)
+TEMPORAL = (
+    "vae_scale_factor_temporal",
+    "vae_temporal_scale_factor",
+    "vae_temporal_compression_ratio",
+)
 
 
 def is_text(component: str) -> bool:
@@ -84,7 +93,7 @@ def _hollow(network: Any, values: dict[str, Any], path: Path) -> Any:
 
 def pixels_of_latent(pipe: Any) -> int | None:
     """Pixels of an image's side per latent; None if the pipeline has no such factor."""
-    return _first(vars(pipe), _SPATIAL)
+    return _first(vars(pipe), SPATIAL)
 
 
 def size_step(pipe: Any) -> int:
@@ -105,7 +114,7 @@ def size_step(pipe: Any) -> int:
 
 def frame_step(pipe: Any) -> int | None:
     """Frames of a video per latent frame; None for other pipelines."""
-    return _first(vars(pipe), _TEMPORAL)
+    return _first(vars(pipe), TEMPORAL)
 
 
 def default_size(pipe: Any, name: str) -> int | None:

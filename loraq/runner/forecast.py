@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import math
 import re
 from collections import Counter
@@ -23,12 +22,12 @@ from torch import nn
 from loraq.config import ModelConfig, Recipe
 from loraq.metrics import find_metric
 from loraq.metrics.common.reading import MOST_THREADS
+from loraq.models.call import frames_of
 from loraq.models.denoisers import parts
 from loraq.models.files import components, read_header, read_json, weight_files
 from loraq.models.layers import Layer, list_layers
-from loraq.models.loading import architecture, denoisers_in, text_parts
+from loraq.models.loading import architecture, denoisers_in, latent_sizes, text_parts
 from loraq.models.networks import network_class
-from loraq.models.skeleton import frame_step, pixels_of_latent, skeleton
 from loraq.models.source import pipeline_of, resolve_folder
 from loraq.quantization.grouping import make_units
 from loraq.quantization.model import QuantizedModel
@@ -144,7 +143,7 @@ def _step_work(asked: _Question) -> Work:
     build = functools.partial(_build, model, counts == ["num_layers"])
     images = asked.images * (2 if model.guided and not config.get("guidance_embeds") else 1)
     tokens = model.max_sequence_length or TOKENS
-    frames, height, width = _latents(model)
+    frames, height, width = latent_sizes(model) or (1, 1, 1)
     if model.size is None:  # sound: as many latents as the transformer was made for
         height = width = max(1, round(config.get("sample_size", 1) ** 0.5))
     side = max(1, round((frames * height * width) ** 0.5))
@@ -167,26 +166,11 @@ def _transformer_config(model: ModelConfig) -> dict[str, Any]:
     return read_json(resolve_folder(model) / denoisers_in(model)[0] / "config.json")
 
 
-def _latents(model: ModelConfig) -> tuple[int, ...]:
-    """(frames, height, width) of the latents of an image or a video; ones without a size."""
-    pipe = skeleton(resolve_folder(model))
-    scale = None if pipe is None else pixels_of_latent(pipe)
-    if pipe is None or model.size is None or scale is None:
-        return 1, 1, 1
-    height, width = (max(1, side // scale) for side in model.size)
-    return (_frames(model) - 1) // (frame_step(pipe) or 1) + 1, height, width
-
-
-def _frames(model: ModelConfig) -> int:
-    """The frames of a video; 1 for an image."""
-    known = inspect.signature(pipeline_of(model).__call__).parameters
-    usual = known["num_frames"].default if "num_frames" in known else 1
-    return int(model.call.get("num_frames", usual) or 1)
-
-
 def _megapixels(model: ModelConfig) -> float:
     """Of an image, or of all frames of a video."""
-    return 0.0 if model.size is None else _frames(model) * model.size[0] * model.size[1] / 1e6
+    if model.size is None:
+        return 0.0
+    return frames_of(pipeline_of(model), model) * math.prod(model.size) / 1e6
 
 
 @functools.lru_cache(maxsize=16)
@@ -202,7 +186,7 @@ def _decoder_work(asked: _Question) -> Work:
     )
     if not isinstance(channels, int) or model.size is None:
         return Work()
-    frames, height, width = _latents(model)
+    frames, height, width = latent_sizes(model) or (1, 1, 1)
     with torch.device("meta"), torch.no_grad():
         vae = network_class(*listed["vae"], values).from_config(values)
         nn.Module.to(vae, dtype).eval()  # without diffusers' word on parts in float32

@@ -6,7 +6,7 @@ model's size, from forwards without weights at small sizes (`models/discovery/wo
 
 from __future__ import annotations
 
-import inspect
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -14,22 +14,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loraq.compose import load_rows
-from loraq.config import Config, ModelConfig, Recipe
+from loraq.config import Config, Recipe
 from loraq.models.denoisers import joined, parts
 from loraq.models.discovery.structure import SPATIAL, UNUSED, structure_of
 from loraq.models.discovery.work import Products, count_products
 from loraq.models.family import find_family
 from loraq.models.family_file import family_text, is_family_file, read_family
 from loraq.models.layers import list_layers
-from loraq.models.loading import meta_denoiser
-from loraq.models.skeleton import frame_step, pixels_of_latent, skeleton
-from loraq.models.source import config_folder, pipeline_of
+from loraq.models.loading import latent_sizes, meta_denoiser
+from loraq.models.source import pipeline_of
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.planned import planned_layers
 from loraq.results.tables.text import Table, to_markdown
+from loraq.utils.console import size_text
 
 TOKENS = 512
 """Tokens of a prompt where the pipeline's call has no such setting."""
+POSITIONS = 1024
+"""Positions of the latents where the files do not tell them, as of sound."""
 SKIPPED = "quant.skip"
 
 
@@ -121,7 +123,8 @@ def inspect_row(config: Config) -> Inspection:
     quantized = None if recipe is None else QuantizedModel(planned_layers(kept, recipe))
     stored = {} if quantized is None else _stored_bits(quantized)
     names, entries, untraced = {layer.name for layer in kept}, [], ""
-    positions, tokens = _positions(model), model.max_sequence_length or TOKENS
+    sizes, tokens = latent_sizes(model), model.max_sequence_length or TOKENS
+    positions = POSITIONS if sizes is None else math.prod(sizes)
     total: int | None = 0
     for part, network in parts(denoiser).items():
         structure = structure_of(network, family)
@@ -160,7 +163,8 @@ def inspect_row(config: Config) -> Inspection:
         lines.append(
             f"{_tera(2 * total / len(parts(denoiser)))} TFLOP a forward, attention "
             f"{100 * (1 - sum(e.products or 0 for e in entries) / total):.1f} %, with {positions} "
-            f"positions of latents and {tokens} tokens of text"
+            f"positions of latents{' (assumed)' if sizes is None else ''} and {tokens} tokens of "
+            f"text{'' if model.max_sequence_length else ' (assumed)'}"
         )
     kinds = {type(network).__name__ for network in parts(denoiser).values()}
     title = f"{model.name}: {' and '.join(sorted(kinds))}"
@@ -170,6 +174,10 @@ def inspect_row(config: Config) -> Inspection:
 
 def _tera(number: float) -> str:
     return f"{number / 1e12:,.0f}" if number >= 1e14 else f"{number / 1e12:.3g}"
+
+
+def _amount(number: int) -> str:
+    return f"{number / 1e9:.3f} B" if number >= 1e8 else f"{number / 1e6:.3f} M"
 
 
 def _stored_bits(quantized: QuantizedModel) -> dict[str, float]:
@@ -208,9 +216,9 @@ def _lines(
     method = "quantised by rule" if recipe is None else f"quantised by {config.method}"
     lines = [
         f"{pipeline_of(model).__name__}, family {model.family}: {', '.join(parts(denoiser)) or ''}"
-        f"{' ' if any(parts(denoiser)) else ''}{parameters / 1e9:.3f} B parameters in "
+        f"{' ' if any(parts(denoiser)) else ''}{_amount(parameters)} parameters in "
         f"{len(entries)} layers; blocks: {', '.join(counts)}",
-        f"{method}: {len(chosen)} layers, {weights / 1e9:.3f} B weights "
+        f"{method}: {len(chosen)} layers, {_amount(weights)} weights "
         f"({100 * weights / parameters:.1f} % of the parameters)",
     ]
     if quantized is not None and recipe is not None:
@@ -219,25 +227,11 @@ def _lines(
             branch = f"rank {quantized.rank}, {quantized.branch_bits_per_weight:.3f} bits of them"
         lines.append(
             f"{quantized.bits_per_weight:.3f} bits per quantised weight ({branch}); "
-            f"{quantized.nbytes / 1e9:.3f} GB instead of {2 * weights / 1e9:.3f} GB"
+            f"{size_text(quantized.nbytes)} instead of {size_text(2 * weights)}"
         )
         if recipe.allocation.kind != "uniform":
             lines.append("allocation: the mean over layers is shown, whose ranks or bits differ")
     return lines
-
-
-def _positions(model: ModelConfig) -> int:
-    """Positions of the latents of one image or video; 1,024 of what has no size."""
-    pipe = skeleton(config_folder(model))
-    scale = None if pipe is None else pixels_of_latent(pipe)
-    if pipe is None or model.size is None or not scale:
-        return 1024
-    height, width = model.size
-    known = inspect.signature(pipeline_of(model).__call__).parameters
-    each, frames = frame_step(pipe) or 1, 1
-    if "num_frames" in known:
-        frames = model.call.get("num_frames", known["num_frames"].default) or 1
-    return (height // scale) * (width // scale) * (1 + (frames - 1) // each)
 
 
 def grouped(entries: Sequence[Entry]) -> list[Entry]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import diffusers
 import pytest
 
 from loraq.compose import load_rows
@@ -14,7 +16,8 @@ from loraq.errors import LoraqError
 from loraq.models.call import check_model_call
 from loraq.models.contents import check_contents
 from loraq.models.defaults import with_defaults
-from loraq.models.loading import check_size, image_parts, text_parts
+from loraq.models.loading import check_size, image_parts, latent_sizes, text_parts
+from loraq.models.skeleton import SPATIAL, TEMPORAL
 from loraq.models.source import pipeline_of
 from tests import pipelines, published
 
@@ -101,6 +104,63 @@ def test_a_size_that_the_pipeline_would_change_is_refused(name, settings, messag
 @pytest.mark.parametrize("name", published.names())
 def test_the_default_size_of_a_published_model_fits(name):
     check_size(published_model(name))
+
+
+MOCHI = ("MochiPipeline", "MochiTransformer3DModel", "AutoencoderKLMochi")
+SANA_VIDEO = ("SanaVideoPipeline", "SanaVideoTransformer3DModel", "AutoencoderKLWan")
+LATTE = ("LattePipeline", "LatteTransformer3DModel", "AutoencoderKL")
+SMALL = {"transformer": {"num_layers": 1, "sample_size": 64}}
+
+
+@pytest.fixture
+def of_classes(tmp_path):
+    """The model of a folder with a pipeline of these classes and their default configurations."""
+
+    def write(pipeline, transformer, vae, **settings) -> ModelConfig:
+        listed = {"transformer": transformer, "vae": vae}
+        index = {name: ["diffusers", kind] for name, kind in listed.items()}
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
+        for name, kind in listed.items():
+            (tmp_path / name).mkdir()
+            values = {"_class_name": kind, **SMALL.get(name, {})}
+            (tmp_path / name / "config.json").write_text(json.dumps(values))
+        return with_defaults(of_folder(tmp_path, **settings))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "sizes"),
+    [
+        (MOCHI, {}, (4, 60, 106)),
+        (MOCHI, {"call": {"num_frames": 31}, "width": 96}, (6, 60, 12)),
+        (SANA_VIDEO, {"call": {"frames": 9}}, (3, 60, 104)),
+        (LATTE, {}, (16, 64, 64)),
+    ],
+)
+def test_latents_of_a_video_by_any_name_of_its_frames(classes, settings, sizes, of_classes):
+    assert latent_sizes(of_classes(*classes, **settings)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("classes", "settings", "message"),
+    [
+        (MOCHI, {"width": 100}, r"model\.width=100 is no multiple of 16"),
+        (MOCHI, {"call": {"num_frames": 24}}, r"num_frames=24: .* 6 frames.*num_frames=25,"),
+        (SANA_VIDEO, {"call": {"frames": 80}}, r"call\.frames=80: .* 4 frames.*frames=81,"),
+    ],
+)
+def test_a_video_is_refused_by_any_name_of_its_factors(classes, settings, message, of_classes):
+    with pytest.raises(LoraqError, match=message):
+        check_size(of_classes(*classes, **settings))
+
+
+def test_every_name_of_a_factor_of_an_autoencoder_is_known():
+    """In all of diffusers; an unknown one leaves sizes unchecked and latents uncounted."""
+    sources = (Path(diffusers.__file__).parent / "pipelines").rglob("pipeline_*.py")
+    name = re.compile(r"self\.(vae_\w*(?:scale_factor|compression_ratio)\w*) =")
+    found = {match for source in sources for match in name.findall(source.read_text("utf-8"))}
+    assert found == {*SPATIAL, *TEMPORAL}
 
 
 def test_a_setting_without_an_argument_is_refused():

@@ -14,6 +14,7 @@ from loraq import recipe
 from loraq.errors import LoraqError
 from loraq.models.denoisers import Experts
 from loraq.models.discovery.structure import CROSS, UNUSED, structure_of_class
+from loraq.models.discovery.traced import trace
 from loraq.models.family import Family, family_names, find_family
 from loraq.models.layers import family_of, list_layers
 from loraq.quantization.quantizer import quantize_model
@@ -113,6 +114,14 @@ def test_a_second_self_attention_is_no_cross_attention():
     assert len(second) == 4 and not any(layer.reason for layer in second)
     unused = {layer.inside for layer in found.layers if layer.block and layer.reason == UNUSED}
     assert unused == set()
+
+
+def test_a_forward_without_weights_warns_of_nothing(recwarn):
+    """Mochi's positions ask for float32 under autocast, of which PyTorch warns on a CPU."""
+    kind = shipped.classes()["MochiTransformer3DModel"]
+    _, found = trace(kind, shipped.settings(kind), Family())
+    assert found.calls and not found.failure
+    assert not [warning for warning in recwarn if "autocast" in str(warning.message)]
 
 
 def test_layers_of_experts_have_their_component_in_front():

@@ -13,8 +13,10 @@ from loraq.models.denoisers import denoiser_of
 from loraq.models.family import family_for, find_family
 from loraq.models.known_inputs import GUIDANCE, known_inputs, probed_inputs
 from loraq.models.layers import list_layers
+from loraq.models.moments import timesteps
 from loraq.models.pointwise import channels_last
 from tests import pipelines
+from tests.little import draw_parameters
 
 FROM_DATA = r"(context_)?ff_down|cross_(k|v|out)|single_out"
 """Roles whose inputs no weights determine. cross_q reads the residual stream in PixArt and LTX."""
@@ -108,6 +110,30 @@ def step_at(pipe, name, fraction):
         )
     finally:
         del pipe.transformer.forward
+
+
+@torch.no_grad()
+def test_inputs_of_blocks_that_have_tokens_before_the_batch_are_known():
+    from diffusers import ErnieImageTransformer2DModel
+
+    sizes = {"hidden_size": 48, "num_attention_heads": 2, "num_layers": 2, "ffn_hidden_size": 64}
+    channels = {"in_channels": 16, "out_channels": 16, "text_in_dim": 32}
+    network = ErnieImageTransformer2DModel(**sizes, **channels, rope_axes_dim=(8, 8, 8))
+    draw_parameters(network)
+    known = probed_inputs(network, find_family("generic"))
+    times = network.time_embedding(network.time_proj(timesteps(last=999)))
+    shift, scale, _, shift_mlp, scale_mlp, _ = network.adaLN_modulation(times).chunk(6, dim=-1)
+    for number, block in enumerate(network.layers):
+        for name, norm, mean, factor in (
+            ("self_attention.qkv", block.adaLN_sa_ln, shift, scale),
+            ("mlp.gate_up", block.adaLN_mlp_ln, shift_mlp, scale_mlp),
+        ):
+            moments = known[f"layers.{number}.{name}"]
+            torch.testing.assert_close(moments.mean_TI, mean, rtol=1e-3, atol=1e-4)
+            variance = (norm.weight * (1 + factor)).square()
+            torch.testing.assert_close(moments.variance_TI, variance, rtol=1e-3, atol=1e-4)
+        assert f"layers.{number}.self_attention.out" in known
+        assert f"layers.{number}.mlp.down" not in known
 
 
 @pytest.mark.parametrize("name", ["tiny_pixart", "tiny_sana"])

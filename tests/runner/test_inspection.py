@@ -73,6 +73,27 @@ def test_padding_is_seen_and_a_size_that_does_not_grow_linearly_is_not_guessed(m
     assert count_products(network, Family(), 64**2, 64) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "stable_audio_open",
+            "1024 positions of latents (assumed) and 512 tokens of text (assumed)",
+        ),
+        ("sana_1_6b", "1024 positions of latents and 300 tokens of text"),
+    ],
+)
+def test_a_size_that_nothing_tells_is_marked_as_assumed(name, words):
+    found = inspect_model(["model=hub", f"model.path={published.FOLDER / name}", "method=rtn"])
+    assert found.lines[-1].endswith(words)
+
+
+def test_a_small_model_is_counted_in_small_units():
+    found = inspect_model(["model=tiny_sana", "method=rtn"])
+    assert f"{found.parameters / 1e6:.3f} M parameters" in found.lines[0]
+    assert " MB instead of " in found.lines[2] or " kB instead of " in found.lines[2]
+
+
 def test_layers_are_written_edited_and_read_again(tmp_path, capsys):
     folder, file = published.FOLDER / "sana_1_6b", tmp_path / "layers.yaml"
     asked = ["model=hub", f"model.path={folder}", f"output={tmp_path}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,7 +77,12 @@ def trace(
     for layout in only or (layouts(network) if given is None else [""]):
         watched.trace = Trace(layout=layout)
         try:
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"), watched:
+            with (
+                torch.no_grad(),
+                torch.compiler.set_stance("force_eager"),
+                warnings.catch_warnings(action="ignore"),  # of values that nobody uses
+                watched,
+            ):
                 watched.trace.side = side_of(network, shape, layout)
                 if given is None:
                     network(**arguments(network, shape, layout))
