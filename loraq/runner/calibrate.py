@@ -32,9 +32,10 @@ from loraq.runner import generate as generation
 from loraq.runner.embeddings import encode_batch, read_text, to_bytes
 from loraq.runner.product_keys import SENSITIVITY_PROMPTS, SENSITIVITY_STEPS
 from loraq.runner.rows import Row, Stage
+from loraq.runner.sensitivity import measure_sensitivity
 from loraq.runner.session import Session
 from loraq.runner.text import Text
-from loraq.runner.trajectories import Forward, measure_sensitivity, record_forwards
+from loraq.runner.trajectories import Forward, record_forwards
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.files import replacing, write_json
 

@@ -18,15 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from loraq.config import BranchConfig, ModelConfig, Recipe
+from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
 from loraq.models.denoisers import denoiser_of, parts, step_of
 from loraq.models.layers import Layer
-from loraq.models.pointwise import channels_last, weight_matrix
-from loraq.quantization.grouping import Unit
 from loraq.quantization.model import QuantizedModel
-from loraq.quantization.quantizer import quantize_model
 from loraq.runner.generate import batches, image_batch
 from loraq.runner.text import Text
 
@@ -147,7 +144,7 @@ class _Recorder:
 def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[float]:
     """‖f̂ − f‖ / ‖f‖ of each recorded step in ascending order, pooled over the batches."""
     sums: dict[int, list[float]] = {}
-    errors = _squared_errors(transformer, _check_recorded(forwards))
+    errors = squared_errors(transformer, check_recorded(forwards))
     for forward, pair in zip(forwards, errors, strict=True):
         entry = sums.setdefault(forward.step, [0.0, 0.0])
         for place, value in enumerate(pair):
@@ -155,7 +152,7 @@ def output_errors(transformer: nn.Module, forwards: Sequence[Forward]) -> list[f
     return [math.sqrt(sums[step][0] / sums[step][1]) for step in sorted(sums)]
 
 
-def _squared_errors(
+def squared_errors(
     transformer: nn.Module, forwards: Sequence[Forward]
 ) -> list[tuple[float, float]]:
     """(‖f̂ − f‖², ‖f‖²) of each forward; the host waits once for all of them."""
@@ -198,69 +195,8 @@ def errors_by_role(
     return errors
 
 
-@torch.inference_mode()
-def measure_sensitivity(
-    transformer: nn.Module,
-    units: Sequence[Unit],
-    recipe: Recipe,
-    forwards: Sequence[Forward],
-    progress: str | None = "sensitivity",
-) -> dict[str, float]:
-    """Sensitivity of the transformer's output to each unit's error, by the unit's name.
-
-        s_u = (‖f̂ − f‖² / ‖f‖²) / (‖Ŷ − Y‖² / ‖Y‖²)       pooled over all forwards
-
-    In f̂ only unit u is quantised: rounded to nearest in the recipe's weight and activation
-    formats, without transform or branch. Y = x·Wᵀ is the unit's output on its 16-bit inputs
-    (without bias, pooled over the unit's layers). s_u is 0 if these formats represent the unit
-    exactly. To first order, any error e_u of a unit adds s_u·e_u² to the squared output error.
-
-    progress: label of the bar, which counts units; None: no bar.
-    """
-    from tqdm import tqdm
-
-    _check_recorded(forwards)
-    plain = Recipe(
-        weight=recipe.weight, activation=recipe.activation, branch=BranchConfig(kind="none")
-    )
-    found = {}
-    for unit in tqdm(units, desc=progress, unit="unit", disable=progress is None):
-        quantized = quantize_model(transformer, unit.layers, plain, progress=None)
-        originals = {name: transformer.get_submodule(name) for name in quantized.layers}
-        with quantized.applied(transformer):
-            weight = weight_matrix(next(iter(originals.values())))
-            sums, handles = weight.new_zeros(2, dtype=torch.float64), []
-            try:
-                for name, original in originals.items():
-                    hook = _error_sum(original, sums)
-                    replacement = transformer.get_submodule(name)
-                    handles.append(replacement.register_forward_hook(hook))
-                pairs = _squared_errors(transformer, forwards)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        error, norm = (sum(column) for column in zip(*pairs, strict=True))
-        wrong, whole = sums.tolist()
-        layer_error = wrong / whole if wrong else 0.0
-        found[unit.name] = error / norm / layer_error if layer_error else 0.0
-    return found
-
-
-def _error_sum(original: nn.Module, sums: Tensor) -> Callable[..., None]:
-    """A forward hook of a quantised layer that adds [‖Ŷ − Y‖², ‖Y‖²] on its input to `sums`."""
-    weight, bias = weight_matrix(original).float(), original.bias
-
-    def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        y = channels_last(original, args[0]).float() @ weight.mT
-        error = (
-            channels_last(original, output).float() - y - (0.0 if bias is None else bias.float())
-        )
-        sums.add_(torch.stack([part.square().sum(dtype=torch.float64) for part in (error, y)]))
-
-    return add
-
-
-def _check_recorded(forwards: Sequence[Forward]) -> Sequence[Forward]:
+def check_recorded(forwards: Sequence[Forward]) -> Sequence[Forward]:
+    """The forwards; LoraqError for none."""
     if not forwards:
         raise LoraqError("No forwards were recorded. Record at least one with record_forwards.")
     return forwards

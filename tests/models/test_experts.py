@@ -15,8 +15,10 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.models import list_layers, load_pipeline
 from loraq.models.denoisers import Experts, denoiser_of
 from loraq.models.mapped import mapped_transformer, remap, runs_as_stored
+from loraq.quantization.grouping import make_units
 from loraq.quantization.layer_errors import layer_errors
 from loraq.quantization.quantizer import quantize_model
+from loraq.runner.sensitivity import measure_sensitivity
 from loraq.runner.trajectories import output_errors, record_forwards
 from tests import pipelines
 
@@ -107,6 +109,9 @@ def test_recorded_forwards_know_their_step_and_their_expert():
         errors = output_errors(denoiser, forwards)
     second = {forward.step for forward in forwards if forward.part == "transformer_2"}
     assert [error > 0 for error in errors] == [step in second for step in range(model.steps)]
+    first = [forward for forward in forwards if forward.part == "transformer"]
+    with pytest.raises(LoraqError, match="No recorded step runs 'transformer_2"):
+        measure_sensitivity(denoiser, make_units(one[-1:], True), recipe("rtn"), first, None)
 
 
 def test_an_expert_that_no_step_runs_is_named(caplog):

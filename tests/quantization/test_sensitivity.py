@@ -8,7 +8,8 @@ import torch
 from loraq.config import Recipe
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
-from loraq.runner.trajectories import Forward, measure_sensitivity
+from loraq.runner.sensitivity import measure_sensitivity
+from loraq.runner.trajectories import Forward
 from tests.quantization.toy import Toy, toy_layers
 from tests.runner.test_trajectories import Exact, rtn
 

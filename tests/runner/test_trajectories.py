@@ -15,7 +15,8 @@ from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
 from loraq.runner import trajectories
 from loraq.runner.generate import image_batch
-from loraq.runner.trajectories import Forward, errors_by_role, measure_sensitivity, output_errors
+from loraq.runner.sensitivity import measure_sensitivity
+from loraq.runner.trajectories import Forward, errors_by_role, output_errors
 from tests.little import little_config
 
 PROMPTS = [Prompt(f"p{i}", f"a {colour} cat") for i, colour in enumerate(["red", "green", "blue"])]

@@ -11,7 +11,8 @@ from loraq.models.finite import check_finite
 from loraq.quantization.calibration import InputCapture
 from loraq.quantization.grouping import make_units
 from loraq.quantization.quantizer import quantize_model
-from loraq.runner.trajectories import Forward, measure_sensitivity, output_errors
+from loraq.runner.sensitivity import measure_sensitivity
+from loraq.runner.trajectories import Forward, output_errors
 from tests.quantization.toy import Toy, toy_layers
 from tests.simulated import simulated_cuda
 
