@@ -59,8 +59,9 @@ class Activations:
 
     def check_read(self, layers: Sequence[Layer]) -> None:
         """LoraqError if the calibration never ran some of the layers, so that data is missing."""
-        for held in filter(None, (self.rows, self.moments)):
-            if idle := [layer.name for layer in layers if layer.shares_input not in held]:
+        for held in (self.rows, self.moments):
+            known = held if held is not None else {layer.shares_input for layer in layers}
+            if idle := [layer.name for layer in layers if layer.shares_input not in known]:
                 raise LoraqError(
                     f"No step of the calibration runs {len(idle)} of {len(layers)} layers, such as "
                     f"'{idle[0]}' (an expert for other steps, or one that no token chooses). Raise "
