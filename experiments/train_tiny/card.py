@@ -69,6 +69,8 @@ width: {settings.image_size}
 steps: {settings.inference_steps}
 guidance: {f"null{unused}" if guidance is None else guidance}
 max_sequence_length: {settings.text_length}
+dtypes: {{}} # networks beside the transformer with another dtype, such as {{vae: float32}}
+fps: null # of videos whose pipeline has no such argument
 call: {{{given}}}
 """
 

@@ -13,6 +13,7 @@ from experiments.train_tiny.settings import ASSETS, MODELS
 from experiments.train_tiny.text import tokenizer as tokenizer_of
 from experiments.train_tiny.text import tokens
 from loraq.models import list_layers
+from loraq.models.layers import family_of
 from loraq.models.pointwise import weight_matrix
 
 EMBEDDED = [name for name in MODELS if (ASSETS / name).exists()]
@@ -65,7 +66,7 @@ def test_no_word_is_unknown(pipe):
 
 def test_weights_differ_from_random_matrices(pipe, settings):
     """The top 16 singular values of block weights hold more energy than in random matrices."""
-    layers = list_layers(pipe.transformer, inspect_weights.FAMILIES[settings.name], ())
+    layers = list_layers(pipe.transformer, family_of(pipe.transformer), ())
     weights = [weight_matrix(pipe.transformer.get_submodule(layer.name)) for layer in layers]
     by_shape = {w.shape: inspect_weights.top_energy(torch.randn(w.shape)) for w in weights}
     energy = [inspect_weights.top_energy(w) for w in weights[::9]]

@@ -119,11 +119,16 @@ def test_without_a_place_for_hashes_files_are_read(tmp_path, read, monkeypatch):
 def test_the_hash_of_a_model_is_that_of_its_files_in_order(tmp_path, read):
     """Kept hashes and several readers change no key."""
     folder, total = tmp_path / "model", hashlib.sha256()
-    for number, name in enumerate(("model_index.json", "vae/b.safetensors", "vae/c.json")):
+    contents = {
+        "model_index.json": b'{"vae": ["diffusers", "AutoencoderKL"]}',
+        "vae/b.safetensors": bytes(9),
+        "vae/c.json": bytes(10),
+    }
+    for name, data in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes(8 + number))
-        total.update(f"{name} {hashlib.sha256(bytes(8 + number)).hexdigest()}\n".encode())
+        path.write_bytes(data)
+        total.update(f"{name} {hashlib.sha256(data).hexdigest()}\n".encode())
     sizes = dict(height=64, width=64, steps=2, guidance=1.0, max_sequence_length=8)
     model = ModelConfig(name="tiny", path=str(folder), family="pixart_sigma", **sizes)
     for _ in range(2):
