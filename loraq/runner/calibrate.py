@@ -37,7 +37,7 @@ from loraq.runner.session import Session
 from loraq.runner.text import Text
 from loraq.runner.trajectories import Forward, record_forwards
 from loraq.utils.disk_errors import reporting_disk_errors
-from loraq.utils.files import replacing, write_json
+from loraq.utils.files import replacing, write_bytes, write_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -83,7 +83,7 @@ def _pipe_and_embeddings(
         for number, batch in enumerate(session.each(batches, text="text", unit="batch")):
             files.append(scratch / f"{number:05d}.safetensors")
             found = encode_batch(text, row.config.model, batch)
-            files[-1].write_bytes(to_bytes(found, whole=True))
+            write_bytes(files[-1], to_bytes(found, whole=True))
     del text
 
     def embeddings(number: int) -> Text:
