@@ -141,7 +141,7 @@ def _transformer_of(pipe: Any) -> torch.nn.Module:
             f"loraq.quantize takes a pipeline and got a {kind}. Pass the pipeline that it belongs "
             "to (pipe, not pipe.transformer)."
         )
-    networks = denoisers_of(pipe) if hasattr(pipe, "components") else {}
+    networks = denoisers_of(pipe)
     if not networks:
         raise LoraqError(
             f"loraq.quantize takes a pipeline with a transformer, and this {kind} has none. Load a "

@@ -112,6 +112,32 @@ def test_prompts_that_are_not_text_are_refused():
             loraq.quantize(Pipe(tiny_transformer()), "svdquant", prompts=prompts)
 
 
+class OwnPipe(Pipe):
+    """A user's pipeline, with a call and without diffusers' list of components."""
+
+    def __call__(self, prompt, generator, output_type, num_inference_steps=1):
+        for _ in range(num_inference_steps):
+            output(self.transformer)
+
+
+def test_a_calibrated_recipe_takes_a_pipeline_of_the_users_own():
+    """Statistics are of the transformer's calls, whatever calls it; its networks are checked."""
+    pipe = OwnPipe(tiny_transformer())
+    chosen = loraq.recipe("svdquant", "quant.branch.budget=null", "quant.branch.rank=4")
+    pipe.decoder = torch.nn.Linear(2, 2)
+    pipe.decoder.bias.data[0] = torch.nan
+    with pytest.raises(LoraqError, match=r"decoder.bias': 1 of 2 values are NaN"):
+        loraq.quantize(pipe, chosen, prompts=["a cat"], progress=False)
+    pipe.decoder.bias.data[0] = 0
+    model = loraq.quantize(
+        pipe, chosen, prompts=["a cat"], call={"num_inference_steps": 2}, progress=False
+    )
+    assert len(model.layers) == 8
+    model.revert(pipe)
+    with pytest.raises(LoraqError, match="no 16-bit layers"):
+        model.revert(pipe)
+
+
 class CalledPipe(Pipe):
     """A pipeline whose call has two arguments; it is never called."""
 
@@ -142,8 +168,8 @@ def test_wrong_arguments_are_refused_before_anything_runs(arguments, words):
         assert word in str(caught.value)
 
 
-def test_an_unknown_transformer_raises():
-    with pytest.raises(LoraqError, match="PixArtTransformer2DModel"):
+def test_a_network_without_blocks_raises():
+    with pytest.raises(LoraqError, match=r"Linear has no repeated blocks.*Use a diffusion transf"):
         loraq.quantize(Pipe(torch.nn.Linear(2, 2)), "rtn", progress=False)
 
 
@@ -204,13 +230,15 @@ def test_packed_layers_go_only_into_the_model_they_were_made_from():
     model = loraq.quantize(pipe, "rtn", progress=False)
     assert len(model.samples) == 8
     for move in (model.apply, model.revert):
-        with pytest.raises(LoraqError, match=r"not of a Pipe. Pass pipe\.transformer"):
-            move(pipe)
+        with pytest.raises(LoraqError, match=r"not of a Pipe. Pass the pipeline"):
+            move(Pipe(None))
     with pytest.raises(LoraqError, match=r"applied to another PixArt.*\.revert"):
         model.apply(other)
     with pytest.raises(LoraqError, match="was applied to another PixArt"):
         model.revert(other)
-    model.revert(pipe.transformer)
+    model.revert(pipe)  # the same as its transformer
+    with pytest.raises(LoraqError, match="no 16-bit layers"):
+        model.revert(pipe.transformer)
     halved = tiny_transformer().bfloat16()  # the same model in another type
     with model.applied(halved):
         assert "weight=int4" in repr(halved)

@@ -64,8 +64,12 @@ def denoiser_of(pipe: Any) -> nn.Module:
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers of a loaded pipeline by the names of their components."""
-    held = {name: getattr(pipe, name, None) for name in denoiser_names(pipe.components)}
+    """The transformers of a loaded pipeline by the names of their components.
+
+    Of an object without components, which is no pipeline of diffusers, its `transformer`.
+    """
+    names = denoiser_names(getattr(pipe, "components", (TRANSFORMER,)))
+    held = {name: getattr(pipe, name, None) for name in names}
     return {name: net for name, net in held.items() if isinstance(net, nn.Module)}
 
 

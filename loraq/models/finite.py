@@ -25,10 +25,11 @@ def check_finite(module: nn.Module, owner: str) -> None:
 
 
 def check_pipeline(pipe: Any) -> None:
-    """`check_finite` of every network of a diffusers pipeline."""
+    """`check_finite` of every network of a pipeline, or of an object that holds networks."""
     from torch import nn
 
-    for name, component in pipe.components.items():
+    held = pipe.components if hasattr(pipe, "components") else vars(pipe)
+    for name, component in held.items():
         if isinstance(component, nn.Module):
             check_finite(component, name)
 

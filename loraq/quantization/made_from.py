@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
-from loraq.models.denoisers import denoiser_of
+from loraq.models.denoisers import denoisers_of, gathered
 
 SAMPLE = 64
 """Weights per layer by which a model is recognised."""
@@ -21,12 +21,13 @@ def network_of(given: Any) -> nn.Module:
     """The transformer that is given, or that of a pipeline (`Experts` of two); else LoraqError."""
     if isinstance(given, nn.Module):
         return given
-    if not hasattr(given, "components"):
+    kind, networks = type(given).__name__, denoisers_of(given)
+    if not networks:
         raise LoraqError(
-            f"Packed layers are those of a transformer or its pipeline, not of a "
-            f"{type(given).__name__}. Pass the pipeline."
+            "Packed layers are those of a transformer or its pipeline, not of a "
+            f"{kind}. Pass the pipeline."
         )
-    return denoiser_of(given)
+    return gathered(networks, kind)
 
 
 def weight_sample(module: nn.Module) -> Tensor:
