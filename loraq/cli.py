@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraq import __version__
 from loraq.config.hydra_options import check_cfg_option, refuse_options
@@ -16,6 +17,9 @@ from loraq.errors import LoraqError, unknown
 from loraq.utils import batch_invariance
 from loraq.utils.failures import reporting_errors
 from loraq.utils.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from loraq.runner.rows import Stage
 
 OVERRIDES = """\
 overrides are KEY=VALUE in Hydra's syntax:
@@ -212,17 +216,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif options.dry_run:
             from loraq.runner.estimate import dry_run
 
-            print(dry_run(options.overrides))
+            print(dry_run(options.overrides, last_stage(options.command)))
         elif options.command in ("run", "evaluate"):
             from loraq.runner.experiment import run
 
             print(run(options.overrides, progress=not options.quiet).text)
         else:
             from loraq.runner.experiment import run_until
-            from loraq.runner.rows import Stage
 
-            last = Stage.QUANTIZED if options.command == "quantize" else Stage.IMAGES
+            last = last_stage(options.command)
             run_until(last, options.overrides, not options.quiet, print)
+
+
+def last_stage(command: str) -> Stage:
+    """The stage that a command runs to."""
+    from loraq.runner.rows import Stage
+
+    return {"quantize": Stage.QUANTIZED, "generate": Stage.IMAGES}.get(command, Stage.RECORD)
 
 
 def print_configuration(overrides: Sequence[str], resolve: bool) -> None:

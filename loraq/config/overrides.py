@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MOST_JOBS = 100_000
 """The largest sweep; every job is composed before the first one runs."""
+OPEN = ("model.call.", "model.dtypes.")
+"""Settings whose keys differ from model to model; whether one needs a plus is Hydra's to say."""
 
 
 def config_groups() -> dict[str, list[str]]:
@@ -122,7 +124,7 @@ def parse_overrides(overrides: Sequence[str], composer: Composer) -> dict[str, O
             if str(value) not in known[name]:
                 raise LoraqError(f"{override}: {unknown(name, str(value), known[name])}")
             continue
-        if name not in composer.keys:
+        if name not in composer.keys and not name.startswith(OPEN):
             guess = did_you_mean(near_matches(name, [*composer.keys, *known]))
             raise LoraqError(
                 f"{override}: unknown setting '{name}'.{guess}\n"

@@ -58,9 +58,9 @@ class ModelConfig(Checked):
                 raise LoraqError(f"model.dtypes.{name}: {problem}")
         if (self.path is None) == (self.hub_id is None):
             raise LoraqError(
-                f"Model '{self.name}' has path={self.path} and hub_id={self.hub_id}; exactly one "
-                "must be set. Set model.path=FOLDER (asset:NAME for a model in the package) or "
-                "model.hub_id=OWNER/NAME, and the other to null."
+                f"model.path={self.path or 'null'} and model.hub_id={self.hub_id or 'null'}: "
+                "exactly one must be set. Set model.path=FOLDER (asset:NAME for a model in the "
+                "package) or model.hub_id=OWNER/NAME, and the other to null."
             )
         if self.revision is not None and self.hub_id is None:
             raise LoraqError(

@@ -4,20 +4,23 @@
     layers:
       'blocks.*.attn1.to_q': {role: self_q, skip: false}
 
-A name stands for the layers of all blocks. Keys of products hold the file's name and hash.
+A name stands for the layers of all blocks; `quant.skip` names those of some. Keys of products hold
+the file's name and hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loraq.errors import LoraqError, unknown
+from loraq.errors import LoraqError, did_you_mean, near_matches, unknown
+from loraq.utils.texts import first_line
 
 ENDINGS = (".yaml", ".yml")
 _EXPERT = re.compile(r"transformer(_\d+)?\.")
@@ -38,30 +41,52 @@ def family_label(name: str) -> str:
 
 @dataclass(frozen=True)
 class FamilyFile:
-    """The contents of a file: name of the family, (pattern, role) of layers, those to skip."""
+    """The contents of a file: family, names of layers, (pattern, role) of them, those to skip."""
 
     family: str
+    names: tuple[str, ...]
     roles: tuple[tuple[str, str], ...]
     skip: tuple[str, ...]
 
 
 def read_family(path: str) -> FamilyFile:
     """The contents of a file; LoraqError for an entry that cannot be read."""
-    try:
-        held = yaml.safe_load(_bytes(path)) or {}
-    except yaml.YAMLError as error:
-        raise LoraqError(f"'{path}' is no YAML: {str(error).splitlines()[0]}. {_AGAIN}") from error
+    from omegaconf import OmegaConf
+
+    try:  # as Hydra does: a key that is given twice is an error
+        held = OmegaConf.to_container(OmegaConf.create(_bytes(path).decode()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise LoraqError(f"'{path}' cannot be read as YAML: {problem}. {_AGAIN}") from error
     if not isinstance(held, dict) or not isinstance(held.get("layers"), dict):
         raise LoraqError(f"'{path}' has no mapping 'layers'. {_AGAIN}")
     if extra := sorted(held.keys() - {"family", "layers"}):
         raise LoraqError(f"'{path}': {unknown('setting', str(extra[0]), ['family', 'layers'])}")
-    roles, skip = [], []
+    roles: dict[str, str] = {}
+    names, skip = tuple(map(str, held["layers"])), []
     for name, entry in held["layers"].items():
         role, skipped = _entry(path, name, entry)
-        roles.append((re.escape(_EXPERT.sub("", str(name), count=1)), role))
+        pattern = re.escape(_EXPERT.sub("", str(name), count=1))
+        if roles.setdefault(pattern, role) != role:
+            raise LoraqError(
+                f"'{path}': {name}: the role '{role}', and '{roles[pattern]}' in the other expert. "
+                "Give both the same role."
+            )
         if skipped:
             skip.append(name)
-    return FamilyFile(str(held.get("family", "generic")), tuple(roles), tuple(skip))
+    family = str(held.get("family", "generic"))
+    return FamilyFile(family, names, tuple(roles.items()), tuple(skip))
+
+
+def check_names(path: str, known: Collection[str]) -> None:
+    """LoraqError for an entry of a file that names none of a model's layers, `known`."""
+    for name in read_family(path).names:
+        if name not in known:
+            guess = did_you_mean(near_matches(name, known))
+            raise LoraqError(
+                f"model.family={path}: '{name}' names no layer that can be quantised.{guess} An "
+                f"entry is for all blocks; to leave out some of them, use quant.skip. {_AGAIN}"
+            )
 
 
 def family_text(family: str, title: str, layers: dict[str, tuple[str, bool]]) -> str:

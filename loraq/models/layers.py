@@ -16,6 +16,7 @@ from loraq.models.family import (
     find_family,
     recipe_for,
 )
+from loraq.models.family_file import check_names, is_family_file
 from loraq.models.plain_layers import check_layers, check_transformer
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def list_layers(
             f"{type(denoiser).__name__} has no repeated blocks with linear layers, so nothing of "
             "it can be quantised. Use a diffusion transformer."
         )
+    if is_family_file(family_name):
+        check_names(family_name, [_starred(layer, found) for layer, found in listed])
     skip = family.DEFAULT_SKIP if skip is None else skip
     layers = [layer for layer, _ in listed]
     if skip is None:
@@ -98,9 +101,15 @@ def list_layers(
         dropped = _matching(layers, skip)
         kept = [layer for layer in layers if layer.name not in dropped]
     if not kept:
-        raise LoraqError("quant.skip leaves no layer to quantise. Remove an entry from it.")
+        where = f", or from {family_name}" if is_family_file(family_name) else ""
+        raise LoraqError(f"quant.skip leaves no layer to quantise. Remove an entry from it{where}.")
     check_layers(denoiser, [layer.name for layer in kept])
     return kept
+
+
+def _starred(layer: Layer, found: Found) -> str:
+    """The layer's name with a star for the number of its block."""
+    return layer.name.replace(f"{found.block}.", f"{found.block.rpartition('.')[0]}.*.", 1)
 
 
 def _candidates(denoiser: nn.Module, family: Family) -> Iterator[tuple[Layer, Found]]:

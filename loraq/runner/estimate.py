@@ -26,18 +26,20 @@ _AFTER_FETCH = (
 )
 
 
-def dry_run(overrides: Sequence[str]) -> str:
+def dry_run(overrides: Sequence[str], last: Stage = Stage.RECORD) -> str:
     """The plan of the rows that `overrides` compose, checked as a run would; makes nothing.
 
-    Of a hub model that is not in the cache, only what a run would fetch first.
+    last: the stage that the command runs to. Of a hub model that is not in the cache, only what a
+    run would fetch first.
     """
     show_messages()
     configs = load_rows(overrides)
-    check_inputs(configs)
+    if last is Stage.RECORD:
+        check_inputs(configs)
     if fetches := planned_fetches([config.model for config in configs]):
         return "\n".join([*map(str, fetches), *_downloads(configs), _AFTER_FETCH])
     store = Store(configs[0].output, read_only=True)
-    rows = plan_rows(configs, store)
+    rows = plan_rows(configs, store, last)
     check_rows(rows)
     notes = model_notes(row.config.model for row in rows if row.todo)
     return "\n".join([describe_plan(rows, store), *notes, *_downloads(to_measure(rows))])

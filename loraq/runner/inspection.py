@@ -10,22 +10,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from loraq.compose import load_rows
 from loraq.config import Config, Recipe
 from loraq.models.denoisers import joined, parts
-from loraq.models.discovery.structure import SPATIAL, UNUSED, structure_of
+from loraq.models.discovery.structure import structure_of
 from loraq.models.discovery.work import Products, count_products
 from loraq.models.family import find_family
-from loraq.models.family_file import family_text, is_family_file, read_family
+from loraq.models.family_file import is_family_file, read_family
 from loraq.models.layers import list_layers
 from loraq.models.loading import latent_sizes, meta_denoiser
 from loraq.models.source import pipeline_of
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.planned import planned_layers
-from loraq.results.tables.text import Table, to_markdown
+from loraq.runner.layer_table import Entry, Inspection
 from loraq.utils.console import size_text
 
 TOKENS = 512
@@ -33,81 +32,6 @@ TOKENS = 512
 POSITIONS = 1024
 """Positions of the latents where the files do not tell them, as of sound."""
 SKIPPED = "quant.skip"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A layer, or the layers of one role in one list of blocks.
-
-    blocks: the list, "" outside. reason: why it stays in 16 bits, "" if it is quantised.
-    bits: per weight, with branch and transform. products: multiply-adds, None if not counted.
-    """
-
-    name: str
-    blocks: str
-    role: str
-    layers: int
-    shape: tuple[int, int]
-    input: str
-    after_gelu: bool
-    reason: str
-    bits: float
-    weights: int
-    products: int | None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """A model's layers, one entry each, and the totals under a method."""
-
-    title: str
-    lines: list[str]
-    entries: list[Entry]
-    products: int | None
-    parameters: int
-    family: str
-
-    def text(self, every: bool = False) -> str:
-        """Tables by list of blocks and role, or of `every` layer."""
-        shown = self.entries if every else grouped(self.entries)
-        columns = ["layer" if every else "blocks", "role", "layers", "out × in", "input", "GELU"]
-        columns += ["bits", "weights", "FLOPs", "16 bits because"]
-        rows = [self._row(entry, every) for entry in shown]
-        return "\n".join([*self.lines, "", to_markdown(Table(self.title, columns, rows))])
-
-    def _row(self, entry: Entry, every: bool) -> list[Any]:
-        share = "–"
-        if entry.products is not None and self.products:
-            share = f"{100 * entry.products / self.products:.1f} %"
-        return [
-            entry.name if every else entry.blocks or "outside",
-            entry.role if entry.blocks else "–",
-            entry.layers,
-            f"{entry.shape[0]} × {entry.shape[1]}" if all(entry.shape) else "several",
-            entry.input or "–",
-            "yes" if entry.after_gelu else "",
-            f"{entry.bits:.2f}",
-            f"{100 * entry.weights / self.parameters:.1f} %",
-            share,
-            entry.reason,
-        ]
-
-    def plain(self) -> dict[str, Any]:
-        """The values for a JSON file."""
-        plain = {"model": self.title, "notes": self.lines, "parameters": self.parameters}
-        return plain | {"products": self.products, "layers": [asdict(e) for e in self.entries]}
-
-    def yaml(self) -> str:
-        """The layers of blocks as a family's file."""
-        layers: dict[str, tuple[str, bool]] = {}
-        for entry in self.entries:
-            if entry.blocks and entry.reason not in (SPATIAL, UNUSED):
-                name = re.sub(rf"(?<={re.escape(entry.blocks)}\.)\d+", "*", entry.name)
-                layers.setdefault(name, (entry.role, bool(entry.reason)))
-        return family_text(self.family, self.title, layers)
-
-    def __repr__(self) -> str:
-        return f"Inspection({self.title!r}, {len(self.entries)} layers)"
 
 
 def inspect_model(overrides: Sequence[str]) -> Inspection:
@@ -232,32 +156,3 @@ def _lines(
         if recipe.allocation.kind != "uniform":
             lines.append("allocation: the mean over layers is shown, whose ranks or bits differ")
     return lines
-
-
-def grouped(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for the layers of one role in one list of blocks, and one for those outside."""
-    groups: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries:
-        role = entry.role if entry.blocks else ""
-        groups.setdefault((entry.blocks, role, entry.reason), []).append(entry)
-    found = []
-    for (blocks, role, reason), members in groups.items():
-        shapes, inputs = {e.shape for e in members}, {e.input for e in members}
-        weights = sum(e.weights for e in members)
-        counted = [e.products for e in members if e.products is not None]
-        found.append(
-            Entry(
-                members[0].name,
-                blocks,
-                role,
-                len(members),
-                members[0].shape if len(shapes) == 1 else (0, 0),
-                members[0].input if len(inputs) == 1 else "several",
-                all(e.after_gelu for e in members),
-                reason,
-                sum(e.bits * e.weights for e in members) / max(1, weights),
-                weights,
-                sum(counted) if len(counted) == len(members) else None,
-            )
-        )
-    return found

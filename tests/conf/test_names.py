@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,9 @@ from loraq.compose import CONF, load_rows
 from loraq.config import Config
 from loraq.errors import LoraqError
 from loraq.utils.names import LONGEST, check_label
+from tests import published
 
+LOCAL = ["model.hub_id=null", f"model.path={published.FOLDER / 'wan_2_2_ti2v_5b'}"]
 BASE = load_rows(["method=rtn"])[1]
 GOOD = ("rtn", "RTN 2", "w4a8+gptq", "a.b-c_d", "größer", "x" * LONGEST)
 BAD = (
@@ -50,6 +53,16 @@ def file(tmp_path, monkeypatch):
         (folder / f"{name}.yaml").write_bytes(data)
 
     return write
+
+
+def test_arguments_of_the_call_are_set_in_a_model_that_has_them_and_added_to_others():
+    """Their names differ from model to model; the default model's are no limit."""
+    video = "model=wan_2_2_ti2v_5b"
+    for given in ("model.call.num_frames=9", "++model.call.num_frames=9"):
+        assert load_rows([video, given, *LOCAL])[-1].model.call["num_frames"] == 9
+    for given in ("model.call.num_frames=9", "model.dtypes.vae=float32"):
+        with pytest.raises(LoraqError, match=re.escape(f"+{given}")):
+            load_rows(["model=tiny_pixart", given])
 
 
 def rows(text: str) -> str:

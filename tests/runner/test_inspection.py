@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,8 @@ from loraq.models.family import Family, find_family
 from loraq.models.family_file import family_label
 from loraq.models.layers import list_layers
 from loraq.models.loading import meta_denoiser
-from loraq.runner.inspection import grouped, inspect_model
+from loraq.runner.inspection import inspect_model
+from loraq.runner.layer_table import grouped
 from tests import published
 from tests.models import shipped
 
@@ -40,6 +42,13 @@ def test_published_models_from_their_configurations_alone(name, layers, share, t
     total = sum(entry.bits * entry.weights for entry in chosen) / weights
     assert f"{total:.3f} bits per quantised weight" in found.text()
     assert 0.4 < sum(entry.products for entry in chosen) / found.products < 1
+    lines = found.text().splitlines()
+    assert max(map(len, lines[lines.index("") :])) <= 120
+    shares = [re.findall(r"([\d.]+) %", line) for line in lines[lines.index("") :]]
+    *rows, total = [pair for pair in shares if pair]
+    assert total == ["100.0", "100.0"]
+    for column in zip(*rows, strict=True):  # rounded to one digit
+        assert sum(map(float, column)) == pytest.approx(100, abs=0.05 * len(rows))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +108,7 @@ def test_layers_are_written_edited_and_read_again(tmp_path, capsys):
     asked = ["model=hub", f"model.path={folder}", f"output={tmp_path}"]
     main(["inspect", *asked, "--layers", "--yaml", str(file), "--json", str(tmp_path / "l.json")])
     shown = capsys.readouterr().out
-    assert "| transformer_blocks.19.ff.conv_point " in shown and f"model.family={file}" in shown
+    assert "\ntransformer_blocks.19.ff.conv_point " in shown and f"model.family={file}" in shown
     assert len(json.loads((tmp_path / "l.json").read_text())["layers"]) == 227
     model = load_rows(["method=rtn", *asked])[-1].model
     network = meta_denoiser(model)
@@ -120,6 +129,9 @@ def test_layers_are_written_edited_and_read_again(tmp_path, capsys):
     assert replace(find_family(str(file)), ROLES=(), name="sana") == replace(
         find_family("sana"), DEFAULT_SKIP=row.quant.skip
     )
+    file.write_text(file.read_text().replace("*.ff.conv_point'", "*.ff.conv_poin'"))
+    with pytest.raises(LoraqError, match=r"conv_poin' names no layer.*mean \S+conv_point[?]"):
+        list_layers(network, str(file))
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,11 @@ def test_layers_are_written_edited_and_read_again(tmp_path, capsys):
         ("layer: {}", "no mapping 'layers'"),
         ("layers: {}\nskips: []", "Unknown setting"),
         ("family: sanna\nlayers: {}", "sanna.*Did you mean 'sana'"),
+        ("layers:\n  b.*.q: {role: q}\n  b.*.q: {role: k}", "found duplicate key b.*.q"),
+        (
+            "layers: {transformer.b.*.q: {role: q}, transformer_2.b.*.q: {role: k}}",
+            "role 'k', and 'q' in the other expert",
+        ),
         (None, "No such file.*loraq inspect"),
     ],
 )

@@ -329,6 +329,10 @@ def test_dry_run_prints_the_plan_and_makes_nothing(overrides, capsys):
     text = capsys.readouterr().out
     assert "to make" in text and "modelled for a CPU" in text and "In all about" in text
     assert not output(overrides).exists()
+    other = ["model.domain=photographs", "data.domain=emoji"]  # nothing is measured
+    main(["quantize", "--dry-run", "method=svdquant", *other, *overrides])
+    made = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "to make" in line]
+    assert "quantised" in made and not {"images", "measured", "record"} & set(made)
     run(["method=svdquant", *overrides], progress=False)
     main(["run", "--dry-run", "method=svdquant", *overrides])
     assert "to make" not in capsys.readouterr().out

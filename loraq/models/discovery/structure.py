@@ -24,7 +24,7 @@ from loraq.models.family import Family
 SMALLEST = 16
 """Widths below this are not quantised."""
 OUTSIDE = "outside the blocks"
-SPATIAL = "no linear layer (a spatial or grouped convolution)"
+SPATIAL = "a spatial or grouped convolution"
 UNUSED = "not used by the forward"
 EMBEDS = "embedding"
 MODULATES = "modulation"
