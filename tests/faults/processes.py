@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def describe(program: Program) -> str:
 def _child(program: Program, folder: Path, log: Path, fault: Fault) -> None:
     """Run the program and leave the process; never returns."""
     code = 1
+    for finalizer in [*weakref.finalize._registry]:  # temporary folders are the parent's to remove
+        finalizer.atexit = False
     try:
         output = os.open(log, os.O_WRONLY)
         os.dup2(output, 1)

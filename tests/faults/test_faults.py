@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import signal
+import tempfile
+import weakref
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,16 @@ def test_a_command_is_killed_at_a_change_of_a_file_and_limited(tmp_path):
     running = Running(["--version"], tmp_path)
     ended = running.wait()
     assert ended.code == 0 and ended.text.startswith("loraq ")
+
+
+def leave_a_temporary_folder() -> None:
+    own = tempfile.TemporaryDirectory(prefix="own-")
+    Path("outputs").write_text(own.name)
+    weakref.finalize(leave_a_temporary_folder, own.cleanup)  # holds it until the process ends
+
+
+def test_a_command_removes_its_own_temporary_folders_and_leaves_those_of_the_tests(tmp_path):
+    with tempfile.TemporaryDirectory() as kept:
+        assert run(leave_a_temporary_folder, tmp_path).code == 0
+        assert Path(kept).is_dir()
+    assert not Path((tmp_path / "outputs").read_text()).exists()
