@@ -109,7 +109,8 @@ def test_the_default_size_of_a_published_model_fits(name):
 MOCHI = ("MochiPipeline", "MochiTransformer3DModel", "AutoencoderKLMochi")
 SANA_VIDEO = ("SanaVideoPipeline", "SanaVideoTransformer3DModel", "AutoencoderKLWan")
 LATTE = ("LattePipeline", "LatteTransformer3DModel", "AutoencoderKL")
-SMALL = {"transformer": {"num_layers": 1, "sample_size": 64}}
+NEEDED = {LATTE[1]: {"in_channels": 4, "patch_size": 2, "caption_channels": 16}}
+"""Settings without a default."""
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def of_classes(tmp_path):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **index}))
         for name, kind in listed.items():
             (tmp_path / name).mkdir()
-            values = {"_class_name": kind, **SMALL.get(name, {})}
+            values = {"_class_name": kind, **NEEDED.get(kind, {})}
             (tmp_path / name / "config.json").write_text(json.dumps(values))
         return with_defaults(of_folder(tmp_path, **settings))
 
@@ -135,7 +136,7 @@ def of_classes(tmp_path):
         (MOCHI, {}, (4, 60, 106)),
         (MOCHI, {"call": {"num_frames": 31}, "width": 96}, (6, 60, 12)),
         (SANA_VIDEO, {"call": {"frames": 9}}, (3, 60, 104)),
-        (LATTE, {}, (16, 64, 64)),
+        (LATTE, {}, (16, 512, 512)),
     ],
 )
 def test_latents_of_a_video_by_any_name_of_its_frames(classes, settings, sizes, of_classes):
