@@ -79,7 +79,7 @@ def splits_table(records: Sequence[Record]) -> Table:
     """Metrics on captions that the model was trained on (seen) and on all others (held out)."""
     names = metric_names(records)
     rows: list[list[Item]] = []
-    for record in records:
+    for record in filter(lambda record: _seen(record) is not None, records):
         for part, title in (("seen", "seen"), ("held_out", "held out")):
             entries = {name: record.metrics.get(name, {}).get(part) for name in names}
             if sizes := [entry["n"] for entry in entries.values() if entry]:
@@ -240,13 +240,23 @@ def _memory_note(base: Record | None) -> list[str]:
 
 
 def _split_sizes(records: Sequence[Record]) -> str:
-    sizes = {(_size(r), sum(map(bool, r.images.get("seen") or ()))) for r in records}
+    sizes = {(_size(r), _seen(r)) for r in records}
     if len(sizes) > 1:
         return "rows differ in N: Fréchet distances are not comparable across N"
-    total, seen = sizes.pop() if sizes else (0, 0)
-    if seen == total:  # published prompt sets do not mark seen captions
+    total, seen = sizes.pop() if sizes else (0, None)
+    if seen in (None, total):  # published prompt sets do not mark seen captions
         return f"N = {total} prompts"
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"
+
+
+def _seen(record: Record) -> int | None:
+    """How many captions were in the model's training; None if they do not say it of this model.
+
+    Those of the package say it of the models in the package.
+    """
+    captions = str(record.config.get("data", {}).get("captions")).startswith("asset:")
+    model = str(record.config.get("model", {}).get("path")).startswith("asset:")
+    return None if captions and not model else sum(map(bool, record.images.get("seen") or ()))
 
 
 def _kind_notes(records: Sequence[Record]) -> list[str]:

@@ -88,6 +88,13 @@ def test_main_table_has_value_interval_budget_and_n():
     assert "1.25 [1.00, 1.50]" in lines["LORAQ"]  # KID ×10³
     assert "N = 64 prompts (32 seen in training, 32 held out)" in text
     assert "PSNR ↑" in text and "KID (efflite0) ×10³ ↓" in text
+    captions = {"data": {"captions": "asset:captions.json"}}
+    own = [replace(r, config={**captions, "model": {"path": "asset:tiny_sana"}}) for r in rows()]
+    assert "32 held out" in tables.to_markdown(tables.main_table(own, "svdquant"))
+    assert tables.splits_table(own).rows
+    others = [replace(r, config={**captions, "model": {"path": "little"}}) for r in rows()]
+    assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(others, "svdquant"))
+    assert not tables.splits_table(others).rows  # of its training nothing is known
     flags = [True] * 64
     published = [replace(r, images={**r.images, "seen": flags}) for r in rows()]
     assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(published, "svdquant"))
