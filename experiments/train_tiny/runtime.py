@@ -23,7 +23,7 @@ def autocast_dtype(where: torch.device) -> torch.dtype | None:
         return torch.bfloat16
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(1024, 384).to(dtype), torch.randn(384, 1536).to(dtype)
+        a, b = torch.randn(64, 384).to(dtype), torch.randn(384, 1536).to(dtype)
         a @ b
         start = time.perf_counter()
         for _ in range(10):

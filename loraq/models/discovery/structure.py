@@ -243,8 +243,13 @@ def _block_layers(
 
 
 def starred_name(name: str) -> str:
-    """The name with stars for numbers: which expert of several is called depends on values."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+    """The name with stars for numbers inside its block.
+
+    Layers of equal names are experts of one block: which of them is called depends on values.
+    """
+    block = re.match(r".*?\.\d+(?=\.)", name)
+    inside = block.end() if block else 0
+    return name[:inside] + re.sub(r"(?<=\.)\d+(?=\.)", "*", name[inside:])
 
 
 def _input_key(layer: Found, found: Trace) -> object:
