@@ -47,6 +47,7 @@ HEAVY = {
     "loraq/formats/operator.py",  # Triton is optional
     "loraq/layers/backends.py",
     "loraq/models/layers.py",
+    "loraq/models/loading.py",
     "loraq/models/families/pixart_sigma.py",  # configurations compose without torch
     "loraq/models/families/sana.py",
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch

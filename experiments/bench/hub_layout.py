@@ -14,7 +14,8 @@ from typing import Any
 
 from .make_fullsize import CLASSES, STEM, meta_model
 
-PIPELINES: dict[str, dict[str, tuple[str, str]]] = {
+PIPELINES = {"pixart_sigma": "PixArtSigmaPipeline", "sana_1_6b": "SanaPipeline"}
+PARTS: dict[str, dict[str, tuple[str, str]]] = {
     "pixart_sigma": {
         "transformer": ("diffusers", "PixArtTransformer2DModel"),
         "vae": ("diffusers", "AutoencoderKL"),
@@ -55,8 +56,8 @@ TEXT_PARAMETERS = {"pixart_sigma": 4_762_310_656, "sana_1_6b": 2_614_341_888}
 
 def write_layout(name: str, folder: Path) -> None:
     """Write the repository's files into a new `folder`; takes a second and some kilobytes."""
-    parts = PIPELINES[name]
-    index = {"_class_name": "", **{part: list(pair) for part, pair in parts.items()}}
+    parts = PARTS[name]
+    index = {"_class_name": PIPELINES[name], **{part: list(pair) for part, pair in parts.items()}}
     (folder / "vae").mkdir(parents=True)
     (folder / "text_encoder").mkdir()
     (folder / "model_index.json").write_text(json.dumps(index))

@@ -18,7 +18,7 @@ from typing import Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
-from loraq.models.denoisers import denoiser_names, require_denoiser
+from loraq.models.component_names import denoiser_names, require_denoiser
 from loraq.models.family import find_family
 from loraq.models.files import (
     Header,

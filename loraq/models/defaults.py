@@ -17,7 +17,7 @@ from typing import Any
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.call import SETTINGS
-from loraq.models.denoisers import require_denoiser
+from loraq.models.component_names import require_denoiser
 from loraq.models.family import family_for
 from loraq.models.networks import pipeline_class
 from loraq.models.skeleton import default_size, skeleton

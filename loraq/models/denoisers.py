@@ -8,19 +8,17 @@ Layers of experts have the name of their component in front: "transformer_2.bloc
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from loraq.errors import LoraqError
+from loraq.models.component_names import denoiser_names
 
 TRANSFORMER = "transformer"
 """The component of a pipeline with one denoiser."""
-_DENOISER = re.compile(r"(.+_)?transformer(_.+)?")
 
 
 class Experts(nn.ModuleDict):
@@ -40,22 +38,6 @@ def dtype_of(network: nn.Module) -> torch.dtype:
     """The type that a network computes in; some classes keep single tensors in float32 (Wan)."""
     stated = getattr(network, "dtype", None)
     return stated if isinstance(stated, torch.dtype) else next(network.parameters()).dtype
-
-
-def denoiser_names(components: Iterable[str]) -> tuple[str, ...]:
-    """The names among a pipeline's components that are denoisers, `transformer` first."""
-    return tuple(sorted(filter(_DENOISER.fullmatch, components), key=lambda n: (len(n), n)))
-
-
-def require_denoiser(pipeline: Any) -> None:
-    """LoraqError for a pipeline's class without a transformer, such as one with a UNet."""
-    parameters = inspect.signature(pipeline.__init__).parameters
-    if not denoiser_names(parameters):
-        kind = "a UNet" if any("unet" in name for name in parameters) else "other networks"
-        raise LoraqError(
-            f"A {pipeline.__name__} denoises with {kind}. LoRaQ quantises the linear layers of "
-            "diffusion transformers: use a model whose pipeline has a transformer."
-        )
 
 
 def denoiser_of(pipe: Any) -> nn.Module:

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError, unknown
-from loraq.models.denoisers import denoiser_names
+from loraq.models.component_names import denoiser_names, is_text
 from loraq.models.family import find_family
 from loraq.models.files import components, has_weights, read_json
-from loraq.models.skeleton import is_text
 from loraq.models.source import config_folder
 
 if TYPE_CHECKING:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraq.config import ModelConfig
-from loraq.models.denoisers import denoiser_names
+from loraq.models.component_names import denoiser_names, is_decoder
 from loraq.models.files import components, read_json
 from loraq.models.networks import network_class
-from loraq.models.skeleton import is_decoder
 from loraq.models.source import config_folder
 
 if TYPE_CHECKING:

@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import ModelConfig
 from loraq.errors import LoraqError
 from loraq.models.call import binning, check_model_call, check_text, frames_argument, frames_of
+from loraq.models.component_names import denoiser_names, is_decoder, is_text
 from loraq.models.contents import check_contents
-from loraq.models.denoisers import denoiser_names, gathered
 from loraq.models.dtypes import cast_inputs, network_dtypes
 from loraq.models.family import find_family
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.finite import check_pipeline
 from loraq.models.networks import network_class
-from loraq.models.skeleton import (
-    frame_step,
-    is_decoder,
-    is_text,
-    pixels_of_latent,
-    size_step,
-    skeleton,
-)
+from loraq.models.skeleton import frame_step, pixels_of_latent, size_step, skeleton
 from loraq.models.source import config_folder, pipeline_of, resolve_folder
 from loraq.utils.texts import first_line
 
@@ -167,6 +160,8 @@ def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None =
     """
     from accelerate import init_empty_weights
     from diffusers.models.modeling_utils import no_init_weights
+
+    from loraq.models.denoisers import gathered
 
     folder = config_folder(model)
     listed, found = components(folder), {}

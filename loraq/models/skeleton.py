@@ -15,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
-from loraq.models.denoisers import denoiser_names
+from loraq.models.component_names import denoiser_names, is_text
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.networks import network_class, pipeline_class
 from loraq.utils.texts import first_line
 
-_TEXT = re.compile(r"text_encoder|tokenizer|image_encoder|prompt_enhancer")
-_DECODER = re.compile(r"(.+_)?vae(_.+)?|vqvae|vocoder")
 SPATIAL = (
     "vae_scale_factor_spatial",
     "vae_spatial_scale_factor",
@@ -33,16 +31,6 @@ TEMPORAL = (
     "vae_temporal_scale_factor",
     "vae_temporal_compression_ratio",
 )
-
-
-def is_text(component: str) -> bool:
-    """Whether a component reads prompts or the pictures given with them, by its name."""
-    return _TEXT.match(component) is not None
-
-
-def is_decoder(component: str) -> bool:
-    """Whether a component makes pixels or sound of latents, by its name."""
-    return _DECODER.fullmatch(component) is not None
 
 
 def skeleton(folder: Path) -> Any | None:

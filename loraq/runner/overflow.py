@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import ModelConfig
 from loraq.data import Prompt
 from loraq.errors import LoraqError
+from loraq.models.component_names import is_decoder
 from loraq.models.denoisers import denoiser_of, parts, step_of
 from loraq.models.dtypes import network_dtypes
 from loraq.models.loading import image_parts, text_parts
-from loraq.models.skeleton import is_decoder
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import nn
 
 from loraq.errors import LoraqError
-from loraq.models.denoisers import Experts, denoiser_names, denoiser_of, joined, of_part, parts
+from loraq.models.component_names import denoiser_names
+from loraq.models.denoisers import Experts, denoiser_of, joined, of_part, parts
 
 
 def test_denoisers_are_found_by_their_names_among_all_components():

@@ -134,7 +134,7 @@ def test_a_transformer_that_runs_as_it_is_stored_stays_in_its_files(name, tmp_pa
         before = mappings(ASSETS / name / "transformer")
         pipe = session.pipe(row, text=False)
         assert (mappings(ASSETS / name / "transformer") > before) == stays
-        assert session.transformer(row) is pipe.transformer
+        assert session.denoiser(row) is pipe.transformer
         assert (session.release(row) is not None) == stays
         states = pipe.transformer.state_dict(), own.transformer.state_dict()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
