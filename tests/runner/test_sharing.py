@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from loraq.compose import load_rows
 from loraq.config import GenerateConfig
 from loraq.data import Prompt
 from loraq.quantization.quantizer import quantize_model
@@ -291,6 +292,6 @@ def test_a_product_may_be_finished_while_its_images_are_compared(tmp_path, monke
         def set_progress_bar_config(self, **_) -> None: ...
 
     monkeypatch.setattr(pieces, "file_hash", finished_meanwhile)
-    settings = GenerateConfig(batch_size=1)
-    found = generation.generate_images(Pipe(), None, prompts, settings, partial, None)
+    model, settings = load_rows([])[0].model, GenerateConfig(batch_size=1)
+    found = generation.generate_images(Pipe(), model, prompts, settings, partial, None)
     assert found == [image] and calls == [done_file, image, done_file] and not partial.exists()
