@@ -246,3 +246,16 @@ def test_clips_that_cannot_be_compared_are_refused(folders, tmp_path):
     short = against(tone(0)[:, :1000])
     with pytest.raises(LoraqError, match="1000 samples; this metric needs 1025"):
         compute("log_stft", short, short)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_clip_with_nan_is_refused_not_scored_as_identical(value, folders, tmp_path):
+    """NaN is not below the cap of SNR, so that such a clip had the best value of all."""
+    for name in NAMES:
+        samples = tone(0)
+        samples[1, 7] = value if name == "b" else 0
+        (tmp_path / f"{name}.wav").write_bytes(encode_wav(samples, RATE))
+    reference = set_of_folder(folders / "clips" / "other", NAMES)
+    for metric in ("snr", "log_stft"):
+        with pytest.raises(LoraqError, match=r"b\.wav: 1 of 4800 samples are NaN or infinite"):
+            compute(metric, set_of_folder(tmp_path, NAMES), reference)

@@ -32,7 +32,7 @@ class Clip:
 
 
 def read_clip(path: Path) -> Clip:
-    """A WAV file of float or integer samples; LoraqError if it cannot be read or has none."""
+    """A WAV file of float or integer samples; LoraqError if it cannot be read, has none, or NaN."""
     from scipy.io import wavfile
 
     try:
@@ -48,6 +48,11 @@ def read_clip(path: Path) -> Clip:
         ) from error
     if not len(data) or not rate:
         raise LoraqError(f"{path} has no samples. Restore it, or leave it out")
+    if bad := int((~np.isfinite(data)).sum()):  # an SNR of NaN would count as its cap
+        raise LoraqError(
+            f"{path}: {bad} of {data.size} samples are NaN or infinite. Look at the model that "
+            "made it; clips of a run are made again by `loraq generate`"
+        )
     samples_NC = data.reshape(len(data), -1)
     if data.dtype == np.uint8:
         samples_NC = (samples_NC.astype(np.float32) - 128) / 128
