@@ -41,9 +41,7 @@ def little_pixart() -> PixArtSigmaPipeline:
     """A PixArt-Sigma pipeline: width 64, two blocks, 64 px."""
     torch.manual_seed(7)
     tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    text = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
-    )
+    text = small_t5(tokenizer)
     transformer = PixArtTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=16,
@@ -69,6 +67,11 @@ def little_pixart() -> PixArtSigmaPipeline:
         transformer=transformer,
         scheduler=DPMSolverMultistepScheduler(),
     )
+
+
+def small_t5(tokenizer: Any, kind: Any = T5Config) -> Any:
+    """The configuration of a T5 or UMT5 encoder of one layer, width 32."""
+    return kind(vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
 
 
 def little_sana() -> SanaPipeline:

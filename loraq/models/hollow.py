@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from loraq.config import ModelConfig
 from loraq.models.component_names import denoiser_names, is_decoder
 from loraq.models.files import components, read_json
-from loraq.models.networks import network_class
+from loraq.models.networks import network_class, without_weights
 from loraq.models.source import config_folder
 
 if TYPE_CHECKING:
@@ -31,14 +31,10 @@ def _hollow(part: Path, library: str, name: str, device: torch.device, dtype: to
 
     A pipeline reads its settings and, as of a loaded one, its device and dtype.
     """
-    from accelerate import init_empty_weights
-
     values = read_json(part / "config.json")
     kind: Any = network_class(library, name, values)
     own = {"device": property(lambda _: device), "dtype": property(lambda _: dtype)}
-    empty: Any = type(kind.__name__, (kind,), own)
-    with init_empty_weights(include_buffers=True):
-        made = empty.from_config({k: v for k, v in values.items() if k != "quantization_config"})
+    made = without_weights(type(kind.__name__, (kind,), own), values)
     for module in made.modules():
         module._parameters.clear()
         module._buffers.clear()

@@ -16,7 +16,7 @@ from loraq.models.dtypes import cast_inputs, network_dtypes
 from loraq.models.family import find_family
 from loraq.models.files import components, has_weights, read_json
 from loraq.models.finite import check_pipeline
-from loraq.models.networks import network_class
+from loraq.models.networks import network_class, without_weights
 from loraq.models.skeleton import frame_step, pixels_of_latent, size_step, skeleton
 from loraq.models.source import config_folder, pipeline_of, resolve_folder
 from loraq.utils.texts import first_line
@@ -158,19 +158,13 @@ def architecture(model: ModelConfig, buffers: bool = False, blocks: int | None =
 
     buffers: as in `meta_denoiser`. blocks: instead of the model's own number.
     """
-    from accelerate import init_empty_weights
-    from diffusers.models.modeling_utils import no_init_weights
-
     from loraq.models.denoisers import gathered
 
     folder = config_folder(model)
     listed, found = components(folder), {}
     for name in denoisers_in(model):
         values = read_json(folder / name / "config.json")
-        values.pop("quantization_config", None)
         if blocks is not None:
             values["num_layers"] = blocks
-        kind = network_class(*listed[name], values)
-        with no_init_weights(), init_empty_weights(include_buffers=not buffers):
-            found[name] = kind.from_config(values)
+        found[name] = without_weights(network_class(*listed[name], values), values, buffers)
     return gathered(found, str(folder))

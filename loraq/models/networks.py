@@ -98,6 +98,20 @@ def network_class(library: str, name: str, config: Mapping[str, Any]) -> Any:
     return found
 
 
+def without_weights(network: Any, config: Mapping[str, Any], buffers: bool = False) -> Any:
+    """A network of diffusers with its parameters on the meta device, and plain 16-bit layers.
+
+    network: its class. config: the contents of its `config.json`; what it says of packed layers is
+        left out. buffers: allocate the buffers, such as position tables, which no file contains.
+    """
+    from accelerate import init_empty_weights
+    from diffusers.models.modeling_utils import no_init_weights
+
+    plain = {name: value for name, value in config.items() if name != "quantization_config"}
+    with no_init_weights(), init_empty_weights(include_buffers=not buffers):
+        return network.from_config(plain)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Names of tensors that files lack, have in addition, or have in another shape."""
@@ -131,10 +145,7 @@ def compare_with_files(network: Any, config: str, stored: Header) -> Difference:
         reshaped = [key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]]
         # heads that the class does not have are left out on purpose
         return Difference(sorted(found["missing_keys"]), [], sorted(reshaped))
-    from accelerate import init_empty_weights
-
-    with init_empty_weights(include_buffers=True):
-        empty = network.from_config(values)
+    empty = without_weights(network, values)
     empty._fix_state_dict_keys_on_load(tensors)
     expected = {name: tensor.shape for name, tensor in empty.state_dict().items()}
     computed = dict(empty.named_buffers()).keys() - expected.keys()  # such as position tables

@@ -17,7 +17,7 @@ from typing import Any
 from loraq.errors import LoraqError
 from loraq.models.component_names import denoiser_names, is_text
 from loraq.models.files import components, has_weights, read_json
-from loraq.models.networks import network_class, pipeline_class
+from loraq.models.networks import network_class, pipeline_class, without_weights
 from loraq.utils.texts import first_line
 
 SPATIAL = (
@@ -48,30 +48,23 @@ def _skeleton(folder: Path, *_texts: Any) -> Any | None:
         listed[name] = None
         if has_weights(class_name) and not is_text(name):
             values = read_json(folder / name / "config.json")
-            values.pop("quantization_config", None)
             network = network_class(library, class_name, values)
             if hasattr(network, "from_config"):
-                listed[name] = _hollow(network, values, folder / name / "config.json")
-    parameters = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+                listed[name] = _on_meta(network, values, folder / name / "config.json")
+    parameters = dict(inspect.signature(kind.__init__).parameters)
+    del parameters["self"]
     plain = {n: v for n, v in index.items() if n in parameters and not isinstance(v, list)}
-    needed = {
-        name: None
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if name != "self" and parameter.default is parameter.empty
-    }
+    needed = {n: None for n, p in parameters.items() if p.default is p.empty}
     try:
         return kind(**{**needed, **{n: v for n, v in listed.items() if n in parameters}, **plain})
     except Exception:  # whatever a constructor does without tokenizers or text encoders
         return None
 
 
-def _hollow(network: Any, values: dict[str, Any], path: Path) -> Any:
+def _on_meta(network: Any, values: dict[str, Any], path: Path) -> Any:
     """A network of diffusers on the meta device; LoraqError if `values` are not of its class."""
-    from accelerate import init_empty_weights
-
     try:
-        with init_empty_weights(include_buffers=True):
-            return network.from_config(values)
+        return without_weights(network, values)
     except Exception as error:  # whatever the class does with settings that are not its own
         raise LoraqError(
             f"'{path}' does not describe a {network.__name__} ({first_line(error)[:200]}). Restore "

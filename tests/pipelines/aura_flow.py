@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, AutoencoderKL
 from transformers import UMT5Config, UMT5EncoderModel
 
-from tests.little import draw_parameters
+from tests.little import draw_parameters, small_t5
 from tests.pipelines import _image, _text
 from tests.pipelines._image import SQUARE
 
@@ -16,14 +16,7 @@ STEPS = 2
 def pipeline() -> AuraFlowPipeline:
     """Width 64, two blocks of each kind."""
     tokenizer = _text.t5_tokenizer()
-    text = UMT5Config(
-        vocab_size=len(tokenizer),
-        d_model=_text.WIDTH,
-        d_kv=16,
-        d_ff=64,
-        num_layers=1,
-        num_heads=2,
-    )
+    text = small_t5(tokenizer, UMT5Config)
     transformer = AuraFlowTransformer2DModel(
         sample_size=8,
         in_channels=4,

@@ -9,9 +9,9 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
-from tests.little import draw_parameters, word_tokenizer
+from tests.little import draw_parameters, small_t5, word_tokenizer
 
 CALL = {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": 8}
 STEPS = 2
@@ -21,9 +21,7 @@ def pipeline() -> LTXPipeline:
     """Width 64, two blocks."""
     torch.manual_seed(17)
     tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    text = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
-    )
+    text = small_t5(tokenizer)
     transformer = LTXVideoTransformer3DModel(
         in_channels=8,
         out_channels=8,

@@ -10,9 +10,9 @@ from diffusers import (
     StableAudioPipeline,
     StableAudioProjectionModel,
 )
-from transformers import T5Config, T5EncoderModel
+from transformers import T5EncoderModel
 
-from tests.little import draw_parameters, word_tokenizer
+from tests.little import draw_parameters, small_t5, word_tokenizer
 
 CALL = {"audio_end_in_s": 0.3}
 STEPS = 2
@@ -23,9 +23,7 @@ def pipeline() -> StableAudioPipeline:
     torch.manual_seed(19)
     tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     tokenizer.model_max_length = 8
-    text = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
-    )
+    text = small_t5(tokenizer)
     transformer = StableAudioDiTModel(
         sample_size=40,
         in_channels=8,

@@ -11,7 +11,7 @@ from diffusers import (
 )
 from transformers import UMT5Config, UMT5EncoderModel
 
-from tests.little import draw_parameters, word_tokenizer
+from tests.little import draw_parameters, small_t5, word_tokenizer
 
 CALL = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 8}
 STEPS = 3
@@ -24,9 +24,7 @@ def pipeline(experts: int = 2) -> WanPipeline:
     """
     torch.manual_seed(13)
     tokenizer = word_tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    text = UMT5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
-    )
+    text = small_t5(tokenizer, UMT5Config)
     vae = AutoencoderKLWan(
         base_dim=4,
         z_dim=4,

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from loraq.models.networks import without_weights
+
 Note = Callable[[str, nn.Module, Tensor], None]
 
 
@@ -23,11 +25,7 @@ def build_skeleton(kind: Any, config: dict[str, Any], note: Note) -> nn.Module:
 
     note: called with name, module and input at every call of a linear layer or convolution.
     """
-    from accelerate import init_empty_weights
-    from diffusers.models.modeling_utils import no_init_weights
-
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        network: nn.Module = kind.from_config(config)
+    network: nn.Module = without_weights(kind, config, buffers=True)
     for name, module in network.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
