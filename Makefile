@@ -14,7 +14,7 @@ INSTALLED_NOTEBOOKS := $(VENV)/.installed-notebooks
 INSTALLED_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-notebooks test-cluster test-report test-gpu test-fuzz test-faults check format table1 ablations report tables docs cache clean distclean
+.PHONY: help install demo test test-notebooks test-cluster test-engines test-report test-gpu test-fuzz test-faults check format table1 ablations report tables docs cache clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,17 @@ $(CLUSTER)/.installed: pyproject.toml constraints.txt constraints-ray.txt
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CLUSTER)/constraints.txt -e '.[dev,slurm,ray]'
 	@touch $@
 
+# A separate environment: the readers bring packages that the project does not need.
+ENGINES := .venv-engines
+test-engines: $(ENGINES)/.installed ## compare exported checkpoints with the packages that read them (a few minutes)
+	$(ENGINES)/bin/python -m pytest -m engines tests/engines
+
+$(ENGINES)/.installed: pyproject.toml constraints.txt constraints-engines.txt
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-engines.txt -e '.[dev,engines]'
+	@touch $@
+
 test-report: $(INSTALLED_DEV) $(INSTALLED_REPORT) ## test the report in a headless Chromium (Debian's package; 1 to 2 min)
 	$(BIN)/python -m pytest -m browser tests/results/report
 
@@ -96,7 +107,7 @@ clean: ## remove build files and tool caches (never images, records or checkpoin
 	find loraq tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment (keeps outputs/)
-	rm -rf $(VENV) $(CLUSTER) loraq.egg-info
+	rm -rf $(VENV) $(CLUSTER) $(ENGINES) loraq.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

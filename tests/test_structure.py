@@ -17,7 +17,7 @@ import loraq
 from loraq.utils.assets import PACKAGE
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "assets" not in path.parts)
-NAMES_AT_THE_TOP = 20
+NAMES_AT_THE_TOP = 21
 
 PUBLIC = {
     "loraq": loraq.__all__,
@@ -32,6 +32,7 @@ PUBLIC = {
     "loraq.diffusers_quantizer": ["LoRaQConfig", "LoRaQQuantizer", "packed_layers"],
     "loraq.errors": ["LoraqError"],
     "loraq.formats": ["Format", "get_format", "quantize", "dequantize", "fake_quantize"],
+    "loraq.layouts.targets": ["Source", "Target", "find_target", "targets"],
     "loraq.models": ["list_layers", "load_pipeline"],
     "loraq.run": ["run"],
 }

@@ -1,0 +1,135 @@
+"""Reading and writing of safetensors files whose tensors are named LAYER.SUFFIX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraq.errors import LoraqError, did_you_mean, near_matches
+from loraq.utils.files import sort_metadata
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONFIG = "config.json"
+Spec = Mapping[str, tuple[Sequence[int], torch.dtype | Sequence[torch.dtype]]]
+"""SUFFIX → (shape, dtype or allowed dtypes) of the tensors of one layer."""
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder, or the file itself; LoraqError without one."""
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not found or not all(file.is_file() for file in found):
+        raise LoraqError(
+            f"'{path}' is no safetensors file, and no folder with one. Pass the file, or the "
+            "folder of the transformer."
+        )
+    return found
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or of the files in a folder."""
+    return {name: held.get_tensor(name) for held, names in _opened(path) for name in names}
+
+
+def read_names(path: Path) -> set[str]:
+    """The names of all tensors; nothing else is read."""
+    return {name for _, names in _opened(path) for name in names}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the headers of the files."""
+    found: dict[str, str] = {}
+    for held, _ in _opened(path):
+        found |= held.metadata() or {}
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The contents of a folder's `config.json`; empty for a file or a folder without one."""
+    file = path / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LoraqError(f"'{file}' is no JSON ({error}). Restore it.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _opened(path: Path) -> Iterator[tuple[Any, list[str]]]:
+    for file in weight_files(path):
+        try:
+            with safe_open(str(file), "pt") as held:
+                yield held, list(held.keys())
+        except SafetensorError as error:
+            raise LoraqError(f"'{file}' is damaged ({error}). Restore it.") from error
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """A safetensors file; every tensor has its own storage in it."""
+    held = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    for name, tensor in held.items():
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            held[name] = tensor.clone()
+    save_file(held, path, {"format": "pt", **(metadata or {})})
+    sort_metadata(path)
+
+
+def write_config(folder: Path, network: Any, quantization: Mapping[str, Any] | None) -> None:
+    """`config.json` of a network of diffusers, with another `quantization_config` or none.
+
+    A network without a configuration, which is none of diffusers, gets the latter alone.
+    """
+    own = json.loads(network.to_json_string()) if hasattr(network, "to_json_string") else {}
+    own.pop("quantization_config", None)
+    added = {} if quantization is None else {"quantization_config": quantization}
+    text = json.dumps(own | added, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def by_layer(
+    tensors: Mapping[str, Tensor], marker: str
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """(layer → suffix → tensor, all other tensors); a layer has a tensor LAYER.`marker`."""
+    end = f".{marker}"
+    layers: dict[str, dict[str, Tensor]] = {
+        name.removesuffix(end): {} for name in tensors if name.endswith(end)
+    }
+    others = {}
+    for name, tensor in tensors.items():
+        layer, _, suffix = name.rpartition(".")
+        if layer in layers:
+            layers[layer][suffix] = tensor
+        else:
+            others[name] = tensor
+    return layers, others
+
+
+def check_tensors(
+    layer: str, held: Mapping[str, Tensor], expected: Spec, optional: Sequence[str] = ()
+) -> None:
+    """LoraqError unless a layer's tensors are those of `expected` by name, shape and dtype."""
+    for suffix in held:
+        if suffix not in expected:
+            close = did_you_mean(near_matches(suffix, expected))
+            raise LoraqError(f"'{layer}.{suffix}' is no tensor of this layout.{close}")
+    for suffix, (shape, allowed) in expected.items():
+        if suffix not in held:
+            if suffix in optional:
+                continue
+            raise LoraqError(f"'{layer}.{suffix}' is missing. Restore the file.")
+        found = held[suffix]
+        dtypes = (allowed,) if isinstance(allowed, torch.dtype) else tuple(allowed)
+        if tuple(found.shape) != tuple(shape) or found.dtype not in dtypes:
+            raise LoraqError(
+                f"'{layer}.{suffix}' is {tuple(found.shape)} of {found.dtype}, and this layout has "
+                f"{tuple(shape)} of {' or '.join(map(str, dtypes))}."
+            )

@@ -1,0 +1,1 @@
+"""Exported checkpoints against the packages that read them: `make test-engines`."""
