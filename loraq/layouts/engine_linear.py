@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, dequantize, fake_quantize
 from loraq.formats.blocks import block_length, from_blocks, to_blocks
 from loraq.formats.elements import IntegerElement
@@ -42,6 +43,11 @@ class EngineLinear(nn.Module):
             self.register_buffer(name, tensor)
         self.layer, self._weight_OI = _with_tensors(self.layer, moved), None
         return self
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        raise LoraqError(
+            "An emulated layer of another program's file cannot be saved. Copy the file instead."
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weight_OI": None}
