@@ -1,0 +1,120 @@
+"""diffusers' `nunchaku_lite` (0.42.1): SVDQuant INT4 and NVFP4 in tiles, by diffusers' own names.
+
+config.json's `quantization_config` lists the quantised modules as `targets`; the tensors are those
+of `tiled_layer.py` under each target's name. A file has one rank and one precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraq.errors import LoraqError
+from loraq.layouts.files import (
+    WEIGHTS,
+    by_layer,
+    read_config,
+    read_tensors,
+    write_config,
+    write_tensors,
+)
+from loraq.layouts.targets import Contents, Source, Target
+from loraq.layouts.tiled_layer import PRECISIONS, Precision, pack_layer, unpack_layer
+from loraq.layouts.tiled_network import refuse_layer, source_precision, tiled_layers, tiled_losses
+from loraq.layouts.tiles import TILE
+
+METHOD = "nunchaku_lite"
+NAMES = ("int4", "nvfp4")
+
+
+def refuse(source: Source, name: str) -> str | None:
+    """Only linear layers of whole tiles, without shift or rotation, in INT4 or NVFP4."""
+    return refuse_layer(source, name, NAMES, pads=False)
+
+
+def write(source: Source, folder: Path) -> None:
+    """The network's tensors in one file, and its configuration with the list of targets."""
+    precision, tensors = source_precision(source), source.other_tensors()
+    layers = tiled_layers(source)
+    for name, layer in layers.items():
+        tensors |= {f"{name}.{suffix}": t for suffix, t in pack_layer(layer).items()}
+    section = {
+        "precision": precision.name,
+        "group_size": precision.block,
+        "rank": next(iter(layers.values())).rank,
+        "targets": list(layers),
+    }
+    dtype = str(source.dtype).removeprefix("torch.")
+    write_tensors(folder / WEIGHTS, tensors)
+    write_config(
+        folder,
+        source.network,
+        {"quant_method": METHOD, "compute_dtype": dtype, "svdq_w4a4": section},
+    )
+
+
+def detect(path: Path) -> bool:
+    """By config.json's `quant_method`."""
+    return _config(path).get("quant_method") == METHOD
+
+
+def read(path: Path) -> Contents:
+    """The layers that are listed; LoraqError if the file holds others, or lists others."""
+    config = _config(path)
+    if config.get("awq_w4a16"):
+        raise LoraqError(
+            f"'{path}' has layers of awq_w4a16 ({config['awq_w4a16'].get('targets')}), weights of "
+            "4 bits with zero points, which are not read. Use a file with svdq_w4a4 layers alone."
+        )
+    precision, rank, targets = _section(path, config.get("svdq_w4a4"))
+    groups, others = by_layer(read_tensors(path), "qweight")
+    if wrong := sorted(set(groups) ^ set(targets)):
+        where = "lists no" if wrong[0] in groups else "holds no tensors of the listed"
+        raise LoraqError(f"'{path}' {where} layer '{wrong[0]}'. Restore its config.json and file.")
+    layers = {}
+    for name, held in groups.items():
+        layers[name] = layer = unpack_layer(name, held, precision)
+        if layer.rank != rank or any(size % TILE for size in layer.weight.shape):
+            raise LoraqError(
+                f"'{name}' has shape {tuple(layer.weight.shape)} and rank {layer.rank}, and the "
+                f"layout multiples of {TILE} and rank {rank}."
+            )
+    return Contents(layers, others)
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    found = read_config(path).get("quantization_config")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _section(path: Path, section: Any) -> tuple[Precision, int, list[str]]:
+    """Precision, rank and targets of `svdq_w4a4`."""
+    held = section if isinstance(section, Mapping) else {}
+    precision = PRECISIONS.get(held.get("precision", "")) if held else None
+    rank, targets = held.get("rank"), held.get("targets")
+    if (
+        precision is None
+        or precision.name not in NAMES
+        or held.get("group_size") != precision.block
+        or not isinstance(rank, int)
+        or not isinstance(targets, list)
+    ):
+        raise LoraqError(
+            f"svdq_w4a4 in '{path / 'config.json'}' is {section}. It needs precision int4 with "
+            "group_size 64 or nvfp4 with group_size 16, rank and targets."
+        )
+    return precision, rank, targets
+
+
+TARGET = Target(
+    name=METHOD,
+    description="SVDQuant INT4 or NVFP4 in tiles with a 16-bit branch, by diffusers' own names",
+    readers="diffusers 0.42 with the kernels package (DIFFUSERS_TRUST_REMOTE_KERNELS)",
+    hardware="INT4: CUDA sm75 to sm89, sm120; NVFP4: from sm100; not Hopper",
+    refuse=refuse,
+    losses=tiled_losses,
+    write=write,
+    detect=detect,
+    read=read,
+)
