@@ -13,12 +13,14 @@ import torch
 from loraq.compose import recipe
 from loraq.config import CalibrationConfig, GenerateConfig, Recipe
 from loraq.errors import LoraqError
+from loraq.models.adapters import adapter_bytes
 from loraq.models.call import check_call
 from loraq.models.denoisers import denoiser_of, denoisers_of, dtype_of, gathered, parts
 from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite, check_pipeline
 from loraq.models.layers import Layer, family_of, list_layers
 from loraq.quantization.activations import Activations
+from loraq.quantization.adapters import AdapterChoice, without_adapters
 from loraq.quantization.calibration import InputCapture, MomentCapture
 from loraq.quantization.model import QuantizedModel
 from loraq.quantization.quantizer import quantize_model
@@ -39,6 +41,7 @@ def quantize(
     batch_size: int = 16,
     family: str | None = None,
     checkpoint_dir: str | Path | None = None,
+    adapters: AdapterChoice = "refuse",
     progress: bool = True,
 ) -> QuantizedModel:
     """Quantise a diffusers pipeline's transformer, or experts, in place; undo with `.revert(pipe)`.
@@ -49,6 +52,9 @@ def quantize(
     rows_per_layer: token rows sampled per layer input. batch_size: prompts per pipeline call.
     family: model family, for a transformer whose class belongs to none.
     checkpoint_dir: finished groups of layers are saved here, and a later call resumes from them.
+    adapters: what becomes of LoRA that is loaded: "refuse", an error; "fuse", merged into the
+        16-bit weights as by peft, then quantised with them; "keep", left in 16 bits beside the
+        packed layers, and removable. With "keep", recipes read weights and inputs without it.
     progress: whether to show a progress bar.
 
     Raises LoraqError if a recipe that reads activations has no prompts, or a data-free one has, and
@@ -61,39 +67,43 @@ def quantize(
     transformer = _transformer_of(pipe)
     _check_arguments(pipe, recipe, listed, call, rows_per_layer, batch_size)
     chosen = _preset(recipe) if isinstance(recipe, str) else recipe
-    family = family_of(transformer, family)
-    chosen = recipe_for(chosen, family, dtype_of(transformer))
-    layers = list_layers(transformer, family, chosen.skip)
-    if chosen.needs_calibration and not listed:
-        raise LoraqError(
-            "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted branch "
-            "or select=output). Pass prompts=[…], or use a data-free recipe such as loraq_o2."
-        )
-    if listed and not chosen.needs_calibration:
-        raise LoraqError(
-            f"{len(listed)} prompts were given, but this recipe is data-free and does not read "
-            "them. Remove prompts=."
-        )
-    if chosen.needs_sensitivity:
-        raise LoraqError(
-            "quant.allocation.sensitivity=activations is measured only by `loraq run`. Use "
-            "quant.allocation.sensitivity=weights here."
-        )
-    for part, network in parts(transformer).items():
-        check_finite(network, part or "transformer")
-    read = None
-    if listed:
-        check_pipeline(pipe)
-        read = _capture(pipe, layers, listed, dict(call or {}), rows_per_layer, batch_size)
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    bar = "quantise" if progress else None
-    model = quantize_model(transformer, layers, chosen, read, folder, bar, family)
-    model.apply(transformer)
-    try:
-        model.check_called(transformer)
-    except BaseException:
-        model.revert(transformer)
-        raise
+    with without_adapters(transformer, adapters) as fuse:
+        family = family_of(transformer, family)
+        chosen = recipe_for(chosen, family, dtype_of(transformer))
+        layers = list_layers(transformer, family, chosen.skip)
+        if chosen.needs_calibration and not listed:
+            raise LoraqError(
+                "This recipe reads activations of the 16-bit model (smoothing, GPTQ, a weighted "
+                "branch or select=output). Pass prompts=[…], or use a data-free recipe such as "
+                "loraq_o2."
+            )
+        if listed and not chosen.needs_calibration:
+            raise LoraqError(
+                f"{len(listed)} prompts were given, but this recipe is data-free and does not read "
+                "them. Remove prompts=."
+            )
+        if chosen.needs_sensitivity:
+            raise LoraqError(
+                "quant.allocation.sensitivity=activations is measured only by `loraq run`. Use "
+                "quant.allocation.sensitivity=weights here."
+            )
+        fuse()
+        for part, network in parts(transformer).items():
+            check_finite(network, part or "transformer")
+        read = None
+        if listed:
+            check_pipeline(pipe)
+            read = _capture(pipe, layers, listed, dict(call or {}), rows_per_layer, batch_size)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        bar = "quantise" if progress else None
+        model = quantize_model(transformer, layers, chosen, read, folder, bar, family)
+        model.apply(transformer)
+        try:
+            model.check_called(transformer)
+        except BaseException:
+            model.revert(transformer)
+            raise
+    model.adapters = adapter_bytes(transformer)
     return model
 
 

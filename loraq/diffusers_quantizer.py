@@ -22,6 +22,7 @@ from loraq.compose import recipe
 from loraq.config import Recipe
 from loraq.errors import LoraqError
 from loraq.layers.tensors import LayerTensors
+from loraq.models.adapters import adapter_bytes
 from loraq.models.denoisers import dtype_of, joined, parts
 from loraq.models.family import recipe_for
 from loraq.models.finite import check_finite
@@ -121,7 +122,7 @@ def packed_layers(transformer: Any) -> QuantizedModel:
             )
         held = held_layers(network, quantizer.quantization_config.layer_entries())
         found |= {joined(part, name): tensors for name, tensors in held.items()}
-    return QuantizedModel(found)
+    return QuantizedModel(found, adapters=adapter_bytes(network_of(transformer)))
 
 
 __all__ = ["LoRaQConfig", "LoRaQQuantizer", "attach", "forget", "packed_layers"]

@@ -54,6 +54,8 @@ HEAVY = {
     "loraq/metrics/alignment.py",  # metrics are looked up without importing torch
     "loraq/metrics/common/features.py",
     "loraq/metrics/image_reward.py",
+    "loraq/quantization/adapters.py",  # peft is optional
+    "loraq/quantization/diffusers_packed.py",
     "loraq/quantization/model.py",  # diffusers
     "loraq/runner/overflow.py",
     "loraq/runner/score.py",

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loraq.errors import LoraqError
+from loraq.models.adapters import is_adapted
 
 if TYPE_CHECKING:
     from torch import nn
 
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Attributes in which PyTorch's wrappers hold the wrapped module."""
-ADAPTED = "an adapter (LoRA), which packed layers cannot carry"
+ADAPTED = "an adapter (LoRA), which quantising would leave out"
 OFFLOADED = "hooks of an offloading or casting method, which a packed layer would not have"
 COMPILED = "was compiled, and its compiled code would go on using the 16-bit layers"
 
@@ -26,11 +27,12 @@ def check_transformer(transformer: nn.Module) -> None:
     """Raise LoraqError if modules of the transformer are adapted, wrapped, compiled or fused."""
     for name, module in transformer.named_modules():
         where = f"'{name}'" if name else f"This {type(transformer).__name__}"
-        if hasattr(module, "base_layer") or getattr(module, "lora_A", None) is not None:
+        if is_adapted(module):
             raise LoraqError(
-                f"{where} has {ADAPTED}. Merge it into the weights before quantising "
-                "(pipe.fuse_lora(); pipe.unload_lora_weights(), or merge_and_unload() of a "
-                "PeftModel), or remove it (pipe.unload_lora_weights())."
+                f"{where} has {ADAPTED}. Say what becomes of it: loraq.quantize(pipe, …, "
+                "adapters='fuse') merges it into the weights, 'keep' leaves it in 16 bits beside "
+                "the packed layers. Or remove it (pipe.unload_lora_weights(), merge_and_unload() "
+                "or unload() of a PeftModel)."
             )
         if any(wrapper in module._modules for wrapper in WRAPPERS):
             raise LoraqError(

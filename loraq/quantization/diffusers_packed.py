@@ -12,6 +12,7 @@ from typing import Any
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.utils import is_peft_available
 from torch import Tensor, nn
 
 from loraq.config import Recipe
@@ -20,6 +21,7 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.layers.serialization import deserialize_layers, expected_tensors
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
+from loraq.models.adapters import base_layer, refuse_adapters
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 
 
@@ -125,12 +127,22 @@ class PackedQuantizer(DiffusersQuantizer):
             modules.append(model.get_submodule(name))
             modules[-1].set_tensors(tensors)
         share_inputs(modules)
+        register_adapters(model)
         return model
 
     def get_state_dict_and_metadata(
         self, state_dict: Mapping[str, Tensor], safe_serialization: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Every packed tensor once; views are cloned so that their base storage is not saved."""
+        """Every packed tensor once; views are cloned so that their base storage is not saved.
+
+        Raises LoraqError if an adapter is loaded, which the layout has no place for.
+        """
+        if adapted := next((name for name in state_dict if ".base_layer." in name), None):
+            raise LoraqError(
+                f"'{adapted.partition('.base_layer.')[0]}' has an adapter (LoRA), which a packed "
+                "checkpoint cannot hold. Remove it (pipe.unload_lora_weights()), save, and load it "
+                "again from its own file."
+            )
         entries = self.quantization_config.layer_entries()
         stored = {_buffer_name(name) for name in expected_tensors(entries)}
         packed = tuple(f"{name}." for name in entries)
@@ -148,6 +160,7 @@ class PackedQuantizer(DiffusersQuantizer):
 
         Their activations are no longer quantised.
         """
+        refuse_adapters(model, "which dequantize() would remove")
         for name, tensors in held_layers(model, self.quantization_config.layer_entries()).items():
             module = model.get_submodule(name)
             model.set_submodule(name, tensors.dequantized_module(module.convolution, model.dtype))
@@ -170,6 +183,16 @@ def register_quantizer() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, PackedConfig)
 
 
+def register_adapters(transformer: Any) -> None:
+    """Let peft add LoRA to the packed layers, and refuse diffusers' way of fusing it."""
+    if is_peft_available():
+        from loraq.quantization.peft_layers import refuse_fusing, register
+
+        register()
+        if hasattr(transformer, "fuse_lora"):
+            transformer.fuse_lora = refuse_fusing
+
+
 def attach(transformer: Any, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> None:
     """Mark a diffusers model as quantised, so that `save_pretrained` writes packed layers."""
     register_quantizer()
@@ -177,12 +200,13 @@ def attach(transformer: Any, layers: Mapping[str, LayerTensors], recipe: Recipe 
     transformer.hf_quantizer = PackedQuantizer(config, pre_quantized=True)
     transformer.is_quantized, transformer.quantization_method = True, config.quant_method
     transformer.register_to_config(quantization_config=config)
+    register_adapters(transformer)
 
 
 def forget(transformer: Any) -> None:
     """Undo `attach`."""
     _drop_config(transformer)
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+    for name in ("hf_quantizer", "is_quantized", "quantization_method", "fuse_lora"):
         transformer.__dict__.pop(name, None)
 
 
@@ -196,7 +220,7 @@ def held_layers(model: nn.Module, entries: Mapping[str, Any]) -> dict[str, Layer
     found = {}
     for name in expected_tensors(entries):
         module, _, buffer = _buffer_name(name).rpartition(".")
-        found[name] = model.get_submodule(module).get_buffer(buffer)
+        found[name] = base_layer(model, module).get_buffer(buffer)
     return deserialize_layers(entries, found)
 
 

@@ -17,6 +17,7 @@ from loraq.layers.backends import ComputeMode
 from loraq.layers.linear import QuantizedLinear, set_compute
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import LayerTensors
+from loraq.models.adapters import refuse_adapters
 from loraq.models.denoisers import of_part, parts, same_parts
 from loraq.quantization.made_from import check_made_from, network_of
 from loraq.quantization.trace import check_called
@@ -31,6 +32,7 @@ class QuantizedModel:
 
     info: group name → losses, seconds and other notes; roles: layer name → role, for display.
     samples: layer name → `weight_sample` of the 16-bit layer, by which `apply` knows its model.
+    adapters: bytes of LoRA beside the packed layers by its name, which `nbytes` does not contain.
     """
 
     layers: dict[str, LayerTensors]
@@ -38,6 +40,7 @@ class QuantizedModel:
     recipe: Recipe | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, Tensor] = field(default_factory=dict)
+    adapters: Mapping[str, int] = field(default_factory=dict)
     _originals: dict[str, nn.Module] = field(default_factory=dict)
     _applied_to: nn.Module | None = None
 
@@ -54,6 +57,9 @@ class QuantizedModel:
         ]
         if ranks != [0]:
             parts.append(f"branch={_formats(self.layers.values(), 'left')}")
+        for adapter, size in self.adapters.items():
+            bits = 8 * size / self.weights
+            parts.append(f"beside them LoRA '{adapter}' of {bits:.3f} bits/weight")
         method = "" if self.recipe is None else f"{_method(self.recipe)}: "
         return f"QuantizedModel({method}{', '.join(parts)})"
 
@@ -98,6 +104,7 @@ class QuantizedModel:
         if the layers were made from another model.
         """
         transformer = network_of(transformer)
+        refuse_adapters(transformer, "which packed layers would replace")
         if any(isinstance(module, QuantizedLinear) for module in transformer.modules()):
             raise LoraqError(
                 f"This {type(transformer).__name__} is quantised already. Restore its 16-bit "
@@ -147,6 +154,7 @@ class QuantizedModel:
                 f"This quantised model was applied to another {type(self._applied_to).__name__}, "
                 "whose 16-bit layers it holds. Pass that transformer to `revert`."
             )
+        refuse_adapters(transformer, "which the 16-bit layers would replace")
         for name, original in self._originals.items():
             transformer.set_submodule(name, original, strict=True)
         self._originals.clear()

@@ -140,7 +140,7 @@ def wider_convolution(pipe):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lora, r"attn1\.to_q' has an adapter .*fuse_lora.*unload_lora_weights"),
+        (lora, r"attn1\.to_q' has an adapter .*'fuse'.*'keep'.*unload_lora_weights"),
         (lora_on_skipped_layers, r"attn2\.to_k' has an adapter"),
         (peft_model, "attn1.to_q' has an adapter .*merge_and_unload"),
         (handmade_lora, r"attn1\.to_q' cannot be quantised: it is a HandmadeLora"),
