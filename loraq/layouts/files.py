@@ -88,11 +88,16 @@ def write_config(folder: Path, network: Any, quantization: Mapping[str, Any] | N
 
     A network without a configuration, which is none of diffusers, gets the latter alone.
     """
+    added = {} if quantization is None else {"quantization_config": quantization}
+    text = json.dumps(own_config(network) | added, indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+
+
+def own_config(network: Any) -> dict[str, Any]:
+    """The configuration of a network of diffusers without its `quantization_config`; else empty."""
     own = json.loads(network.to_json_string()) if hasattr(network, "to_json_string") else {}
     own.pop("quantization_config", None)
-    added = {} if quantization is None else {"quantization_config": quantization}
-    text = json.dumps(own | added, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    return dict(own)
 
 
 def by_layer(

@@ -19,6 +19,7 @@ from torch import nn
 from loraq.errors import LoraqError, did_you_mean, near_matches
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import read_config, read_metadata, weight_files
+from loraq.layouts.fitting import fitted
 from loraq.layouts.targets import Contents, Target, targets
 from loraq.models.networks import network_class, without_weights
 
@@ -67,7 +68,7 @@ def put_into(network: nn.Module, contents: Contents) -> None:
 
     Raises LoraqError, before anything is changed, if names or shapes do not fit.
     """
-    modules = dict(network.named_modules())
+    modules, contents = dict(network.named_modules()), fitted(contents, network)
     for name, layer in contents.layers.items():
         module = modules.get(name)
         found = getattr(module, "weight", None)

@@ -113,40 +113,52 @@ def pack_layer(layer: EngineLayer) -> dict[str, Tensor]:
     return found
 
 
-def layer_spec(precision: Precision, out: int, width: int, rank: int, dtype: torch.dtype) -> Spec:
-    """Shapes and types of the tensors of a layer, of the padded sizes."""
+def layer_spec(
+    precision: Precision, out: int, width: int, rank: int | None, dtype: torch.dtype
+) -> Spec:
+    """Shapes and types of the tensors of a layer, of the padded sizes; rank None: no factors."""
     spec = {
         "qweight": ((out, width // 2), torch.int8),
         "wscales": ((width // precision.block, out), precision.scale or dtype),
         "smooth_factor": ((width,), dtype),
-        "proj_down": ((width, rank), dtype),
-        "proj_up": ((out, rank), dtype),
         "bias": ((out,), dtype),
     }
+    if rank is not None:
+        spec |= {"proj_down": ((width, rank), dtype), "proj_up": ((out, rank), dtype)}
     if precision.name == "nvfp4":
-        spec |= {"wcscales": ((out,), dtype), "wtscale": ((1,), dtype)}
+        kinds = (dtype, torch.float32)
+        spec |= {"wcscales": ((out,), kinds), "wtscale": ((1,), kinds)}
     return spec
 
 
 def unpack_layer(
-    name: str, held: Mapping[str, Tensor], precision: Precision, optional: Sequence[str] = ("bias",)
+    name: str,
+    held: Mapping[str, Tensor],
+    precision: Precision,
+    optional: Sequence[str] = ("bias",),
+    *,
+    branch: bool = True,
 ) -> EngineLayer:
-    """The inverse of `pack_layer`, of the padded sizes; LoraqError names a tensor that is wrong."""
-    for suffix in ("qweight", "proj_down"):
+    """The inverse of `pack_layer`, of the padded sizes; LoraqError names a tensor that is wrong.
+
+    optional: tensors that may be missing. branch: whether `held` has the factors of one.
+    """
+    for suffix in ("qweight", *(("proj_down",) if branch else ())):
         if suffix not in held or held[suffix].dim() != 2:
             raise LoraqError(f"'{name}.{suffix}' is missing or no matrix. Restore the file.")
-    (out, half), (_, rank) = held["qweight"].shape, held["proj_down"].shape
-    dtype, width = held["proj_down"].dtype, 2 * half
+    out, width = held["qweight"].shape[0], 2 * held["qweight"].shape[1]
+    dtype = held["smooth_factor"].dtype if "smooth_factor" in held else torch.bfloat16
     if dtype not in SCALE_NAMES:
-        raise LoraqError(f"'{name}.proj_down' is {dtype}, and this layout has 16-bit floats.")
+        raise LoraqError(f"'{name}.smooth_factor' is {dtype}, and this layout has 16-bit floats.")
+    rank = held["proj_down"].shape[1] if branch else None
     check_tensors(name, held, layer_spec(precision, out, width, rank, dtype), optional)
     return EngineLayer(
         weight=unpack_weight(held, precision, dtype),
         activation=precision.of(precision.activation, dtype),
         dtype=dtype,
         smooth_I=unpack_vector(held["smooth_factor"]),
-        down_IR=DOWN.unpack(held["proj_down"]).T.contiguous(),
-        up_OR=UP.unpack(held["proj_up"]),
+        down_IR=DOWN.unpack(held["proj_down"]).T.contiguous() if branch else None,
+        up_OR=UP.unpack(held["proj_up"]) if branch else None,
         intermediate=dtype,
         bias_O=unpack_vector(held["bias"]) if "bias" in held else None,
     )
@@ -173,27 +185,26 @@ def unpack_weight(
     return QuantizedTensor(codes, precision.tiles.unpack(raw), tensor_scale, shape, fmt)
 
 
-def trimmed(layer: EngineLayer, out: int, width: int) -> EngineLayer:
-    """The layer without the padding of its rows and columns."""
+def cut(layer: EngineLayer, rows: slice, width: int) -> EngineLayer:
+    """Some outputs of a layer, and its first `width` inputs."""
     packed = layer.weight
     assert isinstance(packed, QuantizedTensor) and packed.scale is not None
-    if packed.shape == (out, width):
-        return layer
-    block = packed.format.block
-    assert block is not None
-    rows = packed.rows(slice(out))
-    assert rows.scale is not None
-    codes = rows.codes[:, : packed_bytes(width, 4)]
+    assert packed.format.block is not None
+    part = packed.rows(rows)
+    assert part.scale is not None
     weight = replace(
-        rows, codes=codes, scale=rows.scale[:, : -(-width // block)], shape=(out, width)
+        part,
+        codes=part.codes[:, : packed_bytes(width, 4)],
+        scale=part.scale[:, : -(-width // packed.format.block)],
+        shape=(part.shape[0], width),
     )
     return replace(
         layer,
         weight=weight,
-        smooth_I=layer.smooth_I if layer.smooth_I is None else layer.smooth_I[:width],
-        down_IR=layer.down_IR if layer.down_IR is None else layer.down_IR[:width],
-        up_OR=layer.up_OR if layer.up_OR is None else layer.up_OR[:out],
-        bias_O=layer.bias_O if layer.bias_O is None else layer.bias_O[:out],
+        smooth_I=None if layer.smooth_I is None else layer.smooth_I[:width],
+        down_IR=None if layer.down_IR is None else layer.down_IR[:width],
+        up_OR=None if layer.up_OR is None else layer.up_OR[rows],
+        bias_O=None if layer.bias_O is None else layer.bias_O[rows],
     )
 
 

@@ -67,8 +67,14 @@ def tiled_layers(source: Source, rank_step: int = RANK_TILE) -> dict[str, Engine
 
 
 def tiled_losses(source: Source) -> list[str]:
-    """What the kernels' types change, besides what every 16-bit branch loses."""
-    found, layers = svdquant_losses(source), source.layers.values()
+    """What a 16-bit branch and the kernels' types lose."""
+    return [*svdquant_losses(source), *kernel_losses(source)]
+
+
+def kernel_losses(source: Source, exact_scales: bool = False) -> list[str]:
+    """What the kernels' types change. exact_scales: tensor scales are stored as they are."""
+    found: list[str] = []
+    layers = source.layers.values()
     precision = source_precision(source)
     reader = precision.of(precision.activation, source.dtype)
     if other := sorted({layer.activation.label for layer in layers} - {reader.label}):
@@ -78,7 +84,7 @@ def tiled_losses(source: Source) -> list[str]:
         for t in layers
         if t.weight.tensor_scale is not None
     ]
-    if errors and (worst := max(errors)):
+    if not exact_scales and errors and (worst := max(errors)):
         found.append(
             f"Tensor scales of the weights are written as a product of two numbers of "
             f"{str(source.dtype).removeprefix('torch.')} (relative error up to {worst:.1g})."

@@ -22,6 +22,7 @@ def packed_layer(
     weight: str = "int4",
     activation: str | None = None,
     branch: str = "fp16",
+    branch_block: int | None = None,
     smooth: bool = True,
     shift: bool = False,
     seed: int = 0,
@@ -39,8 +40,9 @@ def packed_layer(
     if rank:
         u, sigma, v = torch.linalg.svd(scaled_OI, full_matrices=False)
         root = sigma[:rank].sqrt()
-        left = quantize(u[:, :rank] * root, get_format(branch))
-        right = quantize(root[:, None] * v[:rank], get_format(branch))
+        factor = get_format(branch, branch_block)
+        left = quantize(u[:, :rank] * root, factor)
+        right = quantize(root[:, None] * v[:rank], factor)
         scaled_OI = scaled_OI - u[:, :rank] * sigma[:rank] @ v[:rank]
     return LayerTensors(
         weight=quantize(scaled_OI, fmt),
