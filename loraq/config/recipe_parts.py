@@ -75,12 +75,14 @@ class TransformConfig(Checked):
     smooth: per channel, `search` is SVDQuant's grid search, `fixed` SmoothQuant's
         xmax^m / wmax^(1−m) with m = `migration`, `balanced` is √(rms x / ‖w‖).
     shift and hadamard together: layers that follow a GELU are shifted, all others rotated.
+    signs: of the rotation, `random`, or `regular`, with which it is a regular Hadamard matrix.
     """
 
     smooth: Literal["none", "search", "fixed", "balanced"] = "none"
     hadamard: int = setting(0, at_least=0, at_most=LARGEST_WIDTH)
     shift: bool = False
     migration: float = setting(0.5, above=0, below=1, only_for=("fixed",), since="0.2")
+    signs: Literal["random", "regular"] = setting("random", since="0.2")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,11 @@ class TransformConfig(Checked):
             raise LoraqError(
                 f"hadamard={self.hadamard} is not a power of two ≥ 2. Give 0 for none, or 16, 32, "
                 "64 … (limited to the largest power of two that divides the width)."
+            )
+        if self.signs != "random" and not self.hadamard:
+            raise LoraqError(
+                f"quant.transform.signs={self.signs} has no effect with hadamard=0. Set "
+                "quant.transform.hadamard=64, for example, or leave signs out."
             )
 
 

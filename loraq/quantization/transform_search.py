@@ -11,7 +11,7 @@ from torch import Tensor
 from loraq.branches.svd import start_factors
 from loraq.config import BranchConfig
 from loraq.quantization.group_context import GroupContext
-from loraq.transforms.hadamard import largest_block, random_signs
+from loraq.transforms.hadamard import largest_block, random_signs, regular_signs
 from loraq.transforms.input_transform import InputTransform
 from loraq.transforms.smoothing import balanced_scale, candidates, grid, smoothing_scale
 
@@ -21,12 +21,14 @@ def choose_transform(context: GroupContext, w_BOI: Tensor) -> tuple[InputTransfo
     transform = InputTransform(shift=context.shift)
     limit = context.recipe.transform.hadamard
     if limit and not context.shift:  # a rotated input would no longer be bounded below
-        width = w_BOI.shape[-1]
+        width, regular = w_BOI.shape[-1], context.recipe.transform.signs == "regular"
+        block = largest_block(width, limit, regular)
         signs = [
-            random_signs(width, context.generator("signs", unit.name))
+            regular_signs(width, block)
+            if regular
+            else random_signs(width, context.generator("signs", unit.name))
             for unit in context.group.units
         ]
-        block = largest_block(width, limit)
         transform = replace(
             transform, signs_I=torch.stack(signs)[:, None].to(w_BOI.device), block=block
         )

@@ -1,0 +1,66 @@
+"""NVFP4 weights as row-major readers hold them: our codes, E4M3 scales, one float32 scale.
+
+Letters: I in, O out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from loraq.formats import QuantizedTensor, get_format
+from loraq.layers.tensors import LayerTensors
+from loraq.layouts.targets import Source
+
+BLOCK = 16
+WEIGHT = get_format("nvfp4", tensor_scale="tensor")
+FIXED = get_format("nvfp4", tensor_scale="fixed")
+"""Activations without a tensor scale, which is 1."""
+
+
+def refuse_nvfp4(source: Source, name: str) -> str | None:
+    """Anything but the NVFP4 weight of an `nn.Linear` with plain or smoothed input."""
+    weight, transform = source.layers[name].weight, source.layers[name].transform
+    if source.convolution(name):
+        return "it is a 1×1 convolution, and the layout has nn.Linear alone. Add it to quant.skip"
+    if transform.signs_I is not None:
+        return "its input is rotated. Set quant.transform.hadamard=0, or use method=loraq_export"
+    if transform.shift:
+        return "its input is shifted, which the readers do not do. Set quant.transform.shift=false"
+    fmt = weight.format
+    if fmt.name != "nvfp4" or fmt.block != BLOCK or fmt.tensor_scale == "token":
+        return (
+            f"its weight is {fmt.label}, and the layout has nvfp4 with one tensor scale. Quantise "
+            "with format@quant.weight=nvfp4"
+        )
+    if weight.shape[1] % BLOCK:
+        return f"its {weight.shape[1]} inputs are no multiple of {BLOCK}. Add it to quant.skip"
+    return None
+
+
+def block_scales(weight: QuantizedTensor) -> Tensor:
+    """(O, I/16) E4M3."""
+    assert weight.scale is not None
+    return weight.scale.view(torch.float8_e4m3fn)
+
+
+def tensor_scale(weight: QuantizedTensor) -> Tensor:
+    """[] float32; 1 for the formats that store none."""
+    return (
+        torch.ones((), device=weight.codes.device)
+        if (weight.tensor_scale is None)
+        else weight.tensor_scale
+    )
+
+
+def nvfp4_weight(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> QuantizedTensor:
+    """The inverse: codes (O, I/2) uint8, E4M3 scales (O, I/16), float32 []."""
+    shape = (codes.shape[0], 2 * codes.shape[1])
+    return QuantizedTensor(
+        codes, scales.contiguous().view(torch.uint8), tensor_scale.float(), shape, WEIGHT
+    )
+
+
+def activations_are_fixed(layer: LayerTensors) -> bool:
+    """Whether the layer's own activations are NVFP4 with a tensor scale of 1."""
+    return layer.activation == FIXED
