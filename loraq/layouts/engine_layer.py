@@ -36,6 +36,8 @@ class EngineLayer:
     dtype: the 16-bit type that the reader computes in.
     input_scale: a static scale of the activations, of nvfp4 alone; else they are dynamic.
     smooth_I: s, which divides x on the main path. shift: c, added before that.
+    multiply_I: 1/s, by which other readers multiply x instead.
+    rotation: block of the regular Hadamard matrix that the reader multiplies x̃ by; 0: none.
     branch_input: whether x or x̃ goes into the branch.
     intermediate: the type of x·down, between the branch's products.
     """
@@ -45,6 +47,8 @@ class EngineLayer:
     dtype: torch.dtype
     input_scale: Tensor | None = None
     smooth_I: Tensor | None = None
+    multiply_I: Tensor | None = None
+    rotation: int = 0
     shift: float = 0.0
     down_IR: Tensor | None = None
     up_OR: Tensor | None = None
@@ -64,6 +68,18 @@ class EngineLayer:
         """Of the branch; 0 without one."""
         return 0 if self.up_OR is None else self.up_OR.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Of the weight."""
+        stored = self.weight.codes if isinstance(self.weight, QuantizedTensor) else self.weight
+        return stored.device
+
+    def multiplied(self) -> EngineLayer:
+        """The same layer for a reader that multiplies by 1/s, rounded to `dtype`."""
+        if self.smooth_I is None:
+            return self
+        return replace(self, smooth_I=None, multiply_I=(1 / self.smooth_I.float()).to(self.dtype))
+
     def of_rank(self, rank: int) -> EngineLayer:
         """The same layer with a branch of `rank`, padded with zeros: readers take one rank a file.
 
@@ -72,10 +88,8 @@ class EngineLayer:
         if (extra := rank - self.rank) < 0:
             raise LoraqError(f"A branch of rank {self.rank} does not fit into rank {rank}.")
         out, width = self.weight.shape
-        stored = self.weight.codes if isinstance(self.weight, QuantizedTensor) else self.weight
-        device = stored.device
         down_IR, up_OR = (
-            torch.empty(rows, 0, dtype=self.dtype, device=device) if held is None else held
+            torch.empty(rows, 0, dtype=self.dtype, device=self.device) if held is None else held
             for held, rows in ((self.down_IR, width), (self.up_OR, out))
         )
         return replace(self, down_IR=pad(down_IR, (0, extra)), up_OR=pad(up_OR, (0, extra)))

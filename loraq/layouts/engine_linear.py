@@ -21,12 +21,14 @@ from loraq.formats.blocks import block_length, from_blocks, to_blocks
 from loraq.formats.elements import IntegerElement
 from loraq.formats.quantization import quantize_with_scales
 from loraq.formats.scales import block_scales, divisor
+from loraq.formats.table import E2M1, E4M3
 from loraq.layers.shared_input import apply_keeping_dtype
 from loraq.layouts.engine_layer import EngineLayer
+from loraq.transforms.hadamard import regular_matrix
 
 
 class EngineLinear(nn.Module):
-    """An `EngineLayer` for an `nn.Linear` or 1×1 `nn.Conv2d`; its buffers keep their types."""
+    """An `EngineLayer` in place of an `nn.Linear` or 1×1 `nn.Conv2d`; buffers keep their types."""
 
     def __init__(self, layer: EngineLayer, convolution: bool = False) -> None:
         super().__init__()
@@ -59,6 +61,11 @@ class EngineLinear(nn.Module):
         main = raw + layer.shift if layer.shift else raw
         if layer.smooth_I is not None:
             main = main / layer.smooth_I
+        if layer.multiply_I is not None:
+            main = main * layer.multiply_I
+        if layer.rotation:
+            matrix = regular_matrix(layer.rotation).to(main)
+            main = (main.unflatten(-1, (-1, layer.rotation)) @ matrix).flatten(-2)
         if self._weight_OI is None:
             held = layer.weight
             self._weight_OI = (
@@ -86,6 +93,8 @@ def round_activation(x: Tensor, fmt: Format, input_scale: Tensor | None = None) 
     """
     if fmt.family in ("int", "uint"):
         return _round_integers(x, fmt)
+    if fmt.tensor_scale == "tensor" and input_scale is None:  # ComfyUI's, in x's type
+        input_scale = (x.abs().amax() / (E2M1.maximum * E4M3.maximum)).float()
     if input_scale is None:
         return fake_quantize(x, fmt)
     whole = replace(fmt, tensor_scale="tensor")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,14 @@ def weight_files(path: Path) -> list[Path]:
     return found
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, or of the files in a folder."""
-    return {name: held.get_tensor(name) for held, names in _opened(path) for name in names}
+def read_tensors(path: Path, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """All tensors, or those of the names `only`, of a file or of the files in a folder."""
+    return {
+        name: held.get_tensor(name)
+        for held, names in _opened(path)
+        for name in names
+        if only is None or name in only
+    }
 
 
 def read_names(path: Path) -> set[str]:
@@ -59,6 +64,12 @@ def read_config(path: Path) -> dict[str, Any]:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoraqError(f"'{file}' is no JSON ({error}). Restore it.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def quantization_config(path: Path) -> dict[str, Any]:
+    """That part of a folder's `config.json`; empty without one."""
+    found = read_config(path).get("quantization_config")
     return found if isinstance(found, dict) else {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from loraq.formats import Format
 from loraq.layouts.engine_layer import SCALE_NAMES
 from loraq.layouts.targets import Source
 from loraq.quantization.model import QuantizedModel
@@ -15,21 +16,9 @@ _EPSILON = {torch.float16: "2⁻¹¹", torch.bfloat16: "2⁻⁸"}
 def svdquant_losses(source: Source) -> list[str]:
     """The losses that readers with a 16-bit branch on the raw input have in common."""
     layers, dtype = source.layers.values(), source.dtype
-    branches = [layer for layer in layers if layer.left is not None]
-    short = str(dtype).removeprefix("torch.")
-    found = []
-    formats = {layer.left.format.label for layer in branches if layer.left is not None}
-    if narrow := sorted(formats - set(SCALE_NAMES.values())):
-        wide = sum(
-            2 * x.left.shape[1] * sum(x.weight.shape) for x in branches if x.left is not None
-        )
-        packed = QuantizedModel(dict(source.layers)).branch_nbytes
-        found.append(
-            f"The branch of {len(branches)} layers is widened from {'/'.join(narrow)} to {short}, "
-            f"from {size_text(packed)} to {size_text(wide)}. Its input and its intermediate are no "
-            "longer rounded."
-        )
-    if branches and any(layer.transform.smooth_I is not None for layer in branches):
+    short, found = _short(dtype), branch_loss(source)
+    smoothed = [x for x in layers if x.left is not None and x.transform.smooth_I is not None]
+    if smoothed:
         found.append(
             f"R / s, the down-projection, is rounded to {short} (relative error up to "
             f"{_EPSILON[dtype]})."
@@ -42,3 +31,37 @@ def svdquant_losses(source: Source) -> list[str]:
         )
     found.append(f"Biases, and inputs and outputs of these layers, are in {short}.")
     return found
+
+
+def activation_loss(source: Source, *formats: Format) -> list[str]:
+    """Which layers' inputs the reader rounds otherwise, to one of `formats`."""
+    other = [x.activation.label for x in source.layers.values() if x.activation not in formats]
+    if not other:
+        return []
+    return [
+        f"The inputs of {len(other)} layers are rounded to {formats[0].label}, not to "
+        f"{'/'.join(sorted(set(other)))}."
+    ]
+
+
+def branch_loss(source: Source) -> list[str]:
+    """How much larger a branch of 8 or 4 bits becomes."""
+    branches = [layer for layer in source.layers.values() if layer.left is not None]
+    found = []
+    formats = {layer.left.format.label for layer in branches if layer.left is not None}
+    if narrow := sorted(formats - set(SCALE_NAMES.values())):
+        wide = sum(
+            2 * x.left.shape[1] * sum(x.weight.shape) for x in branches if x.left is not None
+        )
+        packed = QuantizedModel(dict(source.layers)).branch_nbytes
+        found.append(
+            f"The branch of {len(branches)} layers is widened from {'/'.join(narrow)} to "
+            f"{_short(source.dtype)}, "
+            f"from {size_text(packed)} to {size_text(wide)}. Its input and its intermediate are no "
+            "longer rounded."
+        )
+    return found
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

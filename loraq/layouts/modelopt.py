@@ -31,7 +31,7 @@ from loraq.layouts.files import (
     write_config,
     write_tensors,
 )
-from loraq.layouts.losses import activation_loss, svdquant_losses
+from loraq.layouts.losses import branch_loss
 from loraq.layouts.nvfp4 import (
     BLOCK,
     WEIGHT,
@@ -54,14 +54,17 @@ HF_CONFIG = "hf_quant_config.json"
 def losses(source: Source) -> list[str]:
     """The branch's type and the static scales."""
     dynamic = [not activations_are_fixed(layer) for layer in source.layers.values()]
-    found = [*svdquant_losses(source), *activation_loss(source, WEIGHT)]
+    short = str(source.dtype).removeprefix("torch.")
+    found = [*branch_loss(source), f"1 / s, the branch and biases are rounded to {short}."]
     if count := sum(dynamic):
         origin = (
             f"{HEADROOM:g} times the largest captured value"
             if source.captured
             else "1, because no inputs were captured: export a pipeline with prompts"
         )
-        found.append(f"{count} layers get a static scale of activations, from {origin}.")
+        found.append(
+            f"The inputs of {count} layers are rounded to nvfp4 with a static scale, from {origin}."
+        )
     scales = {float(tensor_scale(layer.weight)) for layer in source.layers.values()}
     if len(scales) > 1:
         found.append(

@@ -12,6 +12,9 @@ from loraq.transforms.hadamard import (
     hadamard_matrix,
     largest_block,
     random_signs,
+    regular_matrix,
+    regular_order,
+    regular_signs,
     rotate,
     rotate_back,
 )
@@ -97,3 +100,25 @@ def test_smoothing_grid_is_svdquants():
     expected = x.abs().amax(1) ** 0.5 / w.abs().amax(1) ** 0.5
     assert torch.allclose(scales[(0.5, 0.5)][1], expected[1], rtol=2**-8)
     assert scales[(0.5, 0.5)][0, 3] == 1
+
+
+@pytest.mark.parametrize("block", [4, 16, 64])
+def test_regular_signs_make_a_regular_hadamard_matrix_up_to_the_order_of_channels(block):
+    h, signs = regular_matrix(block), regular_signs(128, block)
+    assert torch.allclose(h @ h, torch.eye(block), atol=1e-6) and torch.equal(h, h.T)
+    assert torch.allclose(h.sum(1), torch.ones(block))  # no channel collects the block's mean
+    x = torch.randn(3, 128, generator=_generator(0))
+    order = regular_order(signs, block)
+    assert order is not None
+    places, flips = order
+    mine = rotate(x, signs, block)[:, places] * (1 - 2 * flips.int())
+    theirs = (x.unflatten(-1, (-1, block)) @ h).flatten(-2)
+    assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_random_signs_are_not_taken_for_regular_ones():
+    assert regular_order(random_signs(128, _generator(0)), 64) is None
+    assert regular_order(regular_signs(128, 16), 32) is None
+    assert largest_block(96, 64, regular=True) == 16
+    with pytest.raises(LoraqError, match="blocks of 4, 16, 64"):
+        largest_block(6, 64, regular=True)
