@@ -5,6 +5,8 @@ Letters: I in, O out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -46,19 +48,17 @@ def block_scales(weight: QuantizedTensor) -> Tensor:
 
 def tensor_scale(weight: QuantizedTensor) -> Tensor:
     """[] float32; 1 for the formats that store none."""
-    return (
-        torch.ones((), device=weight.codes.device)
-        if (weight.tensor_scale is None)
-        else weight.tensor_scale
-    )
+    one = torch.ones((), device=weight.codes.device)
+    return one if weight.tensor_scale is None else weight.tensor_scale
 
 
 def nvfp4_weight(codes: Tensor, scales: Tensor, tensor_scale: Tensor) -> QuantizedTensor:
-    """The inverse: codes (O, I/2) uint8, E4M3 scales (O, I/16), float32 []."""
+    """The inverse: codes (O, I/2) uint8, E4M3 scales (O, I/16), float32 [] or (O, 1)."""
+    if tensor_scale.dim() and bool((tensor_scale == tensor_scale[0]).all()):
+        tensor_scale = tensor_scale[0, 0]
+    fmt = replace(WEIGHT, tensor_scale="token") if tensor_scale.dim() else WEIGHT
     shape = (codes.shape[0], 2 * codes.shape[1])
-    return QuantizedTensor(
-        codes, scales.contiguous().view(torch.uint8), tensor_scale.float(), shape, WEIGHT
-    )
+    return QuantizedTensor(codes, scales.contiguous().view(torch.uint8), tensor_scale, shape, fmt)
 
 
 def activations_are_fixed(layer: LayerTensors) -> bool:

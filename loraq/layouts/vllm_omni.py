@@ -1,7 +1,7 @@
 """vLLM-Omni's `svdquant`: row-major NVFP4 with a bfloat16 branch on the raw input (0.30.0).
 
-`qweight` (O, I/2) int8 holds our codes; `wscales` (I/16, O) E4M3; `wtscale` (1), the tensor scale;
-`wcscales` (O), factors of the rows, which are 1 here; `proj_down` (I, R), `proj_up` (O, R),
+`qweight` (O, I/2) int8 holds our codes; `wscales` (I/16, O) E4M3; `wtscale` (1) and `wcscales` (O),
+whose products are the tensor scale of each row; `proj_down` (I, R), `proj_up` (O, R),
 `smooth_factor` (I), `bias` (O). All but the first two are bfloat16, activations NVFP4 with a tensor
 scale of 1. Every linear layer is quantised but those that `modules_to_not_convert` names a part of.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError
-from loraq.formats import QuantizedTensor, dequantize
+from loraq.formats import QuantizedTensor
 from loraq.layers.tensors import RANK_MULTIPLE
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
 from loraq.layouts.files import (
@@ -32,6 +32,7 @@ from loraq.layouts.files import (
 from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.nvfp4 import FIXED, block_scales, nvfp4_weight, refuse_nvfp4, tensor_scale
 from loraq.layouts.targets import Contents, Source, Target
+from loraq.layouts.tiled_layer import tensor_scales
 
 CONFIG = "quantization_config.json"
 MARKER = "proj_down"
@@ -56,8 +57,8 @@ def losses(source: Source) -> list[str]:
     found = [*svdquant_losses(source), *activation_loss(source, FIXED)]
     if rounded := sum(float(scale) != float(scale.bfloat16()) for scale in scales):
         found.append(
-            f"The tensor scales of {rounded} weights are rounded to bfloat16 (relative error up to "
-            "2⁻⁹); quant.weight.tensor_scale=fixed avoids it."
+            f"The tensor scales of {rounded} weights become products of two numbers in bfloat16 "
+            "(relative error up to 2⁻¹²); quant.weight.tensor_scale=fixed avoids it."
         )
     return [*found, "Layers have their names in diffusers; q, k and v are not fused."]
 
@@ -89,12 +90,13 @@ def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
     weight = layer.weight
     assert isinstance(weight, QuantizedTensor)
     assert layer.down_IR is not None and layer.up_OR is not None
-    ones_I = torch.ones(weight.shape[1], dtype=layer.dtype, device=weight.codes.device)
+    ones_I = torch.ones(weight.shape[1], dtype=layer.dtype, device=layer.device)
+    rows_O, whole = tensor_scales(weight.tensor_scale, len(weight.codes), layer.dtype, layer.device)
     found = {
         "qweight": weight.codes.view(torch.int8),
         "wscales": block_scales(weight).T,
-        "wtscale": tensor_scale(weight).to(layer.dtype).view(1),
-        "wcscales": ones_I.new_ones(weight.shape[0]),
+        "wtscale": whole,
+        "wcscales": rows_O,
         "proj_down": layer.down_IR,
         "proj_up": layer.up_OR,
         "smooth_factor": ones_I if layer.smooth_I is None else layer.smooth_I,
@@ -108,7 +110,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Contents:
-    """Layers with one tensor scale; factors of rows other than 1 make a weight of values."""
+    """Layers with one tensor scale, or with one for each row."""
     groups, others = by_layer(read_tensors(path), MARKER)
     return Contents({name: _read_layer(name, held) for name, held in groups.items()}, others)
 
@@ -130,13 +132,11 @@ def _read_layer(name: str, held: Mapping[str, Tensor]) -> EngineLayer:
         "bias": ((out,), half_precision),
     }
     check_tensors(name, held, expected, optional=["wtscale", "wcscales", "bias"])
-    one, rows_O = torch.ones(1), held.get("wcscales")
-    packed = nvfp4_weight(
-        codes.view(torch.uint8), held["wscales"].T, held.get("wtscale", one).view(())
-    )
-    plain = rows_O is None or bool((rows_O == 1).all())
+    scale = held.get("wtscale", torch.ones(1)).float().view(())
+    if "wcscales" in held:
+        scale = scale * held["wcscales"].float()[:, None]
     return EngineLayer(
-        weight=packed if rows_O is None or plain else dequantize(packed) * rows_O[:, None].float(),
+        weight=nvfp4_weight(codes.view(torch.uint8), held["wscales"].T, scale),
         activation=FIXED,
         dtype=torch.bfloat16,
         smooth_I=held["smooth_factor"],

@@ -44,6 +44,7 @@ LATER = (
     ("data.domain", None),
     ("quant.branch.budget_rank", None),
     ("quant.sixteen_bit", "format"),
+    ("quant.transform.signs", "random"),
 )
 """Settings added since the file was written, with the default that leaves the keys as they are."""
 PACKAGES = (
