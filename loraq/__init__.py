@@ -1,6 +1,6 @@
 """LoRaQ: quantised low-rank compensation for 4-bit diffusion transformers.
 
-`quantize` and `recipe` are the Python API, `loraq/run.py` runs an experiment, and
+`quantize`, `recipe` and `export` are the Python API, `loraq/run.py` runs an experiment, and
 `loraq/layers/equation.py` defines the quantised layer.
 """
 
@@ -14,6 +14,7 @@ __all__ = [
     "QuantizedModel",
     "Recipe",
     "__version__",
+    "export",
     "quantize",
     "recipe",
     "set_compute",
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from loraq.config import Recipe
     from loraq.errors import LoraqError
     from loraq.layers.linear import set_compute
+    from loraq.layouts.export import export
     from loraq.quantization.model import QuantizedModel
 
 _MODULES = {
     "LoraqError": "loraq.errors",
     "QuantizedModel": "loraq.quantization.model",
     "Recipe": "loraq.config",
+    "export": "loraq.layouts.export",
     "quantize": "loraq.api",
     "recipe": "loraq.api",
     "set_compute": "loraq.layers.linear",

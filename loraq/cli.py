@@ -1,4 +1,4 @@
-"""The command `loraq` and its parts: run, sweep, quantize, generate, evaluate, score, inspect, …
+"""The command `loraq` and its parts: run, sweep, quantize, generate, evaluate, score, export, …
 
 Functions import what they need, so that `--help` does not import torch or diffusers.
 """
@@ -52,6 +52,7 @@ COMMANDS = {
     "evaluate": "same as run",
     "fit": "find the largest batch size that fits into memory, from trials with 1 and 2 images",
     "score": "measure a saved pipeline (generates its images) or any folder of images",
+    "export": "write a packed checkpoint in the layout of another program, and measure the loss",
     "inspect": "list a model's layers, what a method makes of them, and why others stay in 16 bits",
     "fetch": "download a published set of prompts and images, or the metrics' weights (resumes)",
     "report": "write an HTML page of an experiment: tables, diagrams, images, configurations",
@@ -69,6 +70,17 @@ examples:
   loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
       --against my_reference --json scores.json
 Images are named NAME.png after their captions. For a pipeline, model.* sets how it samples.
+"""
+EXPORT = """\
+examples:
+  loraq export --list                                      layouts, and what reads them
+  loraq export packed/transformer engine --to comfy-kitchen --dry-run
+  loraq export packed engine --to comfy-kitchen --prompt "a red cat" --prompt "a blue dog"
+CHECKPOINT is the folder of a packed pipeline, all of which is written, or that of its transformer.
+Layers that the layout cannot express are refused before anything is written, with the remedy;
+what is lost is listed. The files are read back, and outputs of all layers compared with the packed
+ones: on random inputs, or on those of images made from each --prompt, which are compared too.
+docs/engines.md has every layout.
 """
 INSPECT = """\
 examples:
@@ -99,6 +111,7 @@ resume; if complete, it verifies the sha256 of every file.
 """
 EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {
     "score": SCORE,
+    "export": EXPORT,
     "inspect": INSPECT,
     "fetch": FETCH,
     "sweep": SWEEP,
@@ -147,7 +160,16 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
                 add("--only", metavar="METRIC,…", help="with weights: those of these metrics")
             elif name == "score":
                 add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
-            if name != "fetch":
+            elif name == "export":
+                add("checkpoint", type=Path, nargs="?", help="packed pipeline or transformer")
+                add("folder", type=Path, nargs="?", metavar="OUT", help="a new folder")
+                add("--to", metavar="LAYOUT", help="its name (--list)")
+                add("--list", action="store_true", help="list the layouts and stop")
+                add("--dry-run", action="store_true", help="check, list the losses and stop")
+                add("--dtype", help="float16 or bfloat16 (default: the model's, else float16)")
+                add("--prompt", action="append", default=[], help="compare an image; repeatable")
+                add("--json", type=Path, metavar="FILE", help="also write all values to a file")
+            if name not in ("fetch", "export"):
                 add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="see below")
             if name not in ("sweep", "inspect"):
                 add("--quiet", action="store_true", help="no progress bars")
@@ -201,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(cache(options))
         elif options.command == "score":
             score(options)
+        elif options.command == "export":
+            export_checkpoint(options)
         elif options.command == "inspect":
             inspect_layers(options)
         elif options.command == "sweep":
@@ -263,6 +287,37 @@ def score(options: argparse.Namespace) -> None:
     print(scores.text())
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
+
+
+def export_checkpoint(options: argparse.Namespace) -> None:
+    """Write a packed checkpoint in another layout, or list the layouts."""
+    from loraq.layouts.targets import list_targets
+
+    if options.list:
+        print(list_targets())
+        return
+    if options.to is None or options.checkpoint is None or options.folder is None:
+        raise LoraqError(
+            "export needs a checkpoint, a new folder and a layout: loraq export CHECKPOINT OUT "
+            "--to comfy-kitchen. `loraq export --list` names the layouts."
+        )
+    from loraq.layouts.export import export
+    from loraq.results import record
+
+    if options.json is not None:
+        check_writable(options.json)
+    found = export(
+        options.checkpoint,
+        options.folder,
+        options.to,
+        dtype=options.dtype,
+        prompts=options.prompt,
+        dry_run=options.dry_run,
+        progress=not options.quiet,
+    )
+    print(found.text())
+    if options.json is not None:
+        record.save_findings(found.plain(), options.json)
 
 
 def inspect_layers(options: argparse.Namespace) -> None:

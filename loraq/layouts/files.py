@@ -17,6 +17,7 @@ from loraq.utils.files import sort_metadata
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Spec = Mapping[str, tuple[Sequence[int], torch.dtype | Sequence[torch.dtype]]]
 """SUFFIX → (shape, dtype or allowed dtypes) of the tensors of one layer."""
 
@@ -45,6 +46,12 @@ def read_tensors(path: Path, only: Collection[str] | None = None) -> dict[str, T
 def read_names(path: Path) -> set[str]:
     """The names of all tensors; nothing else is read."""
     return {name for _, names in _opened(path) for name in names}
+
+
+def read_dtypes(path: Path) -> dict[str, torch.dtype]:
+    """The type of every tensor of 16- or 32-bit floats, by name."""
+    found = {n: held.get_slice(n).get_dtype() for held, names in _opened(path) for n in names}
+    return {name: _DTYPES[kind] for name, kind in found.items() if kind in _DTYPES}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -102,5 +102,13 @@ def find_target(name: str) -> Target:
     return targets()[name]
 
 
+def list_targets() -> str:
+    """One paragraph a target: what it is, what reads it and on which hardware."""
+    return "\n".join(
+        f"{t.name}: {t.description}\n  read by: {t.readers}\n  hardware: {t.hardware}"
+        for t in targets().values()
+    )
+
+
 def _name(target: Target) -> str:
     return target.name

@@ -33,7 +33,7 @@ def test_a_network_of_exported_layers_computes_what_the_packed_one_does(exported
     packed, folder = exported
     network = load_network(folder)
     assert sum(isinstance(module, EngineLinear) for module in network.modules()) == 16
-    assert difference(forward(network), forward(packed)) < 5e-2
+    assert difference(forward(network), forward(packed)) < 0.1
     other = PixArtSigmaPipeline.from_pretrained(tiny_folder).transformer
     put_into(other, load_contents(folder))
     assert torch.equal(forward(other), forward(network))
