@@ -7,6 +7,7 @@ reader and measured, and only then take their name.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -54,27 +55,28 @@ class Exported:
     size: int = 0
 
     def text(self) -> str:
-        """The losses, the largest differences and the images, for a terminal."""
-        lines = [f"{self.target}: what is lost", *(f"  - {loss}" for loss in self.losses)]
+        """What was measured, for a terminal; of a dry run, the losses."""
         if self.folder is None:
-            return "\n".join([*lines, "Nothing was written (dry run)."])
+            losses = [f"{self.target}: {loss}" for loss in self.losses]
+            return "\n".join([*losses, "Nothing was written (dry run)."])
         values = sorted(self.layers.values())
         worst = sorted(self.layers, key=lambda name: self.layers[name], reverse=True)[:SHOWN]
         inputs = "captured" if self.captured else "random"
-        lines += [
+        lines = [
             f"Outputs of {len(values)} layers on {inputs} inputs differ by "
             f"{values[len(values) // 2]:.2e} (median) to {values[-1]:.2e} (relative):",
             *(f"  {self.layers[name]:.2e}  {name}" for name in worst),
         ]
         if self.psnr:
-            mean = sum(self.psnr) / len(self.psnr)
-            lines.append(f"Images: PSNR {mean:.2f} dB to the packed model's ({len(self.psnr)}).")
+            shown = " ".join(f"{value:.2f}" for value in self.psnr)
+            lines.append(f"PSNR of the images to the packed model's: {shown} dB")
         return "\n".join([*lines, f"{self.folder} ({size_text(self.size)})"])
 
     def plain(self) -> dict[str, Any]:
         """The values for a JSON file."""
         folder = None if self.folder is None else str(self.folder)
-        return {**vars(self), "folder": folder, "layers": dict(self.layers)}
+        psnr = [value if math.isfinite(value) else None for value in self.psnr]  # None: equal
+        return {**vars(self), "folder": folder, "layers": dict(self.layers), "psnr": psnr}
 
 
 def export(

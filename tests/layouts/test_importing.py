@@ -7,8 +7,8 @@ import torch
 from diffusers import PixArtSigmaPipeline
 from safetensors.torch import load_file, save_file
 
-import loraq
 from loraq.errors import LoraqError
+from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import WEIGHTS
 from loraq.layouts.importing import load_contents, load_network, put_into
@@ -16,17 +16,18 @@ from loraq.layouts.targets import Source, find_target
 from tests.diffusers.test_checkpoints import forward
 from tests.layouts.layers import difference
 
-PLAIN = ("lqer", "quant.branch.rank=4", "quant.transform.shift=true")
-
 
 @pytest.fixture(scope="module")
-def exported(tiny_folder, tmp_path_factory):
+def exported(packed, tmp_path_factory):
     """The packed network, and the folder of its export."""
-    pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
-    made = loraq.quantize(pipe, loraq.recipe(*PLAIN), progress=False)
-    folder = tmp_path_factory.mktemp("kitchen")
-    find_target("comfy-kitchen").write(Source(pipe.transformer, made.layers, torch.float16), folder)
-    return pipe.transformer, folder
+    folder, network = tmp_path_factory.mktemp("kitchen"), packed.transformer
+    write(network, folder)
+    return network, folder
+
+
+def write(network, folder):
+    layers = {n: m.tensors for n, m in network.named_modules() if isinstance(m, QuantizedLinear)}
+    find_target("comfy-kitchen").write(Source(network, layers, torch.float16), folder)
 
 
 def test_a_network_of_exported_layers_computes_what_the_packed_one_does(exported, tiny_folder):
@@ -43,9 +44,8 @@ def test_a_network_of_exported_layers_computes_what_the_packed_one_does(exported
 
 
 def test_what_is_exported_again_has_the_same_bytes(exported, tmp_path):
-    packed, folder = exported
-    layers = {n: m.tensors for n, m in packed.named_modules() if hasattr(m, "tensors")}
-    find_target("comfy-kitchen").write(Source(packed, layers, torch.float16), tmp_path)
+    network, folder = exported
+    write(network, tmp_path)
     assert (tmp_path / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
 
 

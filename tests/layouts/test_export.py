@@ -1,0 +1,101 @@
+"""`loraq export` and `loraq.export`: refusals first, losses said, files read back and measured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from diffusers import PixArtSigmaPipeline
+
+import loraq
+from loraq.cli import main
+from loraq.errors import LoraqError
+from loraq.layers.linear import QuantizedLinear
+from loraq.layouts.importing import load_network
+from tests.diffusers.test_checkpoints import forward
+from tests.layouts.layers import difference
+
+CALL = {"num_inference_steps": 2, "height": 64, "width": 64, "use_resolution_binning": False}
+CALL |= {"clean_caption": False, "max_sequence_length": 8}
+
+
+@pytest.fixture(scope="module")
+def saved(packed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "packed"
+    packed.save_pretrained(folder)
+    return folder
+
+
+def test_a_pipeline_is_exported_with_images_and_all_its_components(packed, tmp_path):
+    before = forward(packed.transformer)
+    found = loraq.export(
+        packed, tmp_path / "out", "comfy-kitchen", prompts=["a red cat"], call=CALL, progress=False
+    )
+    assert found.captured and len(found.layers) == 16 and max(found.layers.values()) < 0.1
+    assert 20 < found.psnr[0] < 100
+    assert torch.equal(forward(packed.transformer), before)
+    assert all(
+        isinstance(packed.transformer.get_submodule(n), QuantizedLinear) for n in found.layers
+    )
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"model_index.json", "vae", "text_encoder", "transformer"} <= names
+    network = load_network(tmp_path / "out/transformer")
+    pipe = PixArtSigmaPipeline.from_pretrained(tmp_path / "out", transformer=network)
+    assert difference(forward(pipe.transformer), before) < 0.1
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]  # no temporary folder stays
+
+
+def test_the_command_exports_a_saved_transformer(saved, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["export", str(saved / "transformer"), str(out), "--to", "comfy-kitchen", "--quiet"]
+    main([*command, "--dry-run"])
+    assert "act_unsigned" in (printed := capsys.readouterr().out) and "dry run" in printed
+    assert not out.exists()
+    main([*command, "--json", str(tmp_path / "found.json")])
+    printed = capsys.readouterr().out
+    assert "Outputs of 16 layers on random inputs differ by" in printed and str(out) in printed
+    plain = json.loads((tmp_path / "found.json").read_text())
+    assert plain["target"] == "comfy-kitchen" and 0 < max(plain["layers"].values()) < 0.1
+    assert load_network(out).transformer_blocks[0].ff.net[2].layer.shift > 0
+    main(["export", "--list"])
+    assert "comfy-kitchen" in capsys.readouterr().out
+
+
+def test_every_refused_layer_is_counted_before_anything_is_written(tiny_folder, tmp_path):
+    pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
+    with pytest.raises(LoraqError, match="has no packed layers"):
+        loraq.export(pipe, tmp_path / "out", "comfy-kitchen")
+    recipe = loraq.recipe("rtn", "quant.transform.hadamard=16", "quant.transform.shift=true")
+    loraq.quantize(pipe, recipe, progress=False)
+    with pytest.raises(LoraqError) as error:
+        loraq.export(pipe.transformer, tmp_path / "out", "comfy-kitchen", progress=False)
+    assert "cannot hold 14 of 16 layers; nothing was written" in str(error.value)
+    assert "method=loraq_export" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arguments_without_effect_are_refused(packed, tmp_path):
+    (tmp_path / "file").touch()
+    wrong = {
+        "Did you mean 'comfy-kitchen'": {"to": "comfy"},
+        "exists. Give a new folder": {"folder": tmp_path},
+        "Unknown dtype of an export 'float32'": {"dtype": "float32"},
+        "no effect without prompts": {"call": {"height": 8}},
+        "need a pipeline to make images": {"model": packed.transformer, "prompts": ["a"]},
+        "is one text, not a list": {"prompts": "a red cat"},
+        "argument of PixArtSigmaPipeline 'steps'": {"prompts": ["a"], "call": {"steps": 1}},
+        "holds no saved pipeline": {"model": tmp_path},
+    }
+    for message, changes in wrong.items():
+        given = {"model": packed, "folder": tmp_path / "out", "to": "comfy-kitchen"} | changes
+        with pytest.raises(LoraqError, match=message):
+            loraq.export(**given, progress=False)
+    with pytest.raises(SystemExit):
+        main(["export", "--to", "comfy-kitchen"])
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(packed, small_disk):
+    with pytest.raises(LoraqError, match="Disk full"):
+        loraq.export(packed.transformer, small_disk / "out", "comfy-kitchen", progress=False)
+    assert list(small_disk.iterdir()) == []
