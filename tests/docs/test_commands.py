@@ -17,6 +17,7 @@ from PIL import Image
 from loraq.cli import COMMANDS, EPILOGS, PLANNED, main, make_parsers, parse_arguments
 from loraq.compose import CONF, load_rows
 from loraq.data.sets import SETS
+from loraq.layouts.targets import find_target
 from loraq.metrics.common.published import choose_weights
 from loraq.results.pages import refresh
 from loraq.runner.sweep.jobs import plan_sweep
@@ -138,6 +139,8 @@ def test_a_command_that_is_shown_runs(command, at_the_desk, capsys):
         score(words, options, at_the_desk)
     elif options.command == "sweep":
         sweep(options, capsys)
+    elif options.command == "export" and not options.list:
+        assert options.checkpoint.parts[0] in PIPELINES and find_target(options.to)
     else:
         main(words)
 

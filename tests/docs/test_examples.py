@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md", "docs/engines.md"])
 def test_an_example_makes_images(page, folder, tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (CHECKOUT / page).read_text("utf-8"), re.DOTALL)[1]
     for shown, little in {
