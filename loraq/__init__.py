@@ -17,6 +17,7 @@ __all__ = [
     "export",
     "quantize",
     "recipe",
+    "score",
     "set_compute",
 ]
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from loraq.layers.linear import set_compute
     from loraq.layouts.export import export
     from loraq.quantization.model import QuantizedModel
+    from loraq.runner.score import score
 
 _MODULES = {
     "LoraqError": "loraq.errors",
@@ -35,6 +37,7 @@ _MODULES = {
     "export": "loraq.layouts.export",
     "quantize": "loraq.api",
     "recipe": "loraq.api",
+    "score": "loraq.runner.score",
     "set_compute": "loraq.layers.linear",
 }
 

@@ -69,7 +69,11 @@ examples:
   loraq score outputs/images/0123456789abcdef --against outputs/images/fedcba9876543210
   loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
       --against my_reference --json scores.json
-Images are named NAME.png after their captions. For a pipeline, model.* sets how it samples.
+  loraq score sdnq_pipeline --beside results/demo --record sdnq.json
+  loraq score qwen-Q4_K.gguf model=qwen_image
+TARGET: a folder of images, a pipeline that diffusers saved, whatever quantised it (also OWNER/NAME
+on the hub), or a transformer as GGUF with its pipeline in model.*. Images are named NAME.png after
+their captions; without captions they are matched by file name. model.* sets how a pipeline samples.
 """
 EXPORT = """\
 examples:
@@ -159,7 +163,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
                 add("folder", type=Path, nargs="?", metavar="FOLDER", help="target folder of a set")
                 add("--only", metavar="METRIC,…", help="with weights: those of these metrics")
             elif name == "score":
-                add("target", type=Path, metavar="FOLDER", help="images, or a saved pipeline")
+                add("target", type=Path, metavar="TARGET", help="images, a pipeline, a FILE.gguf")
             elif name == "export":
                 add("checkpoint", type=Path, nargs="?", help="packed pipeline or transformer")
                 add("folder", type=Path, nargs="?", metavar="OUT", help="a new folder")
@@ -184,6 +188,12 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         if name == "score":
             add("--against", type=Path, metavar="FOLDER", help="reference images, same names")
             add("--json", type=Path, metavar="FILE", help="also write all values to a file")
+            add(
+                "--record", type=Path, metavar="FILE", help="also write a record, as of `loraq run`"
+            )
+            add("--name", metavar="NAME", help="of the row (default: the target's)")
+            help_of_beside = "a record or results/NAME: one table, paired differences; repeatable"
+            add("--beside", type=Path, action="append", default=[], help=help_of_beside)
         if name == "inspect":
             add("--layers", action="store_true", help="every layer, not one line per role")
             add("--yaml", type=Path, metavar="FILE", help="write roles and skipped layers, to edit")
@@ -277,16 +287,28 @@ def print_configuration(overrides: Sequence[str], resolve: bool) -> None:
 
 
 def score(options: argparse.Namespace) -> None:
-    """Print the metrics of a saved pipeline or of a folder of images."""
+    """Print the metrics of a saved pipeline or of a folder of images, beside other rows."""
     from loraq.results import record
+    from loraq.runner.beside import beside_text
     from loraq.runner.score import score_images
 
-    if options.json is not None:
-        check_writable(options.json)
-    scores = score_images(options.target, options.overrides, options.against, not options.quiet)
+    for path in filter(None, (options.json, options.record)):
+        check_writable(path)
+    scores = score_images(
+        options.target,
+        options.overrides,
+        options.against,
+        not options.quiet,
+        options.beside,
+        options.name,
+    )
     print(scores.text())
+    if options.beside:
+        print(f"\n{beside_text(scores.record, options.beside)}")
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
+    if options.record is not None:
+        record.save_record(scores.record, options.record)
 
 
 def export_checkpoint(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loraq.errors import LoraqError
@@ -21,7 +21,21 @@ def check_finite(module: nn.Module, owner: str) -> None:
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
             raise _without_values(f"{owner}.{name}")
-    require_finite({f"{owner}.{name}": held for name, held in module.state_dict().items()})
+    held = module.state_dict().items()
+    parts = (part for name, tensor in held for part in stored_tensors(f"{owner}.{name}", tensor))
+    require_finite(dict(parts))
+
+
+def stored_tensors(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The named plain tensors that a tensor consists of: itself, or those in one of its own class.
+
+    Such tensors of torchao and quanto hold codes and scales, and do not compute sums.
+    """
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from stored_tensors(f"{name}.{part}", getattr(tensor, part))
 
 
 def check_pipeline(pipe: Any) -> None:

@@ -65,7 +65,7 @@ def measure_row(session: Session, row: Row) -> Record:
             experiment=row.config.experiment,
             row=row.name,
             label=row.label,
-            config=_portable(row.config),
+            config=portable_config(row.config),
             model_hash=row.model_hash,
             timings=_timings(session.store, row),
             **found,
@@ -259,7 +259,7 @@ def _timings(store: Store, row: Row) -> dict[str, float]:
     return found
 
 
-def _portable(config: Config) -> dict[str, Any]:
+def portable_config(config: Config) -> dict[str, Any]:
     """The configuration without paths of this machine."""
     plain = to_plain(config)
     plain.pop("output")

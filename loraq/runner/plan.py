@@ -25,6 +25,7 @@ from loraq.models.hub import in_cache
 from loraq.models.layers import list_layers
 from loraq.models.loading import check_size, denoisers_in, meta_denoiser
 from loraq.models.outputs import check_outputs, output_kind
+from loraq.models.quantizers import check_quantizers
 from loraq.models.source import pipeline_of
 from loraq.quantization.budget import planned_branch_bits
 from loraq.runner.other_gpus import report_other_gpus, with_other_gpus
@@ -231,6 +232,7 @@ def _check_models(rows: Sequence[Row]) -> None:
     for row in rows:
         loading = row.todo - {Stage.RECORD}
         if loading:
+            check_quantizers(row.config.model, row.device)
             only = denoisers_in(row.config.model) if loading == {Stage.QUANTIZED} else None
             check_contents(row.config.model, only)
 

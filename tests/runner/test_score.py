@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 
 import pytest
-from diffusers import PixArtSigmaPipeline
+import torch
+from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, TorchAoConfig
 from PIL import Image
+from torch import nn
 
 import loraq
 from loraq.cli import main
 from loraq.compose import load_rows
 from loraq.data import data_prompts
+from loraq.errors import LoraqError
 from loraq.metrics.common.image_set import ImageSet
+from loraq.results.record import load_record
 from loraq.runner.experiment import run
+from loraq.runner.score import score_images
 
 RECIPE = ("loraq_o2", "quant.branch.rank=4")
 
@@ -56,6 +63,18 @@ def test_a_saved_pipeline_may_be_the_model_of_a_run(packed, overrides):
     """Of its own images alone. The cost model refused it, as what quantises does."""
     folder, _ = packed
     run(["method=reference", *overrides[1:], f"model.path={folder}"])
+
+
+def with_torchao(folder):
+    """The pipeline with linear layers in torchao's INT8."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    made = PixArtTransformer2DModel.from_pretrained(
+        folder / "transformer",
+        quantization_config=TorchAoConfig(Int8WeightOnlyConfig()),
+        dtype=torch.float32,
+    )
+    return PixArtSigmaPipeline.from_pretrained(folder, transformer=made)
 
 
 def _images(output, wanted):
@@ -123,3 +142,87 @@ def test_what_is_wrong_is_said_before_the_pipeline_makes_an_image(
             main(["score", str(folder), *settings, *arguments])
         assert caught.value.code == 2 and words in capsys.readouterr().err
     assert not list((tmp_path / "outputs").glob("images/*"))
+
+
+def test_a_pipeline_of_another_library_is_a_row_beside_ours(
+    tiny_folder, overrides, tmp_path, capsys, monkeypatch
+):
+    """torchao's INT8 weights: saved, in memory, and the same scores from both."""
+    outcome = run(["method=rtn", *overrides], progress=False)
+    folder, saved = tmp_path / "torchao", tmp_path / "row.json"
+    pipe = with_torchao(tiny_folder)
+    pipe.save_pretrained(folder)
+    beside = ["--beside", str(outcome.folder)]
+    capsys.readouterr()
+    main(["score", str(folder), *overrides[1:], *beside, "--record", str(saved), "--quiet"])
+    shown = capsys.readouterr().out
+    assert "int8 (Int8Tensor)" in shown and "Paired differences to rtn" in shown
+    row = load_record(saved)
+    held = row.budget["held"]
+    linears = [one for one in pipe.transformer.modules() if isinstance(one, nn.Linear)]
+    assert held["quantized_weights"] == sum(one.in_features * one.out_features for one in linears)
+    scales = sum(one.out_features for one in linears)  # in float32, and a zero point of 8 bits
+    bits = 8 + 8 * 5 * scales / held["quantized_weights"]
+    assert row.budget["bits_per_weight"] == pytest.approx(bits)
+    assert held["nbytes"] == sum(held["kinds"].values()) and row.timings["images"] > 0
+    assert row.metrics["psnr"]["value"] > outcome.records[1].metrics["psnr"]["value"]
+
+    reference = _images(tmp_path / "outputs", outcome.records[0].images)
+    found = loraq.score(pipe, *overrides, against=reference, progress=False)
+    assert found.record.images["hash"] == row.images["hash"]
+    assert found.metrics["psnr"] == row.metrics["psnr"] and found.held.plain() == held
+    with pytest.raises(LoraqError, match="holds files already"):
+        loraq.score(pipe, *overrides, images=found.images, progress=False)
+    with pytest.raises(LoraqError, match="those of a Sana"):
+        loraq.score(pipe, "model=tiny_sana", progress=False)
+
+    again = ["score", str(folder), *overrides[1:], *beside, "--quiet"]
+    for more, words in (
+        (["--name", "rtn"], "a row 'rtn' already"),
+        (["model.steps=3"], "was made with model.steps=2, this one with 3"),
+        ([f"output={tmp_path / 'elsewhere'}"], "are not in"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*again, *more])
+        assert words in capsys.readouterr().err
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["score", str(folder), *overrides[1:], "data.count=2", "--quiet"])
+    assert "pip install torchao" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "quanto"}, "does not load completely"),
+        ({"load_in_4bit": True}, "on a GPU alone"),
+        ({"quant_method": "torchoa"}, "Did you mean 'torchao'"),
+    ],
+)
+def test_what_cannot_load_a_network_is_refused_before(
+    tiny_folder, overrides, tmp_path, monkeypatch, config, words
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # all are installed
+    with pytest.raises(LoraqError, match=words):
+        score_images(folder, overrides[1:], None, progress=False)
+
+
+def test_images_without_captions_are_matched_by_file_name(tmp_path, caplog):
+    for folder, sigma in (("own", 40), ("other", 50)):
+        (tmp_path / folder).mkdir()
+        for name in ("one", "two"):
+            image = Image.effect_noise((32, 32), sigma).convert("RGB")
+            image.save(tmp_path / folder / f"{name}.{'jpg' if folder == 'own' else 'png'}")
+    own, other = tmp_path / "own", tmp_path / "other"
+    scores = score_images(own, ["metrics.names=[psnr]"], other)
+    assert scores.record.images["names"] == ["one", "two"]
+    assert scores.metrics["psnr"]["n"] == 2 and scores.held is None
+    with pytest.raises(LoraqError, match="alignment need captions or real images"):
+        score_images(own, ["metrics.names=[psnr,alignment]"], other)
+    (other / "two.png").rename(other / "two.tif")
+    with pytest.raises(LoraqError, match=r"of these names, 1 as \.tif, which is not read"):
+        score_images(own, ["metrics.names=[psnr]"], other)

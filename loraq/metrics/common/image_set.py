@@ -97,8 +97,9 @@ class ImageSet:
             kinds, unit = SUFFIXES[cls.KIND], UNITS[cls.KIND]
             raise LoraqError(
                 f"{len(missing)} of {len(names)} {unit} are missing in '{folder}', which has "
-                f"{len(found)} ({', '.join(kinds)}); the first is '{missing[0]}{kinds[0]}'. Name "
-                f"the {unit} after the prompts, or select others (data.count=, data.split=)."
+                f"{len(found)} ({', '.join(kinds)}){_other_files(folder, missing)}; the first is "
+                f"'{missing[0]}{kinds[0]}'. Name the {unit} after the prompts, or select others "
+                "(data.count=, data.split=)."
             )
         if double := [name for name in names if len(found[name]) > 1]:
             files = " and ".join(path.name for path in found[double[0]])
@@ -187,6 +188,14 @@ class ImageSet:
                     f"({self.paths[number * size]} …); metrics compare images of one size"
                 )
             yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def _other_files(folder: Path, names: Sequence[str]) -> str:
+    """' and 3 of these names as .tiff', of files that have a name and another suffix; or ''."""
+    wanted = set(names)
+    others = Counter(path.suffix for path in Path(folder).iterdir() if path.stem in wanted)
+    listed = ", ".join(f"{count} as {suffix or 'no suffix'}" for suffix, count in others.items())
+    return f" and, of these names, {listed}, which is not read" if listed else ""
 
 
 def check_unique(names: Sequence[str]) -> None:
