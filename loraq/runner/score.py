@@ -119,7 +119,7 @@ def score(
             f"The settings are those of a {wanted.__name__} (model={config.model.name}), and this "
             f"is a {type(pipe).__name__}. Pass 'model=NAME', or 'model=hub', 'model.path=FOLDER'."
         )
-    config = dataclasses.replace(config, device=device_of(pipe))
+    config = dataclasses.replace(config, device="cpu" if device_of(pipe) == "cpu" else "cuda")
     prompts = data_prompts(config.data)
     reference = _reference(against, [prompt.name for prompt in prompts])
     real = _check_inputs(config, None, reference, progress)
