@@ -51,6 +51,7 @@ COMMANDS = {
     "generate": "generate the images (quantises first if necessary)",
     "evaluate": "same as run",
     "fit": "find the largest batch size that fits into memory, from trials with 1 and 2 images",
+    "save": "save a row's pipeline as a packed folder with a model card (quantises if necessary)",
     "score": "measure a saved pipeline (generates its images) or any folder of images",
     "export": "write a packed checkpoint in the layout of another program, and measure the loss",
     "inspect": "list a model's layers, what a method makes of them, and why others stay in 16 bits",
@@ -62,6 +63,12 @@ COMMANDS = {
 
 PLANNED = ("run", "quantize", "generate", "evaluate")
 
+SAVE = """\
+examples:
+  loraq save packed method=loraq_best
+  loraq save packed experiment=best row=loraq_best     with the scores, if it was run
+Load the folder with diffusers after `import loraq.diffusers_quantizer` (docs/checkpoints.md).
+"""
 SCORE = """\
 examples:
   loraq score packed_pipeline data.count=32
@@ -114,6 +121,7 @@ You can copy either folder from another machine. If interrupted, run the same co
 resume; if complete, it verifies the sha256 of every file.
 """
 EPILOGS = dict.fromkeys((*PLANNED, "fit"), OVERRIDES) | {
+    "save": SAVE,
     "score": SCORE,
     "export": EXPORT,
     "inspect": INSPECT,
@@ -162,6 +170,8 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
                 add("set", metavar="SET", help="mjhq, sdci, qdiff, parti or drawbench; or weights")
                 add("folder", type=Path, nargs="?", metavar="FOLDER", help="target folder of a set")
                 add("--only", metavar="METRIC,…", help="with weights: those of these metrics")
+            elif name == "save":
+                add("folder", type=Path, metavar="FOLDER", help="new folder for the pipeline")
             elif name == "score":
                 add("target", type=Path, metavar="TARGET", help="images, a pipeline, a FILE.gguf")
             elif name == "export":
@@ -216,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command `loraq` with `arguments` (default: those of the process)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     with reporting_errors():
-        if given and given[0] in (*PLANNED, "fit", "sweep"):
+        if given and given[0] in (*PLANNED, "fit", "save", "sweep"):
             refuse_options(given[1:])
         options = parse_arguments(given)
     batch_invariance.configure_cpu_math()  # before anything imports torch
@@ -231,6 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_page(options)
         elif options.command == "cache":
             print(cache(options))
+        elif options.command == "save":
+            from loraq.runner.save import save_row
+
+            print(save_row(options.overrides, options.folder, progress=not options.quiet))
         elif options.command == "score":
             score(options)
         elif options.command == "export":

@@ -23,6 +23,7 @@ from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.models.adapters import base_layer, refuse_adapters
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
+from loraq.quantization.model_card import write_card_of_save
 
 
 class PackedQuantizer(DiffusersQuantizer):
@@ -135,7 +136,8 @@ class PackedQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Every packed tensor once; views are cloned so that their base storage is not saved.
 
-        Raises LoraqError if an adapter is loaded, which the layout has no place for.
+        diffusers calls this to save a model, so the model's card is written here. Raises LoraqError
+        if an adapter is loaded, which the layout has no place for.
         """
         if adapted := next((name for name in state_dict if ".base_layer." in name), None):
             raise LoraqError(
@@ -143,6 +145,7 @@ class PackedQuantizer(DiffusersQuantizer):
                 "checkpoint cannot hold. Remove it (pipe.unload_lora_weights()), save, and load it "
                 "again from its own file."
             )
+        write_card_of_save()
         entries = self.quantization_config.layer_entries()
         stored = {_buffer_name(name) for name in expected_tensors(entries)}
         packed = tuple(f"{name}." for name in entries)

@@ -44,7 +44,7 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     row failed, after all others have finished.
     """
     started = time.perf_counter()
-    rows, session = _checked_rows(overrides, progress)
+    rows, session = checked_rows(overrides, progress)
     finished: list[tuple[Row, Record]] = []
     failed: dict[str, BaseException] = {}
     remaining = Remaining(rows if progress else [], session.store)
@@ -86,7 +86,7 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
     return outcome
 
 
-def _checked_rows(
+def checked_rows(
     overrides: Sequence[str], progress: bool, last: Stage = Stage.RECORD
 ) -> tuple[list[Row], Session]:
     """The planned rows that `overrides` compose, checked before anything runs, and a session.
@@ -105,11 +105,16 @@ def _checked_rows(
     return rows, session
 
 
-def run_row(session: Session, row: Row) -> Record:
-    """Run all stages that the row still needs, and return its record."""
+def make_activations(session: Session, row: Row) -> None:
+    """Run the 16-bit model for the activations that the row still needs."""
     for stage in ACTIVATIONS:
         if stage in row.todo:
             calibrate_row(session, row, stage)
+
+
+def run_row(session: Session, row: Row) -> Record:
+    """Run all stages that the row still needs, and return its record."""
+    make_activations(session, row)
     if Stage.QUANTIZED in row.todo:
         quantize_row(session, row)
     if Stage.IMAGES in row.todo:
@@ -126,12 +131,10 @@ def run_until(
 
     last: `Stage.QUANTIZED` or `Stage.IMAGES`. show: called with each line of output.
     """
-    rows, session = _checked_rows(overrides, progress, last)
+    rows, session = checked_rows(overrides, progress, last)
     for row in rows:
         with session.using(row):
-            for stage in ACTIVATIONS:
-                if stage in row.todo:
-                    calibrate_row(session, row, stage)
+            make_activations(session, row)
             if Stage.QUANTIZED in row.todo:
                 model = quantize_row(session, row)
                 memory = f"{model.bits_per_weight:.3f} bits/weight, rank {model.rank_range}"

@@ -129,7 +129,7 @@ def test_a_command_that_is_shown_runs(command, at_the_desk, capsys):
     options = parse_arguments(words)
     if options.command in PLANNED:
         main(words) if options.cfg else plan(options.overrides, options.command)
-    elif options.command == "fit":
+    elif options.command in ("fit", "save"):
         assert load_rows(options.overrides)
     elif options.command == "fetch" and options.set == "weights":
         assert options.only is None or choose_weights(options.only.split(","))

@@ -1,0 +1,42 @@
+"""`loraq save`: the folder of a row's packed pipeline."""
+
+from __future__ import annotations
+
+import pytest
+from diffusers import DiffusionPipeline
+
+from loraq.cli import main
+from loraq.diffusers_quantizer import packed_layers
+from loraq.errors import LoraqError
+from loraq.runner.experiment import run
+from loraq.runner.save import save_row
+
+
+def test_a_row_is_saved_with_its_scores(overrides, tmp_path, capsys):
+    settings = ["method=rtn", *overrides]
+    save_row(settings, tmp_path / "before", progress=False)
+    assert "Not measured" in (tmp_path / "before" / "README.md").read_text("utf-8")
+
+    record = run(settings, progress=False).records[1]
+    main(["save", str(tmp_path / "packed"), "--quiet", *settings])
+    assert f"rtn: {record.budget['bits_per_weight']:.3f} bits/weight" in capsys.readouterr().out
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "packed")
+    assert packed_layers(pipe).nbytes == record.budget["nbytes"]
+    assert pipe.text_encoder is not None
+    card = (tmp_path / "packed" / "README.md").read_text("utf-8")
+    assert f"{record.metrics['psnr']['value']:.2f}" in card and record.key in card
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["before", "outputs", "packed"]
+
+
+def test_what_is_not_one_row_or_a_new_folder_is_refused_before_anything_runs(overrides, tmp_path):
+    for wrong, message in (
+        (["method=reference"], r"have 0 \(none, only the 16-bit model\)"),
+        (["experiment=demo"], r"Add row=NAME"),
+    ):
+        with pytest.raises(LoraqError, match=message):
+            save_row([*wrong, *overrides], tmp_path / "packed", progress=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(LoraqError, match="full' is not empty"):
+        save_row(["method=rtn", *overrides], tmp_path / "full", progress=False)
+    assert not (tmp_path / "packed").exists() and not (tmp_path / "outputs" / "quantised").exists()
