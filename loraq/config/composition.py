@@ -1,6 +1,6 @@
 """A list of overrides → one configuration: composes like Hydra, in a fraction of the time.
 
-Hydra reads all files again for each row of an experiment. Here a file is read once for all rows,
+Hydra parses all files again for each row of an experiment. Here a text is parsed once in a process,
 and a row is merged from plain dicts in the order of the defaults list. Supported is the part of
 Hydra's syntax that `conf/` uses:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,6 @@ class Composer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, _File] = {}
-        self._parsed: dict[str, Override] = {}
 
     def __repr__(self) -> str:
         return f"Composer('{self.folder}', {len(self._files)} files read)"
@@ -71,26 +70,7 @@ class Composer:
 
     def parse(self, override: str) -> Override:
         """Parse one override; LoraqError if it is not valid."""
-        from hydra.errors import HydraException
-
-        if override not in self._parsed:
-            try:
-                parsed = self._parser.parse_override(override)
-                if not parsed.key_or_group:
-                    raise HydraException("no key")
-                self._parsed[override] = parsed
-            except HydraException:
-                raise LoraqError(
-                    f"'{override}' is not an override. Write KEY=VALUE, such as data.count=16 or "
-                    "method=rtn (quote values with spaces or commas: 'label=\"a, b\"')."
-                ) from None
-        return self._parsed[override]
-
-    @cached_property
-    def _parser(self) -> OverridesParser:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        return OverridesParser.create()
+        return _parse_override(override)
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -187,28 +167,58 @@ class Composer:
         return tuple(name.split("."))
 
     def _read(self, name: str) -> _File:
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        if name in self._files:
-            return self._files[name]
-        path = self.folder / f"{name}.yaml"
-        try:
-            text = path.read_text(encoding="utf-8")
-            content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-            raise NeedsHydra from None
-        if not isinstance(content, dict):
-            raise NeedsHydra
-        defaults = content.pop("defaults", [])
-        first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-        header = _HEADER.fullmatch(first)
-        if not isinstance(defaults, list) or (re.match(r"#\s*@", first) and header is None):
-            raise NeedsHydra
-        plain = {str(key): value for key, value in content.items()}
-        self._files[name] = _File(header[1] if header else None, defaults, plain)
+        if name not in self._files:
+            try:
+                text = (self.folder / f"{name}.yaml").read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                raise NeedsHydra from None
+            self._files[name] = _parse_file(text)
         return self._files[name]
+
+
+@lru_cache(maxsize=1 << 10)
+def _parse_file(text: str) -> _File:
+    """A file's text; the content is shared by all that compose it and is never changed in place."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (ValueError, YAMLError, OmegaConfBaseException):
+        raise NeedsHydra from None
+    if not isinstance(content, dict):
+        raise NeedsHydra
+    defaults = content.pop("defaults", [])
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    header = _HEADER.fullmatch(first)
+    if not isinstance(defaults, list) or (re.match(r"#\s*@", first) and header is None):
+        raise NeedsHydra
+    plain = {str(key): value for key, value in content.items()}
+    return _File(header[1] if header else None, defaults, plain)
+
+
+@cache
+def _parser() -> OverridesParser:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+@lru_cache(maxsize=1 << 12)
+def _parse_override(override: str) -> Override:
+    from hydra.errors import HydraException
+
+    try:
+        parsed = _parser().parse_override(override)
+        if not parsed.key_or_group:
+            raise HydraException("no key")
+    except HydraException:
+        raise LoraqError(
+            f"'{override}' is not an override. Write KEY=VALUE, such as data.count=16 or "
+            "method=rtn (quote values with spaces or commas: 'label=\"a, b\"')."
+        ) from None
+    return parsed
 
 
 def _flat_keys(tree: dict[str, Any], prefix: str = "") -> list[str]:

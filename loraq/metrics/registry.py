@@ -15,6 +15,7 @@ value is the mean.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -49,11 +50,12 @@ def names_for(wanted: Sequence[str], kind: Kind) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def metric_names() -> list[str]:
+@functools.cache
+def metric_names() -> tuple[str, ...]:
     """The names of all metrics, sorted."""
     package = importlib.import_module("loraq.metrics")
     found = pkgutil.iter_modules(package.__path__)
-    return sorted(item.name for item in found if not item.ispkg and item.name != "registry")
+    return tuple(sorted(item.name for item in found if not item.ispkg and item.name != "registry"))
 
 
 def find_metric(name: str) -> ModuleType:

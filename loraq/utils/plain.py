@@ -24,7 +24,7 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
     new_defaults: include fields that a later release added (`since`) and that have their default.
         Cache keys leave these out, so that keys of earlier releases do not change.
     """
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int):
         return int(value)
@@ -49,7 +49,7 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
             name: to_plain(item, new_defaults=new_defaults, where=f"{where}.{name}")
             for name, item in value.items()
         }
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [
             to_plain(item, new_defaults=new_defaults, where=f"{where}[{index}]")
             for index, item in enumerate(value)

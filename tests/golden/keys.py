@@ -8,6 +8,7 @@ as differences to the first quantised row's, so that a changed key can be traced
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -63,6 +64,7 @@ def pinned_machine() -> Iterator[None]:
     """
     version = importlib.metadata.version
 
+    @functools.cache
     def pinned(package: str) -> str:
         return "pinned" if package in PACKAGES else version(package)
 

@@ -26,7 +26,7 @@ ALL = [
 
 
 def test_metrics_are_the_modules_and_state_what_they_need():
-    assert metrics.metric_names() == ALL
+    assert list(metrics.metric_names()) == ALL
     for name in ALL:
         metric = find_metric(name)
         assert name == metric.NAME and metric.VERSION.isdigit()
