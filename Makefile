@@ -43,8 +43,9 @@ tables: $(INSTALLED) ## regenerate tables, README and docs from the committed re
 docs: $(INSTALLED_DOCS) ## build the documentation as HTML: build/docs/docs/index.html (half a minute)
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs -b html . build/docs
 
+# Tests start many processes: they compile the library once, also where bytecode is not kept.
 test: $(INSTALLED_DEV) ## run the whole test suite in two processes (under 10 min on 2 cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-notebooks: $(INSTALLED_NOTEBOOKS) ## execute and time the notebooks (about 2 min on 2 cores)
 	$(BIN)/python -m notebooks.execute

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 COMMAND = "import sys; from loraq.cli import main; main(sys.argv[1:])"
 """The command `loraq`."""
@@ -43,6 +46,37 @@ def start(
     process = _context().Process(target=_execute, args=(code, given, files, environment))
     process.start()
     return process
+
+
+class Popen:
+    """What `subprocess.Popen` gives of the command `python -m loraq.cli …`, forked instead.
+
+    For benchmarks, which start commands and measure or kill them. `stdout` is its output with its
+    messages.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._folder = TemporaryDirectory()
+        pipe = Path(self._folder.name) / "output"
+        os.mkfifo(pipe)
+        self._process = start(COMMAND, *command[3:], output=pipe)
+        self.stdout: BinaryIO = open(pipe, "rb")  # noqa: SIM115  waits for the other end
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Popen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.join()
+        self.stdout.close()
+        self._folder.cleanup()
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
 
 
 @cache

@@ -34,9 +34,11 @@ from .fullsize import FORMATS, PACKED, quantize_command, settings_of
 def run_to_end(command: Sequence[str]) -> float:
     """Run the command; returns seconds."""
     begin = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        log = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(log.decode(errors="replace")[-2000:])
     return time.perf_counter() - begin
 
 

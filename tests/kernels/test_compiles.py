@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,30 +27,43 @@ BOUNDS = {
 }
 
 
-def compiled(folder: Path, targets: list[str], recipes: list[str], kernels: list[str]) -> dict:
-    """Target → recipe → kernels, compiled in a process without the interpreter."""
+COMPILE = """
+import json, sys
+from experiments.bench import kernel_counts
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    kernel_counts.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> tuple[dict, dict]:
+    """Target → recipe → kernels: of `linear`, and of the other kernels for one target.
+
+    They are compiled in a process without the interpreter.
+    """
+    folder = tmp_path_factory.mktemp("compiled")
+    targets = sorted({target for target, _ in BOUNDS})
+    linear = ["--targets", *targets, "--recipes", INT4, MXFP4, "--kernels", "linear"]
+    others = ["--targets", "sm90", "--recipes", INT4, "--kernels", "quantize_input", "down"]
+    outputs = [folder / "linear.json", folder / "others.json"]
+    pairs = zip((linear, others), outputs, strict=True)
+    commands = [[*asked, "--output", str(output)] for asked, output in pairs]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "experiments.bench.kernel_counts", "--targets", *targets]
-    output = folder / "counts.json"
     found = subprocess.run(
-        [*command, "--recipes", *recipes, "--kernels", *kernels, "--output", str(output)],
+        [sys.executable, "-c", COMPILE, json.dumps(commands)],
         capture_output=True,
         text=True,
         env=environment | {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stderr[-2000:]
-    return json.loads(output.read_text())["now"]
-
-
-@pytest.fixture(scope="module")
-def linear(tmp_path_factory) -> dict:
-    targets = sorted({target for target, _ in BOUNDS})
-    return compiled(tmp_path_factory.mktemp("linear"), targets, [INT4, MXFP4], ["linear"])
+    first, second = (json.loads(output.read_text())["now"] for output in outputs)
+    return first, second
 
 
 @pytest.mark.parametrize("target, recipe", BOUNDS)
-def test_products_use_tensor_cores_wide_loads_and_no_local_memory(linear, target, recipe):
-    (kernel,) = linear[target][recipe]["kernels"]
+def test_products_use_tensor_cores_wide_loads_and_no_local_memory(compiled, target, recipe):
+    (kernel,) = compiled[0][target][recipe]["kernels"]
     tensor, instructions = BOUNDS[target, recipe]
     assert kernel["spills"] == 0 and len(kernel["loops"]) == 2  # main and branch
     main = kernel["loops"][0]
@@ -61,9 +73,8 @@ def test_products_use_tensor_cores_wide_loads_and_no_local_memory(linear, target
     assert main["barriers"] <= (8 if target == "sm100" else 2)
 
 
-def test_the_other_kernels_compile_without_local_memory(tmp_path):
-    found = compiled(tmp_path, ["sm90"], [INT4], ["quantize_input", "down"])
-    written, down = found["sm90"][INT4]["kernels"]
+def test_the_other_kernels_compile_without_local_memory(compiled):
+    written, down = compiled[1]["sm90"][INT4]["kernels"]
     assert written["spills"] == down["spills"] == 0
     assert down["loops"][0]["tensor"] == {"IGMMA.64x32x32.S8": 2}
     assert down["loops"][0]["instructions"] <= 220

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from loraq.runner.rows import Stage
 from loraq.runner.session import Session
 from loraq.runner.store import Store
 from loraq.utils.assets import ASSETS
+from tests import forked
 
 OF = ["model=pixart_sigma", *fullsize.FOLDER]
 
@@ -44,6 +46,19 @@ def snapshot(tmp_path_factory):
         patch.setattr(make_fullsize, "SHARD_BYTES", 1 << 25)
         make_fullsize.write_snapshot("pixart_sigma", folder, blocks=1)
     return folder
+
+
+@pytest.fixture
+def forking(monkeypatch):
+    """Commands that the benchmarks start are forked, so that they need not import everything."""
+    popen = subprocess.Popen
+
+    def start(command, **streams):
+        if list(command[1:3]) == ["-m", "loraq.cli"]:
+            return forked.Popen(command)
+        return popen(command, **streams)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
 
 
 def test_a_snapshot_is_sharded_heavy_tailed_and_the_same_again(snapshot, tmp_path):
@@ -176,7 +191,7 @@ def latents(pipe, model):
 
 
 def test_calibrated_methods_read_mapped_weights_and_mapped_activations(
-    snapshot, tmp_path, capsys, monkeypatch
+    snapshot, forking, tmp_path, capsys, monkeypatch
 ):
     """`calibrated` runs captions to packed layers; the layers are those of a whole model."""
 
@@ -219,7 +234,7 @@ def test_calibrated_methods_read_mapped_weights_and_mapped_activations(
 
 
 def test_the_benches_measure_the_command_and_keep_what_they_have_measured(
-    snapshot, tmp_path, capsys
+    snapshot, forking, tmp_path, capsys
 ):
     """Seconds and memory of a row; a row that the record holds is not made again."""
     asked = ["pixart_sigma", str(snapshot), "--methods", "rtn", "--formats", "int4"]
@@ -234,7 +249,7 @@ def test_the_benches_measure_the_command_and_keep_what_they_have_measured(
     assert (tmp_path / "fullsize.json").read_bytes() == before and not capsys.readouterr().out
 
 
-def test_a_killed_run_ends_in_an_undisturbed_ones_bytes(snapshot, tmp_path):
+def test_a_killed_run_ends_in_an_undisturbed_ones_bytes(snapshot, forking, tmp_path):
     found = tmp_path / "resume.json"
     asked = ["--method", "lqer", "--kills", "1", "--output", str(found)]
     resume.main(["pixart_sigma", str(snapshot), *asked])

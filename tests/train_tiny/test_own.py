@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from experiments.train_tiny import own, run, split
 from experiments.train_tiny.data import picture
 from experiments.train_tiny.settings import ASSETS, MODELS, ROOT
 from loraq.errors import LoraqError
+from tests.forked import start
 
 COLOURS = ("red", "green", "blue", "orange")
 
@@ -168,20 +166,17 @@ def test_forty_pictures_become_a_model(folder, tmp_path):
     """All stages of a small FLUX on 40 pictures: splits, weights, table, scores, card, YAML."""
     out = tmp_path / "out"
     variables = run.environment("tiny_flux", True, folder, out)
-    variables |= {"LORAQ_WORKERS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    variables |= {"LORAQ_WORKERS": "1", "WANDB_MODE": "disabled"}
     fewer = {
         "vae": ["vae", "--steps", "2", "--size", "4"],
         "train": ["train", "--steps", "2", "1", "--sizes", "4", "2"],
     }
     commands = [fewer.get(c[0], c) for c in run.stages(MODELS["tiny_flux"], True, out)]
-    done = subprocess.run(
-        [sys.executable, "-c", STAGES, json.dumps(commands)],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-    )
-    assert not done.returncode, done.stderr[-3000:]
-    assert "20 of 40 pictures are not 128 x 128" in done.stdout
+    log = tmp_path / "log"
+    process = start(STAGES, json.dumps(commands), output=log, **variables)
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-3000:]
+    assert "20 of 40 pictures are not 128 x 128" in log.read_text()
     lists = json.loads((out / "captions.json").read_text())
     assert [len(lists[k]) for k in ("calibration", "development", "test")] == [28, 4, 8]
     with (out / "record/tiny_flux_weights.csv").open() as stream:
