@@ -6,12 +6,14 @@ value in this order. The parts keep the smoothing and the first factor of the br
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from loraq.errors import LoraqError
+from loraq.formats import QuantizedTensor
 from loraq.layouts.engine_layer import EngineLayer
 from loraq.layouts.targets import Contents
 from loraq.layouts.tiled_layer import cut
@@ -79,3 +81,42 @@ def _split(
         found[part] = cut(layer, slice(start, start + rows), width)
         start += rows
     return found
+
+
+def joined_rows(layers: Sequence[EngineLayer]) -> EngineLayer:
+    """Layers of one smoothing and one first factor as one layer, the inverse of splitting rows.
+
+    Tensor scales that differ become scales of rows; a missing bias is zero if another is not.
+    """
+    first, weights = layers[0], [layer.weight for layer in layers]
+    if len(layers) == 1:
+        return first
+    packed = [weight for weight in weights if isinstance(weight, QuantizedTensor)]
+    scales = [weight.tensor_scale for weight in packed]
+    tensor_scale, fmt = scales[0], packed[0].format
+    if tensor_scale is not None:
+        each = [
+            scale.expand(weight.shape[0], 1) if scale.dim() == 0 else scale
+            for scale, weight in zip(scales, packed, strict=True)
+            if scale is not None
+        ]
+        tensor_scale, fmt = torch.cat(each), replace(fmt, tensor_scale="token")
+    weight = QuantizedTensor(
+        torch.cat([weight.codes for weight in packed]),
+        torch.cat([weight.scale for weight in packed if weight.scale is not None]),
+        tensor_scale,
+        (sum(weight.shape[0] for weight in packed), packed[0].shape[1]),
+        fmt,
+    )
+    biases = [
+        torch.zeros(layer.weight.shape[0], dtype=first.dtype)
+        if layer.bias_O is None
+        else layer.bias_O
+        for layer in layers
+    ]
+    return replace(
+        first,
+        weight=weight,
+        up_OR=torch.cat([layer.up_OR for layer in layers if layer.up_OR is not None]),
+        bias_O=None if all(layer.bias_O is None for layer in layers) else torch.cat(biases),
+    )

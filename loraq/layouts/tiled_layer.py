@@ -213,22 +213,22 @@ def tensor_scales(
 ) -> tuple[Tensor, Tensor]:
     """(scales per row (N), one scale (1)) of `dtype`, whose products are nearest to `scale`.
 
-    scale: NVFP4's fp32 scale of the tensor, or of each row (N, 1); None is 1. A scale that the
-    type holds is kept as it is, with ones for the rows. For another one, the best of 128 pairs is
-    within 2⁻¹² in bfloat16, where the scale alone is within 2⁻⁸.
+    scale: NVFP4's fp32 scale of the tensor, or of each row (N, 1); None is 1. Values that the type
+    holds are kept, with ones for the others. Of others, the best of 128 products is taken: for one
+    scale it is within 2⁻¹² in bfloat16, where the scale alone is within 2⁻⁸.
     """
     ones_O = torch.ones(out, dtype=dtype, device=device)
     if scale is None:
         return ones_O, ones_O[:1]
-    if scale.dim():
-        return scale[:, 0].to(dtype), ones_O[:1]
-    if scale.to(dtype).float() == scale:
-        return ones_O, scale.to(dtype).view(1)
-    steps = torch.arange(PAIRS, device=scale.device) / PAIRS
-    wholes = (scale * (1 + steps)).to(dtype)
-    rows = (scale / wholes.float()).to(dtype)
-    best = int((wholes.float() * rows.float() - scale).abs().argmin())
-    return ones_O * rows[best], wholes[best].view(1)
+    values = scale.reshape(-1)
+    if torch.equal(values.to(dtype).float(), values):
+        return (values.to(dtype), ones_O[:1]) if scale.dim() else (ones_O, values.to(dtype))
+    steps = torch.arange(PAIRS, device=scale.device)[:, None] / PAIRS
+    wholes = (values.amax() * (1 + steps)).to(dtype)
+    rows = (values / wholes.float()).to(dtype)
+    errors = (wholes.float() * rows.float() / values - 1).abs().amax(1)
+    best = int(errors.argmin())
+    return ones_O * rows[best], wholes[best]
 
 
 def _vector(values: Tensor) -> Tensor:
