@@ -27,6 +27,7 @@ from loraq.layouts.targets import Source, Target, find_target
 from loraq.models.denoisers import TRANSFORMER, dtype_of, parts
 from loraq.models.plain_layers import check_transformer
 from loraq.quantization.made_from import network_of
+from loraq.quantization.model_card import write_card
 from loraq.utils.console import size_text
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.files import folder_bytes, temporary_name
@@ -128,6 +129,7 @@ def export(
         try:
             with reporting_disk_errors(folder):
                 written = _write(target, opened, sources, temporary)
+                write_card(opened, temporary, use=_use(target, losses))
             layers, psnr = differences(target, sources, written, pictures, progress)
             if folder.is_dir():
                 folder.rmdir()
@@ -135,6 +137,17 @@ def export(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return Exported(to, folder, losses, layers, bool(prompts), psnr, folder_bytes(folder))
+
+
+def _use(target: Target, losses: Sequence[str]) -> str:
+    """What the card says of the exported files."""
+    lines = [
+        f"These files have the layout `{target.name}`: {target.description}. "
+        f"Read by {target.readers}; hardware: {target.hardware}.",
+        "The table above is that of the packed model that was exported. Lost beside it:",
+        "\n".join(f"- {loss}" for loss in losses) or "- nothing",
+    ]
+    return "\n\n".join(lines)
 
 
 def _source(network: nn.Module, dtype: str | None) -> Source:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -57,20 +58,23 @@ def write_card_of_save() -> None:
         write_card(outermost["self"], Path(outermost["save_directory"]))
 
 
-def write_card(owner: Any, folder: Path, scores: str = "") -> None:
+def write_card(owner: Any, folder: Path, scores: str = "", use: str = "") -> None:
     """Write the card of a packed model or pipeline to `folder`; a README.md of others stays.
 
-    scores: Markdown, what was measured.
+    scores: Markdown, what was measured. use: what the files are, if their layout is another
+    program's; the card then states no bytes. Writes nothing for a model that is not of diffusers.
     """
+    if not any(map(_config_of, parts(network_of(owner)).values())):
+        return
     path = folder / CARD
     if path.exists() and not _is_card(path.read_bytes()):
         log.info("'%s' is no card by LoRaQ, or was edited, and stays as it is.", path)
         return
-    text = model_card(owner, scores)
+    text = model_card(owner, scores, use)
     write_text(path, text + _MARK.format(_digest(text.encode())))
 
 
-def model_card(owner: Any, scores: str = "") -> str:
+def model_card(owner: Any, scores: str = "", use: str = "") -> str:
     """The text of the card of a packed model or pipeline."""
     networks = parts(network_of(owner))
     configs = {part: _config_of(network) for part, network in networks.items()}
@@ -88,9 +92,13 @@ def model_card(owner: Any, scores: str = "") -> str:
     }
     kind = type(owner).__name__
     source = f"`{base}`" if base else f"a `{kind}` in 16 bits"
-    facts = _facts(entries, sum(map(_nbytes, of_parts.values())))
+    facts = _facts(entries)
+    if not use:
+        facts |= _memory(entries, sum(map(_nbytes, of_parts.values())))
+    made_with = [("loraq", loraq.__version__), *((name, version(name)) for name in MADE_WITH)]
+    facts["made with"] = ", ".join(f"{name} {number}" for name, number in made_with)
     sections = {
-        "Use": _usage(owner, dtype_of(next(iter(networks.values())))),
+        "Use": use or _usage(owner, dtype_of(next(iter(networks.values())))),
         "Scores": scores or "Not measured. `loraq score FOLDER` measures a saved pipeline.",
         "Not quantised": _not_quantised(owner, networks, entries),
         "Recipe": "Not known."
@@ -117,30 +125,31 @@ def _nbytes(entries: Mapping[str, Any]) -> int:
     return sum(t.numel() * t.element_size() for n, t in stored if not n.endswith(".bias"))
 
 
-def _facts(entries: Mapping[str, Any], nbytes: int) -> dict[str, str]:
-    weights = sum(out * width for out, width in (e["weight"]["shape"] for e in entries.values()))
-    ranks = sorted({e["left"]["shape"][1] if "left" in e else 0 for e in entries.values()})
-    branch = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    found = {
-        "quantised layers": f"{len(entries)}, with {weights:,} weights",
-        "weights": ", ".join(_labels(entries.values(), "weight")),
-        "activations": ", ".join(_labels(entries.values(), "activation")),
-        "low-rank branch": "none",
-        "bits per weight": f"{8 * nbytes / weights:.3f}, scales and branch included",
+def _memory(entries: Mapping[str, Any], nbytes: int) -> dict[str, str]:
+    return {
+        "bits per weight": f"{8 * nbytes / _weights(entries):.3f}, scales and branch included",
         "bytes": f"{nbytes:,} of the quantised layers, without biases",
-        "made with": ", ".join(
-            f"{name} {number}"
-            for name, number in (
-                ("loraq", loraq.__version__),
-                *((name, version(name)) for name in MADE_WITH),
-            )
-        ),
     }
+
+
+def _weights(entries: Mapping[str, Any]) -> int:
+    return sum(math.prod(entry["weight"]["shape"]) for entry in entries.values())
+
+
+def _facts(entries: Mapping[str, Any]) -> dict[str, str]:
+    ranks = sorted({e["left"]["shape"][1] if "left" in e else 0 for e in entries.values()})
+    branch = "none"
     if ranks != [0]:
+        branch = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
         factors = ", ".join(_labels(entries.values(), "left"))
         inputs = ", ".join(_labels(entries.values(), "branch_activation"))
-        found["low-rank branch"] = f"{branch}; factors {factors}, their inputs {inputs}"
-    return found
+        branch = f"{branch}; factors {factors}, their inputs {inputs}"
+    return {
+        "quantised layers": f"{len(entries)}, with {_weights(entries):,} weights",
+        "weights": ", ".join(_labels(entries.values(), "weight")),
+        "activations": ", ".join(_labels(entries.values(), "activation")),
+        "low-rank branch": branch,
+    }
 
 
 def _labels(entries: Iterable[Mapping[str, Any]], operand: str) -> list[str]:

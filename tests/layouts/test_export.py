@@ -40,6 +40,9 @@ def test_a_pipeline_is_exported_with_images_and_all_its_components(packed, tmp_p
     )
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model_index.json", "vae", "text_encoder", "transformer"} <= names
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "the layout `comfy-kitchen`" in card and f"\n- {found.losses[0]}" in card
+    assert "bits per weight" not in card and "loraq.diffusers_quantizer" not in card
     network = load_network(tmp_path / "out/transformer")
     pipe = PixArtSigmaPipeline.from_pretrained(tmp_path / "out", transformer=network)
     assert difference(forward(pipe.transformer), before) < 0.1
