@@ -25,7 +25,7 @@ from loraq.layouts.measuring import Pictures, check_prompts, differences, random
 from loraq.layouts.opening import open_checkpoint
 from loraq.layouts.targets import Source, Target, find_target
 from loraq.models.denoisers import TRANSFORMER, dtype_of, parts
-from loraq.models.plain_layers import check_transformer
+from loraq.models.plain_layers import is_adapted
 from loraq.quantization.made_from import network_of
 from loraq.quantization.model_card import write_card
 from loraq.utils.console import size_text
@@ -35,7 +35,7 @@ from loraq.utils.files import folder_bytes, temporary_name
 log = logging.getLogger(__name__)
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-SHOWN = 3
+SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def export(
         return Exported(to, None, losses, {}, False)
     for loss in losses:
         log.info("%s: %s", to, loss)
-    with torch.inference_mode():
+    with torch.no_grad():
         pictures = Pictures.of(opened, network, prompts, call or {}) if prompts else None
         for part, source in sources.items():
             inputs = random_rows(source) if pictures is None else pictures.inputs(part)
@@ -151,7 +151,12 @@ def _use(target: Target, losses: Sequence[str]) -> str:
 
 
 def _source(network: nn.Module, dtype: str | None) -> Source:
-    check_transformer(network)
+    if adapted := next((n for n, m in network.named_modules() if is_adapted(m)), None):
+        raise LoraqError(
+            f"'{adapted}' has an adapter (LoRA), which the layout does not have. Export without it "
+            "(pipe.unload_lora_weights()), or fuse it when quantising: loraq.quantize(pipe, …, "
+            "adapters='fuse')."
+        )
     layers = {n: m.tensors for n, m in network.named_modules() if isinstance(m, QuantizedLinear)}
     if not layers:
         raise LoraqError(
@@ -169,19 +174,27 @@ def _refuse(target: Target, sources: Mapping[str, Source]) -> None:
     first: dict[str, str] = {}
     for source in sources.values():
         for name in source.layers:
-            if reason := target.refuse(source, name):
+            if reason := _reason(target, source, name):
                 counted[reason] += 1
                 first.setdefault(reason, name)
     if counted:
         total = sum(len(source.layers) for source in sources.values())
         reasons = [
             f"  {count} layers, such as '{first[reason]}': {reason}."
-            for reason, count in counted.most_common()
+            for reason, count in counted.most_common(SHOWN)
         ]
+        if len(counted) > SHOWN:
+            reasons.append(f"  … and {len(counted) - SHOWN} other reasons")
         raise LoraqError(
             f"{target.name} cannot hold {counted.total()} of {total} layers; nothing was written.\n"
             + "\n".join(reasons)
         )
+
+
+def _reason(target: Target, source: Source, name: str) -> str | None:
+    """Why a layer cannot be expressed, without the full stop."""
+    reason = target.refuse(source, name)
+    return None if reason is None else reason.rstrip(".")
 
 
 def _write(

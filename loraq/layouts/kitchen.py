@@ -45,7 +45,7 @@ MARKER = "weight_proj_down"
 
 
 def refuse(source: Source, name: str) -> str | None:
-    """Anything but INT4 in groups of 64 without a rotation."""
+    """Anything but INT4 in groups of 64 without a rotation, in numbers that 16 bits hold."""
     layer, weight = source.layers[name], source.layers[name].weight
     if layer.transform.signs_I is not None:
         return "its input is rotated. Quantise with method=loraq_export, or transform=none"
@@ -57,6 +57,10 @@ def refuse(source: Source, name: str) -> str | None:
         )
     if layer.transform.shift not in (0.0, GELU_SHIFT):
         return f"its shift is {layer.transform.shift}, and the readers add {GELU_SHIFT}"
+    try:
+        _engine_layer(source, name)
+    except LoraqError as error:
+        return str(error)
     return None
 
 

@@ -160,12 +160,12 @@ def differences(
             raise LoraqError(f"{target.name}: '{missing[0]}' was not read back as it was written.")
         bar = tqdm(source.layers, desc="compare", unit="layer", disable=not progress)
         for name in bar:
-            packed = source.network.get_submodule(name)
-            convolution = source.convolution(name)
+            packed = source.packed(name)
             x = source.inputs[name].to(packed.get_buffer("weight_codes").device)
-            x = x.T[None, :, :, None] if convolution else x
-            module = EngineLinear(held[name], convolution).to(x.device)
+            x = x.T[None, :, :, None] if packed.convolution else x
+            module = EngineLinear(held[name], packed.convolution).to(x.device)
             y = packed(x)
+            packed.set_compute(packed.compute)  # frees the dequantised weights that it keeps
             error = (module(x) - y).norm() / y.norm().clamp_min(1e-30)
             found[joined(part, name)] = float(error)
             if pictures is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from loraq.errors import unknown
+from loraq.layers.linear import QuantizedLinear
 from loraq.layers.tensors import LayerTensors
 from loraq.layouts.engine_layer import EngineLayer
 
@@ -38,9 +39,15 @@ class Source:
     inputs: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     captured: bool = False
 
+    def packed(self, name: str) -> QuantizedLinear:
+        """The module of a layer."""
+        module = self.network.get_submodule(name)
+        assert isinstance(module, QuantizedLinear)
+        return module
+
     def convolution(self, name: str) -> bool:
         """Whether the layer is a 1×1 convolution."""
-        return bool(getattr(self.network.get_submodule(name), "convolution", False))
+        return self.packed(name).convolution
 
     def other_tensors(self) -> dict[str, Tensor]:
         """The network's tensors that belong to no packed layer, by name."""

@@ -14,6 +14,7 @@ from loraq.layouts.engine_layer import engine_layer
 from loraq.layouts.engine_linear import EngineLinear, round_activation
 from loraq.transforms import InputTransform
 from tests.layouts.layers import difference, packed_layer, rows
+from tests.simulated import simulated_cuda
 
 INT4, UINT4 = get_format("int4"), get_format("uint4")
 NVFP4 = get_format("nvfp4", tensor_scale="fixed")
@@ -61,6 +62,15 @@ def test_moving_and_casting_a_model_keeps_the_types_of_the_file():
     module.double().bfloat16()
     assert {name: t.dtype for name, t in module.named_buffers()} == dtypes
     assert torch.equal(module(x), before)
+
+
+def test_on_a_gpu_nothing_waits_for_the_host():
+    layer = engine_layer(packed_layer(weight="nvfp4", shift=True), NVFP4, torch.bfloat16)
+    expected = EngineLinear(layer)(x := rows())
+    with simulated_cuda() as device:
+        found = EngineLinear(layer).to("cuda")(x.to("cuda"))
+        assert not device.waits
+    assert torch.equal(found.cpu(), expected)
 
 
 def test_integers_are_rounded_in_the_type_of_the_input():

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from diffusers import PixArtSigmaPipeline
+from peft import LoraConfig, inject_adapter_in_model
 
 import loraq
 from loraq.cli import main
@@ -14,7 +15,7 @@ from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import load_network
 from tests.diffusers.test_checkpoints import forward
-from tests.layouts.layers import difference
+from tests.layouts.layers import difference, packed_layer, packed_source
 
 CALL = {"num_inference_steps": 2, "height": 64, "width": 64, "use_resolution_binning": False}
 CALL |= {"clean_caption": False, "max_sequence_length": 8}
@@ -78,10 +79,18 @@ def test_every_refused_layer_is_counted_before_anything_is_written(tiny_folder, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_adapter_is_not_left_out(tmp_path):
+    network = packed_source({"a": packed_layer()}).network
+    network.dtype = torch.float32  # as networks of diffusers have it
+    inject_adapter_in_model(LoraConfig(target_modules=["a"]), network)
+    with pytest.raises(LoraqError, match=r"'a' has an adapter .*unload_lora_weights"):
+        loraq.export(network, tmp_path / "out", "comfy-kitchen")
+
+
 def test_arguments_without_effect_are_refused(packed, tmp_path):
     (tmp_path / "file").touch()
     wrong = {
-        "Did you mean 'comfy-kitchen'": {"to": "comfy"},
+        "Did you mean 'comfy-kitchen'": {"to": "comfy-kichen"},
         "exists. Give a new folder": {"folder": tmp_path},
         "Unknown dtype of an export 'float32'": {"dtype": "float32"},
         "no effect without prompts": {"call": {"height": 8}},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraq.errors import LoraqError
+from loraq.layouts.engine_layer import engine_layer
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import WEIGHTS
 from loraq.layouts.targets import find_target
@@ -41,9 +42,13 @@ def test_what_is_read_computes_what_was_packed(tmp_path):
     assert list(contents.layers) == ["a", "b"]
     assert set(contents.others) == {"plain.weight", "plain.bias"}
     for name, layer in source.layers.items():
-        x = rows(after_gelu=name == "b")
-        assert difference(EngineLinear(contents.layers[name])(x), layer.forward(x)) < 1e-2
-        assert torch.equal(contents.layers[name].weight.scale, layer.weight.scale)
+        x, read = rows(after_gelu=name == "b"), EngineLinear(contents.layers[name])
+        assert difference(read(x), layer.forward(x)) < 1e-2
+        wanted = EngineLinear(engine_layer(layer, contents.layers[name].activation, torch.float16))
+        buffers = dict(read.named_buffers())
+        for buffer, tensor in wanted.named_buffers():  # equal to the bit
+            assert torch.equal(buffers.pop(buffer), tensor)
+        assert not buffers and torch.equal(read(x), wanted(x))
 
 
 def test_reading_is_strict(tmp_path):
@@ -96,6 +101,9 @@ def test_what_the_layout_cannot_express_is_refused():
         "nvfp4 of 128 inputs": packed_layer(weight="nvfp4"),
         "int4 g32": packed_layer(block=32),
         "int4 g64 of 96 inputs": packed_layer(width=96),
+        "smoothing scales reach .*dtype=bfloat16": replace(
+            packed_layer(), transform=InputTransform(torch.full((128,), 1e-8))
+        ),
     }
     for message, layer in cases.items():
         with pytest.raises(AssertionError, match=message):
