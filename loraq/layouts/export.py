@@ -111,7 +111,10 @@ def export(
     opened = open_checkpoint(model) if isinstance(model, str | Path) else model
     check_prompts(opened, prompts, call)
     network = network_of(opened)
-    sources = {name: _source(net, dtype) for name, net in parts(network).items()}
+    sources = {
+        name: replace(_source(net, dtype), captured=bool(prompts))
+        for name, net in parts(network).items()
+    }
     _refuse(target, sources)
     losses = list(
         dict.fromkeys(loss for source in sources.values() for loss in target.losses(source))
@@ -124,7 +127,7 @@ def export(
         pictures = Pictures.of(opened, network, prompts, call or {}) if prompts else None
         for part, source in sources.items():
             inputs = random_rows(source) if pictures is None else pictures.inputs(part)
-            sources[part] = replace(source, inputs=inputs, captured=pictures is not None)
+            sources[part] = replace(source, inputs=inputs)
         temporary = folder.parent / temporary_name()
         try:
             with reporting_disk_errors(folder):

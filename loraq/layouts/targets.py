@@ -30,7 +30,7 @@ class Source:
     network: one transformer, whose modules named in `layers` are `QuantizedLinear`s.
     dtype: 16-bit type of what the target stores besides codes.
     inputs: layer name → rows (T, I) of its raw input, in float32.
-    captured: whether these rows come from images that were made; otherwise they are random.
+    captured: whether these rows come from images, of prompts that were given; else random.
     """
 
     network: nn.Module

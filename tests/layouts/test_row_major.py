@@ -108,6 +108,35 @@ def test_a_static_scale_covers_what_was_captured_or_is_1(tmp_path):
     assert "static scale" not in "\n".join(target.losses(exact))
 
 
+# Made by comfy-kitchen 0.2.40: quantize_nvfp4(x, max|x| / 2688) and quantize_mxfp8(x) of
+# x = cat(copies * [linspace(-3, 3, n).view(2, -1) * [[1], [0.3]]]); two rows, and their two scales.
+GOLDEN = {
+    "comfyui-nvfp4": (32, 8, "fffeeeedddcbba980123445556667777", [126, 112]),
+    "comfyui-mxfp8": (
+        *(64, 16),
+        "fcfcfbfbfafafaf9f9f9f8f8f7f6f5f5f4f3f2f2f1f0eeedebeae8e6e3dfd9cc"
+        "4753595d6062646668696a6b6b6c6d6e6f707071717272737374747575757676",
+        [120, 119],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_comfy_kitchen_makes_the_same_bytes(tmp_path, name):
+    numbers, copies, codes, scales = GOLDEN[name]
+    x = torch.linspace(-3, 3, numbers).view(2, -1) * torch.tensor([[1.0], [0.3]])
+    kind = {"exponent": "rceil"} if name == "comfyui-mxfp8" else {"tensor_scale": "tensor"}
+    fmt = "mxfp8_e4m3" if name == "comfyui-mxfp8" else "nvfp4"
+    weight = quantize(torch.cat(copies * [x]), get_format(fmt, **kind))
+    layer = replace(mxfp8(), weight=weight, bias_O=None)
+    find_target(name).write(packed_source({"a": layer}, torch.bfloat16), tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    assert tensors["a.weight"][:2].view(torch.uint8).numpy().tobytes().hex() == codes
+    tiles = tensors["a.weight_scale"].view(torch.uint8).flatten()
+    assert tiles[tiles.nonzero()].flatten().tolist() == scales * copies
+    assert tiles.nonzero().flatten().tolist() == list(range(0, 32 * copies, 16))
+
+
 def test_a_dynamic_scale_of_comfyui_is_that_of_the_whole_call(tmp_path):
     layer = replace(nvfp4(rank=0), activation=get_format("nvfp4", tensor_scale="token"))
     source, target = packed_source({"a": layer}, torch.bfloat16), find_target("comfyui-nvfp4")
