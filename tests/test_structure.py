@@ -55,7 +55,7 @@ HEAVY = {
     "loraq/metrics/common/features.py",
     "loraq/metrics/image_reward.py",
     "loraq/quantization/adapters.py",  # peft is optional
-    "loraq/quantization/diffusers_packed.py",
+    "loraq/quantization/facilities.py",
     "loraq/quantization/model.py",  # diffusers
     "loraq/runner/overflow.py",
     "loraq/runner/score.py",

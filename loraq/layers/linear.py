@@ -24,6 +24,7 @@ class QuantizedLinear(nn.Module):
 
     Buffers are named OPERAND_SUFFIX (docs/checkpoints.md). The back end's operands (dequantised
     weights for compute=emulate) are cached at the first forward, and neither saved nor pickled.
+    Moving the layer, or offloading it after each forward, releases them.
     """
 
     def __init__(self, tensors: LayerTensors, convolution: bool = False) -> None:
@@ -107,6 +108,8 @@ class QuantizedLinear(nn.Module):
         else:
             quantized = self.shared.get(self, x, type(compute), quantize)
         y = compute.multiply(quantized).to(x.dtype)
+        if getattr(getattr(self, "_hf_hook", None), "offload", False):
+            self._cache = None  # accelerate takes the layer off its device after each forward
         return y.movedim(-1, 1) if self.convolution else y
 
     def set_compute(self, mode: ComputeMode) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.utils import is_peft_available
 from torch import Tensor, nn
 
 from loraq.config import Recipe
@@ -23,6 +22,7 @@ from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
 from loraq.models.adapters import base_layer, refuse_adapters
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
+from loraq.quantization.facilities import limit, unlimit
 from loraq.quantization.model_card import write_card_of_save
 
 
@@ -128,7 +128,7 @@ class PackedQuantizer(DiffusersQuantizer):
             modules.append(model.get_submodule(name))
             modules[-1].set_tensors(tensors)
         share_inputs(modules)
-        register_adapters(model)
+        limit(model)
         return model
 
     def get_state_dict_and_metadata(
@@ -186,16 +186,6 @@ def register_quantizer() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(QUANT_METHOD, PackedConfig)
 
 
-def register_adapters(transformer: Any) -> None:
-    """Let peft add LoRA to the packed layers, and refuse diffusers' way of fusing it."""
-    if is_peft_available():
-        from loraq.quantization.peft_layers import refuse_fusing, register
-
-        register()
-        if hasattr(transformer, "fuse_lora"):
-            transformer.fuse_lora = refuse_fusing
-
-
 def attach(transformer: Any, layers: Mapping[str, LayerTensors], recipe: Recipe | None) -> None:
     """Mark a diffusers model as quantised, so that `save_pretrained` writes packed layers."""
     register_quantizer()
@@ -203,13 +193,14 @@ def attach(transformer: Any, layers: Mapping[str, LayerTensors], recipe: Recipe 
     transformer.hf_quantizer = PackedQuantizer(config, pre_quantized=True)
     transformer.is_quantized, transformer.quantization_method = True, config.quant_method
     transformer.register_to_config(quantization_config=config)
-    register_adapters(transformer)
+    limit(transformer)
 
 
 def forget(transformer: Any) -> None:
     """Undo `attach`."""
+    unlimit(transformer)
     _drop_config(transformer)
-    for name in ("hf_quantizer", "is_quantized", "quantization_method", "fuse_lora"):
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         transformer.__dict__.pop(name, None)
 
 

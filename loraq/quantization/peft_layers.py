@@ -9,7 +9,7 @@ is optional: `diffusers_packed.py` imports this file where it is installed.
 from __future__ import annotations
 
 import functools
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
@@ -20,21 +20,10 @@ from torch import Tensor, nn
 
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
+from loraq.quantization.facilities import FUSE_BEFORE, refuse_fusing
 
 STARTS = (True, False, "gaussian")
 """`init_lora_weights` that do not read the weight, which a packed layer does not have."""
-FUSE_BEFORE = (
-    "fuse it before quantising: load the 16-bit pipeline and the adapter, then "
-    "loraq.quantize(pipe, …, adapters='fuse')."
-)
-
-
-def refuse_fusing(*_: Any, **__: Any) -> NoReturn:
-    """In place of peft's and diffusers' ways to merge an adapter into the weights."""
-    raise LoraqError(
-        "An adapter cannot be fused into packed weights without rounding them again. Leave it "
-        f"loaded, which computes the same, or {FUSE_BEFORE}"
-    )
 
 
 class AdaptedLinear(lora.Linear):
