@@ -6,7 +6,7 @@ peft puts a tuner layer around each adapted layer, which is then its `base_layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraq.errors import LoraqError
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 UNLOAD = "pipe.unload_lora_weights(), or unload() of a PeftModel"
+FUSE_BEFORE = (
+    "fuse it before quantising: load the 16-bit pipeline and the adapter, then "
+    "loraq.quantize(pipe, …, adapters='fuse')."
+)
 
 
 def adapted_layers(network: nn.Module) -> dict[str, Any]:
@@ -65,3 +69,11 @@ def put_back(network: nn.Module, tuners: Mapping[str, Any]) -> None:
     for name, tuner in tuners.items():
         tuner.base_layer = network.get_submodule(name)
         network.set_submodule(name, tuner, strict=True)
+
+
+def refuse_fusing(*_: Any, **__: Any) -> NoReturn:
+    """In place of peft's and diffusers' ways to merge an adapter into the weights."""
+    raise LoraqError(
+        "An adapter cannot be fused into packed weights without rounding them again. Leave it "
+        f"loaded, which computes the same, or {FUSE_BEFORE}"
+    )

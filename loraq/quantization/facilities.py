@@ -12,19 +12,7 @@ from typing import Any, NoReturn
 from diffusers.utils import is_peft_available
 
 from loraq.errors import LoraqError
-
-FUSE_BEFORE = (
-    "fuse it before quantising: load the 16-bit pipeline and the adapter, then "
-    "loraq.quantize(pipe, …, adapters='fuse')."
-)
-
-
-def refuse_fusing(*_: Any, **__: Any) -> NoReturn:
-    """In place of peft's and diffusers' ways to merge an adapter into the weights."""
-    raise LoraqError(
-        "An adapter cannot be fused into packed weights without rounding them again. Leave it "
-        f"loaded, which computes the same, or {FUSE_BEFORE}"
-    )
+from loraq.models.adapters import refuse_fusing
 
 
 def refuse_projections(*_: Any, **__: Any) -> NoReturn:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
-from loraq.quantization.facilities import FUSE_BEFORE, refuse_fusing
+from loraq.models.adapters import FUSE_BEFORE, refuse_fusing
+from loraq.models.denoisers import dtype_of
 
 STARTS = (True, False, "gaussian")
 """`init_lora_weights` that do not read the weight, which a packed layer does not have."""
@@ -71,7 +72,7 @@ class PackedLoraModel(lora.LoraModel):
         super()._prepare_model(peft_config, model)
         if any(isinstance(module, QuantizedLinear) for module in model.modules()):
             _refuse_variants(peft_config)
-            kind = functools.partial(AdaptedLinear, adapter_dtype=model.dtype)
+            kind = functools.partial(AdaptedLinear, adapter_dtype=dtype_of(model))
             peft_config._register_custom_module({QuantizedLinear: kind})
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:

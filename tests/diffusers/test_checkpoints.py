@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel, SanaTransformer2DModel
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 import loraq
@@ -268,6 +269,7 @@ def test_a_quantised_model_is_neither_quantised_nor_reverted_again(pipe, tmp_pat
 def test_the_graph_has_no_breaks(pipe):
     quantised(pipe, *RECIPES["int4 / int8"])
     attention = pipe.transformer.transformer_blocks[0].attn1
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["attn1.to_q"]), pipe.transformer)
     x = torch.randn(2, 6, 64)
     with torch.no_grad():
         compiled = torch.compile(attention, fullgraph=True, backend="eager")
