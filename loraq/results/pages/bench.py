@@ -143,6 +143,14 @@ KNOWN_INPUTS: Columns = {
     "distance, text": _error_of("moment_error.text"),
 }
 
+EXPORT_RECIPE: Columns = {
+    "recipe": lambda row: row["name"],
+    "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
+    "rank": lambda row: str(row["rank"]),
+    "weight error": lambda row: f"{row['weight_error']:.4f}",
+    "output error": lambda row: f"{row['output_error']:.4f}",
+}
+
 METRICS: Columns = {
     "metric": lambda row: row["name"],
     "images/s": lambda row: f"{row['images_per_second']:.1f}",
@@ -383,6 +391,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "fullsize": _rows_table(FULLSIZE, "rows", text=2),
     "generation": _rows_table(GENERATION, "ways"),
     "kernel_counts": _kernel_counts,
+    "export_recipe": _rows_table(EXPORT_RECIPE, "rows"),
     "known_inputs": _rows_table(KNOWN_INPUTS, "rows", text=3),
     "metrics": _rows_table(METRICS, "metrics"),
     "models": _rows_table(MODELS, "rows", text=2),
