@@ -39,8 +39,11 @@ def pack_modulation(
     }
 
 
-def unpack_modulation(name: str, held: Mapping[str, Tensor], fields: int) -> tuple[Tensor, Tensor]:
-    """(weight, bias) of diffusers' layer; LoraqError names a tensor that is wrong."""
+def unpack_modulation(name: str, held: Mapping[str, Tensor], fields: int = 1) -> dict[str, Tensor]:
+    """weight and bias of diffusers' layer `name`; LoraqError names a tensor that is wrong.
+
+    fields: of a channel; 1 where rows and biases are in diffusers' own order.
+    """
     out, width = 4 * held["qweight"].shape[0], 2 * held["qweight"].shape[1]
     dtype = held["wscales"].dtype if "wscales" in held else torch.bfloat16
     groups = (width // GROUP, out)
@@ -50,12 +53,15 @@ def unpack_modulation(name: str, held: Mapping[str, Tensor], fields: int) -> tup
         "wzeros": (groups, dtype),
         "bias": ((out,), dtype),
     }
-    check_tensors(name, held, expected)
+    check_tensors(name, held, expected, optional=["bias"])
     codes = unpack_codes(held["qweight"]).view(out, -1, GROUP)
     scale, zero = (held[key].float().T[..., None] for key in ("wscales", "wzeros"))
     weight = (codes * scale + zero).view(-1, fields, width).transpose(0, 1).reshape(out, width)
-    bias = (held["bias"].float().view(-1, fields) - _ones(fields, codes.device)).T
-    return weight.to(dtype), bias.flatten().to(dtype)
+    found = {f"{name}.weight": weight.to(dtype)}
+    if "bias" in held:
+        bias = (held["bias"].float().view(-1, fields) - _ones(fields, codes.device)).T
+        found[f"{name}.bias"] = bias.flatten().to(dtype)
+    return found
 
 
 def pack_codes(codes: Tensor) -> Tensor:

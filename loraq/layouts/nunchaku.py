@@ -126,8 +126,8 @@ def losses(source: Source) -> list[str]:
     for module, fields in _modulation(source.network, kind).values():
         own = module.weight.detach()
         held = pack_modulation(own, module.bias.detach(), fields, source.dtype)
-        weight, _ = unpack_modulation("", held, fields)
-        errors.append(float((weight - own).norm() / own.norm()))
+        found_OI = unpack_modulation("layer", held, fields)["layer.weight"]
+        errors.append(float((found_OI - own).norm() / own.norm()))
     if errors:
         found.append(
             f"The weights of {len(errors)} modulation layers are rounded to 4 bits, which nunchaku "
@@ -179,8 +179,7 @@ def read(path: Path) -> Contents:
     for module, held in groups.items():
         if module.endswith(tuple(kind.modulation)):
             fields = next(n for end, n in kind.modulation.items() if module.endswith(end))
-            weight, bias = unpack_modulation(module, held, fields)
-            others |= {f"{module}.weight": weight, f"{module}.bias": bias}
+            others |= unpack_modulation(module, held, fields)
             continue
         scales = held.get("wscales")
         eight = scales is not None and scales.dtype == torch.float8_e4m3fn

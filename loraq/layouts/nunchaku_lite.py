@@ -19,6 +19,7 @@ from loraq.layouts.files import (
     write_config,
     write_tensors,
 )
+from loraq.layouts.modulation import unpack_modulation
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import PRECISIONS, Precision, pack_layer, unpack_layer
 from loraq.layouts.tiled_network import refuse_layer, source_precision, tiled_layers, tiled_losses
@@ -60,20 +61,22 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path) -> Contents:
-    """The layers that are listed; LoraqError if the file holds others, or lists others."""
+    """The layers that are listed; LoraqError if the file holds others, or lists others.
+
+    Layers of `awq_w4a16`, whose weights alone have 4 bits, are read by value.
+    """
     config = _config(path)
-    if config.get("awq_w4a16"):
-        raise LoraqError(
-            f"'{path}' has layers of awq_w4a16 ({config['awq_w4a16'].get('targets')}), weights of "
-            "4 bits with zero points, which are not read. Use a file with svdq_w4a4 layers alone."
-        )
     precision, rank, targets = _section(path, config.get("svdq_w4a4"))
+    plain = (config.get("awq_w4a16") or {}).get("targets", [])
     groups, others = by_layer(read_tensors(path), "qweight")
-    if wrong := sorted(set(groups) ^ set(targets)):
+    if wrong := sorted(set(groups) ^ {*targets, *plain}):
         where = "lists no" if wrong[0] in groups else "holds no tensors of the listed"
         raise LoraqError(f"'{path}' {where} layer '{wrong[0]}'. Restore its config.json and file.")
     layers = {}
     for name, held in groups.items():
+        if name in plain:
+            others |= unpack_modulation(name, held)
+            continue
         layers[name] = layer = unpack_layer(name, held, precision)
         if layer.rank != rank or any(size % TILE for size in layer.weight.shape):
             raise LoraqError(

@@ -127,8 +127,9 @@ def test_modulation_that_four_bits_hold_is_exact():
     scale = 2.0 ** torch.arange(12)[:, None]
     bias = torch.arange(12).float()
     held = pack_modulation(codes * scale, bias, 6, torch.bfloat16)
-    weight, back = unpack_modulation("a", held, 6)
-    assert torch.equal(weight.float(), codes * scale) and torch.equal(back.float(), bias)
+    found = unpack_modulation("a", held, 6)
+    assert torch.equal(found["a.weight"].float(), codes * scale)
+    assert torch.equal(found["a.bias"].float(), bias)
 
 
 def test_bytes_of_modulation_are_those_of_other_packers():

@@ -18,6 +18,7 @@ from loraq.errors import LoraqError
 from loraq.formats import dequantize
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import CONFIG, WEIGHTS
+from loraq.layouts.modulation import pack_modulation
 from loraq.layouts.targets import find_target
 from loraq.layouts.tiled_layer import tensor_scales
 from loraq.transforms import InputTransform
@@ -173,8 +174,22 @@ def test_reading_is_strict(tmp_path):
         ("lists no layer 'b'", '"b"', '"c"'),
         ("group_size 64", '"group_size": 64', '"group_size": 16'),
         ("and rank 16", '"rank": 32', '"rank": 16'),
-        ("awq_w4a16.*norm", '"svdq_w4a4"', '"awq_w4a16": {"targets": ["norm"]}, "svdq_w4a4"'),
+        ("layer 'norm'", '"svdq_w4a4"', '"awq_w4a16": {"targets": ["norm"]}, "svdq_w4a4"'),
     ):
         (tmp_path / CONFIG).write_text(config.replace(old, new))
         with pytest.raises(LoraqError, match=message):
             TARGET.read(tmp_path)
+
+
+def test_layers_of_4_bit_weights_alone_are_read_by_value(tmp_path):
+    TARGET.write(packed_source(LAYERS["int4"], torch.bfloat16), tmp_path)
+    tensors, config = load_file(tmp_path / WEIGHTS), json.loads((tmp_path / CONFIG).read_text())
+    weight, bias = torch.randint(-7, 8, (8, 128)).bfloat16(), torch.arange(8).bfloat16()
+    weight[:, ::64] = 7
+    held = {f"norm.{n}": t for n, t in pack_modulation(weight, bias, 1, torch.bfloat16).items()}
+    save_file({n: t.contiguous() for n, t in (tensors | held).items()}, tmp_path / WEIGHTS)
+    section = {"precision": "int4", "group_size": 64, "targets": ["norm"]}
+    config["quantization_config"]["awq_w4a16"] = section
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    others = TARGET.read(tmp_path).others
+    assert torch.equal(others["norm.weight"], weight) and torch.equal(others["norm.bias"], bias)
