@@ -14,6 +14,7 @@ from loraq.cli import main
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import load_network
+from loraq.quantization.peft_layers import register
 from tests.diffusers.test_checkpoints import forward
 from tests.layouts.layers import difference, packed_layer, packed_source
 
@@ -82,6 +83,7 @@ def test_every_refused_layer_is_counted_before_anything_is_written(tiny_folder, 
 def test_an_adapter_is_not_left_out(tmp_path):
     network = packed_source({"a": packed_layer()}).network
     network.dtype = torch.float32  # as networks of diffusers have it
+    register()  # as attaching packed layers to such a network does
     inject_adapter_in_model(LoraConfig(target_modules=["a"]), network)
     with pytest.raises(LoraqError, match=r"'a' has an adapter .*unload_lora_weights"):
         loraq.export(network, tmp_path / "out", "comfy-kitchen")
