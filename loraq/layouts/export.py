@@ -183,7 +183,7 @@ def _refuse(target: Target, sources: Mapping[str, Source]) -> None:
     if counted:
         total = sum(len(source.layers) for source in sources.values())
         reasons = [
-            f"  {count} layers, such as '{first[reason]}': {reason}."
+            f"  {count} of them, such as '{first[reason]}': {reason}."
             for reason, count in counted.most_common(SHOWN)
         ]
         if len(counted) > SHOWN:

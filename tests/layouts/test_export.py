@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import load_network
 from loraq.quantization.peft_layers import register
+from loraq.transforms import InputTransform
 from tests.diffusers.test_checkpoints import forward
 from tests.layouts.layers import difference, packed_layer, packed_source
 
-CALL = {"num_inference_steps": 2, "height": 64, "width": 64, "use_resolution_binning": False}
+CALL = {"num_inference_steps": 1, "height": 64, "width": 64, "use_resolution_binning": False}
 CALL |= {"clean_caption": False, "max_sequence_length": 8}
 
 
@@ -67,16 +69,20 @@ def test_the_command_exports_a_saved_transformer(saved, tmp_path, capsys):
     assert "comfy-kitchen" in capsys.readouterr().out
 
 
-def test_every_refused_layer_is_counted_before_anything_is_written(tiny_folder, tmp_path):
-    pipe = PixArtSigmaPipeline.from_pretrained(tiny_folder)
-    with pytest.raises(LoraqError, match="has no packed layers"):
-        loraq.export(pipe, tmp_path / "out", "comfy-kitchen")
-    recipe = loraq.recipe("rtn", "quant.transform.hadamard=16", "quant.transform.shift=true")
-    loraq.quantize(pipe, recipe, progress=False)
+def test_every_refused_layer_is_counted_before_anything_is_written(tmp_path):
+    signs = torch.ones(128, dtype=torch.int8)
+    rotated = replace(packed_layer(), transform=InputTransform(signs_I=signs, block=64))
+    layers = {"a": rotated, "b": packed_layer(), "c": rotated, "d": packed_layer(weight="nvfp4")}
+    network = packed_source(layers).network
     with pytest.raises(LoraqError) as error:
-        loraq.export(pipe.transformer, tmp_path / "out", "comfy-kitchen", progress=False)
-    assert "cannot hold 14 of 16 layers; nothing was written" in str(error.value)
-    assert "method=loraq_export" in str(error.value)
+        loraq.export(network, tmp_path / "out", "comfy-kitchen", progress=False)
+    assert "cannot hold 3 of 4 layers; nothing was written" in str(error.value)
+    assert "2 of them, such as 'a': its input is rotated. Quantise with method=loraq_export" in str(
+        error.value
+    )
+    assert "1 of them, such as 'd': its weight is nvfp4" in str(error.value)
+    with pytest.raises(LoraqError, match="no packed layers. Quantise it"):
+        loraq.export(torch.nn.Linear(2, 2), tmp_path / "out", "comfy-kitchen")
     assert list(tmp_path.iterdir()) == []
 
 
