@@ -44,7 +44,7 @@ class Arrived:
         """`wandb sync`: its own reader of the runs' files, in a process of its own."""
         command = [sys.executable, "-m", "wandb", "sync", *map(str, folders)]
         env = os.environ | self.environment
-        subprocess.run(command, env=env, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=300)
 
     def file(self, end: str) -> bytes:
         """The content of the one file whose path ends so."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from loraq.errors import LoraqError
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""Types of values that stay as they are: most of what is converted."""
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -33,11 +35,9 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
         return number if math.isfinite(number) else {"float": str(number)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.name: to_plain(
-                getattr(value, field.name),
-                new_defaults=new_defaults,
-                where=f"{where}.{field.name}",
-            )
+            field.name: item
+            if type(item := getattr(value, field.name)) in _PLAIN
+            else to_plain(item, new_defaults=new_defaults, where=f"{where}.{field.name}")
             for field in dataclasses.fields(value)
             if new_defaults or not _is_new_default(value, field)
         }
@@ -46,7 +46,9 @@ def to_plain(value: Any, *, new_defaults: bool = True, where: str = "value") -> 
             if not isinstance(name, str):
                 raise LoraqError(f"{where}: key {name!r} is not a string")
         return {
-            name: to_plain(item, new_defaults=new_defaults, where=f"{where}.{name}")
+            name: item
+            if type(item) in _PLAIN
+            else to_plain(item, new_defaults=new_defaults, where=f"{where}.{name}")
             for name, item in value.items()
         }
     if isinstance(value, (list, tuple)):

@@ -49,14 +49,14 @@ def given(folder, monkeypatch):
 
 
 def test_every_score_is_the_published_packages(given, images):
-    """24 pairs, a third of them longer than the 35 tokens that are read; in batches of any size."""
-    found = compute("image_reward", images, batch_size=5)
-    wanted = np.array(GOLDEN["scores"])
+    """12 pairs, a third of them longer than the 35 tokens that are read; in batches of any size."""
+    every_second = range(0, pairs.PAIRS, 2)
+    found = compute("image_reward", images.subset([*every_second]), batch_size=5)
+    wanted = np.array(GOLDEN["scores"])[every_second]
     assert np.std(wanted) > 0.1  # so that the bound means something
     assert np.abs(np.array(found.per_image) - wanted).max() < BOUND
-    some = images.subset([20, 3])
-    values = compute("image_reward", some, batch_size=1).per_image
-    assert np.abs(np.array(values) - wanted[[20, 3]]).max() < BOUND
+    values = compute("image_reward", images.subset([20, 3]), batch_size=1).per_image
+    assert np.abs(np.array(values) - np.array(GOLDEN["scores"])[[20, 3]]).max() < BOUND
     assert found.details["weights_sha256"] and found.details["tokens"] == 35
 
 

@@ -150,23 +150,23 @@ def test_pickled_weights_are_not_read(tiny_folder, tmp_path):
         load_pipeline(little_config(path=str(copy)))
 
 
-def test_a_hub_model_without_network_fails_fast_with_a_remedy(monkeypatch):
-    import time
-
+def test_a_hub_model_without_network_fails_at_once_with_a_remedy(monkeypatch):
     import huggingface_hub
 
+    asked = []
+
     def refuse(*_, **__):
+        asked.append(True)
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     model = little_config(hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS")
-    started = time.monotonic()
     with pytest.raises(LoraqError, match=r"(?s)model.hub_id=.*no route.*model.path=FOLDER"):
         weights_hash(model)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(LoraqError, match=r"(?s)HF_HUB_OFFLINE.*model.path=FOLDER"):
         weights_hash(model)
-    assert time.monotonic() - started < 10
+    assert len(asked) == 1  # not again and again
 
 
 @pytest.mark.parametrize("method", ["loraq_o2", "balanced"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loraq.cli import main
 from loraq.errors import LoraqError
 from loraq.runner.batch_size import SHARE, largest_batch
-from loraq.utils.memory import anonymous_bytes, free_bytes
+from loraq.utils.memory import anonymous_bytes, free_bytes, peak
 
 MIB = 2**20
 sizes = st.integers(1, 10**6)
@@ -61,6 +61,12 @@ def test_the_peak_counts_allocated_and_not_mapped_memory(tmp_path):
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert 95 * MIB < grown < 130 * MIB
     assert free_bytes("cpu") > 100 * MIB
+
+
+def test_the_peak_of_a_block_shorter_than_a_sample_is_not_zero():
+    with peak("cpu") as found:
+        pass
+    assert found.top > 0
 
 
 def test_memory_of_another_process_and_of_one_that_has_ended():

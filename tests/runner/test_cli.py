@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -18,18 +17,17 @@ from loraq.utils.plain import to_plain
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_does_not_import_torch(command):
     code = (
-        "import sys, loraq.cli\n"
+        "import sys, time, loraq.cli\n"
         "try: loraq.cli.main(sys.argv[1:])\n"
         "except SystemExit as e: assert e.code == 0\n"
         "assert not {'torch', 'diffusers', 'hydra', 'numpy'} & set(sys.modules)\n"
+        "assert time.process_time() < 2\n"  # 0.1 s; the CPU's, as other processes may run
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "usage: loraq" in done.stdout
-    assert time.monotonic() - started < 10  # 0.1 s on an idle machine; the requirement is 2 s
 
 
 def test_import_loraq_does_not_import_torch():

@@ -29,7 +29,7 @@ ALLOCATED = [
     "quant.allocation.sensitivity=activations",
 ]
 RUNS = {
-    "pixart": ("tiny_folder", ["method=svdquant", *RANK]),
+    "pixart": ("tiny_folder", ["method=svdquant", "quant.transform.smooth=balanced", *RANK]),
     "pixart, allocated": ("tiny_folder", ["method=loraq_best", *ALLOCATED]),
     "sana": ("sana_folder", ["model=tiny_sana", "method=loraq_random", *RANK]),
 }

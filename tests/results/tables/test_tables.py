@@ -6,7 +6,6 @@ import csv
 import io
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -203,14 +202,13 @@ def test_tables_need_no_torch_and_are_quick(tmp_path):
     for record in rows():
         save_record(record, tmp_path / f"{record.row}.json")
     code = (
-        "import sys; from loraq.results.tables import tables;"
+        "import sys, time; from loraq.results.tables import tables;"
         "r = tables.load_records([sys.argv[1]]);"
-        "tables.write_tables(r, sys.argv[2], 'svdquant'); assert 'torch' not in sys.modules"
+        "tables.write_tables(r, sys.argv[2], 'svdquant'); assert 'torch' not in sys.modules;"
+        "assert time.process_time() < 5"  # the CPU's, as other processes may run
     )
     out = tmp_path / "tables"
-    start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(out)], check=True)
-    assert time.perf_counter() - start < 5
     kinds = {
         f"{name}.{kind}" for name in ("main", "splits", "paired") for kind in ("md", "tex", "csv")
     }
