@@ -37,6 +37,7 @@ class EngineLayer:
     input_scale: a static scale of the activations, of nvfp4 alone; else they are dynamic.
     smooth_I: s, which divides x on the main path. shift: c, added before that.
     multiply_I: 1/s, by which other readers multiply x instead.
+    signed_inputs: the first inputs that are neither shifted nor rounded to unsigned codes.
     rotation: block of the regular Hadamard matrix that the reader multiplies x̃ by; 0: none.
     branch_input: whether x or x̃ goes into the branch.
     intermediate: the type of x·down, between the branch's products.
@@ -50,6 +51,7 @@ class EngineLayer:
     multiply_I: Tensor | None = None
     rotation: int = 0
     shift: float = 0.0
+    signed_inputs: int = 0
     down_IR: Tensor | None = None
     up_OR: Tensor | None = None
     branch_input: BranchInput = "raw"

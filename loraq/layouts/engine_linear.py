@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError
@@ -58,7 +59,7 @@ class EngineLinear(nn.Module):
         """y of x's dtype: x [..., I], or [B, I, H, W] for a convolution."""
         layer = self.layer
         raw = (x.movedim(1, -1) if self.convolution else x).to(layer.dtype)
-        main = raw + layer.shift if layer.shift else raw
+        main = _shifted(raw, layer.shift, layer.signed_inputs) if layer.shift else raw
         if layer.smooth_I is not None:
             main = main / layer.smooth_I
         if layer.multiply_I is not None:
@@ -71,7 +72,12 @@ class EngineLinear(nn.Module):
             self._weight_OI = (
                 dequantize(held) if isinstance(held, QuantizedTensor) else held.float()
             )
-        y = round_activation(main, layer.activation, layer.input_scale) @ self._weight_OI.T
+        signed = layer.signed_inputs
+        rounded = round_activation(main[..., signed:], layer.activation, layer.input_scale)
+        if signed:
+            fmt = replace(layer.activation, name="int4", family="int")
+            rounded = torch.cat([round_activation(main[..., :signed], fmt), rounded], -1)
+        y = rounded @ self._weight_OI.T
         if layer.down_IR is not None and layer.up_OR is not None:
             branch = raw if layer.branch_input == "raw" else main
             inner = (branch.float() @ layer.down_IR.float()).to(layer.intermediate)
@@ -84,6 +90,11 @@ class EngineLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shapes, formats and rank, as shown in the repr of a model."""
         return f"in={self.in_features}, out={self.out_features}, {self.layer}"
+
+
+def _shifted(x: Tensor, shift: float, signed: int) -> Tensor:
+    """x + shift, but for the first `signed` channels."""
+    return torch.cat([x[..., :signed], x[..., signed:] + shift], -1) if signed else x + shift
 
 
 def round_activation(x: Tensor, fmt: Format, input_scale: Tensor | None = None) -> Tensor:

@@ -19,6 +19,13 @@ from loraq.layouts.engine_layer import EngineLayer
 from loraq.layouts.files import read_metadata
 from loraq.layouts.fitting import joined_rows
 from loraq.layouts.modulation import pack_modulation, unpack_modulation
+from loraq.layouts.nunchaku_flux import (
+    AFTER_GELU,
+    CLASSES,
+    MODULATION,
+    joined_blocks,
+    renamed,
+)
 from loraq.layouts.single_file import quantization, read_single, write_single
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import PRECISIONS, Precision, pack_layer, unpack_layer
@@ -167,14 +174,17 @@ def detect(path: Path) -> bool:
 def read(path: Path) -> Contents:
     """Layers by the names of nunchaku's modules, and modulation layers by value."""
     name = read_metadata(path)["model_class"].removeprefix(PREFIX)
-    kind = KINDS.get(name)
+    flux = name in CLASSES
+    kind = Kind({}, AFTER_GELU, MODULATION) if flux else KINDS.get(name)
     if kind is None:
         raise LoraqError(
-            f"'{path}' is of {PREFIX}{name}. Only files of {', '.join(KINDS)} are read: other "
-            "classes of nunchaku divide layers along their inputs, have convolutions, or are "
-            "UNets. Use a nunchaku_lite file of this model."
+            f"'{path}' is of {PREFIX}{name}. Only files of {', '.join((*KINDS, *CLASSES))} are "
+            "read: other classes of nunchaku have convolutions, or are UNets. Use a nunchaku_lite "
+            "file of this model."
         )
     groups, others = read_single(path)
+    if flux:
+        groups, others = renamed(groups), renamed(others)
     layers = {}
     for module, held in groups.items():
         if module.endswith(tuple(kind.modulation)):
@@ -188,7 +198,7 @@ def read(path: Path) -> Contents:
         if module.endswith(kind.after_gelu) and not eight:
             layer = replace(layer, activation=_uint4(layer, precision), shift=GELU_SHIFT)
         layers[module] = layer
-    return Contents(layers, _plain(kind, others))
+    return Contents(joined_blocks(layers) if flux else layers, _plain(kind, others))
 
 
 def _unsigned(layer: EngineLayer) -> EngineLayer:

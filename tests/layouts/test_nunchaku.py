@@ -166,8 +166,8 @@ def test_what_nunchaku_does_not_have_is_refused(z_image):
 
 def test_files_of_other_classes_are_refused(z_image, tmp_path):
     _, folder = z_image
-    metadata = read_metadata(folder) | {"model_class": "NunchakuFluxTransformer2dModel"}
+    metadata = read_metadata(folder) | {"model_class": "NunchakuSanaTransformer2DModel"}
     write_tensors(tmp_path / WEIGHTS, {"a.weight": torch.ones(1)}, metadata)
     assert find_layout(tmp_path) is TARGET
-    with pytest.raises(LoraqError, match=r"NunchakuFluxTransformer2dModel.*nunchaku_lite"):
+    with pytest.raises(LoraqError, match=r"NunchakuSanaTransformer2DModel.*nunchaku_lite"):
         TARGET.read(tmp_path)
