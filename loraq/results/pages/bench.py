@@ -382,9 +382,44 @@ def _kernel_counts(found: Found) -> list[str]:
     return columns_table(columns, rows, 3)
 
 
+def _engines(found: Found) -> list[str]:
+    """A layout's median difference for each recipe, or a number for why it refuses; losses."""
+    reasons: dict[str, str] = {}
+
+    def refusal(one: Found) -> str:
+        first = one["refused"].split("\n")[1:2] or [one["refused"]]
+        text = first[0].partition("': ")[2] or first[0].strip()
+        return reasons.setdefault(text, f"({len(reasons) + 1})")
+
+    def cell(place: int) -> Callable[[str], str]:
+        def text(target: str) -> str:
+            one = found["rows"][place]["targets"][target]
+            return refusal(one) if "refused" in one else f"{100 * one['median']:.2f} %"
+
+        return text
+
+    columns: Columns = {"layout": lambda target: f"`{target}`"}
+    columns |= {row["name"]: cell(place) for place, row in enumerate(found["rows"])}
+    names = list(found["settings"]["targets"])
+    lines = [*columns_table(columns, names), ""]
+    lines += [
+        "Median over layers of ‖y′ − y‖ / ‖y‖ on random inputs. Refused are:",
+        "",
+    ]
+    lines += [f"- {number} {text}" for text, number in reasons.items()]
+    lines += ["", "What is lost, of the first recipe that a layout holds:", ""]
+    for target in names:
+        for row in found["rows"]:
+            if losses := row["targets"][target].get("losses"):
+                lines.append(f"- `{target}`, {row['name']}: {' '.join(losses)}")
+                break
+    return lines
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
     "calibrated": _rows_table(CALIBRATED, "rows"),
+    "engines": _engines,
     "errors": _errors,
     "floor": _floor,
     "forward": _forward,
