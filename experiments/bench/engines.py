@@ -2,10 +2,10 @@
 
     python -m experiments.bench.engines [--model FOLDER] [--output FILE.json]
 
-Quantises a pipeline by each recipe, and exports it to every target (`loraq export --list`). Outputs
+Quantises the first block of a PixArt pipeline by each recipe, and exports it to every target (`loraq export --list`). Outputs
 of layers as the engine computes them are compared with those of packed layers, on random inputs.
 
-Expected time: 4 minutes on 2 cores.
+Expected time: a minute on 2 cores.
 Outcome: results/bench/engines.json, docs/engines.md.
 """
 
@@ -54,7 +54,7 @@ RECIPES = {
 BFLOAT16 = {"vllm-omni": "bfloat16"}
 """Targets whose readers have no float16, the type of the others here."""
 PROMPTS = ["a red cat", "a green fish"]
-CALL = {"num_inference_steps": 4}
+CALL = {"num_inference_steps": 2}
 
 
 def exported(transformer: Any, target: str) -> dict[str, Any]:
@@ -71,14 +71,22 @@ def exported(transformer: Any, target: str) -> dict[str, Any]:
     return {"losses": list(found.losses), **sizes}
 
 
-def recipe_row(folder: Path, name: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """One recipe in every layout."""
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+def one_block(folder: Path) -> Any:
+    """The pipeline with the first of its blocks alone."""
+    pipe: Any = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.transformer_blocks = pipe.transformer.transformer_blocks[:1]
+    pipe.transformer.register_to_config(num_layers=1)
+    return pipe
+
+
+def recipe_row(pipe: Any, name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """One recipe in every layout."""
     recipe, started = loraq.recipe(*overrides), time.perf_counter()
     prompts = {"prompts": PROMPTS, "call": CALL} if recipe.needs_calibration else {}
-    loraq.quantize(pipe, recipe, rows_per_layer=256, progress=False, **prompts)
+    model = loraq.quantize(pipe, recipe, rows_per_layer=256, progress=False, **prompts)
     made = {target: exported(pipe.transformer, target) for target in targets()}
+    model.revert(pipe)
     held = [target for target, one in made.items() if "refused" not in one]
     print(
         f"{name}: {', '.join(held) or 'none'} ({time.perf_counter() - started:.0f} s)", flush=True
@@ -92,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json")
     options = parser.parse_args(arguments)
     logging.getLogger("loraq").setLevel(logging.ERROR)  # losses are in the record
-    rows = [recipe_row(options.model, name, given) for name, given in RECIPES.items()]
+    pipe = one_block(options.model)
+    rows = [recipe_row(pipe, name, given) for name, given in RECIPES.items()]
     if options.output is not None:
         described = {name: target.description for name, target in targets().items()}
         settings = {"model": options.model.name, "targets": described}
