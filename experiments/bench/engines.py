@@ -2,8 +2,9 @@
 
     python -m experiments.bench.engines [--model FOLDER] [--output FILE.json]
 
-Quantises the first block of a PixArt pipeline by each recipe, and exports it to every target (`loraq export --list`). Outputs
-of layers as the engine computes them are compared with those of packed layers, on random inputs.
+Quantises the first block of a PixArt pipeline by each recipe, and exports it to every target
+(`loraq export --list`). Outputs of layers as the engine computes them are compared with those of
+packed layers, on random inputs.
 
 Expected time: a minute on 2 cores.
 Outcome: results/bench/engines.json, docs/engines.md.
@@ -54,7 +55,7 @@ RECIPES = {
 BFLOAT16 = {"vllm-omni": "bfloat16"}
 """Targets whose readers have no float16, the type of the others here."""
 PROMPTS = ["a red cat", "a green fish"]
-CALL = {"num_inference_steps": 2}
+CALL = {"num_inference_steps": 2, "use_resolution_binning": False, "clean_caption": False}
 
 
 def exported(transformer: Any, target: str) -> dict[str, Any]:
