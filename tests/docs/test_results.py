@@ -265,3 +265,18 @@ def test_a_forward_records_ratios_are_of_equal_repeats(tmp_path):
     path = tmp_path / "forward_x.json"
     write_json(path, {"settings": settings, "modules": modules} | made)
     assert "| int4 | 1000 | 0.50 | 4000 | 0.50 | 0.300 |" in bench.bench_block(path)
+
+
+def test_layouts_that_refuse_for_one_reason_share_its_number(tmp_path):
+    refused = {"refused": "kitchen cannot hold 2 of 2 layers.\n  2 layers, such as 'a': it turns."}
+    held = {"losses": ["Less."], "median": 0.004, "largest": 0.1, "bytes": 1}
+    rows = [
+        {"name": "rtn", "targets": {"kitchen": held, "sdnq": refused}},
+        {"name": "best", "targets": {"kitchen": refused, "sdnq": refused}},
+    ]
+    made = {"commit": "abc", "machine": {"device": "cpu", "cpus": 2}, "versions": {"torch": "2"}}
+    settings = {"targets": {"kitchen": "a", "sdnq": "b"}}
+    write_json(tmp_path / "engines.json", {"settings": settings, "rows": rows} | made)
+    text = bench.bench_block(tmp_path / "engines.json")
+    assert "| `kitchen` | 0.40 % | (1) |\n| `sdnq` | (1) | (1) |" in text
+    assert "- (1) it turns.\n" in text and "- `kitchen`, rtn: Less." in text
