@@ -55,7 +55,10 @@ def losses(source: Source) -> list[str]:
     """The branch's type and the static scales."""
     dynamic = [not activations_are_fixed(layer) for layer in source.layers.values()]
     short = str(source.dtype).removeprefix("torch.")
-    found = [*branch_loss(source), f"1 / s, the branch and biases are rounded to {short}."]
+    found = [
+        *branch_loss(source),
+        f"Biases, 1 / s and the branch, where there are any, are rounded to {short}.",
+    ]
     if count := sum(dynamic):
         origin = (
             f"{HEADROOM:g} times the largest captured value"
