@@ -7,7 +7,8 @@ Recipes without what they cannot do quantise blocks of tiny_pixart, beside `lora
 such reader can hold. Reports the mean output error on inputs of the development captions, which no
 recipe reads, and the bits per weight. Images are not made.
 
-Expected time: two minutes on one core. Outcome: results/bench/export_recipe.json, docs/method.md.
+Expected time: some minutes on one core (not measured alone).
+Outcome: results/bench/export_recipe.json, docs/method.md.
 """
 
 from __future__ import annotations

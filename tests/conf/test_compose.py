@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from loraq.compose import CONF, load_rows
+from loraq.compose import CONF, load_rows, recipe
 from loraq.config import BranchConfig, Config, FormatConfig, TransformConfig, validation
 from loraq.config.convert import from_plain
 from loraq.config.overrides import config_groups
@@ -22,6 +22,19 @@ def test_every_experiment_composes_with_unique_rows(experiment):
     assert all(row.quant is not None for row in rows[1:])
     assert len({row.row for row in rows}) == len(rows)
     assert rows[0].baseline is None or rows[0].baseline in {row.row for row in rows}
+
+
+@pytest.mark.parametrize("name", ["int4", "nvfp4"])
+def test_the_recipe_for_engines_has_nothing_that_their_readers_cannot_do(name):
+    formats = [f"format@quant.{operand}={name}" for operand in ("weight", "activation")]
+    made = recipe("loraq_export", *formats)
+    assert not (made.needs_calibration or made.branch.share_qkv)
+    assert (made.transform.hadamard, made.transform.shift) == (0, False)
+    found = {operand: fmt.name for operand, fmt in made.formats().items()}
+    assert found == {
+        **dict.fromkeys(("weight", "activation"), name),
+        **dict.fromkeys(("branch_weight", "branch_activation"), "fp16"),
+    }
 
 
 def test_the_last_of_repeated_settings_counts():
