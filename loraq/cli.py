@@ -182,6 +182,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
                 add("--dry-run", action="store_true", help="check, list the losses and stop")
                 add("--dtype", help="float16 or bfloat16 (default: the model's, else float16)")
                 add("--prompt", action="append", default=[], help="compare an image; repeatable")
+                add("--call", action="append", default=[], metavar="KEY=VALUE", help="its argument")
                 add("--json", type=Path, metavar="FILE", help="also write all values to a file")
             if name not in ("fetch", "export"):
                 add("overrides", nargs="*", default=[], metavar="KEY=VALUE", help="see below")
@@ -337,9 +338,12 @@ def export_checkpoint(options: argparse.Namespace) -> None:
             "export needs a checkpoint, a new folder and a layout: loraq export CHECKPOINT OUT "
             "--to comfy-kitchen. `loraq export --list` names the layouts."
         )
+    import yaml
+
     from loraq.layouts.export import export
     from loraq.results import record
 
+    pairs = [given.partition("=") for given in options.call]
     if options.json is not None:
         check_writable(options.json)
     found = export(
@@ -348,6 +352,7 @@ def export_checkpoint(options: argparse.Namespace) -> None:
         options.to,
         dtype=options.dtype,
         prompts=options.prompt,
+        call={name: yaml.safe_load(value) for name, _, value in pairs},
         dry_run=options.dry_run,
         progress=not options.quiet,
     )

@@ -25,7 +25,7 @@ from loraq.layouts.targets import Source, Target
 from loraq.models.call import check_call
 from loraq.models.denoisers import joined, parts
 from loraq.utils.lazy_mapping import LazyMapping
-from loraq.utils.texts import list_of_texts
+from loraq.utils.texts import first_line, list_of_texts
 
 ROWS = 64
 """Rows of every layer's input that outputs are compared on."""
@@ -126,7 +126,13 @@ class Pictures:
 def _images(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> np.ndarray:
     """Images (count, …) with values from 0 to 1, of one seed each."""
     generators = [torch.Generator().manual_seed(number) for number in range(len(prompts))]
-    made = pipe(prompt=list(prompts), generator=generators, output_type="np", **call)[0]
+    try:
+        made = pipe(prompt=list(prompts), generator=generators, output_type="np", **call)[0]
+    except (TypeError, ValueError) as error:
+        raise LoraqError(
+            f"{type(pipe).__name__} makes no images with these arguments: {first_line(error)}. "
+            "Pass others (call={'height': …}, on the command line --call height=…), or no prompts."
+        ) from error
     return np.asarray(made, dtype=np.float64)
 
 
