@@ -6,10 +6,8 @@ Needs the extra `engines`. Quantises the same layers as `experiment=demo` with S
 bitsandbytes, quanto and GGUF, generates the demo's 32 captions with the same seeds, and measures
 the images as `loraq score` does. Memory is what is really held. Most of these methods round weights
 alone and keep activations in 16 bits or more; the rows of this library round both to 4 bits, except
-the branch. This library's rows are the committed records of `results/demo`.
-
-`loraq run experiment=demo row=reference` makes the images of the 16-bit model, if they are missing.
-Each finished row is kept in OUTPUT/bench/other_libraries, and is not made again.
+the branch. This library's rows, and the 16-bit images, are those of OUTPUTS/results/demo
+(`loraq run experiment=demo`). Each finished row is kept in OUTPUTS/bench/other_libraries.
 
 Expected time: half an hour on 2 cores. Outcome: results/bench/other_libraries.json.
 """
@@ -33,10 +31,9 @@ from loraq.errors import unknown
 from loraq.models import list_layers, load_pipeline
 from loraq.models.denoisers import denoiser_of
 from loraq.results import record as records
-from loraq.results.committed import read_results
 from loraq.results.record import Record
 from loraq.results.tables.tables import compare_rows
-from loraq.runner.beside import images_of, sixteen_bit
+from loraq.runner.beside import images_of, read_beside, sixteen_bit
 from loraq.runner.store import Store
 from loraq.utils import batch_invariance
 
@@ -246,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     batch_invariance.configure_cpu_math()
-    demo = read_results("demo").records
+    demo, _ = read_beside([options.outputs / "results" / "demo"])
     original = sixteen_bit(demo)
     assert original is not None
     against = images_of(original, Store(options.outputs))

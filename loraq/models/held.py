@@ -88,9 +88,13 @@ def held_memory(denoiser: nn.Module) -> Held:
 
 
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers; those of tied layers once under each name."""
+    """Parameters and buffers; those of tied layers once under each name.
+
+    A bias has the name that it has in 16 bits; an emulated layer's shows its shape (`bias_O`).
+    """
     yield from network.named_parameters(remove_duplicate=False)
-    yield from network.named_buffers(remove_duplicate=False)
+    for name, tensor in network.named_buffers(remove_duplicate=False):
+        yield name.removesuffix("_O") if name.endswith(".bias_O") else name, tensor
 
 
 def _is_plain(tensor: Tensor) -> bool:

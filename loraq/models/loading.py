@@ -40,7 +40,7 @@ def load_pipeline(
     own, absent = getattr(torch, model.dtype), {*without, *given}
     dtypes = {n: getattr(torch, d) for n, d in network_dtypes(model).items()}
     dtypes = {name: dtype for name, dtype in dtypes.items() if name not in absent}
-    check_contents(model, components(folder).keys() - {*without})
+    check_contents(model, components(folder).keys() - absent)
     check_model_call(pipeline, model)
     if not {*text_parts(model)} & {*without}:
         check_text(pipeline, model)

@@ -35,7 +35,14 @@ from loraq.runner.evaluate import portable_config
 from loraq.runner.plan import check_measuring
 from loraq.runner.product_keys import find_device, thread_count
 from loraq.runner.scored import Made, Scores, scored_record
-from loraq.runner.scored_pipeline import GGUF, run_in_memory, run_saved, with_gguf
+from loraq.runner.scored_pipeline import (
+    GGUF,
+    is_emulated,
+    run_in_memory,
+    run_saved,
+    with_emulated,
+    with_gguf,
+)
 from loraq.runner.store import Store
 from loraq.utils.kinds import UNITS
 from loraq.utils.manifest import check_product, read_manifest
@@ -88,6 +95,8 @@ def score_images(
     if own is None:
         if target.suffix == GGUF:
             images, made = run_in_memory(with_gguf(config, target), config, None, progress)
+        elif is_emulated(config):
+            images, made = run_in_memory(with_emulated(config), config, None, progress)
         else:
             images, made = run_saved(config, progress)
         own = SETS[output_kind(config.model)].of_folder(images, names)

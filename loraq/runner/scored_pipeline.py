@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from loraq.config import Config
 from loraq.data import data_prompts
 from loraq.errors import LoraqError
+from loraq.layouts.importing import find_layout, load_network
 from loraq.models.denoisers import TRANSFORMER, denoiser_of, parts
 from loraq.models.files import components, read_json
 from loraq.models.held import held_memory
 from loraq.models.loading import load_pipeline
 from loraq.models.networks import network_class
-from loraq.models.quantizers import check_package
+from loraq.models.quantizers import check_package, check_quantizers, quantization_of
 from loraq.models.source import resolve_folder
 from loraq.runner import generate as generation
 from loraq.runner.plan import check_rows, plan_rows
@@ -27,6 +29,10 @@ from loraq.runner.store import Store
 from loraq.utils.process import own_gpu, torch_threads
 from loraq.utils.texts import first_line
 
+log = logging.getLogger(__name__)
+BY_DIFFUSERS = ("sdnq", "nunchaku_lite")
+"""Layouts that diffusers loads too, with the library of the same name; it writes `quant_type` in
+the configurations of its own ModelOpt networks."""
 GGUF = ".gguf"
 """Suffix of a file with a transformer in llama.cpp's formats."""
 
@@ -68,6 +74,33 @@ def run_in_memory(
     with torch_threads(thread_count(config)), own_gpu(find_device(config)):
         generation.generate_images(pipe, config.model, prompts, config.generate, folder, bar)
     return folder, Made(held, generation.generation_seconds(folder), _method(denoiser))
+
+
+def is_emulated(config: Config) -> bool:
+    """Whether the row's transformer is in an engine's layout that diffusers does not load here."""
+    if config.model.path is None:
+        return False
+    part = resolve_folder(config.model) / TRANSFORMER
+    if not part.is_dir() or find_layout(part) is None:
+        return False
+    found = quantization_of(read_json(part / "config.json")) or {}
+    try:
+        check_quantizers(config.model, find_device(config))
+    except LoraqError:  # no library, or no GPU
+        return True
+    return found.get("quant_method") not in BY_DIFFUSERS and "quant_type" not in found
+
+
+def with_emulated(config: Config) -> Any:
+    """The row's pipeline with a transformer that computes what its engine would."""
+    import torch
+
+    model, device = config.model, find_device(config)
+    network = load_network(resolve_folder(model) / TRANSFORMER, getattr(torch, model.dtype))
+    log.info("The transformer's layout is emulated: its memory is exact, its time is not.")
+    pipe = load_pipeline(model, device, without=(TRANSFORMER,))
+    pipe.register_modules(**{TRANSFORMER: network.to(device)})
+    return pipe
 
 
 def _method(denoiser: Any) -> str | None:

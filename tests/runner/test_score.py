@@ -226,3 +226,15 @@ def test_images_without_captions_are_matched_by_file_name(tmp_path, caplog):
     (other / "two.png").rename(other / "two.tif")
     with pytest.raises(LoraqError, match=r"of these names, 1 as \.tif, which is not read"):
         score_images(own, ["metrics.names=[psnr]"], other)
+
+
+def test_an_exported_pipeline_is_emulated(packed, overrides, tmp_path, capsys):
+    """Its codes and its branch in 16 bits are what is held, and its images are nearly ours."""
+    folder, made = packed
+    loraq.export(folder, tmp_path / "kitchen", "comfy-kitchen", progress=False)
+    settings = [*overrides[1:], "data.count=2"]
+    ours = score_images(folder, settings, None, progress=False)
+    found = score_images(tmp_path / "kitchen", settings, ours.images, progress=False)
+    assert found.metrics["psnr"]["value"] > 30
+    assert found.held.quantized_weights == ours.held.quantized_weights
+    assert found.held.quantized_nbytes > ours.held.quantized_nbytes == made.nbytes

@@ -416,6 +416,30 @@ def _engines(found: Found) -> list[str]:
     return lines
 
 
+def _other_libraries(found: Found) -> list[str]:
+    """Memory and metrics of pipelines of other libraries and of ours, by bits of the denoiser."""
+
+    def interval(name: str, digits: int) -> Callable[[Any], str]:
+        return lambda row: Cell(*(row[name][p] for p in ("value", "lo", "hi")), digits).text()
+
+    def difference(row: Any) -> str:
+        cell = row["psnr"].get("paired")
+        claim = row["psnr"].get("claim", "")
+        return "–" if cell is None else Cell(*cell, claim=claim, sign=True).text()
+
+    columns: Columns = {
+        "method": lambda row: row["label"],
+        "activations": lambda row: row["activations"],
+        "bits/weight": lambda row: f"{row['bits_per_weight']:.3f}",
+        "of the denoiser": lambda row: f"{row['denoiser_bits_per_weight']:.3f}",
+        "PSNR ↑": interval("psnr", 2),
+        "LPIPS ↓": interval("lpips", 4),
+        f"Δ PSNR to {found['baseline']}": difference,
+    }
+    versions = ", ".join(f"{name} {version}" for name, version in found["libraries"].items())
+    return [*columns_table(columns, found["rows"], text=2), "", f"Other libraries: {versions}."]
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
     "again": _again,
     "calibrated": _rows_table(CALIBRATED, "rows"),
@@ -430,6 +454,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
     "known_inputs": _rows_table(KNOWN_INPUTS, "rows", text=3),
     "metrics": _rows_table(METRICS, "metrics"),
     "models": _rows_table(MODELS, "rows", text=2),
+    "other_libraries": _other_libraries,
     "parity": _rows_table(PARITY, "rows", text=3),
     "quantise": _rows_table(QUANTISE, "methods"),
     "roofline": _roofline,
