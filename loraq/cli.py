@@ -77,7 +77,7 @@ examples:
   loraq score my_images data.captions=captions.json data.split=test data.real=null metrics=paired \\
       --against my_reference --json scores.json
   loraq score sdnq_pipeline --beside results/demo --record sdnq.json
-  loraq score qwen-Q4_K.gguf model=qwen_image
+  loraq score qwen-Q4_K.gguf model=hub model.path=FOLDER
 TARGET: a folder of images, a pipeline that diffusers saved, whatever quantised it (also OWNER/NAME
 on the hub), or a transformer as GGUF with its pipeline in model.*. Images are named NAME.png after
 their captions; without captions they are matched by file name. model.* sets how a pipeline samples.

@@ -228,7 +228,7 @@ def table_row(record: Record, base: Record, rows: Sequence[Record], weights: int
         entry, cell = record.metrics[name], compared[name].get(record.row)
         found[name] = {part: entry[part] for part in ("value", "lo", "hi")}
         if cell is not None:
-            found[name] |= {"paired": [cell.value, cell.lo, cell.hi], "claim": cell.claim}
+            found[name] |= {"paired": [cell.value, cell.lo, cell.hi], "claim": cell.mark}
     return found
 
 

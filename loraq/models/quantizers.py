@@ -27,7 +27,7 @@ PACKAGES = {
     "nunchaku_lite": ("kernels", "kernels"),
 }
 """`quant_method` → the module that its quantizer imports, and the package to install."""
-_ON_GPU = ("bitsandbytes", "nunchaku_lite", "auto-round")
+_ON_GPU = ("bitsandbytes", "nunchaku_lite")
 """Methods that diffusers' quantizer loads for a GPU alone."""
 _NOT_LOADED = ("quanto",)
 """Methods whose saved networks diffusers leaves without values in the quantised layers."""

@@ -43,7 +43,8 @@ PLACEHOLDERS = {
     "MODEL=…": "MODEL=tiny_sana",
     "ablation_NAME": "ablation_rotation",
 }
-PIPELINES = {"packed_pipeline", "packed"}
+PIPELINES = {"packed_pipeline", "packed", "sdnq_pipeline", "torchao_pipeline", "another"}
+PIPELINES |= {"qwen-Q4_K.gguf"}
 IMAGES = {
     "MY_IMAGES", "REFERENCE_IMAGES", "my_images", "my_reference",
     "outputs/images/0123456789abcdef", "outputs/images/fedcba9876543210",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ BITS = {
     "torchao_int4": (8, 8.8),
     "torchao_int8": (8, 8.8),
     "torchao_w8a8": (8, 8.8),
-    "bnb_nf4": (4, 6),
-    "bnb_fp4": (4, 6),
+    "bnb_nf4": (4, 5),
+    "bnb_fp4": (4, 5),
     "bnb_int8": (8, 8.8),
     "quanto_int4": (4, 6),
     "quanto_int8": (8, 8.8),
@@ -33,7 +35,8 @@ BITS = {
 def test_layers_of_a_library_are_counted_and_compute(name):
     network = little_pixart().transformer.requires_grad_(False)
     before = forward(network)
-    layers = [layer for layer in list_layers(network, "pixart_sigma") if min(layer.shape) >= 64]
+    # SDNQ leaves smaller layers as they are
+    layers = [e for e in list_layers(network, "pixart_sigma") if math.prod(e.shape) >= 16384]
     METHODS[name].quantize(network, [layer.name for layer in layers])
     held = held_memory(network)
     least, most = BITS[name]

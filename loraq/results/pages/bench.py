@@ -420,12 +420,17 @@ def _other_libraries(found: Found) -> list[str]:
     """Memory and metrics of pipelines of other libraries and of ours, by bits of the denoiser."""
 
     def interval(name: str, digits: int) -> Callable[[Any], str]:
-        return lambda row: Cell(*(row[name][p] for p in ("value", "lo", "hi")), digits).text()
+        def cell(row: Any) -> str:
+            found = row[name]
+            return Cell(found["value"], found["lo"], found["hi"], digits).text()
+
+        return cell
 
     def difference(row: Any) -> str:
-        cell = row["psnr"].get("paired")
-        claim = row["psnr"].get("claim", "")
-        return "–" if cell is None else Cell(*cell, claim=claim, sign=True).text()
+        if "paired" not in row["psnr"]:
+            return "–"
+        mean, lo, hi = row["psnr"]["paired"]
+        return Cell(mean, lo, hi, mark=row["psnr"]["claim"], sign=True).text()
 
     columns: Columns = {
         "method": lambda row: row["label"],
