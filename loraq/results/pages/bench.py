@@ -445,7 +445,26 @@ def _other_libraries(found: Found) -> list[str]:
     return [*columns_table(columns, found["rows"], text=2), "", f"Other libraries: {versions}."]
 
 
+def _adapters(found: Found) -> list[str]:
+    """PSNR between packed and 16 bits, without and with LoRA, and what a packed layer leaves."""
+    settings = found["settings"]
+    columns: Columns = {
+        "images": itemgetter("images"),
+        "compared with": itemgetter("reference"),
+        "PSNR, dB": lambda row: f"{row['psnr']:.1f}",
+    }
+    return [
+        *columns_table(columns, found["rows"], text=2),
+        "",
+        f"{settings['prompts']} prompts; {settings['method']}, {settings['bits_per_weight']:.3f} "
+        f"bits/weight, and an adapter of rank {settings['rank']}, "
+        f"{settings['adapter_bytes'] / 1e6:.2f} MB in float32. Images after it was removed equal "
+        f"those before to the bit: {yes_no(settings['equal_after_removing'])}.",
+    ]
+
+
 TABLES: dict[str, Callable[[Found], list[str]]] = {
+    "adapters": _adapters,
     "again": _again,
     "calibrated": _rows_table(CALIBRATED, "rows"),
     "engines": _engines,
