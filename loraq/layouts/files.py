@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraq.errors import LoraqError, did_you_mean, near_matches
-from loraq.utils.files import sort_metadata
+from loraq.utils.files import replacing, sort_metadata, write_text
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
@@ -97,8 +97,9 @@ def write_tensors(
     for name, tensor in held.items():
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
             held[name] = tensor.clone()
-    save_file(held, path, {"format": "pt", **(metadata or {})})
-    sort_metadata(path)
+    with replacing(path) as temporary:
+        save_file(held, temporary, {"format": "pt", **(metadata or {})})
+        sort_metadata(temporary)
 
 
 def write_config(folder: Path, network: Any, quantization: Mapping[str, Any] | None) -> None:
@@ -108,7 +109,7 @@ def write_config(folder: Path, network: Any, quantization: Mapping[str, Any] | N
     """
     added = {} if quantization is None else {"quantization_config": quantization}
     text = json.dumps(own_config(network) | added, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, text + "\n")
 
 
 def own_config(network: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from loraq.layouts.nvfp4 import (
     tensor_scale,
 )
 from loraq.layouts.targets import Contents, Source, Target
+from loraq.utils.files import write_text
 
 RANK_STEP = 32
 """TensorRT-LLM pads to it."""
@@ -98,7 +99,7 @@ def write(source: Source, folder: Path) -> None:
     producer = {"name": "modelopt", "version": "0.47.0"}
     written = {**details, **smoothed, **ranked, "exclude_modules": ignored}
     text = json.dumps({"producer": producer, "quantization": written}, indent=2)
-    (folder / HF_CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / HF_CONFIG, text + "\n")
     config = {
         "config_groups": {"group_0": {**group, **ranked}},
         "ignore": ignored,

@@ -33,6 +33,7 @@ from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.nvfp4 import FIXED, block_scales, nvfp4_weight, refuse_nvfp4, tensor_scale
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import tensor_scales
+from loraq.utils.files import write_text
 
 CONFIG = "quantization_config.json"
 MARKER = "proj_down"
@@ -76,7 +77,7 @@ def write(source: Source, folder: Path) -> None:
         "modules_to_not_convert": _unquantized(source),
     }
     text = json.dumps({"quant_method": "svdquant", **settings}, indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, text + "\n")
     write_config(folder, source.network, {"quant_method": "svdquant", **settings})
 
 

@@ -63,10 +63,10 @@ def test_its_contents_are_in_the_key_and_its_folder_is_not(own, tmp_path):
 
 def test_a_records_config_names_no_folder(own, tmp_path):
     from loraq.compose import load_rows
-    from loraq.runner.evaluate import _portable
+    from loraq.runner.evaluate import portable_config
 
     row = load_rows(["method=loraq_o2", f"quant.branch.kind={own}"])[-1]
-    assert str(tmp_path) not in str(_portable(row))
+    assert str(tmp_path) not in str(portable_config(row))
 
 
 @pytest.mark.parametrize(
