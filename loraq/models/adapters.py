@@ -5,7 +5,7 @@ peft puts a tuner layer around each adapted layer, which is then its `base_layer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraq.errors import LoraqError
@@ -48,12 +48,18 @@ def refuse_adapters(network: nn.Module, why: str) -> None:
 def adapter_bytes(network: nn.Module) -> dict[str, int]:
     """Bytes of the matrices of each loaded adapter, by its name."""
     found: dict[str, int] = {}
-    for tuner in adapted_layers(network).values():
-        for part in (tuner.lora_A, tuner.lora_B):
-            for adapter, module in part.items():
-                size = sum(parameter.nbytes for parameter in module.parameters())
-                found[adapter] = found.get(adapter, 0) + size
+    for adapter, parameter in adapter_parameters(network):
+        found[adapter] = found.get(adapter, 0) + parameter.nbytes
     return found
+
+
+def adapter_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of all loaded adapters of peft, LoRA or another kind, each with its name."""
+    for tuner in adapted_layers(network).values():
+        for part in getattr(tuner, "adapter_layer_names", ()):
+            for adapter, held in getattr(tuner, part).items():
+                own = held.parameters() if hasattr(held, "parameters") else [held]
+                yield from ((adapter, parameter) for parameter in own)
 
 
 def take_off(network: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ is optional: `diffusers_packed.py` imports this file where it is installed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -72,6 +73,12 @@ class PackedLoraModel(lora.LoraModel):
         super()._prepare_model(peft_config, model)
         if any(isinstance(module, QuantizedLinear) for module in model.modules()):
             _refuse_variants(peft_config)
+            if next(model.parameters(), None) is None:  # by which peft finds the device
+                raise LoraqError(
+                    f"This {type(model).__name__} has no parameters beside its packed layers, and "
+                    "peft needs one. Add the adapter to the whole transformer, and name the layers "
+                    "in target_modules (a list of names, or one regular expression)."
+                )
             kind = functools.partial(AdaptedLinear, adapter_dtype=dtype_of(model))
             peft_config._register_custom_module({QuantizedLinear: kind})
 
@@ -88,12 +95,13 @@ class PackedLoraModel(lora.LoraModel):
 
 
 def _refuse_variants(config: Any) -> None:
-    """LoraqError for a kind of LoRA that reads or changes the weights of the layer."""
-    start = config.init_lora_weights
-    if config.use_dora:
-        reason = "use_dora=True (DoRA) scales the weights of the layer"
+    """LoraqError for LoRA that computes something else, or starts from the layer's weights."""
+    start, fields = config.init_lora_weights, dataclasses.fields(config)
+    tagged = (field.name for field in fields if field.metadata.get("is_lora_variant"))
+    if variant := next((name for name in ("use_dora", *tagged) if getattr(config, name)), None):
+        reason = f"{variant} (a variant such as DoRA) computes more than scale · B·A·x"
     elif start not in STARTS:
-        reason = f"init_lora_weights={start!r} changes the weights of the layer"
+        reason = f"init_lora_weights={start!r} reads or changes the weights of the layer"
     else:
         return
     raise LoraqError(

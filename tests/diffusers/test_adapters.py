@@ -7,7 +7,13 @@ import copy
 import pytest
 import torch
 from diffusers import SanaTransformer2DModel
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
+from peft import (
+    LoHaConfig,
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+)
 from torch.nn.functional import conv2d, linear
 
 import loraq
@@ -128,8 +134,9 @@ def test_a_peft_model_around_packed_layers_is_not_merged(packed):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"use_dora": True}, "use_dora .*DoRA"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"init_lora_weights": "orthogonal"}, "'orthogonal' reads or changes"),
     ],
 )
 def test_lora_that_needs_the_weights_is_refused(packed, settings, words):
@@ -137,6 +144,21 @@ def test_lora_that_needs_the_weights_is_refused(packed, settings, words):
     with pytest.raises(LoraqError, match=f"{words}.*adapters='fuse'"):
         inject_adapter_in_model(config(**settings), packed.transformer)
     assert [type(module) for module in packed.transformer.modules()] == before
+
+
+def test_a_part_of_packed_layers_alone_is_refused(packed):
+    part = packed.transformer.transformer_blocks[0].attn1
+    with pytest.raises(LoraqError, match=r"Attention has no parameters.*the whole transformer"):
+        inject_adapter_in_model(config(target_modules=["to_q"]), part)
+    chosen = config(target_modules=r"transformer_blocks\.0\.attn1\.to_q")
+    inject_adapter_in_model(chosen, packed.transformer)
+    assert packed_layers(packed).adapters == {"default": 4 * 2 * (40 + 40)}
+
+
+def test_adapters_of_another_kind_are_counted_too(packed):
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules=["attn2.to_v"]), packed.transformer)
+    of_one_layer = 2 * 2 * (40 + 40)  # two products of two matrices
+    assert packed_layers(packed).adapters == {"default": 4 * 2 * of_one_layer}
 
 
 def test_the_loader_of_flux_takes_packed_layers():

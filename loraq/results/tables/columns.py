@@ -124,5 +124,6 @@ def layer_cell(record: Record, name: str) -> Cell:
     """Mean over the quantised layers of `weight_error` or `output_error`."""
     values = [layer[name] for layer in record.layers if layer.get(name) is not None]
     if not values:
-        return Cell(reason="no layer is quantised")
+        plain = record.config.get("method") == "reference"
+        return Cell(reason="no layer is quantised" if plain else "not measured for this row")
     return Cell(sum(values) / len(values), digits=4, reason=OVER_LAYERS)

@@ -240,10 +240,11 @@ def _memory_note(base: Record | None) -> list[str]:
 
 
 def _split_sizes(records: Sequence[Record]) -> str:
-    sizes = {(_size(r), _seen(r)) for r in records}
+    sizes, known = {_size(r) for r in records}, {_seen(r) for r in records}
     if len(sizes) > 1:
         return "rows differ in N: Fréchet distances are not comparable across N"
-    total, seen = sizes.pop() if sizes else (0, None)
+    total = sizes.pop() if sizes else 0
+    seen = known.pop() if len(known) == 1 else None  # of a saved pipeline's row it is not known
     if seen in (None, total):  # published prompt sets do not mark seen captions
         return f"N = {total} prompts"
     return f"N = {total} prompts ({seen} seen in training, {total - seen} held out)"

@@ -94,6 +94,8 @@ def test_main_table_has_value_interval_budget_and_n():
     others = [replace(r, config={**captions, "model": {"path": "little"}}) for r in rows()]
     assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(others, "svdquant"))
     assert not tables.splits_table(others).rows  # of its training nothing is known
+    beside = tables.to_markdown(tables.main_table([*own, replace(others[1], row="saved")]))
+    assert "- N = 64 prompts\n" in beside and "differ in N" not in beside
     flags = [True] * 64
     published = [replace(r, images={**r.images, "seen": flags}) for r in rows()]
     assert "- N = 64 prompts\n" in tables.to_markdown(tables.main_table(published, "svdquant"))
@@ -104,6 +106,9 @@ def test_a_cell_without_interval_or_value_has_a_footnote():
     notes = [line for line in text.splitlines() if line.startswith("- ")]
     mark = next(note for note in notes if "biased at small N" in note)[2]
     assert f"FD (efflite0) ↓{mark}" in text
+    assert "no layer is quantised" not in text  # which these records do not say
+    plain = tables.main_table([replace(rows()[0], config={"method": "reference"})])
+    assert "no layer is quantised" in tables.to_markdown(plain)
     missing = next(note for note in notes if "not measured for this row" in note)[2]
     assert f"–{missing}" in next(line for line in text.splitlines() if "REFERENCE" in line)
 
