@@ -24,6 +24,7 @@ from loraq.layouts.files import (
     write_config,
     write_tensors,
 )
+from loraq.layouts.refusals import refuse_convolution
 from loraq.layouts.targets import Contents, Source, Target
 
 MARKER = "comfy_quant"
@@ -37,9 +38,7 @@ def target(kind: Kind) -> Target:
         layer = source.layers[name]
         if layer.left is not None:
             return "it has a branch, and ComfyUI has none. Use method=rtn, gptq or smoothquant"
-        if source.convolution(name):
-            return "it is a 1×1 convolution, and the format is of nn.Linear. Add it to quant.skip"
-        if reason := kind.refuse(source, name):
+        if reason := kind.refuse(source, name) or refuse_convolution(source, name):
             return reason
         if any(size % kind.multiple for size in layer.weight.shape):
             return (

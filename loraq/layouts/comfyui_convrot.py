@@ -15,12 +15,14 @@ from dataclasses import replace
 import torch
 
 from loraq.errors import LoraqError
-from loraq.formats import QuantizedTensor, get_format
+from loraq.formats import Format, QuantizedTensor, get_format
 from loraq.formats.packing import pack, unpack
+from loraq.layers.tensors import LayerTensors
 from loraq.layouts.comfyui_kind import Held, Kind, Settings, Stored, check, check_settings, matrix
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
 from loraq.layouts.int4 import int4_weight
 from loraq.layouts.losses import activation_loss
+from loraq.layouts.refusals import other_weight, refuse_shift, refuse_smoothing
 from loraq.layouts.targets import Source
 from loraq.transforms import InputTransform
 from loraq.transforms.hadamard import is_power_of_four, regular_order
@@ -33,14 +35,9 @@ def refuse(source: Source, name: str) -> str | None:
     layer = source.layers[name]
     fmt, transform = layer.weight.format, layer.transform
     if (fmt.name, fmt.block) != ("int4", None):
-        return (
-            f"its weight is {fmt.label}. Quantise with format@quant.weight=int4 "
-            "quant.weight.block=channel"
-        )
-    if transform.smooth_I is not None:
-        return (
-            "its input is smoothed, which the format does not do. Set quant.transform.smooth=none"
-        )
+        return other_weight(layer, "format@quant.weight=int4 quant.weight.block=channel")
+    if reason := refuse_smoothing(layer) or refuse_shift(layer):
+        return reason
     if transform.signs_I is None or regular_order(transform.signs_I, transform.block) is None:
         return (
             "its input is not multiplied by a regular Hadamard matrix, as ComfyUI does. Set "
@@ -51,7 +48,11 @@ def refuse(source: Source, name: str) -> str | None:
 
 def losses(source: Source) -> list[str]:
     """The rounding of activations."""
-    return activation_loss(source, get_format("int4", "token"), get_format("int8", "token"))
+    return activation_loss(source, _activation)
+
+
+def _activation(layer: LayerTensors) -> Format:
+    return get_format("int8" if layer.activation.name == "int8" else "int4", "token")
 
 
 def engine(source: Source, name: str) -> EngineLayer:
@@ -67,8 +68,7 @@ def engine(source: Source, name: str) -> EngineLayer:
     unrotated = replace(
         layer, transform=InputTransform(), weight=replace(weight, codes=pack(codes, 4))
     )
-    activation = "int8" if layer.activation.name == "int8" else "int4"
-    found = engine_layer(unrotated, get_format(activation, "token"), source.dtype)
+    found = engine_layer(unrotated, _activation(layer), source.dtype)
     return replace(found, weight=unrotated.weight, rotation=transform.block)
 
 
@@ -84,7 +84,7 @@ def tensors(layer: EngineLayer) -> Stored:
 
 
 def read(name: str, held: Held, settings: Settings) -> EngineLayer:
-    """The inverse of `tensors`; weights whose scales no 16-bit type holds become values."""
+    """The inverse of `tensors`."""
     check_settings(name, settings, (GROUP, "linear_dtype"))
     out, half = matrix(name, held)
     expected = {"weight": ((out, half), torch.int8), "weight_scale": ((out,), torch.float32)}

@@ -12,6 +12,12 @@ from loraq.formats import QuantizedTensor, get_format
 from loraq.layouts.comfyui_kind import Held, Kind, Settings, Stored, check, check_settings, matrix
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
 from loraq.layouts.losses import activation_loss
+from loraq.layouts.refusals import (
+    other_weight,
+    refuse_rotation,
+    refuse_shift,
+    refuse_smoothing,
+)
 from loraq.layouts.scale_tiles import from_tiles, tiled_shape, to_tiles
 from loraq.layouts.targets import Source
 
@@ -22,20 +28,15 @@ ACTIVATION = get_format("mxfp8_e4m3", exponent="rceil")
 def refuse(source: Source, name: str) -> str | None:
     """Anything but MXFP8 of the plain input."""
     layer = source.layers[name]
-    fmt, transform = layer.weight.format, layer.transform
+    fmt = layer.weight.format
     if (fmt.name, fmt.block) != (WEIGHT.name, WEIGHT.block):
-        return f"its weight is {fmt.label}. Quantise with format@quant.weight=mxfp8_e4m3"
-    if not transform.identity:
-        return (
-            "its input is smoothed, rotated or shifted, which the format does not have. Set "
-            "quant.transform.smooth=none quant.transform.hadamard=0 quant.transform.shift=false"
-        )
-    return None
+        return other_weight(layer, "format@quant.weight=mxfp8_e4m3")
+    return refuse_rotation(layer) or refuse_smoothing(layer) or refuse_shift(layer)
 
 
 def losses(source: Source) -> list[str]:
     """The rounding of activations."""
-    return activation_loss(source, ACTIVATION)
+    return activation_loss(source, lambda _: ACTIVATION)
 
 
 def engine(source: Source, name: str) -> EngineLayer:

@@ -24,7 +24,9 @@ from loraq.layouts.comfyui_kind import (
     matrix,
 )
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
+from loraq.layouts.losses import activation_loss
 from loraq.layouts.nvfp4 import (
+    FIXED,
     WEIGHT,
     activations_are_fixed,
     block_scales,
@@ -37,15 +39,15 @@ from loraq.layouts.targets import Source
 
 
 def losses(source: Source) -> list[str]:
-    """The scale of a whole call, where activations are dynamic."""
-    count = sum(not activations_are_fixed(layer) for layer in source.layers.values())
-    if not count:
-        return []
-    return [
-        f"The inputs of {count} layers are rounded with one tensor scale for all tokens and images "
-        "of a call, so that images of a batch depend on each other. "
-        "quant.activation.tensor_scale=fixed avoids it."
-    ]
+    """How activations are rounded, and the scale of a whole call, where they are dynamic."""
+    found = activation_loss(source, lambda x: FIXED if activations_are_fixed(x) else WEIGHT)
+    if count := sum(not activations_are_fixed(layer) for layer in source.layers.values()):
+        found.append(
+            f"The inputs of {count} layers have one tensor scale for all tokens and images of a "
+            "call, so that images of a batch depend on each other. format@quant.activation=nvfp4 "
+            "quant.activation.tensor_scale=fixed avoids it."
+        )
+    return found
 
 
 def engine(source: Source, name: str) -> EngineLayer:

@@ -11,6 +11,7 @@ bias gives back what the shift c added to LoRaQ's branch. Letters: I in, O out, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +25,7 @@ from loraq.formats.table import ScaleFormat
 from loraq.layers.tensors import LayerTensors
 
 BranchInput = Literal["raw", "smoothed"]
+BFLOAT16 = "Export with dtype=bfloat16 (on the command line --dtype bfloat16)"
 SCALE_NAMES: dict[torch.dtype, ScaleFormat] = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -76,6 +78,12 @@ class EngineLayer:
         stored = self.weight.codes if isinstance(self.weight, QuantizedTensor) else self.weight
         return stored.device
 
+    def divisors_I(self) -> Tensor:
+        """s, or ones without smoothing."""
+        if self.smooth_I is not None:
+            return self.smooth_I
+        return torch.ones(self.weight.shape[1], dtype=self.dtype, device=self.device)
+
     def multiplied(self) -> EngineLayer:
         """The same layer for a reader that multiplies by 1/s, rounded to `dtype`."""
         if self.smooth_I is None:
@@ -95,6 +103,12 @@ class EngineLayer:
             for held, rows in ((self.down_IR, width), (self.up_OR, out))
         )
         return replace(self, down_IR=pad(down_IR, (0, extra)), up_OR=pad(up_OR, (0, extra)))
+
+
+def of_one_rank(layers: Mapping[str, EngineLayer], step: int) -> dict[str, EngineLayer]:
+    """All layers with the largest rank, rounded up to a multiple of `step` that is not 0."""
+    largest = max(1, *(layer.rank for layer in layers.values()))
+    return {name: layer.of_rank(-(-largest // step) * step) for name, layer in layers.items()}
 
 
 def engine_layer(
@@ -146,13 +160,18 @@ def _scales_in(weight: QuantizedTensor, dtype: torch.dtype) -> QuantizedTensor:
 def _in(
     dtype: torch.dtype, values: Tensor | None, what: str, positive: bool = False
 ) -> Tensor | None:
-    """`values` in a 16-bit type; LoraqError if they leave its range, or a divisor becomes 0."""
+    """`values` in a 16-bit type; LoraqError if they leave its range.
+
+    positive: they are divisors, of which neither they nor their inverses may lose precision.
+    """
     if values is None:
         return None
     held = values.to(dtype).contiguous()
-    if not held.isfinite().all() or (positive and not (held > 0).all()):
+    smallest = torch.finfo(dtype).smallest_normal
+    if not held.isfinite().all() or (positive and not (held.minimum(1 / held) >= smallest).all()):
+        low, high = values.abs().aminmax()
         raise LoraqError(
-            f"its {what} reach {float(values.abs().max()):.3g}, out of the range of {dtype}: "
-            "export with dtype=bfloat16"
+            f"its {what} reach from {float(low):.3g} to {float(high):.3g}, out of the range of "
+            f"{dtype}. {BFLOAT16}"
         )
     return held

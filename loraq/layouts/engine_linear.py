@@ -20,9 +20,7 @@ from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, dequantize, fake_quantize
 from loraq.formats.blocks import block_length, from_blocks, to_blocks
 from loraq.formats.elements import IntegerElement
-from loraq.formats.quantization import quantize_with_scales
-from loraq.formats.scales import block_scales, divisor
-from loraq.formats.table import E2M1, E4M3
+from loraq.formats.scales import divisor, fake_quantize_scales, nvfp4_tensor_scale
 from loraq.layers.shared_input import apply_keeping_dtype
 from loraq.layouts.engine_layer import EngineLayer
 from loraq.transforms.hadamard import regular_matrix
@@ -100,18 +98,18 @@ def _shifted(x: Tensor, shift: float, signed: int) -> Tensor:
 def round_activation(x: Tensor, fmt: Format, input_scale: Tensor | None = None) -> Tensor:
     """x [..., I] as an engine rounds it, in float32.
 
-    Integers: scale and quotient in x's type. Others: our own rounding, which is theirs.
+    Integers: scale and quotient in x's type. Others: our own rounding, which is theirs. A block
+    with NaN or Inf becomes NaN.
     """
     if fmt.family in ("int", "uint"):
         return _round_integers(x, fmt)
     if fmt.tensor_scale == "tensor" and input_scale is None:  # ComfyUI's, in x's type
-        input_scale = (x.abs().amax() / (E2M1.maximum * E4M3.maximum)).float()
+        input_scale = nvfp4_tensor_scale(x.abs().amax()).float()
     if input_scale is None:
         return fake_quantize(x, fmt)
-    whole = replace(fmt, tensor_scale="tensor")
     blocks = to_blocks(x.float(), block_length(fmt, x.shape[-1]))
-    stored = block_scales(blocks.abs().amax(-1), whole, input_scale)
-    return dequantize(quantize_with_scales(x, whole, stored, input_scale))
+    scale = fake_quantize_scales(blocks.abs().amax(-1, keepdim=True), fmt, input_scale)
+    return from_blocks(fmt.element.round_(blocks / divisor(scale)) * scale, x.shape[-1])
 
 
 def _round_integers(x: Tensor, fmt: Format) -> Tensor:

@@ -23,6 +23,7 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import find_layout
 from loraq.layouts.measuring import Pictures, check_prompts, differences, random_rows
 from loraq.layouts.opening import open_checkpoint
+from loraq.layouts.refusals import refuse_range
 from loraq.layouts.targets import Source, Target, find_target
 from loraq.models.denoisers import TRANSFORMER, dtype_of, parts
 from loraq.models.plain_layers import is_adapted
@@ -196,7 +197,7 @@ def _refuse(target: Target, sources: Mapping[str, Source]) -> None:
 
 def _reason(target: Target, source: Source, name: str) -> str | None:
     """Why a layer cannot be expressed, without the full stop."""
-    reason = target.refuse(source, name)
+    reason = target.refuse(source, name) or refuse_range(source, name)
     return None if reason is None else reason.rstrip(".")
 
 

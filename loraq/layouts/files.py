@@ -62,6 +62,16 @@ def read_metadata(path: Path) -> dict[str, str]:
     return found
 
 
+def metadata_object(path: Path, key: str) -> dict[str, Any]:
+    """The JSON object under a key of the metadata; empty without it."""
+    try:
+        return dict(json.loads(read_metadata(path).get(key, "{}")))
+    except (TypeError, ValueError) as error:
+        raise LoraqError(
+            f"The metadata of '{path}' has no JSON object as '{key}' ({error}). Restore the file."
+        ) from error
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The contents of a folder's `config.json`; empty for a file or a folder without one."""
     file = path / CONFIG

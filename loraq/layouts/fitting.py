@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loraq.errors import LoraqError
-from loraq.formats import QuantizedTensor
+from loraq.formats import QuantizedTensor, dequantize
 from loraq.layouts.engine_layer import EngineLayer
 from loraq.layouts.targets import Contents
 from loraq.layouts.tiled_layer import cut
@@ -68,7 +68,8 @@ def _split(
     if len(shapes) == 1:
         ((part, (rows, columns)),) = shapes.items()
         fits = 0 <= out - rows < TILE and 0 <= width - columns < TILE
-        return {part: cut(layer, slice(rows), columns)} if fits else {}
+        padded = fits and _is_zero_outside(layer.weight, rows, columns)
+        return {part: cut(layer, slice(rows), columns)} if padded else {}
     total = sum(rows for rows, _ in shapes.values())
     if shapes and (out != total or any(columns != width for _, columns in shapes.values())):
         raise LoraqError(
@@ -81,6 +82,12 @@ def _split(
         found[part] = cut(layer, slice(start, start + rows), width)
         start += rows
     return found
+
+
+def _is_zero_outside(weight: QuantizedTensor | Tensor, rows: int, columns: int) -> bool:
+    """Whether all but the first rows and columns are padding."""
+    weight_OI = dequantize(weight) if isinstance(weight, QuantizedTensor) else weight
+    return not (weight_OI[rows:].any() or weight_OI[:, columns:].any())
 
 
 def joined_rows(layers: Sequence[EngineLayer]) -> EngineLayer:

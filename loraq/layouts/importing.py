@@ -8,7 +8,6 @@ A file without a configuration goes into a 16-bit network: `put_into(network, lo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import nn
 
 from loraq.errors import LoraqError, did_you_mean, near_matches
 from loraq.layouts.engine_linear import EngineLinear
-from loraq.layouts.files import read_config, read_metadata, weight_files
+from loraq.layouts.files import metadata_object, read_config, weight_files
 from loraq.layouts.fitting import fitted
 from loraq.layouts.targets import Contents, Target, targets
 from loraq.models.networks import network_class, without_weights
@@ -83,7 +82,8 @@ def put_into(network: nn.Module, contents: Contents) -> None:
     state = network.state_dict()
     replaced = tuple(f"{name}." for name in contents.layers)
     expected = {name: t for name, t in state.items() if not name.startswith(replaced)}
-    if missing := sorted(expected.keys() - contents.others.keys()):
+    plain = {f"{name}.bias" for name, layer in contents.layers.items() if layer.bias_O is None}
+    if missing := sorted((expected.keys() - contents.others.keys()) | (plain & state.keys())):
         raise LoraqError(
             f"The file has no tensor '{missing[0]}' ({len(missing)} are missing) of this "
             f"{type(network).__name__}. Restore the file, or use the model that it was made from."
@@ -114,14 +114,13 @@ def _config(path: Path) -> Mapping[str, Any]:
     """The network's configuration: `config.json`, or that in the metadata of a file."""
     if found := read_config(path):
         return found
-    metadata = read_metadata(path)
-    found = json.loads(metadata.get("config", "{}"))
+    found = metadata_object(path, "config")
     if "_class_name" not in found:
         raise LoraqError(
             f"'{path}' has no config.json, and its metadata no configuration of diffusers. Load "
             "the 16-bit network, and use put_into(network, load_contents(file))."
         )
-    return dict(found)
+    return found
 
 
 def _device(module: nn.Module) -> torch.device:

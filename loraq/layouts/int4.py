@@ -5,23 +5,14 @@ Letters: I in, O out, G groups of a row.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from loraq.formats import QuantizedTensor, get_format
-from loraq.formats.packing import unpack
-from loraq.layouts.engine_layer import SCALE_NAMES
 
 
-def int4_weight(codes: Tensor, scale_OG: Tensor) -> QuantizedTensor | Tensor:
-    """Codes (O, I/2) with their scales: packed if a 16-bit type holds these, else values (O, I)."""
+def int4_weight(codes: Tensor, scale_OG: Tensor) -> QuantizedTensor:
+    """Codes (O, I/2) with their scales, kept in their own type, which may be float32."""
     out, groups = scale_OG.shape
     width = 2 * codes.shape[1]
     fmt = get_format("int4", "channel" if groups == 1 else width // groups)
-    for dtype, name in SCALE_NAMES.items():
-        held = scale_OG.to(dtype)
-        if held.float().equal(scale_OG.float()):
-            return QuantizedTensor(codes, held, None, (out, width), replace(fmt, scale=name))
-    values = fmt.element.decode(unpack(codes, 4, width))
-    return (values.unflatten(-1, (groups, -1)) * scale_OG.float()[..., None]).flatten(-2)
+    return QuantizedTensor(codes, scale_OG, None, (out, width), fmt)

@@ -13,26 +13,32 @@ import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from loraq.errors import LoraqError
 from loraq.formats import Format, QuantizedTensor, get_format
-from loraq.layouts.engine_layer import SCALE_NAMES, EngineLayer, engine_layer
+from loraq.layouts.engine_layer import SCALE_NAMES, EngineLayer, engine_layer, of_one_rank
 from loraq.layouts.files import (
     WEIGHTS,
     by_layer,
     check_tensors,
-    read_config,
-    read_metadata,
+    metadata_object,
+    quantization_config,
     read_names,
     read_tensors,
     write_config,
     write_tensors,
 )
-from loraq.layouts.losses import svdquant_losses
+from loraq.layouts.losses import activation_loss, svdquant_losses
+from loraq.layouts.refusals import (
+    other_weight,
+    refuse_convolution,
+    refuse_rotation,
+    refuse_shift,
+    refuse_width,
+)
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.transforms import GELU_SHIFT
 
@@ -40,33 +46,25 @@ log = logging.getLogger(__name__)
 
 LAYOUT = "TensorCoreSVDQuantW4A4Layout"
 METADATA = "svdquant_w4a4"
+GROUP = 64
 RANK_STEP = 16
 MARKER = "weight_proj_down"
 
 
 def refuse(source: Source, name: str) -> str | None:
-    """Anything but INT4 in groups of 64 without a rotation, in numbers that 16 bits hold."""
-    layer, weight = source.layers[name], source.layers[name].weight
-    if layer.transform.signs_I is not None:
-        return "its input is rotated. Quantise with method=loraq_export, or transform=none"
-    if (weight.format.name, weight.format.block) != ("int4", 64) or weight.shape[1] % 64:
-        return (
-            f"its weight is {weight.format.label} of {weight.shape[1]} inputs, and the layout has "
-            "INT4 in groups of 64 of a multiple of 64. Quantise with format@quant.weight=int4, and "
-            "add other widths to quant.skip"
-        )
-    if layer.transform.shift not in (0.0, GELU_SHIFT):
-        return f"its shift is {layer.transform.shift}, and the readers add {GELU_SHIFT}"
-    try:
-        _engine_layer(source, name)
-    except LoraqError as error:
-        return str(error)
-    return None
+    """Anything but linear layers in INT4 in groups of 64 without a rotation."""
+    layer = source.layers[name]
+    fmt = layer.weight.format
+    if (fmt.name, fmt.block) != ("int4", GROUP):
+        return other_weight(layer, "format@quant.weight=int4")
+    if layer.transform.shift != GELU_SHIFT and (reason := refuse_shift(layer)):
+        return reason
+    return refuse_convolution(source, name) or refuse_rotation(layer) or refuse_width(layer, GROUP)
 
 
 def losses(source: Source) -> list[str]:
     """What the 16-bit types and the readers' arithmetic change."""
-    found = []
+    found = activation_loss(source, lambda x: _activation(x.transform.shift != 0, source.dtype))
     if count := sum(layer.transform.shift != 0 for layer in source.layers.values()):
         found.append(
             f"{count} layers behind a GELU have unsigned activations. No tensor says which: the "
@@ -79,10 +77,9 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The network's tensors in one file, and its configuration."""
     layers = {name: _engine_layer(source, name) for name in source.layers}
-    rank = max(RANK_STEP, *(-(-layer.rank // RANK_STEP) * RANK_STEP for layer in layers.values()))
     tensors = source.other_tensors()
-    for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer.of_rank(rank)).items()}
+    for name, layer in of_one_rank(layers, RANK_STEP).items():
+        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
     unsigned = [name for name, layer in layers.items() if layer.shift]
     settings = {"layout": LAYOUT, "act_unsigned": unsigned}
     write_tensors(folder / WEIGHTS, tensors, {METADATA: json.dumps(settings)})
@@ -114,13 +111,12 @@ def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
     packed = layer.weight
     assert isinstance(packed, QuantizedTensor) and packed.scale is not None
     assert layer.down_IR is not None and layer.up_OR is not None
-    ones_I = torch.ones(packed.shape[1], dtype=layer.dtype, device=packed.codes.device)
     found = {
         "weight": packed.codes.view(torch.int8),
         "weight_scale": packed.scale.T,
         "weight_proj_down": layer.down_IR,
         "weight_proj_up": layer.up_OR,
-        "weight_smooth_factor": ones_I if layer.smooth_I is None else layer.smooth_I,
+        "weight_smooth_factor": layer.divisors_I(),
     }
     return found if layer.bias_O is None else {**found, "bias": layer.bias_O}
 
@@ -164,10 +160,8 @@ def _read_layer(name: str, held: Mapping[str, Tensor], unsigned: bool) -> Engine
 
 def _unsigned(path: Path, layers: Collection[str]) -> set[str]:
     """The layers that the metadata or config.json calls unsigned; a warning if neither says."""
-    metadata = read_metadata(path).get(METADATA)
-    config: Any = read_config(path).get("quantization_config") if metadata is None else None
-    said = config if metadata is None else json.loads(metadata)
-    if not isinstance(said, Mapping) or "act_unsigned" not in said:
+    said = metadata_object(path, METADATA) or quantization_config(path)
+    if "act_unsigned" not in said:
         log.warning(
             "'%s' does not say which layers have unsigned activations (act_unsigned): all are read "
             "as signed. If its images are wrong, ask who made it.",

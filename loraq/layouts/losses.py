@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from loraq.formats import Format
+from loraq.layers.tensors import LayerTensors
 from loraq.layouts.engine_layer import SCALE_NAMES
 from loraq.layouts.targets import Source
 from loraq.quantization.model import QuantizedModel
@@ -17,10 +20,10 @@ def svdquant_losses(source: Source) -> list[str]:
     """The losses that readers with a 16-bit branch on the raw input have in common."""
     layers, dtype = source.layers.values(), source.dtype
     short, found = _short(dtype), branch_loss(source)
-    smoothed = [x for x in layers if x.left is not None and x.transform.smooth_I is not None]
-    if smoothed:
+    factors = [(x.left.format, x.transform) for x in layers if x.left is not None]
+    if any(t.smooth_I is not None or f.name != SCALE_NAMES[dtype] for f, t in factors):
         found.append(
-            f"R / s, the down-projection, is rounded to {short} (relative error up to "
+            f"R / s and L, the factors of the branch, are rounded to {short} (relative error up to "
             f"{_EPSILON[dtype]})."
         )
     kinds = {layer.weight.scale.dtype for layer in layers if layer.weight.scale is not None}
@@ -33,15 +36,14 @@ def svdquant_losses(source: Source) -> list[str]:
     return found
 
 
-def activation_loss(source: Source, *formats: Format) -> list[str]:
-    """Which layers' inputs the reader rounds otherwise, to one of `formats`."""
-    other = [x.activation.label for x in source.layers.values() if x.activation not in formats]
-    if not other:
+def activation_loss(source: Source, read: Callable[[LayerTensors], Format]) -> list[str]:
+    """How many layers' inputs are rounded otherwise than here. read: what a layer's reader does."""
+    layers = source.layers.values()
+    pairs = [(x.activation.label, read(x).label) for x in layers if x.activation != read(x)]
+    if not pairs:
         return []
-    return [
-        f"The inputs of {len(other)} layers are rounded to {formats[0].label}, not to "
-        f"{'/'.join(sorted(set(other)))}."
-    ]
+    own, theirs = ("/".join(sorted(set(labels))) for labels in zip(*pairs, strict=True))
+    return [f"The inputs of {len(pairs)} layers are rounded to {theirs}, not to {own}."]
 
 
 def branch_loss(source: Source) -> list[str]:

@@ -75,7 +75,11 @@ def losses(scheme: Scheme, source: Source) -> list[str]:
             f"branch in int8 or mxint8 (for fp8_e4m3, mxfp8_e4m3) with block={BLOCK} and no "
             "smoothing is kept as it is."
         )
-    found.append("The branch's input and its intermediate are not rounded to 8 or 4 bits.")
+    if kept + again:
+        found.append(
+            "The branch is decoded to bfloat16; its input and its intermediate are not rounded to "
+            "8 or 4 bits."
+        )
     return found
 
 

@@ -20,6 +20,7 @@ from torch.nn.functional import gelu
 
 from loraq.errors import LoraqError
 from loraq.layers.linear import QuantizedLinear
+from loraq.layouts.engine_layer import BFLOAT16
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.targets import Source, Target
 from loraq.models.call import check_call
@@ -172,8 +173,12 @@ def differences(
             module = EngineLinear(held[name], packed.convolution).to(x.device)
             y = packed(x)
             packed.set_compute(packed.compute)  # frees the dequantised weights that it keeps
-            error = (module(x) - y).norm() / y.norm().clamp_min(1e-30)
-            found[joined(part, name)] = float(error)
+            error = float((module(x) - y).norm() / y.norm().clamp_min(1e-30))
+            if not math.isfinite(error):
+                raise LoraqError(
+                    f"The outputs of '{name}' are not finite in {source.dtype}. {BFLOAT16}."
+                )
+            found[joined(part, name)] = error
             if pictures is not None:
                 exported[joined(part, name)] = module
     return found, [] if pictures is None else pictures.psnr(exported)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor
 from loraq.formats.table import E2M1, E4M3
-from loraq.layouts.engine_layer import SCALE_NAMES, EngineLayer, engine_layer
+from loraq.layouts.engine_layer import SCALE_NAMES, EngineLayer, engine_layer, of_one_rank
 from loraq.layouts.files import (
     WEIGHTS,
     by_layer,
@@ -81,11 +81,12 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The transformer's tensors, and both configurations that ModelOpt writes."""
     layers = {name: _engine_layer(source, name) for name in source.layers}
-    rank, plain = max(layer.rank for layer in layers.values()), True
-    tensors = source.other_tensors()
-    if rank or any(layer.multiply_I is not None for layer in layers.values()):
-        rank, plain = max(RANK_STEP, -(-rank // RANK_STEP) * RANK_STEP), False
-        layers = {name: _complete(layer).of_rank(rank) for name, layer in layers.items()}
+    tensors, held = source.other_tensors(), layers.values()
+    plain = not any(layer.rank or layer.multiply_I is not None for layer in held)
+    if not plain:
+        complete = {name: _complete(layer) for name, layer in layers.items()}
+        layers = of_one_rank(complete, RANK_STEP)
+    rank = next(iter(layers.values())).rank
     for name, layer in layers.items():
         tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
     write_tensors(folder / WEIGHTS, tensors)

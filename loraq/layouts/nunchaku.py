@@ -26,7 +26,7 @@ from loraq.layouts.nunchaku_flux import (
     joined_blocks,
     renamed,
 )
-from loraq.layouts.single_file import quantization, read_single, write_single
+from loraq.layouts.single_file import has_mx_scales, quantization, read_single, write_single
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import PRECISIONS, Precision, pack_layer, unpack_layer
 from loraq.layouts.tiled_network import refuse_layer, source_precision, tiled_layers, tiled_losses
@@ -98,7 +98,7 @@ def refuse(source: Source, name: str) -> str | None:
         return f"nunchaku's class quantises '{missing[0]}' too, which is skipped. Empty quant.skip"
     modules = kind.layers([name])
     if not modules:
-        return "nunchaku's class has it in 16 bits. Add its role to skip"
+        return "nunchaku's class has it in 16 bits. Add it to quant.skip"
     ((module, parts),) = modules.items()
     first, layer = source.layers[parts[0]], source.layers[name]
     shared = (
@@ -167,7 +167,7 @@ def write(source: Source, folder: Path) -> None:
 def detect(path: Path) -> bool:
     """By the class in the metadata; layouts that nunchaku does not read say more."""
     metadata = read_metadata(path)
-    other = "lowrank_quant" in metadata or "ue8m0" in metadata.get("quantization_config", "")
+    other = "lowrank_quant" in metadata or has_mx_scales(metadata)
     return metadata.get("model_class", "").startswith(PREFIX) and not other
 
 

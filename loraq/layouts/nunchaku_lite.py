@@ -14,7 +14,7 @@ from loraq.errors import LoraqError
 from loraq.layouts.files import (
     WEIGHTS,
     by_layer,
-    read_config,
+    quantization_config,
     read_tensors,
     write_config,
     write_tensors,
@@ -57,7 +57,7 @@ def write(source: Source, folder: Path) -> None:
 
 def detect(path: Path) -> bool:
     """By config.json's `quant_method`."""
-    return _config(path).get("quant_method") == METHOD
+    return quantization_config(path).get("quant_method") == METHOD
 
 
 def read(path: Path) -> Contents:
@@ -65,7 +65,7 @@ def read(path: Path) -> Contents:
 
     Layers of `awq_w4a16`, whose weights alone have 4 bits, are read by value.
     """
-    config = _config(path)
+    config = quantization_config(path)
     precision, rank, targets = _section(path, config.get("svdq_w4a4"))
     plain = (config.get("awq_w4a16") or {}).get("targets", [])
     groups, others = by_layer(read_tensors(path), "qweight")
@@ -84,11 +84,6 @@ def read(path: Path) -> Contents:
                 f"layout multiples of {TILE} and rank {rank}."
             )
     return Contents(layers, others)
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    found = read_config(path).get("quantization_config")
-    return found if isinstance(found, Mapping) else {}
 
 
 def _section(path: Path, section: Any) -> tuple[Precision, int, list[str]]:

@@ -6,14 +6,13 @@ that rounds activations is taken from auto-round (rceil exponents), and was not 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from loraq.errors import LoraqError
 from loraq.layouts.files import read_metadata
-from loraq.layouts.single_file import older, quantization, read_single, write_single
+from loraq.layouts.single_file import has_mx_scales, older, quantization, read_single, write_single
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import PRECISIONS, pack_layer, unpack_layer
 from loraq.layouts.tiled_network import refuse_layer, tiled_layers, tiled_losses
@@ -54,9 +53,7 @@ def write(source: Source, folder: Path) -> None:
 
 def detect(path: Path) -> bool:
     """By the scales' type in the metadata."""
-    found = read_metadata(path).get("quantization_config")
-    weight = json.loads(found).get("weight") if found else None
-    return isinstance(weight, dict) and weight.get("scale_dtype") == "ue8m0"
+    return has_mx_scales(read_metadata(path))
 
 
 def read(path: Path) -> Contents:

@@ -12,6 +12,13 @@ from torch import Tensor
 
 from loraq.formats import QuantizedTensor, get_format
 from loraq.layers.tensors import LayerTensors
+from loraq.layouts.refusals import (
+    other_weight,
+    refuse_convolution,
+    refuse_rotation,
+    refuse_shift,
+    refuse_width,
+)
 from loraq.layouts.targets import Source
 
 BLOCK = 16
@@ -22,22 +29,16 @@ FIXED = get_format("nvfp4", tensor_scale="fixed")
 
 def refuse_nvfp4(source: Source, name: str) -> str | None:
     """Anything but the NVFP4 weight of an `nn.Linear` with plain or smoothed input."""
-    weight, transform = source.layers[name].weight, source.layers[name].transform
-    if source.convolution(name):
-        return "it is a 1×1 convolution, and the layout has nn.Linear alone. Add it to quant.skip"
-    if transform.signs_I is not None:
-        return "its input is rotated. Set quant.transform.hadamard=0, or use method=loraq_export"
-    if transform.shift:
-        return "its input is shifted, which the readers do not do. Set quant.transform.shift=false"
-    fmt = weight.format
+    layer = source.layers[name]
+    fmt = layer.weight.format
     if fmt.name != "nvfp4" or fmt.block != BLOCK or fmt.tensor_scale == "token":
-        return (
-            f"its weight is {fmt.label}, and the layout has nvfp4 with one tensor scale. Quantise "
-            "with format@quant.weight=nvfp4"
-        )
-    if weight.shape[1] % BLOCK:
-        return f"its {weight.shape[1]} inputs are no multiple of {BLOCK}. Add it to quant.skip"
-    return None
+        return other_weight(layer, "format@quant.weight=nvfp4")
+    return (
+        refuse_convolution(source, name)
+        or refuse_rotation(layer)
+        or refuse_shift(layer)
+        or refuse_width(layer, BLOCK)
+    )
 
 
 def block_scales(weight: QuantizedTensor) -> Tensor:

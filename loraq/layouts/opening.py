@@ -10,7 +10,7 @@ import torch
 
 import loraq.diffusers_quantizer  # noqa: F401  (diffusers loads packed layers)
 from loraq.errors import LoraqError
-from loraq.layouts.files import CONFIG, read_config, read_dtypes
+from loraq.layouts.files import CONFIG, quantization_config, read_config, read_dtypes
 from loraq.models.denoisers import TRANSFORMER
 from loraq.models.networks import network_class, pipeline_class
 from loraq.utils.texts import first_line
@@ -42,7 +42,7 @@ def open_checkpoint(folder: str | Path) -> Any:
 
 def _dtype(network: Path) -> torch.dtype:
     """The type of most weights that are not packed: diffusers would make all of them float32."""
-    packed = (read_config(network).get("quantization_config") or {}).get("layers") or {}
+    packed = quantization_config(network).get("layers") or {}
     starts = tuple(f"{name}." for name in packed)
     dtypes = read_dtypes(network).items()
     own = Counter(d for name, d in dtypes if not name.startswith(starts))

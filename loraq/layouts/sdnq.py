@@ -8,6 +8,7 @@ inputs by it. So a shift of the input folds into the bias; smoothing would need 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,12 @@ from loraq.layouts.files import (
 )
 from loraq.layouts.int4 import int4_weight
 from loraq.layouts.losses import activation_loss, branch_loss
+from loraq.layouts.refusals import (
+    other_weight,
+    refuse_rotation,
+    refuse_smoothing,
+    refuse_width,
+)
 from loraq.layouts.targets import Contents, Source, Target
 
 FLOATS = (*SCALE_NAMES, torch.float32)
@@ -39,27 +46,17 @@ FLOATS = (*SCALE_NAMES, torch.float32)
 def refuse(source: Source, name: str) -> str | None:
     """Anything but INT4 in equal groups, in the coordinates of the 16-bit weight."""
     layer, weight = source.layers[name], source.layers[name].weight
-    if layer.transform.signs_I is not None:
-        return "its input is rotated with random signs. Set quant.transform.hadamard=0"
-    if layer.transform.smooth_I is not None:
-        return (
-            "its codes are of smoothed weights, and the reader multiplies inputs as they are. Set "
-            "quant.transform.smooth=none"
-        )
-    width, block = weight.shape[1], weight.format.block or weight.shape[1]
+    block = weight.format.block or 2
     if weight.format.name != "int4" or block < 1:
-        return (
-            f"its weight is {weight.format.label}, and INT4 in groups or channels is written. "
-            "Quantise with format@quant.weight=int4"
-        )
-    if width % 2 or width % min(block, width):
-        return f"{width} inputs are no multiple of the group of {block}. Add it to quant.skip"
-    return None
+        return other_weight(layer, "format@quant.weight=int4")
+    multiple = math.lcm(2, min(block, weight.shape[1]))
+    return refuse_rotation(layer) or refuse_smoothing(layer) or refuse_width(layer, multiple)
 
 
 def losses(source: Source) -> list[str]:
     """The activations, which stay in 16 bits, and the branch's type."""
-    return [*branch_loss(source), *activation_loss(source, get_format(SCALE_NAMES[source.dtype]))]
+    sixteen = get_format(SCALE_NAMES[source.dtype])
+    return [*branch_loss(source), *activation_loss(source, lambda _: sixteen)]
 
 
 def write(source: Source, folder: Path) -> None:

@@ -50,6 +50,11 @@ def quantization(precision: Precision, rank: int) -> dict[str, str]:
     return {"quantization_config": json.dumps(found)}
 
 
+def has_mx_scales(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata of a file name E8M0 scales, which only `nunchaku_mxfp4` has."""
+    return '"ue8m0"' in metadata.get("quantization_config", "")
+
+
 def older(held: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's tensors by the older names, with the second smoothing."""
     named = {OLDER.get(suffix, suffix): tensor for suffix, tensor in held.items()}

@@ -92,15 +92,13 @@ def pack_layer(layer: EngineLayer) -> dict[str, Tensor]:
     assert isinstance(packed, QuantizedTensor) and packed.scale is not None
     precision = precision_of(packed.format)
     assert precision is not None
-    out, width = packed.shape
-    device = packed.codes.device
+    out, device = packed.shape[0], packed.codes.device
     scale = padded(packed.scale, (TILE, TILE // precision.block), precision.one)
     codes = padded(packed.codes, (TILE, TILE // 2))
-    ones_I = torch.ones(width, dtype=layer.dtype, device=device)
     found = {
         "qweight": CODES.pack(codes).view(torch.int8),
         "wscales": precision.tiles.pack(scale).view(precision.scale or layer.dtype),
-        "smooth_factor": _vector(ones_I if layer.smooth_I is None else layer.smooth_I),
+        "smooth_factor": _vector(layer.divisors_I()),
     }
     if layer.down_IR is not None and layer.up_OR is not None:
         found["proj_down"] = DOWN.pack(padded(layer.down_IR.T, (RANK_TILE, TILE)))
@@ -194,7 +192,7 @@ def cut(layer: EngineLayer, rows: slice, width: int) -> EngineLayer:
     assert part.scale is not None
     weight = replace(
         part,
-        codes=part.codes[:, : packed_bytes(width, 4)],
+        codes=part.codes[:, : packed_bytes(width, packed.format.bits)],
         scale=part.scale[:, : -(-width // packed.format.block)],
         shape=(part.shape[0], width),
     )

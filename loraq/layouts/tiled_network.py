@@ -7,8 +7,14 @@ from collections.abc import Sequence
 import torch
 
 from loraq.errors import LoraqError
-from loraq.layouts.engine_layer import EngineLayer, engine_layer
-from loraq.layouts.losses import svdquant_losses
+from loraq.layouts.engine_layer import EngineLayer, engine_layer, of_one_rank
+from loraq.layouts.losses import activation_loss, svdquant_losses
+from loraq.layouts.refusals import (
+    other_weight,
+    refuse_convolution,
+    refuse_rotation,
+    refuse_shift,
+)
 from loraq.layouts.targets import Source
 from loraq.layouts.tiled_layer import PRECISIONS, Precision, precision_of, tensor_scales
 from loraq.layouts.tiles import RANK_TILE, TILE
@@ -24,25 +30,17 @@ def refuse_layer(
     names: of the precisions that the target has. pads: whether its reader pads widths to 128.
     """
     layer, (out, width) = source.layers[name], source.layers[name].weight.shape
-    if source.convolution(name):
-        return "it is a 1×1 convolution, and the layout has linear layers. Add its role to skip"
-    if layer.transform.signs_I is not None:
-        return "its input is rotated. Quantise with method=loraq_export, or transform=none"
-    if layer.transform.shift:
-        return (
-            f"its input is shifted by {layer.transform.shift}, and the reader adds no shift. "
-            "Quantise with method=loraq_export, or quant.transform.shift=false"
-        )
     found = precision_of(layer.weight.format)
     if found is None or found.name not in names:
-        formats = " or ".join(f"format@quant.weight={_RECIPES[known]}" for known in names)
-        return f"its weight is {layer.weight.format.label}. Quantise with {formats}"
+        return other_weight(layer, *(f"format@quant.weight={_RECIPES[known]}" for known in names))
+    if reason := refuse_convolution(source, name) or refuse_rotation(layer) or refuse_shift(layer):
+        return reason
     if found != precision_of(next(iter(source.layers.values())).weight.format):
         return "other layers have another format, and a file has one. Use one format@quant.weight"
     if not pads and (out % TILE or width % TILE):
         return (
             f"it has {width} inputs and {out} outputs, and both must be multiples of {TILE}. Add "
-            "its role to skip, or export to nunchaku, which pads"
+            "it to quant.skip"
         )
     return None
 
@@ -61,9 +59,7 @@ def tiled_layers(source: Source, rank_step: int = RANK_TILE) -> dict[str, Engine
     precision = source_precision(source)
     activation = precision.of(precision.activation, source.dtype)
     layers = {n: engine_layer(t, activation, source.dtype) for n, t in source.layers.items()}
-    largest = max(rank_step, *(layer.rank for layer in layers.values()))
-    rank = -(-largest // rank_step) * rank_step
-    return {name: layer.of_rank(rank) for name, layer in layers.items()}
+    return of_one_rank(layers, rank_step)
 
 
 def tiled_losses(source: Source) -> list[str]:
@@ -73,12 +69,10 @@ def tiled_losses(source: Source) -> list[str]:
 
 def kernel_losses(source: Source, exact_scales: bool = False) -> list[str]:
     """What the kernels' types change. exact_scales: tensor scales are stored as they are."""
-    found: list[str] = []
     layers = source.layers.values()
     precision = source_precision(source)
     reader = precision.of(precision.activation, source.dtype)
-    if other := sorted({layer.activation.label for layer in layers} - {reader.label}):
-        found.append(f"Activations are rounded to {reader.label}, not to {', '.join(other)}.")
+    found = activation_loss(source, lambda _: reader)
     errors = [
         _scale_error(t.weight.tensor_scale, source.dtype)
         for t in layers

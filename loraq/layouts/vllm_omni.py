@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from loraq.errors import LoraqError
 from loraq.formats import QuantizedTensor
 from loraq.layers.tensors import RANK_MULTIPLE
-from loraq.layouts.engine_layer import EngineLayer, engine_layer
+from loraq.layouts.engine_layer import BFLOAT16, EngineLayer, engine_layer, of_one_rank
 from loraq.layouts.files import (
     WEIGHTS,
     by_layer,
@@ -42,20 +42,22 @@ KEYS = {"qweight", "wscales", "wtscale", "wcscales", "proj_down", "proj_up", "sm
 
 def refuse(source: Source, name: str) -> str | None:
     """Anything but NVFP4 of linear layers, in bfloat16, that can be told from those in 16 bits."""
+    if reason := refuse_nvfp4(source, name):
+        return reason
     if source.dtype != torch.bfloat16:
-        return f"the readers compute in bfloat16, not {source.dtype}. Export with dtype=bfloat16"
+        return f"the readers compute in bfloat16, not {source.dtype}. {BFLOAT16}"
     if part := next((other for other in _unquantized(source) if other in name), None):
         return (
             f"its name contains that of the 16-bit layer '{part}', and the readers tell layers by "
             f"parts of names. Quantise both, or add this layer to quant.skip"
         )
-    return refuse_nvfp4(source, name)
+    return None
 
 
 def losses(source: Source) -> list[str]:
     """The branch's and the scales' 16-bit types, and names."""
     scales = [tensor_scale(layer.weight) for layer in source.layers.values()]
-    found = [*svdquant_losses(source), *activation_loss(source, FIXED)]
+    found = [*svdquant_losses(source), *activation_loss(source, lambda _: FIXED)]
     if rounded := sum(float(scale) != float(scale.bfloat16()) for scale in scales):
         found.append(
             f"The tensor scales of {rounded} weights become products of two numbers in bfloat16 "
@@ -67,13 +69,12 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The transformer's tensors, its configuration, and the quantisation's."""
     layers = {n: engine_layer(layer, FIXED, source.dtype) for n, layer in source.layers.items()}
-    rank = max(RANK_MULTIPLE, *(layer.rank for layer in layers.values()))
-    tensors = source.other_tensors()
+    layers, tensors = of_one_rank(layers, RANK_MULTIPLE), source.other_tensors()
     for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer.of_rank(rank)).items()}
+        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
     write_tensors(folder / WEIGHTS, tensors)
     settings = {
-        **{"rank": rank, "precision": "nvfp4", "act_unsigned": False},
+        **{"rank": next(iter(layers.values())).rank, "precision": "nvfp4", "act_unsigned": False},
         "modules_to_not_convert": _unquantized(source),
     }
     text = json.dumps({"quant_method": "svdquant", **settings}, indent=2)
@@ -91,7 +92,6 @@ def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
     weight = layer.weight
     assert isinstance(weight, QuantizedTensor)
     assert layer.down_IR is not None and layer.up_OR is not None
-    ones_I = torch.ones(weight.shape[1], dtype=layer.dtype, device=layer.device)
     rows_O, whole = tensor_scales(weight.tensor_scale, len(weight.codes), layer.dtype, layer.device)
     found = {
         "qweight": weight.codes.view(torch.int8),
@@ -100,7 +100,7 @@ def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
         "wcscales": rows_O,
         "proj_down": layer.down_IR,
         "proj_up": layer.up_OR,
-        "smooth_factor": ones_I if layer.smooth_I is None else layer.smooth_I,
+        "smooth_factor": layer.divisors_I(),
     }
     return found if layer.bias_O is None else {**found, "bias": layer.bias_O}
 

@@ -90,12 +90,29 @@ def test_a_static_scale_is_that_of_the_file():
     assert small.abs().max() <= 6 * 448 * dynamic / 4 < x.abs().max()  # saturates
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_inputs_of_zeros_and_without_a_value_are_rounded_block_by_block(dtype, scale):
+    fmt, given = replace(NVFP4, tensor_scale="tensor"), None if scale is None else torch.ones(())
+    zeros = torch.zeros(2, 40, dtype=dtype)
+    assert torch.equal(round_activation(zeros, fmt, given), torch.zeros(2, 40))
+    for value in (torch.nan, torch.inf):
+        x = torch.ones(2, 40, dtype=dtype)
+        x[1, 17] = value
+        missing = round_activation(x, fmt, given).isnan()
+        assert missing[1, 16:32].all() and missing.sum() == (80 if scale is None else 16)
+
+
 def test_what_16_bits_cannot_hold_is_refused():
     layer = packed_layer()
-    tiny = replace(layer, transform=InputTransform(layer.transform.smooth_I * 1e-8))
-    with pytest.raises(LoraqError, match=r"smoothing scales reach .*dtype=bfloat16"):
-        engine_layer(tiny, INT4, torch.float16)
-    assert engine_layer(tiny, INT4, torch.bfloat16).smooth_I.min() > 0
+    tiny, small, large = (
+        replace(layer, transform=InputTransform(layer.transform.smooth_I * factor))
+        for factor in (1e-8, 5e-5, 2e4)  # with the inverse of the last, float16 loses precision
+    )
+    for wrong in (tiny, small, large):
+        with pytest.raises(LoraqError, match=r"smoothing scales reach .*dtype=bfloat16"):
+            engine_layer(wrong, INT4, torch.float16)
+        assert engine_layer(wrong, INT4, torch.bfloat16).smooth_I.min() > 0
     signs = torch.ones(128, dtype=torch.int8)
     rotated = replace(layer, transform=InputTransform(signs_I=signs, block=64))
     with pytest.raises(LoraqError, match="rotated"):

@@ -13,6 +13,7 @@ from peft import LoraConfig, inject_adapter_in_model
 import loraq
 from loraq.cli import main
 from loraq.errors import LoraqError
+from loraq.formats import quantize
 from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import load_network
 from loraq.quantization.peft_layers import register
@@ -77,12 +78,23 @@ def test_every_refused_layer_is_counted_before_anything_is_written(tmp_path):
     with pytest.raises(LoraqError) as error:
         loraq.export(network, tmp_path / "out", "comfy-kitchen", progress=False)
     assert "cannot hold 3 of 4 layers; nothing was written" in str(error.value)
-    assert "2 of them, such as 'a': its input is rotated. Quantise with method=loraq_export" in str(
-        error.value
-    )
+    assert "2 of them, such as 'a': its input is rotated, which" in str(error.value)
     assert "1 of them, such as 'd': its weight is nvfp4" in str(error.value)
     with pytest.raises(LoraqError, match="no packed layers"):
         loraq.export(torch.nn.Linear(2, 2), tmp_path / "out", "comfy-kitchen")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_out_of_the_range_of_16_bits_are_refused_for_every_layout(tmp_path):
+    layer = packed_layer(weight="nvfp4", branch="bf16", rank=0, smooth=False)
+    large = replace(layer, bias_O=torch.full((128,), 1e5))
+    for target in ("modelopt", "comfyui-nvfp4", "nunchaku_lite"):
+        with pytest.raises(LoraqError, match=r"(?s)1 of 1 layers.*bias reach .*dtype=bfloat16"):
+            loraq.export(packed_source({"a": large}).network, tmp_path / "out", target)
+    wide = replace(layer, bias_O=torch.full((128,), 65500.0))  # 16 bits hold it, but no sum
+    steep = replace(wide, weight=quantize(torch.ones(128, 128) * 200, layer.weight.format))
+    with pytest.raises(LoraqError, match=r"outputs of 'a' are not finite in torch.float16"):
+        loraq.export(packed_source({"a": steep}).network, tmp_path / "out", "modelopt")
     assert list(tmp_path.iterdir()) == []
 
 

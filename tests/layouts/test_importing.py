@@ -59,6 +59,7 @@ def test_files_that_do_not_fit_a_network_are_refused(exported, tiny_folder, tmp_
     fewer, two = {n: t for n, t in tensors.items() if n != "proj_out.bias"}, torch.ones(2)
     cases = {
         "no tensor 'proj_out.bias' \\(1 are missing": fewer,
+        f"no tensor '{layer}.bias'": {n: t for n, t in tensors.items() if n != f"{layer}.bias"},
         "tensor 'proj_outs.bias'.*Did you mean proj_out.bias": tensors | {"proj_outs.bias": two},
         r"'proj_out.bias' is \(2,\) in the file and": tensors | {"proj_out.bias": two},
         "layer 'transformer_blocks.0.attn1.to_p'.*Did you mean": moved,

@@ -86,9 +86,13 @@ def test_a_file_that_does_not_say_which_layers_are_unsigned_is_read_with_a_warni
     with caplog.at_level(logging.WARNING, "loraq"):
         assert TARGET.read(tmp_path / "a.safetensors").layers["b"].shift == 0
     assert "act_unsigned" in caplog.text
-    save_file(tensors, tmp_path / "a.safetensors", {"svdquant_w4a4": '{"act_unsigned": ["c"]}'})
-    with pytest.raises(LoraqError, match="act_unsigned names 'c'"):
-        TARGET.read(tmp_path / "a.safetensors")
+    for said, message in (
+        ('{"act_unsigned": ["c"]}', "act_unsigned names 'c'"),
+        ("[1", "no JSON object as 'svdquant_w4a4'"),
+    ):
+        save_file(tensors, tmp_path / "a.safetensors", {"svdquant_w4a4": said})
+        with pytest.raises(LoraqError, match=message):
+            TARGET.read(tmp_path / "a.safetensors")
 
 
 def test_what_the_layout_cannot_express_is_refused():
@@ -98,22 +102,28 @@ def test_what_the_layout_cannot_express_is_refused():
     )
     cases = {
         "rotated.*loraq_export": rotated,
-        "nvfp4 of 128 inputs": packed_layer(weight="nvfp4"),
+        "is nvfp4. .*weight=int4": packed_layer(weight="nvfp4"),
         "int4 g32": packed_layer(block=32),
-        "int4 g64 of 96 inputs": packed_layer(width=96),
-        "smoothing scales reach .*dtype=bfloat16": replace(
-            packed_layer(), transform=InputTransform(torch.full((128,), 1e-8))
-        ),
+        "96 inputs are no multiple of 64": packed_layer(width=96),
+        "shifted by 0.5.*shift=false": replace(packed_layer(), transform=InputTransform(shift=0.5)),
     }
     for message, layer in cases.items():
         with pytest.raises(AssertionError, match=message):
             raise AssertionError(TARGET.refuse(packed_source({"a": layer}), "a"))
-    assert TARGET.refuse(packed_source({"a": packed_layer(shift=True)}), "a") is None
+    source = packed_source({"a": packed_layer(shift=True)})
+    assert TARGET.refuse(source, "a") is None
+    source.network["a"].convolution = True
+    assert "1×1 convolution" in TARGET.refuse(source, "a")
 
 
 def test_losses_say_what_a_reader_must_be_told():
-    source = packed_source({"a": packed_layer(shift=True, branch="int8")})
+    source = packed_source({"a": packed_layer(shift=True, branch="int8", activation="uint4")})
     text = "\n".join(TARGET.losses(source))
+    assert "inputs of" not in text
+    other = packed_source({"a": packed_layer(activation="int8"), "b": packed_layer(shift=True)})
+    assert "The inputs of 1 layers are rounded to int4 g64, not to int8 g64" in "\n".join(
+        TARGET.losses(other)
+    )
     assert "act_unsigned" in text and "widened from int8 g64 to float16" in text
     assert "Block scales" not in text
     assert "Block scales" in "\n".join(TARGET.losses(replace(source, dtype=torch.bfloat16)))

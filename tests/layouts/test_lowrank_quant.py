@@ -42,7 +42,10 @@ def test_a_branch_of_the_same_codes_is_kept(tmp_path, scheme, branch):
     assert torch.equal(found["a"].down_IR.T[:20], down_RI.bfloat16())
     assert torch.equal(found["a"].up_OR[:, :20], up_OR.bfloat16())
     assert not found["none"].down_IR.any() and found["none"].rank == 32
-    assert "rounded again" not in "\n".join(target.losses(source))
+    said = "\n".join(target.losses(source))
+    assert "rounded again" not in said and "decoded to bfloat16" in said
+    alone = packed_source({"none": source.layers["none"]}, torch.bfloat16)
+    assert "decoded" not in "\n".join(target.losses(alone))
     assert torch.equal(dequantize(found["a"].weight), dequantize(layer.weight))  # fp32 scale
     x = rows()
     assert difference(EngineLinear(found["a"])(x), layer.forward(x)) < 3e-2

@@ -123,7 +123,7 @@ ROTATED = InputTransform(signs_I=torch.ones(128, dtype=torch.int8), block=64)
             packed_layer(weight="mxfp4_e2m1", branch="bf16"),
         ),
         ("int4 g32", packed_layer(block=32)),
-        ("192 inputs and 128 outputs.*128.*nunchaku, which pads", packed_layer(width=192)),
+        ("192 inputs and 128 outputs.*128.*quant.skip", packed_layer(width=192)),
         ("128 inputs and 96 outputs", packed_layer(out=96)),
     ],
 )
@@ -143,6 +143,9 @@ def test_a_convolution_and_mixed_formats_are_refused():
 
 
 def test_losses_name_activations_scales_and_ranks():
+    assert "factors of the branch, are rounded to bfloat16" in "\n".join(
+        TARGET.losses(packed_source({"a": packed_layer(smooth=False)}, torch.bfloat16))
+    )
     layers = {
         "a": packed_layer(weight="nvfp4", activation="mxfp4_e2m1"),
         "b": packed_layer(weight="nvfp4", rank=20),

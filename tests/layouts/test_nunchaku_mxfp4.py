@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from loraq.errors import LoraqError
 from loraq.formats import dequantize, get_format
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import WEIGHTS, read_metadata
@@ -51,6 +53,13 @@ def test_padded_layers_are_read_into_a_network(tmp_path):
         x = rows(layer.weight.shape[1])
         layer = replace(layer, activation=get_format("mxfp4_e2m1", exponent="rceil"))
         assert difference(module(x), layer.forward(x)) < 3e-2
+
+
+def test_what_is_cut_off_must_be_padding(tmp_path):
+    TARGET.write(packed_source({"a": made(128, 128)}, torch.bfloat16), tmp_path)
+    network = nn.ModuleDict({"a": nn.Linear(96, 128), "plain": nn.LayerNorm(8)})
+    with pytest.raises(LoraqError, match=r"'a' is \(128, 128\) in the file and \(128, 96\)"):
+        put_into(network, load_contents(tmp_path))
 
 
 def test_other_formats_are_refused():

@@ -144,7 +144,8 @@ def test_a_dynamic_scale_of_comfyui_is_that_of_the_whole_call(tmp_path):
     assert "a.input_scale" not in load_file(tmp_path / WEIGHTS)
     module, x = EngineLinear(target.read(tmp_path).layers["a"]), rows()
     assert not torch.equal(module(torch.cat([x, 1e5 * x]))[: len(x)], module(x))
-    assert "images of a batch depend on each other" in "\n".join(target.losses(source))
+    said = "\n".join(target.losses(source))
+    assert "images of a batch depend on each other" in said and "not to nvfp4 token" in said
 
 
 def test_weights_alone_take_the_shift_into_the_bias(tmp_path):
@@ -169,7 +170,7 @@ def test_what_a_layout_cannot_express_is_refused():
         ("modelopt", "40 inputs are no multiple of 16", nvfp4(width=40)),
         ("sdnq", "smooth=none", packed_layer()),
         ("sdnq", "weight is nvfp4", nvfp4(smooth=False)),
-        ("sdnq", "no multiple of the group of 64", packed_layer(width=96, smooth=False)),
+        ("sdnq", "96 inputs are no multiple of 64", packed_layer(width=96, smooth=False)),
         ("comfyui-nvfp4", "it has a branch", nvfp4()),
         ("comfyui-nvfp4", "24 × 128, and both must be multiples of 16", nvfp4(rank=0, out=24)),
         ("comfyui-mxfp8", "its weight is nvfp4", nvfp4(rank=0)),
@@ -178,6 +179,11 @@ def test_what_a_layout_cannot_express_is_refused():
             "comfyui-convrot_w4a4",
             "signs=regular",
             replace(rotated(), transform=turned.transform),
+        ),
+        (
+            "comfyui-convrot_w4a4",
+            "shift=false",
+            replace(rotated(), transform=replace(rotated().transform, shift=0.5)),
         ),
     ]  # fmt: skip
     for name, reason, layer in cases:
@@ -237,6 +243,17 @@ def test_settings_that_change_what_is_computed_are_not_read(tmp_path):
         save_file(tensors, tmp_path / WEIGHTS)
         with pytest.raises(LoraqError, match=message):
             target.read(tmp_path)
+
+
+def test_scales_of_float32_are_read_without_values_of_float32(tmp_path):
+    target = find_target("comfyui-convrot_w4a4")
+    target.write(packed_source({"a": rotated()}, torch.bfloat16), tmp_path)
+    before, tensors = target.read(tmp_path).layers["a"].weight, load_file(tmp_path / WEIGHTS)
+    tensors["a.weight_scale"] *= 1.0001
+    save_file(tensors, tmp_path / WEIGHTS)
+    found = target.read(tmp_path).layers["a"].weight
+    assert torch.allclose(dequantize(found), 1.0001 * dequantize(before), rtol=1e-6, atol=0)
+    assert found.nbytes == 128 * 64 + 128 * 4
 
 
 def test_row_factors_of_a_fused_file_are_read(tmp_path):
