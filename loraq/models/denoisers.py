@@ -56,8 +56,13 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
 
 
 def device_of(pipe: Any) -> str:
-    """The kind of device of a loaded pipeline's denoiser, "cpu" or "cuda"."""
-    return next(denoiser_of(pipe).parameters()).device.type
+    """The kind of device that a loaded pipeline's denoiser runs on, "cpu" or "cuda"."""
+    network = next(iter(parts(denoiser_of(pipe)).values()))
+    hooks = (getattr(module, "_hf_hook", None) for module in network.modules())  # offloading
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    offloaded = next((device for device in devices if device is not None), None)
+    device = next(network.parameters()).device if offloaded is None else torch.device(offloaded)
+    return device.type
 
 
 def gathered(denoisers: Mapping[str, nn.Module], owner: str) -> nn.Module:

@@ -20,7 +20,7 @@ def check_finite(module: nn.Module, owner: str) -> None:
     """
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_meta:
-            raise _without_values(f"{owner}.{name}")
+            raise without_values(f"{owner}.{name}")
     held = module.state_dict().items()
     parts = (part for name, tensor in held for part in stored_tensors(f"{owner}.{name}", tensor))
     require_finite(dict(parts))
@@ -58,7 +58,7 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
     flags: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.is_meta:
-            raise _without_values(name)
+            raise without_values(name)
         if tensor.is_floating_point() and tensor.element_size() > 1:  # no codes and scales
             # one pass without a copy: a sum is finite only if every term is, but it may overflow
             total = tensor.detach().sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
@@ -81,7 +81,8 @@ def require_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _without_values(name: str) -> LoraqError:
+def without_values(name: str) -> LoraqError:
+    """The error for a tensor on the meta device."""
     return LoraqError(
         f"'{name}' is on the meta device, without values. Load the model completely, and without "
         "offloading (device_map, enable_sequential_cpu_offload)."

@@ -2,8 +2,8 @@
 
 Every stored tensor counts once, also those inside a tensor of a class of its own (torchao, quanto)
 and those that a library keeps beside a weight (bitsandbytes). A tensor that the 16-bit network has
-too, with its name and shape and in 16 bits or more, is not quantised. All others are, and stand for
-the weights that are left.
+too, with its name and shape and in 16 bits or more, is not quantised, nor is an adapter (LoRA). All
+others are, and stand for the weights that are left.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from loraq.errors import LoraqError
+from loraq.models.adapters import adapter_parameters
 from loraq.models.denoisers import parts
-from loraq.models.finite import stored_tensors
+from loraq.models.finite import stored_tensors, without_values
 from loraq.models.networks import without_weights
 
 _NOT_ENTERED = (nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType)
@@ -61,11 +63,22 @@ class Held:
 
 
 def held_memory(denoiser: nn.Module) -> Held:
-    """What the networks of a denoiser hold; before a forward, whose products may be kept too."""
+    """What the networks of a denoiser hold; before a forward, whose products may be kept too.
+
+    LoraqError for tensors that are offloaded, and for a network that is no model of diffusers.
+    """
     seen: set[Any] = set()
     kinds: Counter[str] = Counter()
     total = weights = rest = plain = 0
-    for network in parts(denoiser).values():
+    for held in parts(denoiser).values():
+        network = getattr(held, "_orig_mod", held)  # torch.compile wraps it
+        if not hasattr(type(network), "from_config"):
+            raise LoraqError(
+                f"A {type(network).__name__} is no model of diffusers, so that its 16-bit weights "
+                "are not known. Put the model inside into the pipeline, as of a PeftModel its "
+                "get_base_model()."
+            )
+        adapters = {id(parameter) for _, parameter in adapter_parameters(network)}
         whole = without_weights(type(network), getattr(network, "config", {}))
         # parameters, whose number is the weights', and buffers such as position tables
         expected = dict(whole.named_parameters())
@@ -75,13 +88,17 @@ def held_memory(denoiser: nn.Module) -> Held:
             size, owner = 0, type(tensor)
             of_class = "" if owner in (Tensor, nn.Parameter) else f" ({owner.__name__})"
             for part in _with_notes(tensor, set()):
+                if part.is_meta:
+                    raise without_values(name)
                 place = (part.device, part.data_ptr(), part.nbytes)
                 if place not in seen:
                     seen.add(place)
                     size += part.nbytes
                     kinds[str(part.dtype).removeprefix("torch.") + of_class] += part.nbytes
             total += size
-            if _is_plain(tensor) and shapes.get(name) == tensor.shape:
+            if id(tensor) in adapters:
+                rest += size
+            elif _is_plain(tensor) and shapes.get(name) == tensor.shape:
                 rest += size
                 plain += tensor.numel() if name in expected else 0
     return Held(total, weights, total - rest, weights - plain, dict(sorted(kinds.items())))
@@ -90,10 +107,13 @@ def held_memory(denoiser: nn.Module) -> Held:
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers; those of tied layers once under each name.
 
-    A bias has the name that it has in 16 bits; an emulated layer's shows its shape (`bias_O`).
+    They have the names that they have in 16 bits: a bias of an emulated layer shows its shape
+    (`bias_O`), and an adapter is around its layer.
     """
-    yield from network.named_parameters(remove_duplicate=False)
+    for name, tensor in network.named_parameters(remove_duplicate=False):
+        yield name.replace(".base_layer.", "."), tensor
     for name, tensor in network.named_buffers(remove_duplicate=False):
+        name = name.replace(".base_layer.", ".")
         yield name.removesuffix("_O") if name.endswith(".bias_O") else name, tensor
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from loraq.errors import LoraqError
+from loraq.metrics.common.image_set import ImageSet
 from loraq.metrics.common.kinds import SETS
 from loraq.results.committed import RECORDS, read_results
 from loraq.results.experiment_folder import ROWS_FILE, read_experiment
 from loraq.results.record import Record
-from loraq.results.tables.columns import kind_of
+from loraq.results.tables.columns import kind_of, unit_of
 from loraq.results.tables.tables import load_records, main_table, paired_table
 from loraq.results.tables.text import to_markdown
 from loraq.runner.store import Store
@@ -94,6 +95,28 @@ def check_same_settings(config: Mapping[str, Any], found: Sequence[Record]) -> N
                         f"{part}.{name}={other[name]}, this one with {own[name]}. Set "
                         f"{part}.{name} to that value, or leave the row out."
                     )
+
+
+def check_same_names(names: Sequence[str], found: Sequence[Record]) -> None:
+    """LoraqError if a record is of other images than `names`, in order: rows are then not paired."""
+    for record in found:
+        other = record.images.get("names", [])
+        if list(names) != other:
+            raise LoraqError(
+                f"--beside: row '{record.row}' has {len(other)} {unit_of(record)}, and this one "
+                f"{len(names)}, or others. Select the same with data.split= and data.count=, or "
+                "leave the row out."
+            )
+
+
+def check_same_images(reference: ImageSet, original: Record, folder: Path) -> None:
+    """LoraqError unless the reference is the images of the 16-bit row that others refer to."""
+    if reference.hash != original.images["hash"]:
+        raise LoraqError(
+            f"--against: '{folder}' has other images than the 16-bit row '{original.row}' of "
+            "--beside, to which the rows there are compared. Leave --against out, or leave out "
+            "--beside."
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loraq import metrics
 from loraq.compose import load_rows
@@ -27,10 +27,17 @@ from loraq.metrics.common.image_set import SUFFIXES, ImageSet
 from loraq.metrics.common.kinds import SETS, check_same_kind, set_of_folder
 from loraq.metrics.common.published import missing_weights
 from loraq.metrics.common.reading import warn_one_colour
-from loraq.models.denoisers import device_of
+from loraq.models.denoisers import denoiser_of, device_of, dtype_of
 from loraq.models.outputs import output_kind
 from loraq.models.source import pipeline_of
-from loraq.runner.beside import check_same_settings, images_of, read_beside, sixteen_bit
+from loraq.runner.beside import (
+    check_same_images,
+    check_same_names,
+    check_same_settings,
+    images_of,
+    read_beside,
+    sixteen_bit,
+)
 from loraq.runner.evaluate import portable_config
 from loraq.runner.plan import check_measuring
 from loraq.runner.product_keys import find_device, thread_count
@@ -85,11 +92,14 @@ def score_images(
     else:
         check_same_settings(portable_config(config), records)
         prompts = data_prompts(config.data)
-    if against is None and (original := sixteen_bit(records)) is not None:
+    names, given, original = [prompt.name for prompt in prompts], against, sixteen_bit(records)
+    check_same_names(names, records)
+    if given is None and original is not None:
         against = images_of(original, Store(config.output))
-    names = [prompt.name for prompt in prompts]
     own = set_of_folder(target, names) if of_images else None
     reference = _reference(against, names)
+    if given is not None and original is not None and reference is not None:
+        check_same_images(reference, original, given)
     real = _check_inputs(config, own, reference, progress)
     made, images = None, target
     if own is None:
@@ -128,7 +138,10 @@ def score(
             f"The settings are those of a {wanted.__name__} (model={config.model.name}), and this "
             f"is a {type(pipe).__name__}. Pass 'model=NAME', or 'model=hub', 'model.path=FOLDER'."
         )
-    config = dataclasses.replace(config, device="cpu" if device_of(pipe) == "cpu" else "cuda")
+    dtype = str(dtype_of(denoiser_of(pipe))).removeprefix("torch.")
+    model = dataclasses.replace(config.model, dtype=dtype)
+    device: Literal["cpu", "cuda"] = "cpu" if device_of(pipe) == "cpu" else "cuda"
+    config = dataclasses.replace(config, model=model, device=device)
     prompts = data_prompts(config.data)
     reference = _reference(against, [prompt.name for prompt in prompts])
     real = _check_inputs(config, None, reference, progress)

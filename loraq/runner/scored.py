@@ -26,8 +26,8 @@ IMAGES = "images"
 class Made:
     """How a pipeline made its images: memory of its denoiser, seconds of all images.
 
-    method: what quantised it, as `quant_method` says; None if nothing did. model_hash: of the files
-        of a saved one.
+    method: what quantised it, as `quant_method` says; None if nothing does. model_hash: of the
+        files of a saved one, whose text was encoded before; the seconds of others contain that.
     """
 
     held: Held
@@ -88,9 +88,10 @@ class Scores:
         """Memory and time, then one line per metric with its confidence interval."""
         unit = unit_of(self.record)
         lines = [f"{len(self.record.images['names'])} {unit} in {self.images}"]
-        if self.held is not None:
-            lines[0] += f", {self.seconds_per_image:.3g} s each"
-            lines += _memory(self.held)
+        if self.made is not None:
+            text = "" if self.made.model_hash else " with its text encoder"
+            lines[0] += f", {self.seconds_per_image:.3g} s each{text}"
+            lines += _memory(self.made.held)
         for name, entry in self.metrics.items():
             reason = str(entry["reason"]).replace("images", unit)
             line = f"  {name} {ARROWS[entry['direction']]}  "
@@ -131,7 +132,8 @@ def scored_record(
     blank = images.one_colour(config.metrics.workers)
     held = None if made is None else made.held
     plain = portable_config(config) | {"quant": None, "row": row, "label": row}
-    plain["method"] = "scored" if made is None else made.method or "reference"
+    quantized = held is None or held.quantized_weights > 0  # a library may leave no name
+    plain["method"] = (made and made.method) or ("scored" if quantized else "reference")
     if made is None:  # images of another program say nothing of a model
         plain["model"] = {"name": row}
     if not any(images.prompts or ()):  # matched by file name

@@ -57,7 +57,8 @@ def run_in_memory(
     progress: bool,
 ) -> tuple[Path, Made]:
     """`run_saved` of a pipeline in memory, into a folder of its own."""
-    folder = None if images is None else Path(images)
+    denoiser, folder = denoiser_of(pipe), None if images is None else Path(images)
+    held, prompts = held_memory(denoiser), data_prompts(config.data)
     if folder is None:
         scored = Path(config.output) / "scored"
         scored.mkdir(parents=True, exist_ok=True)
@@ -68,8 +69,6 @@ def run_in_memory(
             "folder, or empty this one."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    denoiser = denoiser_of(pipe)
-    held, prompts = held_memory(denoiser), data_prompts(config.data)
     bar = "images" if progress else None
     with torch_threads(thread_count(config)), own_gpu(find_device(config)):
         generation.generate_images(pipe, config.model, prompts, config.generate, folder, bar)

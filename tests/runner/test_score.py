@@ -168,9 +168,12 @@ def test_a_pipeline_of_another_library_is_a_row_beside_ours(
     assert row.metrics["psnr"]["value"] > outcome.records[1].metrics["psnr"]["value"]
 
     reference = _images(tmp_path / "outputs", outcome.records[0].images)
-    found = loraq.score(pipe, *overrides, against=reference, progress=False)
+    given = [*overrides, "model.dtype=bfloat16"]
+    found = loraq.score(pipe, *given, against=reference, progress=False)
+    assert found.record.config["model"]["dtype"] == "float32"  # that of the pipeline
     assert found.record.images["hash"] == row.images["hash"]
     assert found.metrics["psnr"] == row.metrics["psnr"] and found.held.plain() == held
+    assert "s each with its text encoder" in found.text() and " s each\n" in shown
     with pytest.raises(LoraqError, match="holds files already"):
         loraq.score(pipe, *overrides, images=found.images, progress=False)
     with pytest.raises(LoraqError, match="those of a Sana"):
@@ -180,11 +183,14 @@ def test_a_pipeline_of_another_library_is_a_row_beside_ours(
     for more, words in (
         (["--name", "rtn"], "a row 'rtn' already"),
         (["model.steps=3"], "was made with model.steps=2, this one with 3"),
+        (["--against", str(found.images)], "other images than the 16-bit row 'reference'"),
         ([f"output={tmp_path / 'elsewhere'}"], "are not in"),
     ):
         with pytest.raises(SystemExit):
             main([*again, *more])
         assert words in capsys.readouterr().err
+    with pytest.raises(LoraqError, match="'reference' has 4 images, and this one 2"):
+        score_images(found.images, [*overrides[1:], "data.count=2"], None, False, [outcome.folder])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["score", str(folder), *overrides[1:], "data.count=2", "--quiet"])
@@ -236,5 +242,6 @@ def test_an_exported_pipeline_is_emulated(packed, overrides, tmp_path, capsys):
     ours = score_images(folder, settings, None, progress=False)
     found = score_images(tmp_path / "kitchen", settings, ours.images, progress=False)
     assert found.metrics["psnr"]["value"] > 30
+    assert found.record.config["method"] == "scored"  # not the 16-bit row of a table
     assert found.held.quantized_weights == ours.held.quantized_weights
     assert found.held.quantized_nbytes > ours.held.quantized_nbytes == made.nbytes
