@@ -98,7 +98,7 @@ def check_same_settings(config: Mapping[str, Any], found: Sequence[Record]) -> N
 
 
 def check_same_names(names: Sequence[str], found: Sequence[Record]) -> None:
-    """LoraqError if a record is of other images than `names`, in order: rows are then not paired."""
+    """LoraqError if a record is of other images than `names`, in order: rows are not paired."""
     for record in found:
         other = record.images.get("names", [])
         if list(names) != other:

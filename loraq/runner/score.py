@@ -14,7 +14,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from loraq import metrics
 from loraq.compose import load_rows
@@ -130,18 +130,17 @@ def score(
         by default a new one in OUTPUT/scored. name: of the row, by default the pipeline's class.
 
     Quantise the pipeline before; its memory is read before it runs. Raises LoraqError if the
-    settings are those of another class, or for an image folder that holds files already.
+    settings are those of another class, or for an image folder that holds files already. The
+    record has the pipeline's own dtype and device.
     """
-    config = load_rows([*_settings_of_pipe(pipe, overrides), *overrides])[0]
+    dtype = str(dtype_of(denoiser_of(pipe))).removeprefix("torch.")
+    actual = [f"model.dtype={dtype}", f"device={device_of(pipe)}"]
+    config = load_rows([*_settings_of_pipe(pipe, overrides), *overrides, *actual])[0]
     if (wanted := pipeline_of(config.model)) is not type(pipe):
         raise LoraqError(
             f"The settings are those of a {wanted.__name__} (model={config.model.name}), and this "
             f"is a {type(pipe).__name__}. Pass 'model=NAME', or 'model=hub', 'model.path=FOLDER'."
         )
-    dtype = str(dtype_of(denoiser_of(pipe))).removeprefix("torch.")
-    model = dataclasses.replace(config.model, dtype=dtype)
-    device: Literal["cpu", "cuda"] = "cpu" if device_of(pipe) == "cpu" else "cuda"
-    config = dataclasses.replace(config, model=model, device=device)
     prompts = data_prompts(config.data)
     reference = _reference(against, [prompt.name for prompt in prompts])
     real = _check_inputs(config, None, reference, progress)

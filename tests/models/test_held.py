@@ -50,7 +50,7 @@ def test_what_cannot_be_counted_is_refused(plain):
     with pytest.raises(LoraqError, match=r"A PeftModel is no model.*get_base_model\(\)"):
         held_memory(get_peft_model(copy.deepcopy(plain.transformer), lora()))
     cpu_offload(pipe.transformer, execution_device=torch.device("cpu"), offload_buffers=True)
-    with pytest.raises(LoraqError, match="meta device.*without offloading"):
+    with pytest.raises(LoraqError, match=r"meta device.*without offloading"):
         held_memory(pipe.transformer)
     assert device_of(pipe) == "cpu"
 
