@@ -22,7 +22,7 @@ from loraq.layouts.comfyui_kind import Held, Kind, Settings, Stored, check, chec
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
 from loraq.layouts.int4 import int4_weight
 from loraq.layouts.losses import activation_loss
-from loraq.layouts.refusals import other_weight, refuse_shift, refuse_smoothing
+from loraq.layouts.refusals import refuse_format, refuse_shift, refuse_smoothing
 from loraq.layouts.targets import Source
 from loraq.transforms import InputTransform
 from loraq.transforms.hadamard import is_power_of_four, regular_order
@@ -34,9 +34,12 @@ def refuse(source: Source, name: str) -> str | None:
     """Anything but INT4 channels of a weight behind the regular rotation."""
     layer = source.layers[name]
     fmt, transform = layer.weight.format, layer.transform
-    if (fmt.name, fmt.block) != ("int4", None):
-        return other_weight(layer, "format@quant.weight=int4 quant.weight.block=channel")
-    if reason := refuse_smoothing(layer) or refuse_shift(layer):
+    fits, channel = (fmt.name, fmt.block) == ("int4", None), "quant.weight.block=channel"
+    if reason := (
+        refuse_format(layer, fits, f"format@quant.weight=int4 {channel}")
+        or refuse_smoothing(layer)
+        or refuse_shift(layer)
+    ):
         return reason
     if transform.signs_I is None or regular_order(transform.signs_I, transform.block) is None:
         return (
@@ -90,7 +93,8 @@ def read(name: str, held: Held, settings: Settings) -> EngineLayer:
     expected = {"weight": ((out, half), torch.int8), "weight_scale": ((out,), torch.float32)}
     dtype, rotation = check(name, held, expected), settings.get(GROUP, 256)
     activation = settings.get("linear_dtype", "int4")
-    if activation not in ("int4", "int8") or not is_power_of_four(rotation) or 2 * half % rotation:
+    fits = isinstance(rotation, int) and is_power_of_four(rotation) and not 2 * half % rotation
+    if activation not in ("int4", "int8") or not fits:
         raise LoraqError(
             f"'{name}' has {activation}, {GROUP}={rotation} and {2 * half} inputs: linear_dtype "
             "int4 or int8, and a power of 4 that divides the inputs are read."

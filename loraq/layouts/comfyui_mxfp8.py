@@ -13,7 +13,7 @@ from loraq.layouts.comfyui_kind import Held, Kind, Settings, Stored, check, chec
 from loraq.layouts.engine_layer import EngineLayer, engine_layer
 from loraq.layouts.losses import activation_loss
 from loraq.layouts.refusals import (
-    other_weight,
+    refuse_format,
     refuse_rotation,
     refuse_shift,
     refuse_smoothing,
@@ -29,9 +29,13 @@ def refuse(source: Source, name: str) -> str | None:
     """Anything but MXFP8 of the plain input."""
     layer = source.layers[name]
     fmt = layer.weight.format
-    if (fmt.name, fmt.block) != (WEIGHT.name, WEIGHT.block):
-        return other_weight(layer, "format@quant.weight=mxfp8_e4m3")
-    return refuse_rotation(layer) or refuse_smoothing(layer) or refuse_shift(layer)
+    fits = (fmt.name, fmt.block) == (WEIGHT.name, WEIGHT.block)
+    return (
+        refuse_rotation(layer)
+        or refuse_format(layer, fits, "format@quant.weight=mxfp8_e4m3")
+        or refuse_smoothing(layer)
+        or refuse_shift(layer)
+    )
 
 
 def losses(source: Source) -> list[str]:

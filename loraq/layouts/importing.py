@@ -59,7 +59,9 @@ def load_network(path: str | Path, dtype: torch.dtype | None = None) -> nn.Modul
     name = str(config.get("_class_name"))
     network = without_weights(network_class("diffusers", name, config), config, buffers=True)
     put_into(network, contents)
-    return (network if dtype is None else network.to(dtype)).eval().requires_grad_(False)
+    if dtype is not None:
+        _cast(network, dtype)
+    return network.eval().requires_grad_(False)
 
 
 def put_into(network: nn.Module, contents: Contents) -> None:
@@ -100,6 +102,17 @@ def put_into(network: nn.Module, contents: Contents) -> None:
         module = EngineLinear(layer, isinstance(modules[name], nn.Conv2d))
         network.set_submodule(name, module.to(_device(modules[name])), strict=True)
     network.load_state_dict(contents.others, strict=False, assign=_on_meta(expected.values()))
+
+
+def _cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give parameters the types that from_pretrained of diffusers does: some stay in float32.
+
+    Emulated layers have none. Buffers that no file holds, such as position tables, are in float32.
+    """
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in network.named_parameters():
+        own = torch.float32 if kept & set(name.split(".")) else dtype
+        parameter.data = parameter.data.to(own)
 
 
 def _unfit(network: nn.Module, name: str, what: str, known: Iterable[str]) -> LoraqError:

@@ -33,8 +33,8 @@ from loraq.layouts.files import (
 )
 from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.refusals import (
-    other_weight,
     refuse_convolution,
+    refuse_format,
     refuse_rotation,
     refuse_shift,
     refuse_width,
@@ -54,12 +54,14 @@ MARKER = "weight_proj_down"
 def refuse(source: Source, name: str) -> str | None:
     """Anything but linear layers in INT4 in groups of 64 without a rotation."""
     layer = source.layers[name]
-    fmt = layer.weight.format
-    if (fmt.name, fmt.block) != ("int4", GROUP):
-        return other_weight(layer, "format@quant.weight=int4")
-    if layer.transform.shift != GELU_SHIFT and (reason := refuse_shift(layer)):
-        return reason
-    return refuse_convolution(source, name) or refuse_rotation(layer) or refuse_width(layer, GROUP)
+    fits = (layer.weight.format.name, layer.weight.format.block) == ("int4", GROUP)
+    return (
+        refuse_rotation(layer)
+        or refuse_format(layer, fits, "format@quant.weight=int4")
+        or refuse_convolution(source, name)
+        or refuse_width(layer, GROUP)
+        or (None if layer.transform.shift == GELU_SHIFT else refuse_shift(layer))
+    )
 
 
 def losses(source: Source) -> list[str]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from loraq.formats import QuantizedTensor, get_format
 from loraq.layers.tensors import LayerTensors
 from loraq.layouts.refusals import (
-    other_weight,
     refuse_convolution,
+    refuse_format,
     refuse_rotation,
     refuse_shift,
     refuse_width,
@@ -31,11 +31,11 @@ def refuse_nvfp4(source: Source, name: str) -> str | None:
     """Anything but the NVFP4 weight of an `nn.Linear` with plain or smoothed input."""
     layer = source.layers[name]
     fmt = layer.weight.format
-    if fmt.name != "nvfp4" or fmt.block != BLOCK or fmt.tensor_scale == "token":
-        return other_weight(layer, "format@quant.weight=nvfp4")
+    fits = (fmt.name, fmt.block) == ("nvfp4", BLOCK) and fmt.tensor_scale != "token"
     return (
-        refuse_convolution(source, name)
-        or refuse_rotation(layer)
+        refuse_rotation(layer)
+        or refuse_format(layer, fits, "format@quant.weight=nvfp4")
+        or refuse_convolution(source, name)
         or refuse_shift(layer)
         or refuse_width(layer, BLOCK)
     )

@@ -30,7 +30,7 @@ def open_checkpoint(folder: str | Path) -> Any:
             f"({CONFIG}). Pass the folder of a packed checkpoint."
         )
     try:
-        return kind.from_pretrained(str(folder), dtype=_dtype(network), local_files_only=True)
+        opened = kind.from_pretrained(str(folder), dtype=_dtype(network), local_files_only=True)
     except LoraqError:
         raise
     except Exception as error:
@@ -38,6 +38,9 @@ def open_checkpoint(folder: str | Path) -> Any:
             f"'{folder}' does not load as {kind.__name__}: {first_line(error)[:300]}\n"
             "  Restore the folder."
         ) from error
+    if network != folder:
+        opened.set_progress_bar_config(disable=True)  # as every pipeline that is loaded here
+    return opened
 
 
 def _dtype(network: Path) -> torch.dtype:

@@ -44,9 +44,11 @@ def refuse_smoothing(layer: LayerTensors) -> str | None:
     return "its input is smoothed, which the reader does not do. Set quant.transform.smooth=none"
 
 
-def other_weight(layer: LayerTensors, *formats: str) -> str:
-    """Of a weight in another format than these overrides choose."""
-    return f"its weight is {layer.weight.format.label}. Quantise with {' or '.join(formats)}"
+def refuse_format(layer: LayerTensors, fits: bool, *overrides: str) -> str | None:
+    """A weight in another format than these overrides choose."""
+    if fits:
+        return None
+    return f"its weight is {layer.weight.format.label}. Quantise with {' or '.join(overrides)}"
 
 
 def refuse_width(layer: LayerTensors, multiple: int) -> str | None:

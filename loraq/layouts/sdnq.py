@@ -33,7 +33,7 @@ from loraq.layouts.files import (
 from loraq.layouts.int4 import int4_weight
 from loraq.layouts.losses import activation_loss, branch_loss
 from loraq.layouts.refusals import (
-    other_weight,
+    refuse_format,
     refuse_rotation,
     refuse_smoothing,
     refuse_width,
@@ -47,10 +47,13 @@ def refuse(source: Source, name: str) -> str | None:
     """Anything but INT4 in equal groups, in the coordinates of the 16-bit weight."""
     layer, weight = source.layers[name], source.layers[name].weight
     block = weight.format.block or 2
-    if weight.format.name != "int4" or block < 1:
-        return other_weight(layer, "format@quant.weight=int4")
-    multiple = math.lcm(2, min(block, weight.shape[1]))
-    return refuse_rotation(layer) or refuse_smoothing(layer) or refuse_width(layer, multiple)
+    fits = weight.format.name == "int4" and block > 0
+    return (
+        refuse_rotation(layer)
+        or refuse_format(layer, fits, "format@quant.weight=int4")
+        or refuse_smoothing(layer)
+        or refuse_width(layer, math.lcm(2, min(block, weight.shape[1])))
+    )
 
 
 def losses(source: Source) -> list[str]:

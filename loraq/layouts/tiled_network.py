@@ -10,8 +10,8 @@ from loraq.errors import LoraqError
 from loraq.layouts.engine_layer import EngineLayer, engine_layer, of_one_rank
 from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.refusals import (
-    other_weight,
     refuse_convolution,
+    refuse_format,
     refuse_rotation,
     refuse_shift,
 )
@@ -31,9 +31,13 @@ def refuse_layer(
     """
     layer, (out, width) = source.layers[name], source.layers[name].weight.shape
     found = precision_of(layer.weight.format)
-    if found is None or found.name not in names:
-        return other_weight(layer, *(f"format@quant.weight={_RECIPES[known]}" for known in names))
-    if reason := refuse_convolution(source, name) or refuse_rotation(layer) or refuse_shift(layer):
+    fits = found is not None and found.name in names
+    if reason := (
+        refuse_rotation(layer)
+        or refuse_format(layer, fits, *(f"format@quant.weight={_RECIPES[n]}" for n in names))
+        or refuse_convolution(source, name)
+        or refuse_shift(layer)
+    ):
         return reason
     if found != precision_of(next(iter(source.layers.values())).weight.format):
         return "other layers have another format, and a file has one. Use one format@quant.weight"

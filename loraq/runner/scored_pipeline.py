@@ -96,7 +96,10 @@ def with_emulated(config: Config) -> Any:
 
     model, device = config.model, find_device(config)
     network = load_network(resolve_folder(model) / TRANSFORMER, getattr(torch, model.dtype))
-    log.info("The transformer's layout is emulated: its memory is exact, its time is not.")
+    log.info(
+        "The transformer's layout is emulated: its time is not the engine's, and layers that are "
+        "read by value (docs/engines.md) count with the bytes of their values."
+    )
     pipe = load_pipeline(model, device, without=(TRANSFORMER,))
     pipe.register_modules(**{TRANSFORMER: network.to(device)})
     return pipe

@@ -16,6 +16,7 @@ from loraq.errors import LoraqError
 from loraq.formats import quantize
 from loraq.layers.linear import QuantizedLinear
 from loraq.layouts.importing import load_network
+from loraq.layouts.opening import open_checkpoint
 from loraq.quantization.peft_layers import register
 from loraq.transforms import InputTransform
 from tests.diffusers.test_checkpoints import forward
@@ -64,6 +65,7 @@ def test_the_command_exports_a_saved_transformer(saved, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "Outputs of 16 layers on random inputs differ by" in printed and str(out) in printed
     plain = json.loads((tmp_path / "found.json").read_text())
+    assert open_checkpoint(saved)._progress_bar_config == {"disable": True}
     assert plain["target"] == "comfy-kitchen" and 0 < max(plain["layers"].values()) < 0.1
     assert load_network(out).transformer_blocks[0].ff.net[2].layer.shift > 0
     main(["export", "--list"])

@@ -38,9 +38,21 @@ def test_a_network_of_exported_layers_computes_what_the_packed_one_does(exported
     other = PixArtSigmaPipeline.from_pretrained(tiny_folder).transformer
     put_into(other, load_contents(folder))
     assert torch.equal(forward(other), forward(network))
-    assert load_network(folder, torch.bfloat16).proj_out.weight.dtype == torch.bfloat16
     with pytest.raises(LoraqError, match="cannot be saved"):
         network.save_pretrained(folder / "again")
+
+
+def test_what_is_not_quantised_has_the_types_that_diffusers_gives_it(
+    exported, tiny_folder, monkeypatch
+):
+    kind, dtype = type(exported[0]), torch.bfloat16
+    monkeypatch.setattr(kind, "_keep_in_fp32_modules", ["adaln_single"])
+    expected = kind.from_pretrained(tiny_folder / "transformer", dtype=dtype)
+    assert expected.adaln_single.linear.weight.dtype != expected.proj_out.weight.dtype == dtype
+    found = dict(load_network(exported[1], dtype).named_parameters())
+    wanted = dict(expected.named_parameters())
+    assert all(held.dtype == wanted[name].dtype for name, held in found.items())
+    assert load_network(exported[1], dtype).pos_embed.pos_embed.dtype == torch.float32
 
 
 def test_what_is_exported_again_has_the_same_bytes(exported, tmp_path):

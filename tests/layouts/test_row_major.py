@@ -236,6 +236,7 @@ def test_settings_that_change_what_is_computed_are_not_read(tmp_path):
     for said, message in (
         ('{"format": "nvfp5"}', "Unknown format of 'a' 'nvfp5'. Did you mean 'nvfp4'"),
         ('{"format": "convrot_w4a4", "convrot_groupsize": 32}', "convrot_groupsize=32"),
+        ('{"format": "convrot_w4a4", "convrot_groupsize": "64"}', "convrot_groupsize=64"),
         ('{"format": "convrot_w4a4", "full_precision_matrix_mult": true}', "full_precision"),
         ("[", "holds no JSON object"),
     ):
