@@ -1,13 +1,13 @@
 """The model card of a saved checkpoint: README.md with the YAML header that the hub reads.
 
 It is written beside every packed model or pipeline that diffusers saves, and says what is in the
-files: formats, memory, what is not quantised, recipe, versions; scores if a run has measured them.
+files: formats, memory, what is not quantised, recipe, versions; scores if a run has measured them,
+also after loading and saving again, as long as the tensors are the same.
 Equal models have equal cards. A README.md that is not a card of ours is never overwritten.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
 import math
@@ -18,14 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.repocard import metadata_load
 from torch import nn
 
 import loraq
 from loraq.formats import Format
 from loraq.layers.serialization import expected_tensors
 from loraq.models.denoisers import dtype_of, joined, parts
+from loraq.quantization.card_file import (
+    CARD,
+    TENSORS,
+    hash_of_tensors,
+    is_card,
+    read_source,
+    signed,
+)
 from loraq.quantization.diffusers_config import PackedConfig
 from loraq.quantization.made_from import network_of
 from loraq.utils.files import write_text
@@ -33,11 +39,8 @@ from loraq.utils.plain import to_plain
 
 log = logging.getLogger(__name__)
 
-CARD, INDEX = "README.md", "model_index.json"
-LICENCE = ("license", "license_name", "license_link")
 MADE_WITH = ("torch", "diffusers", "safetensors")
-_MARK = "\n<!-- a card by LoRaQ; sha256 of the text above: {} -->\n"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NOT_MEASURED = "Not measured. `loraq score FOLDER` measures a saved pipeline."
 
 
 def write_card_of_save() -> None:
@@ -67,11 +70,10 @@ def write_card(owner: Any, folder: Path, scores: str = "", use: str = "") -> Non
     if not any(map(_config_of, parts(network_of(owner)).values())):
         return
     path = folder / CARD
-    if path.exists() and not _is_card(path.read_bytes()):
+    if path.exists() and not is_card(path.read_bytes()):
         log.info("'%s' is no card by LoRaQ, or was edited, and stays as it is.", path)
         return
-    text = model_card(owner, scores, use)
-    write_text(path, text + _MARK.format(_digest(text.encode())))
+    write_text(path, signed(model_card(owner, scores, use)))
 
 
 def model_card(owner: Any, scores: str = "", use: str = "") -> str:
@@ -82,16 +84,18 @@ def model_card(owner: Any, scores: str = "", use: str = "") -> str:
     of_parts = {part: config.layer_entries() for part, config in packed.items()}
     entries = {joined(part, n): entry for part, own in of_parts.items() for n, entry in own.items()}
     recipe = next(config.recipe for config in packed.values())
-    base, licence = _source(owner)
+    quantized = next(network for part, network in networks.items() if part in packed)
+    source = read_source(owner, quantized)
+    base = source.base
     formats = _labels(entries.values(), "weight")
     header = {
         **({"base_model": base, "base_model_relation": "quantized"} if base else {}),
         "library_name": "diffusers",
-        **licence,
+        **source.licence,
         "tags": ["loraq", "quantized", *dict.fromkeys(label.split()[0] for label in formats)],
     }
     kind = type(owner).__name__
-    source = f"`{base}`" if base else f"a `{kind}` in 16 bits"
+    made_from = f"`{base}`" if base else f"a `{kind}` in 16 bits"
     facts = _facts(entries)
     if not use:
         facts |= _memory(entries, sum(map(_nbytes, of_parts.values())))
@@ -99,7 +103,7 @@ def model_card(owner: Any, scores: str = "", use: str = "") -> str:
     facts["made with"] = ", ".join(f"{name} {number}" for name, number in made_with)
     sections = {
         "Use": use or _usage(owner, dtype_of(next(iter(networks.values())))),
-        "Scores": scores or "Not measured. `loraq score FOLDER` measures a saved pipeline.",
+        "Scores": _NOT_MEASURED if use else _scores(owner, scores, source.scores),
         "Not quantised": _not_quantised(owner, networks, entries),
         "Recipe": "Not known."
         if recipe is None
@@ -107,7 +111,7 @@ def model_card(owner: Any, scores: str = "", use: str = "") -> str:
     }
     return (
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"# {base or kind}, quantised with LoRaQ\n\n| | |\n|---|---|\n| made from | {source} |\n"
+        f"# {base or kind}, quantised with LoRaQ\n\n| | |\n|---|---|\n| made from | {made_from} |\n"
         + "".join(f"| {name} | {value} |\n" for name, value in facts.items())
         + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
     )
@@ -192,41 +196,12 @@ def _usage(owner: Any, dtype: Any) -> str:
     )
 
 
-def _source(owner: Any) -> tuple[str | None, dict[str, Any]]:
-    """The hub's name of what `owner` was loaded from, and the licence in that card, if known.
-
-    A folder's own name stays unnamed: it means nothing elsewhere.
-    """
-    name = str(owner.config.get("_name_or_path") or "")
-    folder = Path(name)
-    if name and folder.is_dir():
-        roots = (place for place in (folder, folder.parent) if (place / INDEX).is_file())
-        card: Any = next(roots, folder) / CARD
-        cached = re.search(r"models--([\w.-]+?)--([\w.-]+)", folder.absolute().as_posix())
-        base = "/".join(cached.groups()) if cached else None
-    else:
-        base = name if _HUB_ID.fullmatch(name) else None
-        card = try_to_load_from_cache(base, CARD) if base else None
-    header = _header(Path(card)) if isinstance(card, str | Path) else {}
-    if "loraq" in (header.get("tags") or ()):  # a packed checkpoint, saved again
-        base = header.get("base_model")
-    return base, {name: header[name] for name in LICENCE if name in header}
-
-
-def _header(card: Path) -> dict[str, Any]:
-    """The YAML header of a card; empty if it has none that can be read."""
-    try:
-        return metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-
-
-def _is_card(data: bytes) -> bool:
-    """Whether this is a card by LoRaQ that nobody has edited."""
-    start, end = (part.encode() for part in _MARK.split("{}"))
-    text, found, digest = data.rpartition(start)
-    return bool(found) and digest == _digest(text).encode() + end
-
-
-def _digest(text: bytes) -> str:
-    return hashlib.sha256(text).hexdigest()
+def _scores(owner: Any, measured: str, before: str) -> str:
+    """`measured`, else the scores `before` of what `owner` was loaded from, if they are its own."""
+    if measured:
+        return f"{measured}\n\nMeasured with {TENSORS}`{hash_of_tensors(owner)}`."
+    if TENSORS not in before:
+        return _NOT_MEASURED
+    if hash_of_tensors(owner) in before:
+        return before
+    return f"{_NOT_MEASURED} What this was loaded from has scores, but other tensors or dtypes."

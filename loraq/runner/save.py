@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraq.errors import LoraqError
+from loraq.models.contents import check_contents
 from loraq.quantization.model_card import write_card
 from loraq.results.tables import main_table
 from loraq.results.tables.text import to_markdown
@@ -30,6 +31,7 @@ def save_row(overrides: Sequence[str], folder: Path, progress: bool = True) -> s
         raise LoraqError(f"'{folder}' is not empty. Give a new folder, or delete its contents.")
     planned, session = checked_rows(overrides, progress, Stage.QUANTIZED)
     row = _only(planned)
+    check_contents(row.config.model)  # all is saved; to quantise, the denoiser was enough
     with session.using(row):
         make_activations(session, row)
         model, pipe = quantize_row(session, row), session.pipe(row)

@@ -10,7 +10,8 @@ from diffusers import PixArtSigmaPipeline, PixArtTransformer2DModel
 
 import loraq
 from loraq.diffusers_quantizer import packed_layers
-from loraq.quantization.model_card import CARD, write_card
+from loraq.quantization.card_file import CARD
+from loraq.quantization.model_card import write_card
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +81,27 @@ def test_a_card_is_renewed_and_a_readme_of_others_stays(packed, tmp_path):
 
 def test_base_model_and_licence_are_those_of_the_source(packed, tmp_path):
     pipe, _ = packed
+    net = pipe.transformer  # its source counts, not that of a pipeline that it was put into
     source = tmp_path / "models--owner--a-model" / "snapshots" / "0123"
     source.mkdir(parents=True)
     (source / "model_index.json").write_text("{}")
     (source / CARD).write_text("---\nlicense: other\nlicense_name: its-own\n---\n# A model\n")
     known = {"license": "other", "license_name": "its-own"}
-    for owner, place in ((pipe, source), (pipe.transformer, source / "transformer")):
+    for owner, place in ((pipe, source), (net, source / "transformer")):
         place.mkdir(exist_ok=True)
-        before = owner.config.get("_name_or_path")
-        owner.register_to_config(_name_or_path=str(place))
+        before = net.config.get("_name_or_path")
+        net.register_to_config(_name_or_path=str(place))
         write_card(owner, tmp_path / "card")
         header = header_of(tmp_path / "card")
         assert header["base_model"] == "owner/a-model"
         assert header.items() >= known.items()
         # a packed folder that is saved again names what it was made from
-        owner.register_to_config(_name_or_path=str(shutil.copytree(tmp_path / "card", place / "c")))
+        net.register_to_config(_name_or_path=str(shutil.copytree(tmp_path / "card", place / "c")))
         write_card(owner, tmp_path / "card")
         assert header_of(tmp_path / "card") == header
         (source / CARD).write_text("---\n[\n---\n")  # cannot be read
-        owner.register_to_config(_name_or_path=str(source))
+        net.register_to_config(_name_or_path=str(source))
         write_card(owner, tmp_path / "card")
         assert "license" not in header_of(tmp_path / "card")
         (source / CARD).write_text("---\nlicense: other\nlicense_name: its-own\n---\n")
-        owner.register_to_config(_name_or_path=before)
+        net.register_to_config(_name_or_path=before)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+import torch
 from diffusers import DiffusionPipeline
 
+import loraq
 from loraq.cli import main
 from loraq.diffusers_quantizer import packed_layers
 from loraq.errors import LoraqError
@@ -27,14 +31,29 @@ def test_a_row_is_saved_with_its_scores(overrides, tmp_path, capsys):
     assert f"{record.metrics['psnr']['value']:.2f}" in card and record.key in card
     assert sorted(p.name for p in tmp_path.iterdir()) == ["before", "outputs", "packed"]
 
+    pipe.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text("utf-8") == card
+    loraq.export(pipe, tmp_path / "exported", "comfy-kitchen", progress=False)
+    assert record.key not in (tmp_path / "exported" / "README.md").read_text("utf-8")
+    with torch.no_grad():
+        next(pipe.vae.parameters()).add_(1)
+    pipe.save_pretrained(tmp_path / "packed")
+    card = (tmp_path / "packed" / "README.md").read_text("utf-8")
+    assert record.key not in card and "has scores, but other tensors" in card
 
-def test_what_is_not_one_row_or_a_new_folder_is_refused_before_anything_runs(overrides, tmp_path):
+
+def test_what_is_not_one_row_or_a_new_folder_is_refused_before_anything_runs(
+    overrides, tiny_folder, tmp_path
+):
+    incomplete = shutil.copytree(tiny_folder, tmp_path / "incomplete")
+    (incomplete / "text_encoder" / "model.safetensors").unlink()
     for wrong, message in (
+        (["method=rtn", f"model.path={incomplete}"], "is incomplete: text_encoder"),
         (["method=reference"], r"have 0 \(none, only the 16-bit model\)"),
         (["experiment=demo"], r"Add row=NAME"),
     ):
         with pytest.raises(LoraqError, match=message):
-            save_row([*wrong, *overrides], tmp_path / "packed", progress=False)
+            save_row([*overrides, *wrong], tmp_path / "packed", progress=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(LoraqError, match="full' is not empty"):
