@@ -163,10 +163,15 @@ def test_activations_are_rounded_to_the_bit(reader):
     x = torch.randn(50, WIDTH, generator=g) * 10 ** torch.randn(50, 1, generator=g)
     x[:20] = (x[:20] * 4).round() / 4  # ties
     x[0] = 0
+    bad = torch.ones(3, WIDTH)
+    bad[:, 3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
     for fmt in map(activation, all_formats()):
         plain = {name: getattr(fmt, name) for name in reader.ENTRIES["format"]}
         found = reader.rounded(x.numpy(), plain)
         assert found.tobytes() == fake_quantize(x, fmt).numpy().tobytes(), fmt
+        with np.errstate(invalid="ignore"):
+            found = reader.rounded(bad.numpy(), plain)
+        np.testing.assert_array_equal(found, fake_quantize(bad, fmt).numpy(), str(fmt))
 
 
 def edited(section, **changes):
