@@ -25,8 +25,8 @@ from loraq.layouts.measuring import Pictures, check_prompts, differences, random
 from loraq.layouts.opening import open_checkpoint
 from loraq.layouts.refusals import refuse_range
 from loraq.layouts.targets import Source, Target, find_target
+from loraq.models.adapters import refuse_adapters
 from loraq.models.denoisers import TRANSFORMER, dtype_of, parts
-from loraq.models.plain_layers import is_adapted
 from loraq.quantization.made_from import network_of
 from loraq.quantization.model_card import write_card
 from loraq.utils.console import size_text
@@ -155,12 +155,7 @@ def _use(target: Target, losses: Sequence[str]) -> str:
 
 
 def _source(network: nn.Module, dtype: str | None) -> Source:
-    if adapted := next((n for n, m in network.named_modules() if is_adapted(m)), None):
-        raise LoraqError(
-            f"'{adapted}' has an adapter (LoRA), which the layout does not have. Export without it "
-            "(pipe.unload_lora_weights()), or fuse it when quantising: loraq.quantize(pipe, …, "
-            "adapters='fuse')."
-        )
+    refuse_adapters(network, "which a file has only if quantising fuses it (adapters='fuse')")
     layers = {n: m.tensors for n, m in network.named_modules() if isinstance(m, QuantizedLinear)}
     if not layers:
         raise LoraqError(

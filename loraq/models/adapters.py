@@ -39,10 +39,15 @@ def base_layer(network: nn.Module, name: str) -> Any:
 def refuse_adapters(network: nn.Module, why: str) -> None:
     """LoraqError if an adapter is loaded; `why` states what cannot be done with it."""
     if layers := adapted_layers(network):
-        raise LoraqError(
-            f"'{next(iter(layers))}' has an adapter (LoRA), {why}. Remove it first ({UNLOAD}); it "
-            "can be loaded again afterwards."
-        )
+        raise would_lose(next(iter(layers)), why)
+
+
+def would_lose(layer: str, why: str) -> LoraqError:
+    """The error for an adapter of `layer` that would be lost, for the reason `why`."""
+    return LoraqError(
+        f"'{layer}' has an adapter (LoRA), {why}. Remove it first ({UNLOAD}); it can be loaded "
+        "again afterwards."
+    )
 
 
 def adapter_bytes(network: nn.Module) -> dict[str, int]:

@@ -20,7 +20,7 @@ from loraq.layers.linear import QuantizedLinear
 from loraq.layers.serialization import deserialize_layers, expected_tensors
 from loraq.layers.shared_input import share_inputs
 from loraq.layers.tensors import OPERANDS, LayerTensors
-from loraq.models.adapters import base_layer, refuse_adapters
+from loraq.models.adapters import base_layer, refuse_adapters, would_lose
 from loraq.quantization.diffusers_config import QUANT_METHOD, PackedConfig
 from loraq.quantization.facilities import limit, unlimit
 from loraq.quantization.model_card import write_card_of_save
@@ -140,11 +140,8 @@ class PackedQuantizer(DiffusersQuantizer):
         if an adapter is loaded, which the layout has no place for.
         """
         if adapted := next((name for name in state_dict if ".base_layer." in name), None):
-            raise LoraqError(
-                f"'{adapted.partition('.base_layer.')[0]}' has an adapter (LoRA), which a packed "
-                "checkpoint cannot hold. Remove it (pipe.unload_lora_weights()), save, and load it "
-                "again from its own file."
-            )
+            layer = adapted.partition(".base_layer.")[0]
+            raise would_lose(layer, "which a packed checkpoint cannot hold")
         write_card_of_save()
         entries = self.quantization_config.layer_entries()
         stored = {_buffer_name(name) for name in expected_tensors(entries)}
