@@ -24,6 +24,7 @@ from loraq.layouts.files import (
     write_config,
     write_tensors,
 )
+from loraq.layouts.losses import sixteen_bits
 from loraq.layouts.refusals import refuse_convolution
 from loraq.layouts.targets import Contents, Source, Target
 
@@ -49,7 +50,7 @@ def target(kind: Kind) -> Target:
 
     def losses(source: Source) -> list[str]:
         names = "Layers have their names in diffusers; ComfyUI's own models name some differently."
-        return [*kind.losses(source), names]
+        return [*kind.losses(source), sixteen_bits(source), names]
 
     def write(source: Source, folder: Path) -> None:
         tensors = source.other_tensors()

@@ -34,13 +34,18 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_tensors(path: Path, only: Collection[str] | None = None) -> dict[str, Tensor]:
-    """All tensors, or those of the names `only`, of a file or of the files in a folder."""
-    return {
-        name: held.get_tensor(name)
-        for held, names in _opened(path)
-        for name in names
-        if only is None or name in only
-    }
+    """All tensors, or those of the names `only`, of a file or of the files in a folder.
+
+    Raises LoraqError for a tensor in two files, as in a folder with several versions of a model.
+    """
+    found: dict[str, Tensor] = {}
+    for held, names in _opened(path):
+        for name in names:
+            if name in found:
+                raise LoraqError(f"Two files in '{path}' hold '{name}'. Pass one of the files.")
+            if only is None or name in only:
+                found[name] = held.get_tensor(name)
+    return found
 
 
 def read_names(path: Path) -> set[str]:

@@ -18,22 +18,31 @@ _EPSILON = {torch.float16: "2⁻¹¹", torch.bfloat16: "2⁻⁸"}
 
 def svdquant_losses(source: Source) -> list[str]:
     """The losses that readers with a 16-bit branch on the raw input have in common."""
-    layers, dtype = source.layers.values(), source.dtype
-    short, found = _short(dtype), branch_loss(source)
-    factors = [(x.left.format, x.transform) for x in layers if x.left is not None]
-    if any(t.smooth_I is not None or f.name != SCALE_NAMES[dtype] for f, t in factors):
+    dtype, found = source.dtype, [*branch_loss(source), *factor_loss(source)]
+    scales = (layer.weight.scale for layer in source.layers.values())
+    if {scale.dtype for scale in scales if scale is not None} & set(SCALE_NAMES) - {dtype}:
         found.append(
-            f"R / s and L, the factors of the branch, are rounded to {short} (relative error up to "
-            f"{_EPSILON[dtype]})."
-        )
-    kinds = {layer.weight.scale.dtype for layer in layers if layer.weight.scale is not None}
-    if kinds & set(SCALE_NAMES) - {dtype}:
-        found.append(
-            f"Block scales of the weights are rounded to {short} (relative error up to "
+            f"Block scales of the weights are rounded to {short(dtype)} (relative error up to "
             f"{_EPSILON[dtype]}); quant.weight.scale={SCALE_NAMES[dtype]} avoids it."
         )
-    found.append(f"Biases, and inputs and outputs of these layers, are in {short}.")
-    return found
+    return [*found, sixteen_bits(source)]
+
+
+def sixteen_bits(source: Source) -> str:
+    """What is in the file's 16-bit type in every layout."""
+    return f"Biases, and inputs and outputs of these layers, are in {short(source.dtype)}."
+
+
+def factor_loss(source: Source) -> list[str]:
+    """Factors of the branch that the file's 16-bit type does not hold exactly."""
+    layers, dtype = source.layers.values(), source.dtype
+    factors = [(x.left.format, x.transform) for x in layers if x.left is not None]
+    if all(t.smooth_I is None and f.name == SCALE_NAMES[dtype] for f, t in factors):
+        return []
+    return [
+        f"R / s and L, the factors of the branch, are rounded to {short(dtype)} (relative error up "
+        f"to {_EPSILON[dtype]})."
+    ]
 
 
 def activation_loss(source: Source, read: Callable[[LayerTensors], Format]) -> list[str]:
@@ -47,23 +56,23 @@ def activation_loss(source: Source, read: Callable[[LayerTensors], Format]) -> l
 
 
 def branch_loss(source: Source) -> list[str]:
-    """How much larger a branch of 8 or 4 bits becomes."""
-    branches = [layer for layer in source.layers.values() if layer.left is not None]
-    found = []
-    formats = {layer.left.format.label for layer in branches if layer.left is not None}
-    if narrow := sorted(formats - set(SCALE_NAMES.values())):
-        wide = sum(
-            2 * x.left.shape[1] * sum(x.weight.shape) for x in branches if x.left is not None
-        )
+    """How much larger a branch of 8 or 4 bits becomes, and what is no longer rounded in it."""
+    layers, found = source.layers.values(), []
+    branches = [(x.left, sum(x.weight.shape)) for x in layers if x.left is not None]
+    narrow = {left.format.label for left, _ in branches if left.format.family != "float"}
+    if narrow:
+        wide = sum(2 * left.shape[1] * sizes for left, sizes in branches)
         packed = QuantizedModel(dict(source.layers)).branch_nbytes
         found.append(
-            f"The branch of {len(branches)} layers is widened from {'/'.join(narrow)} to "
-            f"{_short(source.dtype)}, "
-            f"from {size_text(packed)} to {size_text(wide)}. Its input and its intermediate are no "
-            "longer rounded."
+            f"The branch of {len(branches)} layers is widened from {'/'.join(sorted(narrow))} to "
+            f"{short(source.dtype)}, from {size_text(packed)} to {size_text(wide)}."
         )
+    rounded = (x.branch_activation for x in layers if x.left is not None)
+    if any(fmt is not None and fmt.family != "float" for fmt in rounded):
+        found.append("The branch's input and its intermediate are no longer rounded.")
     return found
 
 
-def _short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype) -> str:
+    """Without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -24,6 +24,7 @@ from loraq.formats.scales import scale_values
 from loraq.formats.table import E4M3
 from loraq.layers.tensors import LayerTensors
 from loraq.layouts.files import check_tensors, read_metadata
+from loraq.layouts.losses import sixteen_bits
 from loraq.layouts.single_file import quantization, read_single, write_single
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import PRECISIONS, pack_layer, unpack_layer
@@ -80,7 +81,7 @@ def losses(scheme: Scheme, source: Source) -> list[str]:
             "The branch is decoded to bfloat16; its input and its intermediate are not rounded to "
             "8 or 4 bits."
         )
-    return found
+    return [*found, sixteen_bits(source)]
 
 
 def write(scheme: Scheme, source: Source, folder: Path) -> None:

@@ -31,7 +31,7 @@ from loraq.layouts.files import (
     write_config,
     write_tensors,
 )
-from loraq.layouts.losses import branch_loss
+from loraq.layouts.losses import branch_loss, short, sixteen_bits
 from loraq.layouts.nvfp4 import (
     BLOCK,
     WEIGHT,
@@ -55,10 +55,10 @@ HF_CONFIG = "hf_quant_config.json"
 def losses(source: Source) -> list[str]:
     """The branch's type and the static scales."""
     dynamic = [not activations_are_fixed(layer) for layer in source.layers.values()]
-    short = str(source.dtype).removeprefix("torch.")
     found = [
         *branch_loss(source),
-        f"Biases, 1 / s and the branch, where there are any, are rounded to {short}.",
+        f"1 / s and the branch, where there are any, are rounded to {short(source.dtype)}.",
+        sixteen_bits(source),
     ]
     if count := sum(dynamic):
         origin = (

@@ -31,7 +31,7 @@ from loraq.layouts.files import (
     write_tensors,
 )
 from loraq.layouts.int4 import int4_weight
-from loraq.layouts.losses import activation_loss, branch_loss
+from loraq.layouts.losses import activation_loss, branch_loss, factor_loss, sixteen_bits
 from loraq.layouts.refusals import (
     refuse_format,
     refuse_rotation,
@@ -59,7 +59,8 @@ def refuse(source: Source, name: str) -> str | None:
 def losses(source: Source) -> list[str]:
     """The activations, which stay in 16 bits, and the branch's type."""
     sixteen = get_format(SCALE_NAMES[source.dtype])
-    return [*branch_loss(source), *activation_loss(source, lambda _: sixteen)]
+    branch = [*branch_loss(source), *factor_loss(source)]
+    return [*branch, *activation_loss(source, lambda _: sixteen), sixteen_bits(source)]
 
 
 def write(source: Source, folder: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from loraq.errors import LoraqError
 from loraq.layouts.engine_layer import EngineLayer, engine_layer, of_one_rank
-from loraq.layouts.losses import activation_loss, svdquant_losses
+from loraq.layouts.losses import activation_loss, short, svdquant_losses
 from loraq.layouts.refusals import (
     refuse_convolution,
     refuse_format,
@@ -85,7 +85,7 @@ def kernel_losses(source: Source, exact_scales: bool = False) -> list[str]:
     if not exact_scales and errors and (worst := max(errors)):
         found.append(
             f"Tensor scales of the weights are written as a product of two numbers of "
-            f"{str(source.dtype).removeprefix('torch.')} (relative error up to {worst:.1g})."
+            f"{short(source.dtype)} (relative error up to {worst:.1g})."
         )
     ranks = {0 if layer.left is None else layer.left.shape[1] for layer in layers}
     if len(ranks) > 1 or max(ranks) % RANK_TILE:

@@ -80,6 +80,11 @@ def test_files_that_do_not_fit_a_network_are_refused(exported, tiny_folder, tmp_
         save_file(held, file)
         with pytest.raises(LoraqError, match=message):
             load_network(tmp_path)
+    for other in (file, tmp_path / "second.safetensors"):
+        save_file(tensors, other)
+    with pytest.raises(LoraqError, match=r"Two files in .* hold '.*'\. Pass one of the files"):
+        load_network(tmp_path)
+    other.unlink()
     save_file({"a.weight": torch.ones(2)}, file)
     with pytest.raises(LoraqError, match=r"none of the layouts that are read here .comfy-kitchen"):
         load_contents(file)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraq.errors import LoraqError
+from loraq.formats import get_format
 from loraq.layouts.engine_layer import engine_layer
 from loraq.layouts.engine_linear import EngineLinear
 from loraq.layouts.files import WEIGHTS
@@ -120,10 +121,11 @@ def test_losses_say_what_a_reader_must_be_told():
     source = packed_source({"a": packed_layer(shift=True, branch="int8", activation="uint4")})
     text = "\n".join(TARGET.losses(source))
     assert "inputs of" not in text
-    other = packed_source({"a": packed_layer(activation="int8"), "b": packed_layer(shift=True)})
-    assert "The inputs of 1 layers are rounded to int4 g64, not to int8 g64" in "\n".join(
-        TARGET.losses(other)
-    )
+    wide = replace(packed_layer(activation="int8"), branch_activation=get_format("int8"))
+    other = packed_source({"a": wide, "b": packed_layer(shift=True)})
+    said = "\n".join(TARGET.losses(other))
+    assert "The inputs of 1 layers are rounded to int4 g64, not to int8 g64" in said
+    assert "The branch's input and its intermediate are no longer rounded" in said
     assert "act_unsigned" in text and "widened from int8 g64 to float16" in text
     assert "Block scales" not in text
     assert "Block scales" in "\n".join(TARGET.losses(replace(source, dtype=torch.bfloat16)))
