@@ -307,8 +307,11 @@ def score(options: argparse.Namespace) -> None:
     from loraq.runner.beside import beside_text
     from loraq.runner.score import score_images
 
+    beside = {path.resolve() for path in options.beside}
     for path in filter(None, (options.json, options.record)):
         check_writable(path)
+        if path.resolve() in beside:
+            raise LoraqError(f"'{path}' is a row of --beside. Give a new file for this one.")
     scores = score_images(
         options.target,
         options.overrides,
@@ -318,12 +321,12 @@ def score(options: argparse.Namespace) -> None:
         options.name,
     )
     print(scores.text())
-    if options.beside:
-        print(f"\n{beside_text(scores.record, options.beside)}")
     if options.json is not None:
         record.save_findings(scores.plain(), options.json)
     if options.record is not None:
         record.save_record(scores.record, options.record)
+    if options.beside:
+        print(f"\n{beside_text(scores.record, options.beside)}")
 
 
 def export_checkpoint(options: argparse.Namespace) -> None:

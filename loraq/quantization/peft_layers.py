@@ -60,6 +60,11 @@ class AdaptedLinear(lora.Linear):
     ) -> tuple[torch.device, torch.dtype]:
         return base_layer.weight_codes.device, self.adapter_dtype
 
+    @property
+    def weight(self) -> Tensor:
+        """The packed codes: hot-swapping asks for the device of the weight, and nothing else."""
+        return self.get_base_layer().weight_codes
+
     def merge(self, *_: Any, **__: Any) -> None:
         refuse_fusing()
 

@@ -84,7 +84,7 @@ def score_images(
     """
     config = load_rows([*_settings_of(target, overrides), *overrides])[0]
     records, _ = read_beside(beside)
-    row = name or target.stem
+    row = name or target.resolve().name.removesuffix(GGUF)
     if any(found.row == row for found in records):
         raise LoraqError(f"--beside has a row '{row}' already. Give this one another: --name NAME")
     if of_images := target.is_dir() and not _is_pipeline(target):

@@ -107,6 +107,16 @@ def test_a_loaded_checkpoint_takes_lora_in_the_model_s_type(packed, loras, tmp_p
         packed.fuse_lora()
 
 
+def test_adapters_of_linear_layers_are_swapped_while_they_are_loaded(packed, loras):
+    linear = [{name: v for name, v in lora.items() if "conv" not in name} for lora in loras]
+    once = copy.deepcopy(packed)
+    once.load_lora_weights(linear[1])
+    packed.enable_lora_hotswap(target_rank=4)
+    packed.load_lora_weights(linear[0], adapter_name="one")
+    packed.load_lora_weights(linear[1], adapter_name="one", hotswap=True)
+    torch.testing.assert_close(forward(packed.transformer), forward(once.transformer))
+
+
 def test_what_would_lose_a_loaded_adapter_is_refused(packed, loras, tmp_path):
     packed.load_lora_weights(loras[0])
     kept = packed.transformer.transformer_blocks[0].attn2.to_v  # 16 bits

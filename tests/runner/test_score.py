@@ -149,7 +149,7 @@ def test_a_pipeline_of_another_library_is_a_row_beside_ours(
 ):
     """torchao's INT8 weights: saved, in memory, and the same scores from both."""
     outcome = run(["method=rtn", *overrides], progress=False)
-    folder, saved = tmp_path / "torchao", tmp_path / "row.json"
+    folder, saved = tmp_path / "torchao-1.6b", tmp_path / "row.json"
     pipe = with_torchao(tiny_folder)
     pipe.save_pretrained(folder)
     beside = ["--beside", str(outcome.folder)]
@@ -158,6 +158,7 @@ def test_a_pipeline_of_another_library_is_a_row_beside_ours(
     shown = capsys.readouterr().out
     assert "int8 (Int8Tensor)" in shown and "Paired differences to rtn" in shown
     row = load_record(saved)
+    assert row.row == folder.name
     held = row.budget["held"]
     linears = [one for one in pipe.transformer.modules() if isinstance(one, nn.Linear)]
     assert held["quantized_weights"] == sum(one.in_features * one.out_features for one in linears)
@@ -182,6 +183,7 @@ def test_a_pipeline_of_another_library_is_a_row_beside_ours(
     again = ["score", str(folder), *overrides[1:], *beside, "--quiet"]
     for more, words in (
         (["--name", "rtn"], "a row 'rtn' already"),
+        (["--record", str(saved), "--beside", str(saved)], "is a row of --beside"),
         (["model.steps=3"], "was made with model.steps=2, this one with 3"),
         (["--against", str(found.images)], "other images than the 16-bit row 'reference'"),
         ([f"output={tmp_path / 'elsewhere'}"], "are not in"),
