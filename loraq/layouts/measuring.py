@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,8 @@ def differences(
             packed = source.packed(name)
             x = source.inputs[name].to(packed.get_buffer("weight_codes").device)
             x = x.T[None, :, :, None] if packed.convolution else x
-            module = EngineLinear(held[name], packed.convolution).to(x.device)
+            layer = replace(held[name], dtype=source.dtype)  # a layer without a bias may not say
+            module = EngineLinear(layer, packed.convolution).to(x.device)
             y = packed(x)
             packed.set_compute(packed.compute)  # frees the dequantised weights that it keeps
             error = float((module(x) - y).norm() / y.norm().clamp_min(1e-30))

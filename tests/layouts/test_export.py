@@ -100,6 +100,16 @@ def test_numbers_out_of_the_range_of_16_bits_are_refused_for_every_layout(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_layer_without_16_bit_tensors_is_compared_in_the_type_of_the_export(tmp_path):
+    layer = packed_layer(weight="nvfp4", rank=0, smooth=False)
+    network = packed_source({"a": replace(layer, bias_O=None)}).network
+    half, brain = (
+        loraq.export(network, tmp_path / dtype, "comfyui-nvfp4", dtype=dtype, progress=False)
+        for dtype in ("float16", "bfloat16")
+    )
+    assert half.layers["a"] < brain.layers["a"] / 2
+
+
 def test_an_adapter_is_not_left_out(tmp_path):
     network = packed_source({"a": packed_layer()}).network
     network.dtype = torch.float32  # as networks of diffusers have it
