@@ -6,6 +6,7 @@ diffusers and transformers have a quantizer for each; the library itself is a pa
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,16 @@ def quantization_of(config: dict[str, Any]) -> dict[str, Any] | None:
     return {"quant_method": "bitsandbytes"} | found if bits else found
 
 
-def check_quantizers(model: ModelConfig, device: str) -> None:
+def check_quantizers(model: ModelConfig, device: str, without: Collection[str] = ()) -> None:
     """LoraqError if a quantised network of the model needs a package or a device that is missing.
 
-    Reads configurations alone. device: "cpu" or "cuda".
+    Reads configurations alone. device: "cpu" or "cuda". without: components that are not loaded.
     """
     folder = config_folder(model)
     listed = components(folder)
     for name, (_, class_name) in listed.items():
         path = folder / name / "config.json"
-        if not has_weights(class_name) or not path.is_file():
+        if name in without or not has_weights(class_name) or not path.is_file():
             continue
         method = (quantization_of(read_json(path)) or {}).get("quant_method")
         if method in PACKAGES:

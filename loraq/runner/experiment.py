@@ -11,7 +11,6 @@ one is resumed.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -33,6 +32,7 @@ from loraq.runner.store import Store
 from loraq.utils.console import duration, show_messages
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.failures import report_fault
+from loraq.utils.process import first_process
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +72,9 @@ def run(overrides: Sequence[str], progress: bool = True) -> Outcome:
             log.info("  %s", row_summary(finished[-1][1]))
 
     folder = result_folder(rows, overrides)
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         outcome = publish_results(session, finished, folder, started)
-    else:  # several processes (torchrun, accelerate launch): only rank 0 publishes
+    else:
         outcome = Outcome([record for _, record in finished], folder, "")
     if failed:
         reasons = "\n".join(f"  {name}: {error}" for name, error in failed.items())

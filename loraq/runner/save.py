@@ -19,6 +19,7 @@ from loraq.runner.stages import quantize_row
 from loraq.runner.store import Store
 from loraq.utils.disk_errors import reporting_disk_errors
 from loraq.utils.files import temporary_name
+from loraq.utils.process import first_process
 
 
 def save_row(overrides: Sequence[str], folder: Path, progress: bool = True) -> str:
@@ -34,7 +35,11 @@ def save_row(overrides: Sequence[str], folder: Path, progress: bool = True) -> s
     check_contents(row.config.model)  # all is saved; to quantise, the denoiser was enough
     with session.using(row):
         make_activations(session, row)
-        model, pipe = quantize_row(session, row), session.pipe(row)
+        model = quantize_row(session, row)
+        made = f"{row.name}: {model.bits_per_weight:.3f} bits/weight"
+        if not first_process():
+            return f"{made}, saved by rank 0"
+        pipe = session.pipe(row)
         with model.applied(pipe), reporting_disk_errors(folder):
             temporary = folder.absolute().parent / temporary_name()
             try:
@@ -43,7 +48,7 @@ def save_row(overrides: Sequence[str], folder: Path, progress: bool = True) -> s
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return f"{row.name}: {model.bits_per_weight:.3f} bits/weight, saved to {folder}"
+    return f"{made}, saved to {folder}"
 
 
 def _only(rows: Sequence[Row]) -> Row:

@@ -95,6 +95,7 @@ def with_emulated(config: Config) -> Any:
     import torch
 
     model, device = config.model, find_device(config)
+    check_quantizers(model, device, without=(TRANSFORMER,))
     network = load_network(resolve_folder(model) / TRANSFORMER, getattr(torch, model.dtype))
     log.info(
         "The transformer's layout is emulated: its time is not the engine's, and layers that are "

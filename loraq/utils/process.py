@@ -25,6 +25,11 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def first_process() -> bool:
+    """Whether this process publishes: alone, or rank 0 of torchrun or accelerate launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def several_machines() -> bool:
     """Whether processes on other machines take part in this run, as its launcher tells.
 

@@ -16,8 +16,12 @@ from loraq.runner.experiment import run
 from loraq.runner.save import save_row
 
 
-def test_a_row_is_saved_with_its_scores(overrides, tmp_path, capsys):
+def test_a_row_is_saved_with_its_scores(overrides, tmp_path, capsys, monkeypatch):
     settings = ["method=rtn", *overrides]
+    with monkeypatch.context() as of_two:
+        of_two.setenv("RANK", "1")
+        assert save_row(settings, tmp_path / "before", False).endswith("saved by rank 0")
+    assert not (tmp_path / "before").exists()
     save_row(settings, tmp_path / "before", progress=False)
     assert "Not measured" in (tmp_path / "before" / "README.md").read_text("utf-8")
 

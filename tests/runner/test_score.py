@@ -236,7 +236,7 @@ def test_images_without_captions_are_matched_by_file_name(tmp_path, caplog):
         score_images(own, ["metrics.names=[psnr]"], other)
 
 
-def test_an_exported_pipeline_is_emulated(packed, overrides, tmp_path, capsys):
+def test_an_exported_pipeline_is_emulated(packed, overrides, tmp_path, monkeypatch):
     """Its codes and its branch in 16 bits are what is held, and its images are nearly ours."""
     folder, made = packed
     loraq.export(folder, tmp_path / "kitchen", "comfy-kitchen", progress=False)
@@ -247,3 +247,9 @@ def test_an_exported_pipeline_is_emulated(packed, overrides, tmp_path, capsys):
     assert found.record.config["method"] == "scored"  # not the 16-bit row of a table
     assert found.held.quantized_weights == ours.held.quantized_weights
     assert found.held.quantized_nbytes > ours.held.quantized_nbytes == made.nbytes
+    path = tmp_path / "kitchen" / "text_encoder" / "config.json"
+    config = {"quantization_config": {"quant_method": "sdnq"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LoraqError, match=r"text_encoder' is quantised with sdnq.*pip install sdnq"):
+        score_images(tmp_path / "kitchen", settings, None, progress=False)
