@@ -85,13 +85,13 @@ class Scores:
         }
 
     def text(self) -> str:
-        """Memory and time, then one line per metric with its confidence interval."""
+        """Time, settings and memory, then one line per metric with its confidence interval."""
         unit = unit_of(self.record)
         lines = [f"{len(self.record.images['names'])} {unit} in {self.images}"]
         if self.made is not None:
             text = "" if self.made.model_hash else " with its text encoder"
             lines[0] += f", {self.seconds_per_image:.3g} s each{text}"
-            lines += _memory(self.made.held)
+            lines += [_sampled(self.record.config["model"]), *_memory(self.made.held)]
         for name, entry in self.metrics.items():
             reason = str(entry["reason"]).replace("images", unit)
             line = f"  {name} {ARROWS[entry['direction']]}  "
@@ -106,6 +106,13 @@ class Scores:
     def __repr__(self) -> str:
         unit, measured = unit_of(self.record), ", ".join(self.metrics)
         return f"Scores({len(self.record.images['names'])} {unit} in '{self.images}': {measured})"
+
+
+def _sampled(model: Mapping[str, Any]) -> str:
+    """How the pipeline was run, in settings: they are those of `model=`, not of its folder."""
+    known = {name: model[name] for name in ("height", "width", "steps", "guidance")}
+    shown = ", ".join(f"{name}={value}" for name, value in known.items() if value is not None)
+    return f"  model={model['name']}: {shown}"
 
 
 def _memory(held: Held) -> list[str]:

@@ -44,6 +44,7 @@ def test_a_saved_pipeline_scores_as_the_run_that_quantised_it(packed, overrides,
     main([*arguments, "--against", str(reference)])
     shown = capsys.readouterr().out
     assert f"{made.bits_per_weight:.3f} bits/weight" in shown and "psnr ↑" in shown
+    assert "model=tiny_pixart: height=64, width=64, steps=2, guidance=3.0\n" in shown
     assert "(too few images (N < 8) for an interval)" in shown
     found = json.loads(json_file.read_text())
     assert found["metrics"]["psnr"] == outcome.records[1].metrics["psnr"]
