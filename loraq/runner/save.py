@@ -67,6 +67,6 @@ def _scores(store: Store, row: Row) -> str:
     if not store.finished(*row.product(Stage.RECORD)):
         return ""
     record = load_record(store, row)
-    table = to_markdown(main_table([record]))
+    table = to_markdown(main_table([record])).rstrip()
     model = record.config["model"]["name"]
     return f"Of `{model}`, by LoRaQ's protocol; record `{record.key}`.\n\n{table}"

@@ -33,6 +33,7 @@ def test_a_row_is_saved_with_its_scores(overrides, tmp_path, capsys, monkeypatch
     assert pipe.text_encoder is not None
     card = (tmp_path / "packed" / "README.md").read_text("utf-8")
     assert f"{record.metrics['psnr']['value']:.2f}" in card and record.key in card
+    assert "\n\n\n" not in card
     assert sorted(p.name for p in tmp_path.iterdir()) == ["before", "outputs", "packed"]
 
     pipe.save_pretrained(tmp_path / "again")
