@@ -22,7 +22,7 @@ from loraq.layouts.files import (
     read_names,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
 )
 from loraq.layouts.losses import sixteen_bits
 from loraq.layouts.refusals import refuse_convolution
@@ -53,14 +53,14 @@ def target(kind: Kind) -> Target:
         return [*kind.losses(source), sixteen_bits(source), names]
 
     def write(source: Source, folder: Path) -> None:
-        tensors = source.other_tensors()
+        layers: dict[str, dict[str, Tensor | None]] = {}
         for name in source.layers:
             layer = kind.engine(source, name)
             held, settings = kind.tensors(layer)
             said = json.dumps({"format": kind.name, **settings}).encode()
             held |= {"bias": layer.bias_O, MARKER: torch.tensor(list(said), dtype=torch.uint8)}
-            tensors |= {f"{name}.{suffix}": t for suffix, t in held.items() if t is not None}
-        write_tensors(folder / WEIGHTS, tensors)
+            layers[name] = held
+        write_layers(folder / WEIGHTS, layers, source.other_tensors())
         write_config(folder, source.network, None)
 
     def detect(path: Path) -> bool:

@@ -117,14 +117,34 @@ def write_tensors(
         sort_metadata(temporary)
 
 
+def write_layers(
+    path: Path,
+    layers: Mapping[str, Mapping[str, Tensor | None]],
+    others: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """The inverse of `by_layer`: layer → suffix → tensor, of which None is left out, and others."""
+    named = {
+        f"{name}.{suffix}": tensor
+        for name, held in layers.items()
+        for suffix, tensor in held.items()
+        if tensor is not None
+    }
+    write_tensors(path, {**others, **named}, metadata)
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """A JSON file of settings, in the order given."""
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
 def write_config(folder: Path, network: Any, quantization: Mapping[str, Any] | None) -> None:
     """`config.json` of a network of diffusers, with another `quantization_config` or none.
 
     A network without a configuration, which is none of diffusers, gets the latter alone.
     """
     added = {} if quantization is None else {"quantization_config": quantization}
-    text = json.dumps(own_config(network) | added, indent=2)
-    write_text(folder / CONFIG, text + "\n")
+    write_settings(folder / CONFIG, own_config(network) | added)
 
 
 def own_config(network: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from loraq.layouts.files import (
     read_names,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
 )
 from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.refusals import (
@@ -79,12 +79,11 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The network's tensors in one file, and its configuration."""
     layers = {name: _engine_layer(source, name) for name in source.layers}
-    tensors = source.other_tensors()
-    for name, layer in of_one_rank(layers, RANK_STEP).items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
+    tensors = {name: _tensors(layer) for name, layer in of_one_rank(layers, RANK_STEP).items()}
     unsigned = [name for name, layer in layers.items() if layer.shift]
     settings = {"layout": LAYOUT, "act_unsigned": unsigned}
-    write_tensors(folder / WEIGHTS, tensors, {METADATA: json.dumps(settings)})
+    metadata = {METADATA: json.dumps(settings)}
+    write_layers(folder / WEIGHTS, tensors, source.other_tensors(), metadata)
     write_config(folder, source.network, {"quant_method": "comfy-kitchen", **settings})
 
 

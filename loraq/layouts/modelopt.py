@@ -9,7 +9,6 @@ are our R and L in 16 bits.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,8 @@ from loraq.layouts.files import (
     quantization_config,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
+    write_settings,
 )
 from loraq.layouts.losses import branch_loss, short, sixteen_bits
 from loraq.layouts.nvfp4 import (
@@ -42,7 +42,6 @@ from loraq.layouts.nvfp4 import (
     tensor_scale,
 )
 from loraq.layouts.targets import Contents, Source, Target
-from loraq.utils.files import write_text
 
 RANK_STEP = 32
 """TensorRT-LLM pads to it."""
@@ -81,15 +80,13 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The transformer's tensors, and both configurations that ModelOpt writes."""
     layers = {name: _engine_layer(source, name) for name in source.layers}
-    tensors, held = source.other_tensors(), layers.values()
-    plain = not any(layer.rank or layer.multiply_I is not None for layer in held)
+    plain = not any(layer.rank or layer.multiply_I is not None for layer in layers.values())
     if not plain:
         complete = {name: _complete(layer) for name, layer in layers.items()}
         layers = of_one_rank(complete, RANK_STEP)
     rank = next(iter(layers.values())).rank
-    for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
-    write_tensors(folder / WEIGHTS, tensors)
+    tensors = {name: _tensors(layer) for name, layer in layers.items()}
+    write_layers(folder / WEIGHTS, tensors, source.other_tensors())
     details: dict[str, Any] = {"quant_algo": "NVFP4" if plain else "NVFP4_SVD", "group_size": BLOCK}
     smoothed = {} if plain else {"has_zero_point": False, "pre_quant_scale": True}
     ranked = {} if plain else {"lora_rank": rank}
@@ -99,8 +96,7 @@ def write(source: Source, folder: Path) -> None:
     group = {"input_activations": number, "weights": number, **smoothed, "targets": ["Linear"]}
     producer = {"name": "modelopt", "version": "0.47.0"}
     written = {**details, **smoothed, **ranked, "exclude_modules": ignored}
-    text = json.dumps({"producer": producer, "quantization": written}, indent=2)
-    write_text(folder / HF_CONFIG, text + "\n")
+    write_settings(folder / HF_CONFIG, {"producer": producer, "quantization": written})
     config = {
         "config_groups": {"group_0": {**group, **ranked}},
         "ignore": ignored,
@@ -130,10 +126,10 @@ def _complete(layer: EngineLayer) -> EngineLayer:
     return replace(layer, multiply_I=ones_I)
 
 
-def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
+def _tensors(layer: EngineLayer) -> dict[str, Tensor | None]:
     weight = layer.weight
     assert isinstance(weight, QuantizedTensor)
-    found = {
+    return {
         "weight": weight.codes,
         "weight_scale": block_scales(weight),
         "weight_scale_2": tensor_scale(weight),
@@ -143,7 +139,6 @@ def _tensors(layer: EngineLayer) -> dict[str, Tensor]:
         "svdquant_lora_b": layer.up_OR,
         "bias": layer.bias_O,
     }
-    return {suffix: tensor for suffix, tensor in found.items() if tensor is not None}
 
 
 def detect(path: Path) -> bool:

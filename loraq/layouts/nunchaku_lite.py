@@ -17,7 +17,7 @@ from loraq.layouts.files import (
     quantization_config,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
 )
 from loraq.layouts.modulation import unpack_modulation
 from loraq.layouts.targets import Contents, Source, Target
@@ -36,10 +36,7 @@ def refuse(source: Source, name: str) -> str | None:
 
 def write(source: Source, folder: Path) -> None:
     """The network's tensors in one file, and its configuration with the list of targets."""
-    precision, tensors = source_precision(source), source.other_tensors()
-    layers = tiled_layers(source)
-    for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in pack_layer(layer).items()}
+    precision, layers = source_precision(source), tiled_layers(source)
     section = {
         "precision": precision.name,
         "group_size": precision.block,
@@ -47,7 +44,8 @@ def write(source: Source, folder: Path) -> None:
         "targets": list(layers),
     }
     dtype = str(source.dtype).removeprefix("torch.")
-    write_tensors(folder / WEIGHTS, tensors)
+    tensors = {name: pack_layer(layer) for name, layer in layers.items()}
+    write_layers(folder / WEIGHTS, tensors, source.other_tensors())
     write_config(
         folder,
         source.network,

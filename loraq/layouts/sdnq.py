@@ -28,7 +28,7 @@ from loraq.layouts.files import (
     quantization_config,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
 )
 from loraq.layouts.int4 import int4_weight
 from loraq.layouts.losses import activation_loss, branch_loss, factor_loss, sixteen_bits
@@ -67,13 +67,13 @@ def write(source: Source, folder: Path) -> None:
     """The transformer's tensors, and its configuration with that of SDNQ."""
     layers = {n: _engine_layer(layer, source.dtype) for n, layer in source.layers.items()}
     rank = max(layer.rank for layer in layers.values())
-    tensors, convolutions = source.other_tensors(), False
+    tensors: dict[str, dict[str, Tensor | None]] = {}
+    convolutions = False
     for name, layer in layers.items():
         axes = (1, 1) if source.convolution(name) else ()
         convolutions |= bool(axes)
-        held = _tensors(layer.of_rank(rank) if rank else layer, axes)
-        tensors |= {f"{name}.{suffix}": tensor for suffix, tensor in held.items()}
-    write_tensors(folder / WEIGHTS, tensors)
+        tensors[name] = _tensors(layer.of_rank(rank) if rank else layer, axes)
+    write_layers(folder / WEIGHTS, tensors, source.other_tensors())
     kept = (nn.Linear, nn.Conv2d) if convolutions else nn.Linear
     modules = source.network.named_modules()
     block = next(iter(source.layers.values())).weight.format.block
@@ -99,19 +99,18 @@ def _engine_layer(layer: LayerTensors, dtype: torch.dtype) -> EngineLayer:
     return replace(found, weight=layer.weight)
 
 
-def _tensors(layer: EngineLayer, axes: tuple[int, ...]) -> dict[str, Tensor]:
+def _tensors(layer: EngineLayer, axes: tuple[int, ...]) -> dict[str, Tensor | None]:
     weight = layer.weight
     assert isinstance(weight, QuantizedTensor) and weight.scale is not None
     out, groups = weight.scale.shape
     shape = (out, 1) if groups == 1 else (out, groups, 1)
-    found = {
+    return {
         "weight": _recoded(weight.codes).flatten(),
         "scale": weight.scale.float().reshape(*shape, *axes),
         "svd_up": layer.up_OR,
         "svd_down": None if layer.down_IR is None else layer.down_IR.T,
         "bias": layer.bias_O,
     }
-    return {suffix: tensor for suffix, tensor in found.items() if tensor is not None}
 
 
 def detect(path: Path) -> bool:

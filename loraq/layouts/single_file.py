@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from loraq.errors import LoraqError
-from loraq.layouts.files import WEIGHTS, by_layer, own_config, read_tensors, write_tensors
+from loraq.layouts.files import WEIGHTS, by_layer, own_config, read_tensors, write_layers
 from loraq.layouts.tiled_layer import Precision
 
 OLDER = {"smooth_factor": "smooth", "proj_down": "lora_down", "proj_up": "lora_up"}
@@ -34,9 +34,8 @@ def write_single(
     metadata: Mapping[str, str],
 ) -> None:
     """One file of the tensors LAYER.SUFFIX and of all others."""
-    named = {f"{n}.{suffix}": t for n, held in layers.items() for suffix, t in held.items()}
     config = {"config": json.dumps(own_config(network))}
-    write_tensors(folder / WEIGHTS, {**others, **named}, {**config, **metadata})
+    write_layers(folder / WEIGHTS, layers, others, {**config, **metadata})
 
 
 def quantization(precision: Precision, rank: int) -> dict[str, str]:

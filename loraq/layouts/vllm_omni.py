@@ -8,7 +8,6 @@ scale of 1. Every linear layer is quantised but those that `modules_to_not_conve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,13 @@ from loraq.layouts.files import (
     quantization_config,
     read_tensors,
     write_config,
-    write_tensors,
+    write_layers,
+    write_settings,
 )
 from loraq.layouts.losses import activation_loss, svdquant_losses
 from loraq.layouts.nvfp4 import FIXED, block_scales, nvfp4_weight, refuse_nvfp4, tensor_scale
 from loraq.layouts.targets import Contents, Source, Target
 from loraq.layouts.tiled_layer import tensor_scales
-from loraq.utils.files import write_text
 
 CONFIG = "quantization_config.json"
 MARKER = "proj_down"
@@ -69,17 +68,16 @@ def losses(source: Source) -> list[str]:
 def write(source: Source, folder: Path) -> None:
     """The transformer's tensors, its configuration, and the quantisation's."""
     layers = {n: engine_layer(layer, FIXED, source.dtype) for n, layer in source.layers.items()}
-    layers, tensors = of_one_rank(layers, RANK_MULTIPLE), source.other_tensors()
-    for name, layer in layers.items():
-        tensors |= {f"{name}.{suffix}": t for suffix, t in _tensors(layer).items()}
-    write_tensors(folder / WEIGHTS, tensors)
+    layers = of_one_rank(layers, RANK_MULTIPLE)
+    tensors = {name: _tensors(layer) for name, layer in layers.items()}
+    write_layers(folder / WEIGHTS, tensors, source.other_tensors())
     settings = {
+        "quant_method": "svdquant",
         **{"rank": next(iter(layers.values())).rank, "precision": "nvfp4", "act_unsigned": False},
         "modules_to_not_convert": _unquantized(source),
     }
-    text = json.dumps({"quant_method": "svdquant", **settings}, indent=2)
-    write_text(folder / CONFIG, text + "\n")
-    write_config(folder, source.network, {"quant_method": "svdquant", **settings})
+    write_settings(folder / CONFIG, settings)
+    write_config(folder, source.network, settings)
 
 
 def _unquantized(source: Source) -> list[str]:
